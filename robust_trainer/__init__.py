@@ -1,0 +1,10 @@
+"""Drop-in robust training for the Hugging Face Trainer."""
+
+from .config import RobustConfig
+from .ledger import SampleLedger
+from .methods import METHODS
+from .recipe import Recipe
+from .trainer import RobustTrainer
+
+__version__ = "0.1.0"
+__all__ = ["METHODS", "Recipe", "RobustConfig", "RobustTrainer", "SampleLedger", "__version__"]

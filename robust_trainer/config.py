@@ -1,0 +1,115 @@
+"""RobustConfig: TrainingArguments plus the name of a method and the numbers that papers report."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from transformers import TrainingArguments
+
+from .methods import get_method
+from .recipe import Recipe
+
+_FROM_METHOD = "Default: the method's own."
+
+
+@dataclass
+class RobustConfig(TrainingArguments):
+    """`transformers.TrainingArguments` plus a method and its settings.
+
+    Settings left at None take the method's own value (`robust_trainer.METHODS[method].settings`); a setting that the method
+    does not take, or outside its range, raises ``ValueError`` here, before anything is loaded or written.
+    """
+
+    method: str | None = field(
+        default=None, metadata={"help": "Robust method, e.g. prl-at-memory; none: exactly the plain Trainer."}
+    )
+    noise_rate: float | None = field(
+        default=None, metadata={"help": f"Expected share of corrupted samples, [0, 1); err high. {_FROM_METHOD}"}
+    )
+    over_trim: float | None = field(default=None, metadata={"help": f"Factor on noise_rate, > 0. {_FROM_METHOD}"})
+    max_rate: float | None = field(
+        default=None, metadata={"help": f"Largest share of samples to drop, (0, 1). {_FROM_METHOD}"}
+    )
+    rate_schedule: str | None = field(
+        default=None, metadata={"help": f"constant, ramp (0 up to the rate) or relax (down to the rate). {_FROM_METHOD}"}
+    )
+    rate_ramp_epochs: float | None = field(
+        default=None, metadata={"help": f"Epochs that ramp or relax take, > 0. {_FROM_METHOD}"}
+    )
+    relax_from: float | None = field(
+        default=None, metadata={"help": f"Share dropped where relax starts, (0, 1). {_FROM_METHOD}"}
+    )
+    per_class: bool | None = field(default=None, metadata={"help": f"Rank within each given label. {_FROM_METHOD}"})
+    memory: str | None = field(
+        default=None, metadata={"help": f"Rank by: none (score of the moment), mean or ema of the ledger. {_FROM_METHOD}"}
+    )
+    eps: float | None = field(
+        default=None, metadata={"help": f"Radius of the perturbation, in [0, 1] pixels. {_FROM_METHOD}"}
+    )
+    step_size: float | None = field(default=None, metadata={"help": f"Attack step, in [0, 1] pixels. {_FROM_METHOD}"})
+    steps: int | None = field(default=None, metadata={"help": f"Attack steps: 1 is FGSM, more is PGD. {_FROM_METHOD}"})
+    norm: str | None = field(default=None, metadata={"help": f"linf or l2. {_FROM_METHOD}"})
+    scope: str | None = field(
+        default=None, metadata={"help": f"batch (one perturbation for the batch) or sample. {_FROM_METHOD}"}
+    )
+    random_start: bool | None = field(
+        default=None, metadata={"help": f"Start the attack at a random point of the ball. {_FROM_METHOD}"}
+    )
+    attack_mode: str | None = field(
+        default=None, metadata={"help": f"Model mode while crafting: eval or train. {_FROM_METHOD}"}
+    )
+    inner_filter: bool | None = field(
+        default=None, metadata={"help": f"Filter or relabel in the inner maximisation. {_FROM_METHOD}"}
+    )
+    outer_filter: bool | None = field(
+        default=None, metadata={"help": f"Filter or relabel in the outer minimisation. {_FROM_METHOD}"}
+    )
+    bootstrap_beta: float | None = field(
+        default=None, metadata={"help": f"Weight of the given label in bootstrap, [0, 1]. {_FROM_METHOD}"}
+    )
+    image_mean: list[float] | None = field(
+        default=None, metadata={"help": "Per-channel mean of the input normalisation; default: the image processor's."}
+    )
+    image_std: list[float] | None = field(
+        default=None, metadata={"help": "Per-channel std of the input normalisation; default: the image processor's."}
+    )
+
+    def __post_init__(self) -> None:
+        self.recipe()
+        if self.output_dir is not None:
+            check_writable(self.output_dir)
+        super().__post_init__()
+
+    def recipe(self) -> Recipe | None:
+        """The named method with the settings given here; None without a method."""
+        given = {name: getattr(self, name) for name in SETTINGS if getattr(self, name) is not None}
+        if self.method is None or self.method == "none":
+            if given:
+                name, value = next(iter(given.items()))
+                raise ValueError(f"{name}={value!r} has no effect without a method: set method=..., or drop {name}.")
+            return None
+        return get_method(self.method)(**given)
+
+
+#: The fields that are a method's settings (the rest of RobustConfig belongs to the data or to the Trainer).
+SETTINGS: tuple[str, ...] = tuple(
+    f.name
+    for f in fields(RobustConfig)
+    if f.name not in {g.name for g in fields(TrainingArguments)} and f.name not in ("method", "image_mean", "image_std")
+)
+
+
+def check_writable(folder: str) -> None:
+    """Raises a one-line ``ValueError`` when ``folder`` cannot be created or written."""
+    probe = os.path.abspath(folder)
+    while not os.path.exists(probe):
+        probe = os.path.dirname(probe)
+    if not os.path.isdir(probe) or not os.access(probe, os.W_OK):
+        raise ValueError(f"output_dir={folder!r} is not writable ({probe}): choose a folder that you may write to.")
+
+
+def space_settings(args: Any) -> dict[str, Any]:
+    """mean and std given in the arguments, whatever their class."""
+    return {"mean": getattr(args, "image_mean", None), "std": getattr(args, "image_std", None)}

@@ -1,0 +1,103 @@
+"""The columns of a `datasets` data set: found by feature or name, read as arrays, checked in one place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import datasets
+import numpy as np
+
+IMAGE_NAMES = ("pixel_values", "image", "images", "img", "pixels", "x")
+LABEL_NAMES = ("label", "labels")
+
+
+def check_dataset(dataset: Any) -> None:
+    """Raises ``ValueError`` for anything but a `datasets.Dataset` with rows."""
+    if isinstance(dataset, dict):
+        raise ValueError(f"dataset is a {type(dataset).__name__} with splits {list(dataset)}: pass one split, dataset['train'].")
+    if not isinstance(dataset, datasets.Dataset):
+        raise ValueError(
+            f"dataset is {type(dataset).__module__}.{type(dataset).__name__}, expected a datasets.Dataset: "
+            "load it with load_dataset(..., streaming=False) or build it with Dataset.from_dict."
+        )
+    if len(dataset) == 0:
+        raise ValueError("dataset has 0 rows: pass a data set with samples in it.")
+
+
+def _is_pixels(feature: Any) -> bool:
+    if isinstance(feature, datasets.Array2D | datasets.Array3D):
+        return True
+    depth = 0
+    while isinstance(feature, datasets.List) or (isinstance(feature, list) and len(feature) == 1):
+        feature, depth = (feature[0] if isinstance(feature, list) else feature.feature), depth + 1
+    return depth in (2, 3) and isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint", "float"))
+
+
+def image_column(dataset: datasets.Dataset, name: str | None = None) -> str:
+    """Returns the column that holds the images: the named one, else the only Image feature, else the only pixel column.
+
+    Of several candidates one with a usual name (pixel_values, image, ...) wins. Raises ``ValueError``, listing the columns,
+    when there is none or no single one, or when the named one holds no images.
+    """
+    features = dataset.features
+    images = [c for c, f in features.items() if isinstance(f, datasets.Image)]
+    pixels = [c for c, f in features.items() if _is_pixels(f)]
+    if name is not None:
+        if name not in features:
+            raise ValueError(f"image_column={name!r} is not in the data set: choose one of {list(features)}.")
+        if name not in images + pixels:
+            raise ValueError(f"image_column={name!r} is {features[name]}, expected Image or 2-D or 3-D pixels: cast it first.")
+        return name
+    found = images or pixels
+    if len(found) > 1:
+        found = [c for c in found if c in IMAGE_NAMES]
+    if len(found) != 1:
+        raise ValueError(f"image_column was not found: candidates {images + pixels} of columns {list(features)}; set image_column.")
+    return found[0]
+
+
+def label_column(dataset: Any, name: str | None = None) -> str:
+    """Returns the column that holds the class labels: the named one, else 'label' or 'labels'.
+
+    Raises ``ValueError``, listing the columns, when it is missing or not unique.
+    """
+    columns = list(dataset.column_names)
+    found = [name] if name is not None else [c for c in LABEL_NAMES if c in columns]
+    if len(found) != 1 or found[0] not in columns:
+        raise ValueError(f"label_column={name!r} was not found: set label_column to one of the columns {columns}.")
+    return found[0]
+
+
+def read_column(dataset: datasets.Dataset, name: str) -> np.ndarray:
+    """Returns a column of numbers as an array (N,), in the data set's order, whatever the data set's format is.
+
+    Raises ``ValueError`` for missing values.
+    """
+    column = dataset.select_columns([name]).with_format("arrow")[:][name]
+    if column.null_count:
+        row = next(i for i, v in enumerate(column.to_pylist()) if v is None)
+        raise ValueError(f"'{name}' is None in row {row}: fill it in or filter these rows out.")
+    return column.to_numpy()
+
+
+def read_labels(dataset: datasets.Dataset, name: str, num_classes: int | None = None) -> tuple[np.ndarray, int]:
+    """Returns the labels (N,) as int64 and the number of classes C: ``num_classes``, the ClassLabel's, or the largest label + 1.
+
+    Raises ``ValueError`` for strings, other non-integers, and labels outside [0, C).
+    """
+    feature = dataset.features[name]
+    dtype = getattr(feature, "dtype", None)
+    if dtype in ("string", "large_string"):
+        raise ValueError(f"'{name}' holds strings, expected integers: encode them with dataset.class_encode_column('{name}').")
+    if not isinstance(feature, datasets.ClassLabel | datasets.Value) or not str(dtype).startswith(("int", "uint")):
+        raise ValueError(f"'{name}' is {feature}, expected one integer class label a row: cast it with dataset.cast_column.")
+    labels = read_column(dataset, name).astype(np.int64)
+    classes = num_classes or (feature.num_classes if isinstance(feature, datasets.ClassLabel) else int(labels.max()) + 1)
+    outside = np.flatnonzero((labels < 0) | (labels >= classes))
+    if outside.size:
+        row = int(outside[0])
+        raise ValueError(
+            f"'{name}' is {labels[row]} in row {row} ({outside.size} such rows), expected [0, {classes}): "
+            "filter these rows out, or correct the labels or num_classes."
+        )
+    return labels, classes

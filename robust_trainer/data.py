@@ -1,0 +1,189 @@
+"""The front door: the sample's index, and the value range and normalisation of image inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+INDEX = "sample_index"
+
+
+class _Example(NamedTuple):
+    """An example and its position: not a mapping, so that nothing between data set and collator takes it apart."""
+
+    example: Any
+    position: int
+
+
+class Indexed(Dataset):
+    """A map-style data set whose examples carry their position; everything else is the wrapped data set's."""
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> _Example:
+        return _Example(self.dataset[index], int(index))
+
+    def __getitems__(self, indices: Sequence[int]) -> list[_Example]:
+        fetch = getattr(self.dataset, "__getitems__", None)
+        rows = fetch(indices) if fetch is not None else [self.dataset[i] for i in indices]
+        return [_Example(row, int(i)) for row, i in zip(rows, indices)]
+
+
+@dataclass
+class IndexCollator:
+    """The user's collator, with the positions added as ``sample_index`` (B,), and what it made checked before it travels.
+
+    Runs on the host (in the data loader's workers where there are any), so the checks cost the device nothing.
+    Raises ``ValueError`` for labels that are missing, not integers or outside [0, classes), and for NaN or infinite inputs.
+    """
+
+    collate: Callable[[list[Any]], Mapping[str, Any]]
+    label_names: Sequence[str]
+    classes: int | None
+
+    def __call__(self, features: list[_Example]) -> dict[str, Any]:
+        index = [f.position for f in features]
+        try:
+            batch = self.collate([f.example for f in features])
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise _collation_error(error, [f.example for f in features], index) from error
+        if not isinstance(batch, Mapping):
+            raise ValueError(f"data_collator returned {type(batch).__name__}, expected a mapping: return a dict of tensors.")
+        check_labels(batch, self.label_names, self.classes, index)
+        for key, value in batch.items():
+            if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value.sum())):
+                rows = (~torch.isfinite(value.flatten(1) if value.dim() > 1 else value.unsqueeze(1))).any(1)
+                bad = [index[i] for i in rows.nonzero().flatten().tolist()]
+                if bad:
+                    raise ValueError(f"'{key}' is NaN or infinite in training rows {bad[:5]}: repair or remove these rows.")
+        return {**batch, INDEX: torch.tensor(index, dtype=torch.long)}
+
+
+def check_labels(batch: Mapping[str, Any], names: Sequence[str], classes: int | None, index: Sequence[int]) -> None:
+    """Raises a one-line ``ValueError`` where the batch's labels are missing, of the wrong kind or out of range."""
+    name = next((n for n in names if n in batch), None)
+    if name is None:
+        raise ValueError(
+            f"no labels in the batch: expected one of {list(names)}, got {list(batch)}; rename the label column or set label_names."
+        )
+    labels = batch[name]
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dim() != 1:
+        kind = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise ValueError(
+            f"'{name}' is {kind}, expected integer class labels of shape (B,): "
+            "encode string labels with dataset.class_encode_column(...)."
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or (classes is not None and high >= classes):
+        value = low if low < 0 else high
+        row = index[int((labels == value).nonzero()[0])]
+        upper = "C" if classes is None else classes
+        raise ValueError(f"'{name}' is {value} in training row {row}, expected [0, {upper}): repair the label or num_labels.")
+
+
+def _collation_error(error: Exception, examples: list[Any], index: list[int]) -> ValueError:
+    """The likeliest cause of a failed collation, in one line."""
+    if examples and isinstance(examples[0], Mapping):
+        for key in examples[0]:
+            values = [e.get(key) for e in examples]
+            if all(isinstance(v, Tensor | np.ndarray) for v in values):
+                shapes = {tuple(v.shape): i for v, i in zip(values, index)}
+                if len(shapes) > 1:
+                    told = ", ".join(f"{s} (row {i})" for s, i in list(shapes.items())[:3])
+                    return ValueError(f"'{key}' has mixed sizes in one batch: {told}; resize the images to one size first.")
+            if any(isinstance(v, str) for v in values):
+                return ValueError(
+                    f"'{key}' holds strings (row {index[0]}: {values[0]!r}), expected numbers: "
+                    "encode labels with dataset.class_encode_column(...)."
+                )
+    return ValueError(f"the data collator failed on training rows {index[:5]}: {error}")
+
+
+@lru_cache(maxsize=64)
+def _channel_tensor(values: tuple[float, ...], device: torch.device, dims: int) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, *[1] * (dims - 2))
+
+
+@dataclass(frozen=True)
+class InputSpace:
+    """The map between model inputs and [0, 1] pixels, x_model = (x_pixel - mean) / std, per channel of (B, C, H, W)."""
+
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"image_mean has {len(self.mean)} values and image_std {len(self.std)}: give one per channel.")
+        if min(self.std) <= 0:
+            raise ValueError(f"image_std={list(self.std)} must be positive in every channel.")
+
+    def _as(self, values: tuple[float, ...], x: Tensor) -> Tensor:
+        return _channel_tensor(values, x.device, x.dim())
+
+    def check(self, x: Tensor) -> None:
+        """Raises ``ValueError`` where x (B, C, ...) does not fit mean and std, or leaves [0, 1] once they are undone."""
+        if x.dim() < 3 or len(self.mean) not in (1, x.shape[1]):
+            raise ValueError(
+                f"image_mean has {len(self.mean)} values but the inputs have shape {tuple(x.shape)}, (B, C, H, W): "
+                "give one mean and std per channel."
+            )
+        pixels = x.detach().float() * self._as(self.std, x) + self._as(self.mean, x)
+        low, high = float(pixels.min()), float(pixels.max())
+        if low < -0.02 or high > 1.02:
+            raise ValueError(
+                f"inputs span [{low:.3g}, {high:.3g}] once image_mean={list(self.mean)} and image_std={list(self.std)} are "
+                "undone, expected [0, 1] pixels: pass the mean and std that the preprocessing really uses."
+            )
+
+    def to_pixel_gradient(self, grad: Tensor) -> Tensor:
+        """The gradient with respect to pixels, from the one with respect to the model's input."""
+        return grad / self._as(self.std, grad)
+
+    def clip(self, x: Tensor, delta: Tensor) -> Tensor:
+        """``delta`` in pixels, shortened so that x + delta stays in [0, 1] pixels."""
+        pixels = x.float() * self._as(self.std, x) + self._as(self.mean, x)
+        # a pixel that rounding put a hair outside [0, 1] must not be moved by a zero delta
+        return torch.minimum(torch.maximum(delta, (0.0 - pixels).clamp_max(0.0)), (1.0 - pixels).clamp_min(0.0))
+
+    def add(self, x: Tensor, delta: Tensor) -> Tensor:
+        """x + delta in the model's units and x's dtype, for delta in pixels."""
+        return (x.float() + delta / self._as(self.std, x)).to(x.dtype)
+
+
+def input_space(processor: Any, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> InputSpace | None:
+    """The `InputSpace` of an image processor, or of an explicit mean and std, which win; None where neither tells.
+
+    Raises ``ValueError`` when only one of mean and std is given.
+    """
+    if (mean is None) != (std is None):
+        raise ValueError(f"image_mean={mean} and image_std={std} belong together: give both or neither.")
+    if mean is not None and std is not None:
+        return InputSpace(tuple(map(float, mean)), tuple(map(float, std)))
+    processor = getattr(processor, "image_processor", processor)
+    settings = getattr(processor, "data_config", None)  # timm models through transformers' wrapper
+    if isinstance(settings, Mapping) and "mean" in settings:
+        return InputSpace(tuple(map(float, settings["mean"])), tuple(map(float, settings["std"])))
+    if getattr(processor, "do_normalize", None) is None and not hasattr(processor, "image_mean"):
+        return None
+    if getattr(processor, "do_normalize", True):
+        found_mean, found_std = getattr(processor, "image_mean", None), getattr(processor, "image_std", None)
+        if found_mean is None or found_std is None:
+            return None
+        as_list = lambda v: (float(v),) if isinstance(v, int | float) else tuple(map(float, v))  # noqa: E731
+        found = InputSpace(as_list(found_mean), as_list(found_std))
+    else:
+        found = InputSpace()
+    if not getattr(processor, "do_rescale", True):
+        return None  # the inputs may be 0..255 or 0..1: only the user knows
+    return found

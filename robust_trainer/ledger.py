@@ -1,0 +1,139 @@
+"""The sample ledger: what training learned about every training sample, one row per position in the data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import datasets
+
+_COLUMNS = {
+    "last_score": torch.float32,
+    "mean_score": torch.float32,
+    "ema_score": torch.float32,
+    "seen": torch.int32,
+    "kept": torch.int32,
+    "label": torch.int32,
+    "predicted": torch.int32,
+    "epoch": torch.int16,
+    "keep": torch.bool,
+}
+
+
+class SampleLedger:
+    """Scores and decisions per sample: 31 bytes a row, kept on the training device, equal on every process.
+
+    Columns: last_score, mean_score (running mean over all epochs), ema_score, seen and kept (counts), label (given),
+    predicted (class, at the last visit), epoch (of the last visit), keep (decision in force, methods with memory).
+    A sample that a distributed sampler repeats within an epoch is recorded once.
+    """
+
+    def __init__(self, size: int, device: torch.device | str = "cpu", ema_decay: float = 0.7):
+        self.ema_decay = ema_decay
+        self.columns: dict[str, Tensor] = {
+            name: torch.zeros(size, dtype=dtype, device=device) for name, dtype in _COLUMNS.items()
+        }
+        self.columns["predicted"].fill_(-1)
+        self.columns["label"].fill_(-1)
+        self.columns["epoch"].fill_(-1)
+        self.columns["keep"].fill_(True)
+        self.truth: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.columns["seen"].numel()
+
+    def __getattr__(self, name: str) -> Tensor:
+        columns = self.__dict__.get("columns", {})
+        if name in columns:
+            return columns[name]
+        raise AttributeError(name)
+
+    @torch.no_grad()
+    def record(self, index: Tensor, scores: Tensor, weights: Tensor, labels: Tensor, predicted: Tensor, epoch: int) -> None:
+        """Writes one step: all of shape (B,), gathered over the processes. Without a host sync."""
+        c = self.columns
+        epoch = min(epoch, torch.iinfo(torch.int16).max)
+        fresh = c["epoch"][index] != epoch  # (B,): not yet seen in this epoch
+        scores = scores.float()
+        seen = c["seen"][index]
+        mean = c["mean_score"][index]
+        ema = c["ema_score"][index]
+        new_mean = mean + (scores - mean) / (seen + 1)
+        new_ema = torch.where(seen == 0, scores, self.ema_decay * ema + (1.0 - self.ema_decay) * scores)
+
+        # plain assignment, so that a sample that occurs twice in one step counts once
+        def put(name: str, new: Tensor) -> None:
+            c[name][index] = torch.where(fresh, new.to(c[name].dtype), c[name][index])
+
+        put("last_score", scores)
+        put("mean_score", new_mean)
+        put("ema_score", new_ema)
+        put("kept", c["kept"][index] + (weights > 0))
+        put("label", labels)
+        put("predicted", predicted)
+        put("seen", seen + 1)
+        c["epoch"][index] = epoch
+
+    def memory(self, kind: str) -> Tensor:
+        """The remembered scores (N,): ``mean`` or ``ema``."""
+        return self.columns[f"{kind}_score"]
+
+    def detection(self) -> dict[str, float]:
+        """AUROC, precision and recall of distrust against the known truth; empty when the truth is not known.
+
+        Distrusted: kept in less than half of its visits. AUROC: of the mean score. Samples never seen are left out.
+        """
+        if self.truth is None:
+            return {}
+        seen = self.columns["seen"] > 0
+        truth = self.truth.to(seen.device)[seen]
+        flagged = (self.columns["kept"] * 2 < self.columns["seen"])[seen]
+        positives, hits = int(truth.sum()), int((truth & flagged).sum())
+        out = {"precision": hits / max(int(flagged.sum()), 1), "recall": hits / max(positives, 1)}
+        area = auroc(self.columns["mean_score"][seen], truth)
+        return out if area is None else {**out, "auroc": area}
+
+    def to_dataset(self) -> datasets.Dataset:
+        """One row per sample, in data-set order: index, the columns, distrusted, and is_corrupted where it is known."""
+        import datasets
+
+        c = {name: column.cpu().numpy() for name, column in self.columns.items()}
+        rows: dict[str, np.ndarray] = {"index": np.arange(len(self), dtype=np.int64)}
+        rows.update({k: c[k] for k in ("label", "predicted", "seen", "kept", "last_score", "mean_score", "ema_score")})
+        rows["distrusted"] = c["kept"] * 2 < c["seen"]
+        if self.truth is not None:
+            rows["is_corrupted"] = self.truth.cpu().numpy()
+        return datasets.Dataset.from_dict(rows)
+
+    def to_parquet(self, path: str | Path) -> Path:
+        """Writes `to_dataset` as one parquet file and returns its path."""
+        self.to_dataset().to_parquet(str(path))
+        return Path(path)
+
+    def state(self) -> dict[str, Tensor]:
+        """The columns as CPU tensors for a checkpoint."""
+        return {f"ledger.{name}": column.cpu() for name, column in self.columns.items()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Restores `state`. Raises ``ValueError`` when it was made on a data set of another size."""
+        size = state["ledger.seen"].numel()
+        if size != len(self):
+            raise ValueError(
+                f"the checkpoint's ledger has {size} rows but train_dataset has {len(self)}: resume with the same data set."
+            )
+        for name, column in self.columns.items():
+            column.copy_(state[f"ledger.{name}"])
+
+
+def auroc(scores: Tensor, positive: Tensor) -> float | None:
+    """Area under the ROC curve of scores (N,) for bool labels (N,), ties counted half; None without both classes."""
+    from sklearn.metrics import roc_auc_score
+
+    if bool(positive.all()) or not bool(positive.any()):
+        return None
+    return float(roc_auc_score(positive.cpu().numpy(), scores.cpu().numpy()))

@@ -1,0 +1,121 @@
+"""Whom to trust: scores -> weights in [0, 1]. One rule with parameters, by the rank of a sample's score.
+
+Without memory a sample is ranked in its batch (all processes and accumulation steps together), as the papers do. With
+memory it is ranked in the whole data set by what the ledger remembers of it, decided anew at the start of every epoch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .recipe import Progress
+
+SCHEDULES = ("constant", "ramp", "relax")
+MEMORIES = ("none", "mean", "ema")
+#: A batch smaller than this is ranked together with the latest scores before it, so that its ranks mean something.
+POOL = 128
+_TIE = 1e-4
+
+
+@dataclass(frozen=True)
+class KeepByScore:
+    """Keep the samples with the smallest scores; drop the ``rate(progress)`` share with the largest.
+
+    noise_rate: expected share of corrupted samples, in [0, 1). over_trim: factor on it (> 1 drops more than expected;
+    over-estimating is safe, paper 001 table 5.4). max_rate: upper limit of the product, in (0, 1).
+    rate_schedule: ``constant``; ``ramp`` from 0 over ``rate_ramp_epochs`` (paper 001 sec. 4, R(T) = min(T/Tk * rate, rate),
+    T from 1); ``relax`` from ``relax_from`` down to the rate over ``rate_ramp_epochs``.
+    per_class: rank within each given label. memory: ``none`` (papers), ``mean`` or ``ema`` of the ledger's scores.
+    """
+
+    noise_rate: float
+    over_trim: float = 1.0
+    max_rate: float = 0.99
+    rate_schedule: str = "constant"
+    rate_ramp_epochs: float = 10
+    relax_from: float = 0.6
+    per_class: bool = False
+    memory: str = "none"
+
+    def rate(self, progress: Progress) -> float:
+        """The share dropped at this moment, in [0, 1)."""
+        final = min(self.noise_rate * self.over_trim, self.max_rate)
+        if self.rate_schedule == "ramp":
+            return final * min((int(progress.epoch) + 1) / self.rate_ramp_epochs, 1.0)
+        if self.rate_schedule == "relax" and final > 0 and self.relax_from > final:
+            return self.relax_from + (final - self.relax_from) * min(progress.epoch / self.rate_ramp_epochs, 1.0)
+        return final
+
+    def new_state(self, classes: int, peers: int, device: torch.device) -> dict[str, Tensor]:
+        """What the batch rule carries from one step to the next: the fractions owed per group, and the latest scores."""
+        groups = peers * (classes if self.per_class else 1)
+        return {
+            "owed": torch.zeros(groups, dtype=torch.float64, device=device),
+            "pool_scores": torch.zeros(peers, 0, device=device),
+            "pool_labels": torch.zeros(0, dtype=torch.long, device=device),
+        }
+
+    def weights(self, scores: Tensor, labels: Tensor, progress: Progress, state: dict[str, Tensor]) -> Tensor:
+        """Weights 0 or 1, (M, B), for scores (M, B) and given labels (B,) of one whole optimizer step.
+
+        ``state`` is updated in place. In a batch of POOL samples or more the round((1 - rate) B) smallest are kept, ties by
+        position; the rounding error is carried to the next batch. A smaller batch is ranked among the latest POOL scores, with
+        a correction by what is owed, so that the kept share over an epoch is the asked one for any batch size.
+        """
+        rate = self.rate(progress)
+        if rate <= 0:
+            return torch.ones_like(scores)
+        peers, size = scores.shape
+        pool_scores = torch.cat([scores, state["pool_scores"]], 1)
+        pool_labels = torch.cat([labels, state["pool_labels"]])
+        groups = self._groups(pool_labels, peers, state["owed"].numel())
+        rank, count = _rank_within(pool_scores, groups, state["owed"].numel())
+        count = count.gather(0, groups.flatten()).view_as(rank)
+        owed = state["owed"].gather(0, groups.flatten()).view_as(rank)
+        gain = (pool_scores.shape[1] / size) ** 0.5
+        keep = (rank + 1 <= (1.0 - rate) * count + gain * owed + _TIE)[:, :size]
+        batch_groups = groups[:, :size].flatten()
+        # asked minus kept, per group: what the next batches still owe
+        error = (1.0 - rate) - keep.flatten().to(torch.float64)
+        state["owed"].scatter_add_(0, batch_groups, error)
+        room = max(POOL - size, 0)
+        state["pool_scores"] = pool_scores[:, :room].detach()
+        state["pool_labels"] = pool_labels[:room]
+        return keep.to(scores.dtype)
+
+    def keep_mask(self, memory: Tensor, seen: Tensor, labels: Tensor, classes: int, progress: Progress) -> Tensor:
+        """The samples to keep over the next epoch, bool (N,), from remembered scores (N,) of the samples already seen.
+
+        Exactly round((1 - rate) n_c) of each class c (or of all, without ``per_class``); unseen samples are kept.
+        """
+        rate = self.rate(progress)
+        groups = labels if self.per_class else torch.zeros_like(labels)
+        total = classes if self.per_class else 1
+        known = seen > 0
+        # unseen samples sit in a group of their own, of which nothing is dropped
+        groups = torch.where(known, groups, torch.full_like(groups, total))
+        rank, count = _rank_within(memory.unsqueeze(0), groups.unsqueeze(0), total + 1)
+        allowed = ((1.0 - rate) * count).round()
+        return (rank[0] < allowed[groups]) | ~known
+
+    def _groups(self, labels: Tensor, peers: int, total: int) -> Tensor:
+        base = labels if self.per_class else torch.zeros_like(labels)
+        step = total // peers
+        return base.unsqueeze(0) + step * torch.arange(peers, device=labels.device).unsqueeze(1)
+
+
+def _rank_within(scores: Tensor, groups: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """0-based rank of each score within its group, (M, n), and the group sizes, (total,). Ties go by position."""
+    flat_scores, flat_groups = scores.flatten(), groups.flatten()
+    order = torch.argsort(flat_scores, stable=True)
+    order = order[torch.argsort(flat_groups[order], stable=True)]
+    count = torch.zeros(total, dtype=torch.float64, device=scores.device)
+    count.scatter_add_(0, flat_groups, torch.ones_like(flat_groups, dtype=torch.float64))
+    start = (count.cumsum(0) - count).long()
+    position = torch.arange(flat_scores.numel(), device=scores.device)
+    rank = torch.empty_like(position)
+    rank[order] = position - start[flat_groups[order]]
+    return rank.view(scores.shape), count

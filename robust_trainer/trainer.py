@@ -1,0 +1,353 @@
+"""RobustTrainer: the only file that knows the Trainer's hooks (HOOKS in docs/architecture.md)."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import datasets
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.utils.data import IterableDataset
+from transformers import Trainer, TrainingArguments
+from transformers.utils import logging
+
+from .config import RobustConfig, space_settings
+from .data import INDEX, IndexCollator, Indexed, input_space
+from .ledger import SampleLedger
+from .methods import get_method
+from .objectives import CrossEntropy, UserLoss
+from .recipe import Progress, Recipe
+from .walk import Batch, Step, Walk, logits_of, untouched
+
+logger = logging.get_logger(__name__)
+STATE_FILE = "robust_state.safetensors"
+
+
+class RobustTrainer(Trainer):
+    """`transformers.Trainer` that trains by a robust method; without one it is the plain Trainer, bit for bit.
+
+    recipe: a `Recipe`, or a method's name, for use with plain `TrainingArguments`; a `RobustConfig` names its method itself.
+    After training, `ledger` holds what was learned about each sample and `distrusted_samples()` those it left out.
+    """
+
+    def __init__(self, *args: Any, recipe: Recipe | str | None = None, **kwargs: Any):
+        self._given_recipe = get_method(recipe)() if isinstance(recipe, str) else recipe
+        self._walk: Walk | None = None
+        self._window: list[Any] = []
+        self._step: Step | None = None
+        self._micro: int | None = None
+        self._auroc_epoch = -1
+        super().__init__(*args, **kwargs)
+        if self.recipe() is not None and not self.label_names:
+            self.label_names = ["labels"]  # a module that returns bare logits names none
+
+    # ---- the method --------------------------------------------------------------------------------------------------
+
+    def recipe(self) -> Recipe | None:
+        """The method in force: the constructor's recipe, or the arguments'. Read anew at each training."""
+        named = self.args.recipe() if isinstance(getattr(self, "args", None), RobustConfig) else None
+        if named is not None and self._given_recipe is not None:
+            raise ValueError(f"method={named.name!r} in the arguments and recipe={self._given_recipe.name!r}: give one of them.")
+        return named or self._given_recipe
+
+    @property
+    def ledger(self) -> SampleLedger | None:
+        """What the last training learned about each sample; None before it, or for a streaming data set."""
+        return self._walk.ledger if self._walk is not None else None
+
+    def distrusted_samples(self) -> datasets.Dataset:
+        """The samples that were left out in more than half of their visits, most suspicious (mean score) first."""
+        if self.ledger is None:
+            raise ValueError("no ledger: train with a method on a data set with a length first.")
+        rows = self.ledger.to_dataset()
+        return rows.filter(lambda flags: flags, input_columns="distrusted").sort("mean_score", reverse=True)
+
+    def _open(self) -> None:
+        """Builds the walk for one training. Everything about the user's set-up is checked here, before the first step."""
+        recipe = self.recipe()
+        self._walk = None
+        self._window, self._step, self._micro = [], None, None
+        if recipe is None:
+            self.loss_is_scaled_for_ga = type(self).loss_is_scaled_for_ga
+            return
+        self.loss_is_scaled_for_ga = True
+        data = self.train_dataset
+        size = None if data is None or isinstance(data, IterableDataset) or not hasattr(data, "__len__") else len(data)
+        if size == 0:
+            raise ValueError("train_dataset is empty (0 rows): nothing to train on.")
+        self._refuse(recipe, size)
+        classes = self._classes()
+        if isinstance(data, datasets.Dataset):
+            self._check_label_column(data, classes)
+        bare = self.accelerator.unwrap_model(self.model)
+        walk = Walk(
+            recipe=self._with_objective(recipe),
+            classes=classes or 0,
+            device=self.args.device,
+            processes=self.accelerator.num_processes,
+            rank=self.accelerator.process_index,
+            seed=self.args.seed,
+            gather=self.accelerator.gather if self.accelerator.num_processes > 1 else lambda t: t,
+            total=self._sum_over_processes,
+            gradient_scale=2.0**8 if self.accelerator.mixed_precision == "fp16" else 1.0,
+        )
+        if recipe.perturbation is not None:
+            walk.space = input_space(self.processing_class, **space_settings(self.args))
+            if walk.space is None:
+                raise ValueError(
+                    f"method '{recipe.name}' perturbs images within eps pixels and must know their normalisation: pass "
+                    "processing_class=<the image processor>, or RobustConfig(image_mean=[...], image_std=[...]) "
+                    "(0 and 1 for inputs already in [0, 1])."
+                )
+            walk.image_key = getattr(bare, "main_input_name", None)
+        if size is not None:
+            walk.ledger = SampleLedger(size, self.args.device)
+            if isinstance(data, datasets.Dataset) and "is_corrupted" in data.column_names:
+                truth = np.asarray(data.with_format(None)["is_corrupted"][:], dtype=bool)
+                walk.ledger.truth = torch.from_numpy(truth).to(self.args.device)
+        self._walk = walk
+        self._auroc_epoch = -1
+        logger.info(f"robust method '{recipe.name}': {dict(recipe.settings)}")
+
+    def _refuse(self, recipe: Recipe, size: int | None) -> None:
+        """What cannot work is said before the first step; nothing is silently ignored."""
+        if recipe.needs_index and size is None:
+            raise ValueError(
+                f"method '{recipe.name}' remembers each sample and needs a data set with a length, got a streaming one: "
+                "load it without streaming=True, or use a method with memory='none'."
+            )
+        if self.args.label_smoothing_factor and self.compute_loss_func is not None:
+            raise ValueError("label_smoothing_factor has no effect beside compute_loss_func: smooth in the function, or drop one.")
+        if recipe.relabel is not None and self.compute_loss_func is not None:
+            raise ValueError(
+                f"method '{recipe.name}' changes the labels into mixtures that compute_loss_func cannot be given: drop one of them."
+            )
+        if recipe.perturbation is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError(
+                f"method '{recipe.name}' needs input gradients of the unsharded model, which FSDP and DeepSpeed hide: "
+                "use plain distributed training (DDP), or a method without an attack (prl, spl, bootstrap)."
+            )
+        if getattr(self.args, "use_liger_kernel", False):
+            raise ValueError(f"use_liger_kernel=True hides the logits that method '{recipe.name}' scores: set it to False.")
+        config = self.accelerator.parallelism_config if hasattr(self.accelerator, "parallelism_config") else None
+        if config is not None and (getattr(config, "sp_enabled", False) or getattr(config, "cp_enabled", False)):
+            raise ValueError(f"method '{recipe.name}' needs whole samples: switch sequence and context parallelism off.")
+        uneven = getattr(self.accelerator, "even_batches", True) is False
+        if recipe.selection is not None and uneven and self.accelerator.num_processes > 1:
+            raise ValueError("accelerator_config.even_batches=False: ranks over processes need equal batches; set it to True.")
+
+    def _with_objective(self, recipe: Recipe) -> Recipe:
+        from dataclasses import replace
+
+        if self.compute_loss_func is not None:
+            return replace(recipe, objective=UserLoss(self.compute_loss_func))
+        if self.args.label_smoothing_factor:
+            return replace(recipe, objective=CrossEntropy(self.args.label_smoothing_factor))
+        return recipe
+
+    def _classes(self) -> int | None:
+        config = getattr(self.accelerator.unwrap_model(self.model), "config", None)
+        problem = getattr(config, "problem_type", None)
+        if problem in ("regression", "multi_label_classification"):
+            raise ValueError(
+                f"problem_type={problem!r}: robust methods need one class label per sample so far; use method=None."
+            )
+        return getattr(config, "num_labels", None)
+
+    def _check_label_column(self, data: datasets.Dataset, classes: int | None) -> None:
+        name = next((n for n in (*self.label_names, "label", "label_ids") if n in data.column_names), None)
+        if name is None:
+            if self.args.remove_unused_columns:
+                raise ValueError(
+                    f"train_dataset has no label column: expected one of {[*self.label_names, 'label']}, "
+                    f"got {data.column_names}."
+                )
+            return
+        feature = data.features[name]
+        if getattr(feature, "dtype", None) in ("string", "large_string"):
+            raise ValueError(f"'{name}' holds strings, expected class numbers: use dataset.class_encode_column('{name}').")
+        named = getattr(feature, "num_classes", None)
+        if named is not None and classes is not None and named > classes:
+            raise ValueError(f"'{name}' has {named} classes but the model {classes}: pass num_labels={named} to the model.")
+
+    def _sum_over_processes(self, value: Tensor) -> Tensor:
+        return self.accelerator.reduce(value, reduction="sum") if self.accelerator.num_processes > 1 else value
+
+    # ---- data: the index travels with the batch ------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> Any:
+        data = self.train_dataset
+        if self._walk is None or self._walk.ledger is None or data is None:
+            return super().get_train_dataloader()
+        if isinstance(data, datasets.Dataset):
+            data = self._remove_unused_columns(data, description="training")
+            collate = self.data_collator
+        else:
+            collate = self._get_collator_with_removed_columns(self.data_collator, description="training")
+        users = self.data_collator
+
+        def sampler(_: Any) -> Any:
+            return self._get_train_sampler(data)
+
+        names = [*self.label_names, "labels", "label"]
+        self.data_collator = IndexCollator(collate, list(dict.fromkeys(names)), self._walk.classes or None)
+        try:
+            return self._get_dataloader(
+                dataset=Indexed(data),
+                description="Training",
+                batch_size=self._train_batch_size,
+                sampler_fn=sampler,
+                is_training=True,
+            )
+        finally:
+            self.data_collator = users
+
+    # ---- the step ------------------------------------------------------------------------------------------------------
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._window, self._step = (batches if self._walk is not None else []), None
+        return batches, items
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        if self._walk is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        self._micro = next((i for i, batch in enumerate(self._window) if batch is inputs), None)
+        if self._micro is None:  # called directly, outside the loop: a step of its own
+            self._window, self._step, self._micro = [inputs], None, 0
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        if INDEX in inputs and self._walk is not None:
+            inputs = {k: v for k, v in inputs.items() if k != INDEX}
+        # model.training alone also holds in a prediction step right after a training step
+        if self._walk is None or self._micro is None or not (model.training and torch.is_grad_enabled()):
+            if self._walk is not None or self.recipe() is not None:
+                return self._plain_loss(model, inputs, return_outputs, num_items_in_batch)
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        micro, self._micro = self._micro, None
+        progress = self._progress()
+        if self._step is None:
+            self._step = self._plan(model, progress)
+        batch = self._step.batches[micro]
+        outputs = model(**batch.inputs)
+        loss = self._walk.loss(outputs, batch, self._step, progress)
+        return (loss, outputs) if return_outputs else loss
+
+    def _plan(self, model: nn.Module, progress: Progress) -> Step:
+        walk = self._walk
+        assert walk is not None
+        batches = [self._batch(self._prepare_inputs(raw)) for raw in self._window]
+        bare = self.accelerator.unwrap_model(model, keep_torch_compile=True)
+        attack = walk.recipe.perturbation
+        if attack is not None:
+            walk.image_key = self._image_key(batches[0].inputs, walk.image_key)
+
+        def craft(inputs: dict[str, Any]) -> Any:
+            with untouched(bare, attack.attack_mode if attack is not None else "eval"):
+                return bare(**inputs)
+
+        def peek(inputs: dict[str, Any]) -> Any:
+            devices = [self.args.device] if self.args.device.type == "cuda" else []
+            with torch.random.fork_rng(devices=devices), untouched(bare, "train"):
+                return bare(**inputs)
+
+        return walk.plan(craft, peek, batches, progress)
+
+    def _batch(self, inputs: Mapping[str, Any]) -> Batch:
+        index = inputs.get(INDEX)
+        name = next((n for n in (*self.label_names, "labels", "label") if n in inputs), None)
+        if name is None:
+            raise ValueError(f"no labels in the batch: expected one of {self.label_names}, got {sorted(inputs)}.")
+        rest = {k: v for k, v in inputs.items() if k not in (INDEX, name)}
+        return Batch(rest, inputs[name], index)
+
+    def _image_key(self, inputs: dict[str, Any], main: str | None) -> str:
+        floats = [k for k, v in inputs.items() if isinstance(v, Tensor) and v.is_floating_point()]
+        if main in floats:
+            return str(main)
+        if len(floats) != 1:
+            raise ValueError(
+                f"an image method perturbs one float input, found {floats} in {sorted(inputs)}: "
+                "use an image model, or a method without an attack (prl, spl, bootstrap)."
+            )
+        return floats[0]
+
+    def _plain_loss(self, model: nn.Module, inputs: Any, return_outputs: bool, items: Any) -> Any:
+        """Evaluation: the Trainer's own loss; for a module that returns bare logits, cross-entropy beside them."""
+        takes = inspect.signature(self.accelerator.unwrap_model(model).forward).parameters
+        name = next((n for n in self.label_names if n in inputs), None)
+        if name is None or name in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+            return super().compute_loss(model, inputs, return_outputs, items)
+        labels = inputs[name]
+        outputs = model(**{k: v for k, v in inputs.items() if k != name})
+        logits = logits_of(outputs)
+        if logits is None:
+            raise ValueError(f"the model returned {type(outputs).__name__}, expected logits of shape (B, C).")
+        loss = nn.functional.cross_entropy(
+            logits.float(), labels, label_smoothing=self.args.label_smoothing_factor
+        )
+        return (loss, {"logits": logits}) if return_outputs else loss
+
+    def _progress(self) -> Progress:
+        return Progress(self.state.epoch or 0.0, float(self.state.num_train_epochs or 1), self.state.global_step)
+
+    # ---- life cycle: start, log, save, resume ----------------------------------------------------------------------------
+
+    def _inner_training_loop(  # type: ignore[override]
+        self, batch_size: int | None = None, args: TrainingArguments | None = None, **kwargs: Any
+    ) -> Any:
+        self._open()
+        try:
+            return super()._inner_training_loop(batch_size=batch_size, args=args, **kwargs)
+        finally:
+            self._window, self._step, self._micro = [], None, None
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self._walk is not None and "loss" in logs:
+            logs.update(self._walk.take_logs())
+            epoch = int(self.state.epoch or 0)
+            if self._walk.ledger is not None and epoch > self._auroc_epoch:
+                self._auroc_epoch = epoch
+                logs.update({f"filter_{name}": value for name, value in self._walk.ledger.detection().items()})
+        super().log(logs, start_time)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self._walk is not None and self.args.should_save:
+            target = os.path.join(output_dir or self.args.output_dir or ".", STATE_FILE)
+            metadata = {"method": self._walk.recipe.name}
+            state = self._walk.state() or {"empty": torch.zeros(0)}
+            safetensors.torch.save_file({k: v.contiguous() for k, v in state.items()}, target, metadata=metadata)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self._check_method_of(resume_from_checkpoint)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and self._walk is not None:
+            self._check_method_of(checkpoint)
+            self._walk.load_state(safetensors.torch.load_file(os.path.join(checkpoint, STATE_FILE)))
+        super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _check_method_of(self, checkpoint: str) -> None:
+        recipe = self.recipe()
+        path = os.path.join(checkpoint, STATE_FILE)
+        found = None
+        if os.path.isfile(path):
+            with safetensors.safe_open(path, framework="pt") as handle:
+                found = (handle.metadata() or {}).get("method")
+        wanted = recipe.name if recipe is not None else None
+        if found != wanted:
+            raise ValueError(
+                f"checkpoint {checkpoint!r} was made by method={found!r}, this run has method={wanted!r}: "
+                "resume with the same method, or start a new run from its weights."
+            )
