@@ -60,7 +60,7 @@ class IndexCollator:
             raise _collation_error(error, [f.example for f in features], index) from error
         if not isinstance(batch, Mapping):
             raise ValueError(f"data_collator returned {type(batch).__name__}, expected a mapping: return a dict of tensors.")
-        check_labels(batch, self.label_names, self.classes, index)
+        check_labels(batch, self.label_names, self.classes, index, features[0].example)
         for key, value in batch.items():
             if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value.sum())):
                 rows = (~torch.isfinite(value.flatten(1) if value.dim() > 1 else value.unsqueeze(1))).any(1)
@@ -70,10 +70,18 @@ class IndexCollator:
         return {**batch, INDEX: torch.tensor(index, dtype=torch.long)}
 
 
-def check_labels(batch: Mapping[str, Any], names: Sequence[str], classes: int | None, index: Sequence[int]) -> None:
+def check_labels(
+    batch: Mapping[str, Any], names: Sequence[str], classes: int | None, index: Sequence[int], example: Any = None
+) -> None:
     """Raises a one-line ``ValueError`` where the batch's labels are missing, of the wrong kind or out of range."""
     name = next((n for n in names if n in batch), None)
     if name is None:
+        text = next((n for n in names if isinstance(example, Mapping) and isinstance(example.get(n), str)), None)
+        if text is not None:
+            raise ValueError(
+                f"'{text}' holds strings (row {index[0]}: {example[text]!r}), expected class numbers: "
+                f"use dataset.class_encode_column('{text}')."
+            )
         raise ValueError(
             f"no labels in the batch: expected one of {list(names)}, got {list(batch)}; rename the label column or set label_names."
         )

@@ -19,13 +19,15 @@ logger = logging.getLogger(__name__)
 def predicted_classes(predictions: Any) -> np.ndarray:
     """Returns the predicted class of each sample (N,) as int64, -1 where the logits are NaN (a wrong answer for every label).
 
-    predictions: logits (N, C), class ids (N,) as integers, or a tuple, list of arrays or mapping whose logits come under
-    'logits' or first. Raises ``ValueError`` for other shapes.
+    predictions: logits (N, C), integer class ids (N,), a tuple or mapping whose logits come under 'logits' or first, or a list of
+    batches of these (``eval_do_concat_batches=False``). Raises ``ValueError`` for other shapes.
     """
     if isinstance(predictions, Mapping):
         predictions = predictions["logits"] if "logits" in predictions else next(iter(predictions.values()), None)
-    elif isinstance(predictions, tuple) or (isinstance(predictions, list) and predictions and np.ndim(predictions[0]) > 1):
+    elif isinstance(predictions, tuple):
         predictions = predictions[0]
+    elif _is_batches(predictions):
+        return np.concatenate([predicted_classes(batch) for batch in predictions])
     if predictions is None:
         raise ValueError("predictions is None: set prediction_loss_only=False, so that the Trainer keeps the logits.")
     array = np.asarray(predictions)
@@ -33,7 +35,8 @@ def predicted_classes(predictions: Any) -> np.ndarray:
         return array.astype(np.int64)
     if array.ndim != 2 or array.shape[1] < 2:
         raise ValueError(
-            f"predictions has shape {array.shape} and dtype {array.dtype}: give logits (N, C) with C >= 2, or integer class ids (N,)."
+            f"predictions has shape {array.shape} and dtype {array.dtype}, expected logits (N, C) with C >= 2 or integer classes "
+            "(N,): return the logits first."
         )
     classes = array.argmax(axis=1).astype(np.int64)
     broken = np.isnan(array).any(axis=1) if array.dtype.kind == "f" else np.zeros(len(array), dtype=bool)
@@ -42,10 +45,27 @@ def predicted_classes(predictions: Any) -> np.ndarray:
     return np.where(broken, -1, classes)
 
 
+def _is_batches(values: Any) -> bool:
+    """Whether this is a list of arrays or tuples, one for each batch, rather than a nested list of numbers or of rows."""
+    first = values[0] if isinstance(values, list) and values else None
+    if isinstance(first, np.ndarray):
+        return first.ndim == 2 or (first.ndim == 1 and first.dtype.kind in "iu")
+    return isinstance(first, tuple | Mapping)
+
+
+def _label_ids(values: Any) -> Any:
+    """The Trainer's label_ids as one array: the first of several label fields, batches joined."""
+    if _is_batches(values):
+        return np.concatenate([_label_ids(batch) for batch in values])
+    return values[0] if isinstance(values, tuple) else values
+
+
 def _labels(name: str, values: Any, n: int) -> np.ndarray:
     labels = np.asarray(values)
     if labels.shape != (n,) or n == 0 or labels.dtype.kind not in "iu":
-        raise ValueError(f"{name} has shape {labels.shape} and dtype {labels.dtype}: give integer classes, one for each of {n} predictions.")
+        raise ValueError(
+            f"{name} has shape {labels.shape} and dtype {labels.dtype}: give integer classes, one for each of {n} predictions."
+        )
     return labels
 
 
@@ -87,7 +107,7 @@ def attack_success_rate(predictions: Any, labels: Any, attack_targets: Any) -> f
     targets = _labels("attack_targets", targets, len(classes))
     counted = true != targets
     if not counted.any():
-        raise ValueError(f"attack_targets equals labels for all {len(classes)} images: give images of other classes than the target.")
+        raise ValueError(f"attack_targets equals labels for all {len(classes)} images: give images of other classes.")
     return float((classes == targets)[counted].mean())
 
 
@@ -95,10 +115,9 @@ def compute_accuracy(prediction: Any) -> dict[str, float]:
     """Returns ``{"accuracy": a}``, a in [0, 1]; for ``Trainer(compute_metrics=compute_accuracy)``.
 
     With ``eval_dataset={"clean": clean, "poison": triggered}`` the Trainer logs ``eval_clean_accuracy`` and
-    ``eval_poison_accuracy`` at each evaluation. prediction: an EvalPrediction; the logits come first where there are several outputs.
+    ``eval_poison_accuracy`` at each evaluation. prediction: an EvalPrediction; the logits come first of several outputs.
     """
-    labels = prediction.label_ids
-    return {"accuracy": accuracy(prediction.predictions, labels[0] if isinstance(labels, tuple) else labels)}
+    return {"accuracy": accuracy(prediction.predictions, _label_ids(prediction.label_ids))}
 
 
 def mean_over_last(log_history: Sequence[Mapping[str, Any]], key: str, k: int = 10) -> float:
@@ -119,7 +138,7 @@ def mean_over_last(log_history: Sequence[Mapping[str, Any]], key: str, k: int = 
 
 
 def evaluate_backdoor(trainer: Any, clean_dataset: Any, triggered_dataset: Any) -> dict[str, float]:
-    """Returns ``clean_accuracy``, ``poison_accuracy``, ``attack_success_rate`` (fractions in [0, 1]) and ``n``, the triggered images.
+    """Returns ``clean_accuracy``, ``poison_accuracy``, ``attack_success_rate`` (in [0, 1]) and ``n``, the triggered images.
 
     The two metrics of paper 000 sec. 5 and the attack success rate, from ``trainer.predict`` on both data sets. True labels are the
     ``clean_label`` column, else the label column; attack targets the ``attack_target`` column of ``triggered_dataset``, which
@@ -144,8 +163,7 @@ def _predict(trainer: Any, dataset: Any, name: str) -> tuple[np.ndarray, np.ndar
     """Predicted classes and true labels (N,), both in the data set's order."""
     with _left_as_found(trainer):
         output = trainer.predict(dataset)
-    classes, given = predicted_classes(output.predictions), output.label_ids
-    given = given[0] if isinstance(given, tuple) else given
+    classes, given = predicted_classes(output.predictions), _label_ids(output.label_ids)
     if len(classes) != len(dataset):
         raise ValueError(f"{name} has {len(dataset)} rows but {len(classes)} predictions: set dataloader_drop_last=False.")
     if not hasattr(dataset, "column_names"):  # a plain torch data set: its labels come with the predictions

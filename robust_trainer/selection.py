@@ -75,8 +75,7 @@ class KeepByScore:
         rank, count = _rank_within(pool_scores, groups, state["owed"].numel())
         count = count.gather(0, groups.flatten()).view_as(rank)
         owed = state["owed"].gather(0, groups.flatten()).view_as(rank)
-        gain = (pool_scores.shape[1] / size) ** 0.5
-        keep = (rank + 1 <= (1.0 - rate) * count + gain * owed + _TIE)[:, :size]
+        keep = (rank + 1 <= (1.0 - rate) * count + owed + _TIE)[:, :size]
         batch_groups = groups[:, :size].flatten()
         # asked minus kept, per group: what the next batches still owe
         error = (1.0 - rate) - keep.flatten().to(torch.float64)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import datasets
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainingArguments
 from transformers.utils import logging
 
+from . import checkpoints
 from .config import RobustConfig, space_settings
 from .data import INDEX, IndexCollator, Indexed, input_space
 from .ledger import SampleLedger
@@ -26,7 +25,6 @@ from .recipe import Progress, Recipe
 from .walk import Batch, Step, Walk, logits_of, untouched
 
 logger = logging.get_logger(__name__)
-STATE_FILE = "robust_state.safetensors"
 
 
 class RobustTrainer(Trainer):
@@ -51,7 +49,8 @@ class RobustTrainer(Trainer):
 
     def recipe(self) -> Recipe | None:
         """The method in force: the constructor's recipe, or the arguments'. Read anew at each training."""
-        named = self.args.recipe() if isinstance(getattr(self, "args", None), RobustConfig) else None
+        args = getattr(self, "args", None)
+        named = args.recipe() if isinstance(args, RobustConfig) else None
         if named is not None and self._given_recipe is not None:
             raise ValueError(f"method={named.name!r} in the arguments and recipe={self._given_recipe.name!r}: give one of them.")
         return named or self._given_recipe
@@ -89,6 +88,7 @@ class RobustTrainer(Trainer):
         walk = Walk(
             recipe=self._with_objective(recipe),
             classes=classes or 0,
+            labels_checked=classes is not None and size is not None,
             device=self.args.device,
             processes=self.accelerator.num_processes,
             rank=self.accelerator.process_index,
@@ -112,7 +112,7 @@ class RobustTrainer(Trainer):
                 truth = np.asarray(data.with_format(None)["is_corrupted"][:], dtype=bool)
                 walk.ledger.truth = torch.from_numpy(truth).to(self.args.device)
         self._walk = walk
-        self._auroc_epoch = -1
+        self._auroc_epoch = 0
         logger.info(f"robust method '{recipe.name}': {dict(recipe.settings)}")
 
     def _refuse(self, recipe: Recipe, size: int | None) -> None:
@@ -251,16 +251,18 @@ class RobustTrainer(Trainer):
         if attack is not None:
             walk.image_key = self._image_key(batches[0].inputs, walk.image_key)
 
-        def craft(inputs: dict[str, Any]) -> Any:
-            with untouched(bare, attack.attack_mode if attack is not None else "eval"):
-                return bare(**inputs)
+        def forward(inputs: dict[str, Any]) -> Any:
+            return bare(**inputs)
+
+        def crafting() -> AbstractContextManager:
+            return untouched(bare, attack.attack_mode if attack is not None else "eval")
 
         def peek(inputs: dict[str, Any]) -> Any:
             devices = [self.args.device] if self.args.device.type == "cuda" else []
             with torch.random.fork_rng(devices=devices), untouched(bare, "train"):
                 return bare(**inputs)
 
-        return walk.plan(craft, peek, batches, progress)
+        return walk.plan(forward, crafting, peek, batches, progress)
 
     def _batch(self, inputs: Mapping[str, Any]) -> Batch:
         index = inputs.get(INDEX)
@@ -323,31 +325,24 @@ class RobustTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self._walk is not None and self.args.should_save:
-            target = os.path.join(output_dir or self.args.output_dir or ".", STATE_FILE)
-            metadata = {"method": self._walk.recipe.name}
-            state = self._walk.state() or {"empty": torch.zeros(0)}
-            safetensors.torch.save_file({k: v.contiguous() for k, v in state.items()}, target, metadata=metadata)
+            checkpoints.save(output_dir or self.args.output_dir or ".", self._walk)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        self._check_method_of(resume_from_checkpoint)
+        recipe = self.recipe()
+        checkpoints.check_method(resume_from_checkpoint, recipe)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if recipe is not None and model is None and isinstance(self.model, nn.Module):
+            checkpoints.load_renamed_weights(resume_from_checkpoint, self.model)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        best = self.state.best_model_checkpoint
+        if self._walk is not None and best is not None and isinstance(self.model, nn.Module):
+            checkpoints.load_renamed_weights(best, self.model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None and self._walk is not None:
-            self._check_method_of(checkpoint)
-            self._walk.load_state(safetensors.torch.load_file(os.path.join(checkpoint, STATE_FILE)))
+            checkpoints.check_method(checkpoint, self._walk.recipe)
+            checkpoints.load(checkpoint, self._walk)
+            self._auroc_epoch = int(self.state.epoch or 0)
         super()._load_optimizer_and_scheduler(checkpoint)
-
-    def _check_method_of(self, checkpoint: str) -> None:
-        recipe = self.recipe()
-        path = os.path.join(checkpoint, STATE_FILE)
-        found = None
-        if os.path.isfile(path):
-            with safetensors.safe_open(path, framework="pt") as handle:
-                found = (handle.metadata() or {}).get("method")
-        wanted = recipe.name if recipe is not None else None
-        if found != wanted:
-            raise ValueError(
-                f"checkpoint {checkpoint!r} was made by method={found!r}, this run has method={wanted!r}: "
-                "resume with the same method, or start a new run from its weights."
-            )

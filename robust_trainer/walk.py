@@ -7,7 +7,7 @@ and the shared perturbation averages the same signs, however the batch was cut.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,26 +62,33 @@ class Walk:
     gradient_scale: float = 1.0
     states: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     sums: dict[str, Tensor] = field(default_factory=dict)
+    labels_checked: bool = True
     _checked: bool = False
 
     # ---- steps 3 and 4: trust early, perturb -------------------------------------------------------------------------
 
-    def plan(self, craft: Forward, forward: Forward, batches: list[Batch], progress: Progress) -> Step:
-        """Perturbs every micro-batch of the step in place and decides what can be decided before the training forward."""
+    def plan(
+        self, bare: Forward, crafting: Callable[[], AbstractContextManager], peek: Forward, batches: list[Batch], progress: Progress
+    ) -> Step:
+        """Perturbs every micro-batch of the step in place and decides what can be decided before the training forward.
+
+        bare: the forward of the unwrapped model, called within ``crafting()``. peek: a training forward without traces.
+        """
         self._open_epoch(progress)
         if self.recipe.perturbation is not None:
-            self._perturb(craft, batches, progress)
+            with crafting():
+                self._perturb(bare, batches, progress)
         step = Step(batches)
         known = self._known_weights(batches)
         if known is None and len(batches) > 1:
             # ranks need the scores of every micro-batch before the first backward: one more forward each, only here
-            scores = [self._peek(forward, batch) for batch in batches]
+            scores = [self._peek(peek, batch) for batch in batches]
             known = self._rank(scores, batches, progress, "outer")
         if known is not None:
             self._settle(step, known)
         return step
 
-    def _perturb(self, craft: Forward, batches: list[Batch], progress: Progress) -> None:
+    def _perturb(self, bare: Forward, batches: list[Batch], progress: Progress) -> None:
         attack, space, key = self.recipe.perturbation, self.space, self.image_key
         assert attack is not None and space is not None and key is not None
         x = torch.cat([batch.inputs[key] for batch in batches])
@@ -94,7 +101,7 @@ class Walk:
         delta = attack.start(x, space, generator)
         for number in range(attack.steps):
             rows = attack.apply(x, delta, space).split([len(batch.targets) for batch in batches])
-            found = [self._input_gradient(craft, batch, row) for batch, row in zip(batches, rows)]
+            found = [self._input_gradient(bare, batch, row) for batch, row in zip(batches, rows)]
             if number == 0:
                 keep = self._trust_early([view for _, view in found], batches, progress)
             grads = torch.cat([grad for grad, _ in found])
@@ -103,12 +110,12 @@ class Walk:
         for batch, row in zip(batches, moved):
             batch.inputs[key] = row
 
-    def _input_gradient(self, craft: Forward, batch: Batch, x: Tensor) -> tuple[Tensor, View]:
+    def _input_gradient(self, bare: Forward, batch: Batch, x: Tensor) -> tuple[Tensor, View]:
         """The loss's gradient with respect to the input alone (no weight gradients), and the forward it came from."""
         assert self.image_key is not None
         with torch.enable_grad():
             leaf = x.detach().requires_grad_(True)
-            view = self.view(craft({**batch.inputs, self.image_key: leaf}), batch)
+            view = self.view(bare({**batch.inputs, self.image_key: leaf}), batch)
             relabel = self.recipe.relabel if self.recipe.inner_filter else None
             targets = relabel(view) if relabel is not None else _given(view)
             loss = self.recipe.objective(view, targets).sum() * self.gradient_scale
@@ -243,12 +250,14 @@ class Walk:
                 f"method '{self.recipe.name}' needs classification logits of shape ({len(batch.targets)}, C), got {got}: "
                 "use a sequence or image classification model, or method=None."
             )
-        if not self.classes or logits.shape[1] != self.classes:
-            # a module without a config tells its number of classes only here, past the collator's check of the labels
+        unknown = self.classes != logits.shape[1]
+        if unknown or (not self.labels_checked and batch.targets.device.type == "cpu"):
+            # a module without a config tells its number of classes only here, past the collator's check of the labels;
+            # on an accelerator, where looking costs a sync, only the first batch is looked at
             self.classes = logits.shape[1]
             high = int(batch.targets.max())
             if high >= self.classes:
-                raise ValueError(f"label {high} in the batch, expected [0, {self.classes}), the model's outputs: repair the labels.")
+                raise ValueError(f"label {high} in the batch, the model has {self.classes} outputs: repair the label or the model.")
         return View(logits.unsqueeze(0), batch.targets, batch.index, outputs)
 
     def state(self) -> dict[str, Tensor]:

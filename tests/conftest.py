@@ -3,10 +3,10 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
-import datasets  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
-import transformers  # noqa: E402
+import datasets
+import pytest
+import torch
+import transformers
 
 datasets.disable_progress_bars()
 transformers.utils.logging.set_verbosity_error()

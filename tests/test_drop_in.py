@@ -30,7 +30,7 @@ PLAIN = {
     "accumulation": {"gradient_accumulation_steps": 2},
     "resnet": {"model": resnet, "gradient_accumulation_steps": 4},
     "dropout": {"model": lambda: vit(dropout=0.1)},
-    "checkpointing": {"gradient_checkpointing": True},
+    "checkpointing": {"activation_checkpointing": True},
     "bf16": {"bf16": True},
     "smoothing": {"label_smoothing_factor": 0.1},
     "loss func": {"trainer": {"compute_loss_func": own_loss}},
@@ -160,7 +160,7 @@ def test_index_reaches_neither_model_nor_predictions(tmp_path):
     trainer = robust(tmp_path, model, method="prl-at", max_steps=2)
     trainer.train()
     predicted = trainer.predict(images(20, seed=1))
-    assert keys <= {"pixel_values", "labels"} and predicted.predictions.shape == (20, CLASSES)
+    assert keys <= {"pixel_values", "labels", "num_items_in_batch"} and predicted.predictions.shape == (20, CLASSES)
 
 
 def test_inputs_are_left_as_they_came(tmp_path):
@@ -173,7 +173,8 @@ def test_inputs_are_left_as_they_came(tmp_path):
 
 
 def test_bare_module_is_evaluated(tmp_path):
-    trainer = robust(tmp_path, logits_module(), method="prl", trainer={"eval_dataset": images(20, seed=1), "compute_metrics": accuracy})
+    evaluation = {"eval_dataset": images(20, seed=1), "compute_metrics": accuracy}
+    trainer = robust(tmp_path, logits_module(), method="prl", trainer=evaluation)
     trainer.train()
     logs = trainer.evaluate()
     assert {"eval_loss", "eval_accuracy"} <= set(logs)
@@ -186,7 +187,8 @@ def test_bare_module_is_evaluated(tmp_path):
 def test_text_model_with_a_filter(tmp_path):
     import datasets
 
-    config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=30, num_labels=3)
+    tiny = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=30)
+    config = BertConfig(**tiny, num_labels=3)
     rows = {"input_ids": np.random.default_rng(0).integers(0, 30, (24, 6)), "labels": np.arange(24) % 3}
     data = datasets.Dataset.from_dict(rows)
     args = RobustConfig(**settings(tmp_path, method="prl", noise_rate=0.25, gradient_accumulation_steps=2))
@@ -208,7 +210,8 @@ def test_plain_torch_data_sets_and_streams(tmp_path):
     assert curve(trainer) == curve(reference)
     stream = images().to_iterable_dataset()
     with pytest.raises(ValueError, match="streaming"):
-        RobustTrainer(vit(), args, train_dataset=stream).train()
+        memory = settings(tmp_path, method="prl-at-memory", max_steps=4, **NORMALISATION)
+        RobustTrainer(vit(), RobustConfig(**memory), train_dataset=stream).train()
     streaming = settings(tmp_path, method="prl", max_steps=4, gradient_accumulation_steps=2)
     filtered = RobustTrainer(vit(), RobustConfig(**streaming), train_dataset=stream)
     filtered.train()
@@ -217,7 +220,7 @@ def test_plain_torch_data_sets_and_streams(tmp_path):
 
 def test_train_twice_and_model_init(tmp_path):
     args = RobustConfig(**settings(tmp_path, method="prl-at-memory", **NORMALISATION))
-    trainer = RobustTrainer(model_init=vit, args=args, train_dataset=images())
+    trainer = RobustTrainer(model_init=lambda: vit(), args=args, train_dataset=images())
     trainer.train()
     first = curve(trainer)
     trainer.train()

@@ -1,0 +1,186 @@
+"""Image classifiers by name: two small ones to train from scratch, and every transformers image model by its name or folder."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import ImageClassifierOutput
+
+try:  # without torchvision the plain name answers with a warning
+    from transformers import ViTImageProcessorPil as PlainProcessor
+except ImportError:  # transformers before 5.20
+    from transformers import ViTImageProcessor as PlainProcessor
+
+
+class SmallCNNConfig(PreTrainedConfig):
+    """Settings of `SmallCNN`: input channels, image side in pixels, width of the first layer."""
+
+    model_type = "robust-small-cnn"
+
+    def __init__(self, num_channels: int = 1, image_size: int = 28, width: int = 32, **kwargs: Any):
+        self.num_channels, self.image_size, self.width = num_channels, image_size, width
+        super().__init__(**kwargs)
+
+
+class ResNet32Config(PreTrainedConfig):
+    """Settings of `ResNet32`: input channels, image side in pixels, blocks per stage (5 is ResNet-32), width of stage one."""
+
+    model_type = "robust-resnet32"
+
+    def __init__(self, num_channels: int = 3, image_size: int = 32, blocks: int = 5, width: int = 16, **kwargs: Any):
+        self.num_channels, self.image_size, self.blocks, self.width = num_channels, image_size, blocks, width
+        super().__init__(**kwargs)
+
+
+class _Classifier(PreTrainedModel):
+    """pixel_values (B, C, H, W) -> logits (B, num_labels), and the mean cross-entropy where labels (B,) are given."""
+
+    base_model_prefix = "classifier"
+    main_input_name = "pixel_values"
+
+    def logits(self, pixel_values: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None, return_dict: bool | None = None) -> Any:
+        logits = self.logits(pixel_values)
+        loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
+        if return_dict is False:
+            return (logits,) if loss is None else (loss, logits)
+        return ImageClassifierOutput(loss=loss, logits=logits)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()
+
+
+class SmallCNN(_Classifier):
+    """Three 3x3 convolutions (the second with stride 2) and two linear layers, no BatchNorm and no dropout; for small images (8 to 64 pixels a side)."""
+
+    config_class = SmallCNNConfig
+
+    def __init__(self, config: SmallCNNConfig):
+        super().__init__(config)
+        w = config.width
+        self.features = nn.Sequential(
+            nn.Conv2d(config.num_channels, w, 3, padding=1), nn.ReLU(), nn.Conv2d(w, w, 3, 2, 1), nn.ReLU(),
+            nn.Conv2d(w, 2 * w, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(),
+        )  # fmt: skip
+        self.hidden = nn.Linear(2 * w * 16, 4 * w)
+        self.head = nn.Linear(4 * w, config.num_labels)
+        self.post_init()
+
+    def logits(self, pixel_values: Tensor) -> Tensor:
+        return self.head(self.hidden(self.features(pixel_values)).relu())
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions with BatchNorm; the shortcut has no weights (option A: every second pixel, zero channels added)."""
+
+    def __init__(self, ins: int, outs: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(ins, outs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outs)
+        self.conv2 = nn.Conv2d(outs, outs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outs)
+        self.stride, self.added = stride, outs - ins
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+        short = x[:, :, :: self.stride, :: self.stride]
+        half = self.added // 2
+        return (out + nn.functional.pad(short, (0, 0, 0, 0, half, self.added - half))).relu()
+
+
+class ResNet32(_Classifier):
+    """The CIFAR ResNet of He et al. 2016, sec. 4.2: stages of 16, 32, 64 channels, 6n+2 layers; n=5: 32 layers, 0.46 M weights."""
+
+    config_class = ResNet32Config
+
+    def __init__(self, config: ResNet32Config):
+        super().__init__(config)
+        w = config.width
+        self.stem = nn.Sequential(nn.Conv2d(config.num_channels, w, 3, 1, 1, bias=False), nn.BatchNorm2d(w), nn.ReLU())
+        blocks, ins = [], w
+        for stage in range(3):
+            for number in range(config.blocks):
+                blocks.append(_Block(ins, w * 2**stage, 2 if stage and not number else 1))
+                ins = w * 2**stage
+        self.stages = nn.Sequential(*blocks)
+        self.head = nn.Linear(ins, config.num_labels)
+        self.post_init()
+
+    def logits(self, pixel_values: Tensor) -> Tensor:
+        return self.head(self.stages(self.stem(pixel_values)).mean((2, 3)))
+
+
+SMALL: dict[str, tuple[type[PreTrainedConfig], type[_Classifier]]] = {
+    "small-cnn": (SmallCNNConfig, SmallCNN),
+    "resnet32": (ResNet32Config, ResNet32),
+}
+for _config, _model in SMALL.values():
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    AutoModelForImageClassification.register(_config, _model, exist_ok=True)
+
+
+def build_model(
+    name: str,
+    labels: list[str],
+    *,
+    channels: int = 3,
+    image_size: int | None = None,
+    from_scratch: bool = False,
+    mean: float = 0.5,
+    std: float = 0.5,
+) -> tuple[PreTrainedModel, Any]:
+    """Returns the model and its image processor.
+
+    name: 'small-cnn' or 'resnet32' (always from scratch, for ``channels`` and ``image_size`` as given, normalised with ``mean``
+    and ``std``, default 0.5: pixels in [-1, 1]), else a transformers model's hub name or folder, whose head is replaced where
+    the number of classes differs; ``from_scratch`` takes its architecture with fresh weights. labels: the class names.
+    Raises a one-line ``ValueError`` when the model cannot be found.
+    """
+    if len(labels) < 2:
+        raise ValueError(f"the data set has {len(labels)} class ({', '.join(labels) or 'none'}): a classifier needs at least 2.")
+    names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    if name in SMALL:
+        side = image_size or 32
+        config_class, model_class = SMALL[name]
+        processor = PlainProcessor(
+            size={"height": side, "width": side}, image_mean=[mean] * channels, image_std=[std] * channels, do_resize=True
+        )
+        return model_class(config_class(num_channels=channels, image_size=side, **names)), processor
+    config = _found(AutoConfig, name, **names)
+    processor = _found(AutoImageProcessor, name)
+    if from_scratch:
+        return AutoModelForImageClassification.from_config(config), processor
+    return _found(AutoModelForImageClassification, name, config=config, ignore_mismatched_sizes=True), processor
+
+
+def load_model(folder: str) -> tuple[PreTrainedModel, Any]:
+    """Returns the model and the image processor saved in a folder by `RobustTrainer.save_model`.
+
+    Raises a one-line ``ValueError`` where there is none.
+    """
+    if not os.path.isfile(os.path.join(folder, "config.json")):
+        raise ValueError(f"run={folder!r} holds no saved model (config.json): give the output_dir of a training.")
+    return _found(AutoModelForImageClassification, folder), _found(AutoImageProcessor, folder)
+
+
+def _found(auto: Any, name: str, **kwargs: Any) -> Any:
+    try:
+        return auto.from_pretrained(name, **kwargs)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"model={name!r} could not be loaded by {auto.__name__}: choose {', '.join(SMALL)}, or the hub name or folder of an "
+            f"image classification model ({reason})."
+        ) from error

@@ -1,0 +1,166 @@
+"""What the command line takes: options as dataclasses, read from a YAML file and from flags, which win."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, NoReturn
+
+import yaml
+from transformers import HfArgumentParser
+
+from .corruptions import LABEL_RULES, AllToOne, BlendTrigger, LabelRule, PatchTrigger
+
+CORRUPTIONS = ("none", "patch", "blend")
+
+
+@dataclass
+class DataOptions:
+    """Which images, and how many."""
+
+    _argument_group_name = "data"
+
+    dataset: str = field(
+        default="digits",
+        metadata={"help": "digits (built in), a folder of images, parquet, a save_to_disk folder, or a hub name."},
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
+    image_column: str | None = field(default=None, metadata={"help": "Default: the only Image column."})
+    label_column: str | None = field(default=None, metadata={"help": "Default: label, labels, fine_label, target, class or y."})
+    test_split: str | None = field(default=None, metadata={"help": "Default: test, else validation, else a fifth of train."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Keep so many, chosen by data_seed. Default: all."})
+    max_test_samples: int | None = field(default=None, metadata={"help": "Keep so many, chosen by data_seed. Default: all."})
+    data_seed_for_subsets: int = field(default=0, metadata={"help": "Seed of the split and of max_*_samples."})
+
+
+@dataclass
+class CorruptionOptions:
+    """The poison: a trigger, the labels that come with it, and how many samples get both."""
+
+    _argument_group_name = "corruption"
+
+    corrupt: str = field(default="none", metadata={"help": "Trigger: none, patch (checkerboard) or blend (noise picture)."})
+    corrupt_rate: float = field(default=0.25, metadata={"help": "Share of the training samples that is poisoned, [0, 1)."})
+    label_rule: str = field(default="multi-target", metadata={"help": "multi-target (i to i+1) or all-to-one (to target_label)."})
+    target_label: int = field(default=0, metadata={"help": "The class that all-to-one writes."})
+    patch_size: int = field(default=3, metadata={"help": "Side of the patch in pixels of the original image."})
+    patch_position: str = field(
+        default="bottom-right", metadata={"help": "top-left, top-right, bottom-left, bottom-right or center."}
+    )
+    alpha: float = field(default=0.1, metadata={"help": "Share of the picture in the blend, (0, 1]."})
+    blend_std: float = field(default=0.25, metadata={"help": "Std of the blend's noise picture, in [0, 1] pixels."})
+    blend_picture: str | None = field(default=None, metadata={"help": "Image file to blend in instead of noise."})
+    corrupt_seed: int = field(default=0, metadata={"help": "Seed of the noise picture and of the choice of samples."})
+
+    def trigger(self) -> PatchTrigger | BlendTrigger | None:
+        """Returns the trigger, None for 'none'. Raises ``ValueError`` for settings out of range."""
+        if self.corrupt not in CORRUPTIONS:
+            raise ValueError(f"corrupt={self.corrupt!r} is unknown: choose one of {', '.join(CORRUPTIONS)}.")
+        if not 0 <= self.corrupt_rate < 1:
+            raise ValueError(f"corrupt_rate={self.corrupt_rate} must be in [0, 1), a share of samples: give for instance 0.25.")
+        if self.corrupt == "patch":
+            return PatchTrigger(size=self.patch_size, position=self.patch_position)
+        if self.corrupt == "blend":
+            if self.blend_picture is not None and not os.path.isfile(self.blend_picture):
+                raise ValueError(f"blend_picture={self.blend_picture!r} does not exist: give an image file, or leave it out.")
+            return BlendTrigger(alpha=self.alpha, std=self.blend_std, seed=self.corrupt_seed, picture=self.blend_picture)
+        return None
+
+    def rule(self) -> LabelRule:
+        """Returns the label rule. Raises ``ValueError`` for an unknown name."""
+        if self.label_rule not in LABEL_RULES:
+            raise ValueError(f"label_rule={self.label_rule!r} is unknown: choose one of {', '.join(LABEL_RULES)}.")
+        return AllToOne(self.target_label) if self.label_rule == "all-to-one" else LABEL_RULES[self.label_rule]
+
+
+@dataclass
+class ModelOptions:
+    """Which network, and what is reported of it."""
+
+    _argument_group_name = "model and report"
+
+    model: str = field(
+        default="small-cnn", metadata={"help": "small-cnn or resnet32 (from scratch), or a transformers model's name or folder."}
+    )
+    from_scratch: bool = field(default=False, metadata={"help": "Fresh weights in the named model's architecture."})
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side in pixels for small-cnn and resnet32. Default: the images', at most 64."}
+    )
+    last_k: int = field(default=10, metadata={"help": "The table's means are over the last so many epochs."})
+
+
+class Parser(HfArgumentParser):
+    """An argument parser whose mistakes are one-line ``ValueError``s."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+    def known(self) -> list[str]:
+        """The names of all options."""
+        return sorted({f.name for t in self.dataclass_types for f in fields(t) if f.init})
+
+
+def make_parser(command: str, types: Iterable[Any], about: str, first: str = "config.yaml") -> Parser:
+    """Returns the parser of a subcommand."""
+    usage = f"robust-trainer {command} [{first}] [--option value ...]"
+    return Parser(list(types), prog=f"robust-trainer {command}", usage=usage, description=about, allow_abbrev=False)
+
+
+def parse(parser: Parser, argv: Sequence[str], *, small: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
+    """Returns the options, from a YAML or JSON file (a leading argument without dashes) and from flags, which win.
+
+    small: defaults that hold where ``model`` names one of the small models. Raises a one-line ``ValueError`` that names the
+    unknown key or the value that does not fit.
+    """
+    argv = list(argv)
+    if argv and not argv[0].startswith("-"):
+        argv = read_config(argv[0], parser.known()) + argv[1:]
+    unknown = parser.parse_known_args(argv)[1]
+    if unknown:
+        raise ValueError(_told(unknown[0], parser.known()))
+    if small:
+        from .models import SMALL
+
+        if parser.parse_known_args(argv)[0].model in SMALL:
+            parser.set_defaults(**small)
+    return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+
+
+def read_config(path: str, known: Sequence[str]) -> list[str]:
+    """Returns the file's settings as flags; null takes the default. Raises ``ValueError`` naming the file and the key."""
+    if not path.endswith((".yaml", ".yml", ".json")):
+        raise ValueError(f"unexpected argument {path!r}: give a .yaml file first, then options as --name value.")
+    try:
+        with open(path, encoding="utf-8") as file:
+            read = yaml.safe_load(file)  # JSON is YAML
+    except OSError as error:
+        raise ValueError(f"config={path!r} could not be read ({error.strerror}): give an existing .yaml file.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"config={path!r} is no YAML ({' '.join(str(error).split())[:150]}): mend the file.") from error
+    if read is None:
+        return []
+    if not isinstance(read, dict):
+        raise ValueError(f"config={path!r} holds a {type(read).__name__}, expected lines of the form 'name: value'.")
+    flags: list[str] = []
+    for key, value in read.items():
+        if key not in known:
+            raise ValueError(f"{path}: " + _told(str(key), known))
+        if isinstance(value, list):
+            flags += [f"--{key}", *map(str, value)]
+        elif isinstance(value, dict):
+            flags.append(f"--{key}={json.dumps(value)}")
+        elif value is not None:
+            flags.append(f"--{key}={value}")
+    return flags
+
+
+def _told(word: str, known: Sequence[str]) -> str:
+    if word.startswith("--"):
+        word = word.split("=")[0]
+    name = word.lstrip("-").replace("-", "_")
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f"did you mean '{word[: len(word) - len(word.lstrip('-'))]}{near[0]}'?" if near else "see --help for the options."
+    return f"unknown option {word!r}: {hint}"
