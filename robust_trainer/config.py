@@ -38,12 +38,18 @@ class RobustConfig(TrainingArguments):
     rate_ramp_epochs: float | None = field(
         default=None, metadata={"help": f"Epochs that ramp or relax take, > 0. {_FROM_METHOD}"}
     )
+    ramp_from: float | None = field(
+        default=None, metadata={"help": f"Share of the final rate where ramp starts, [0, 1]. {_FROM_METHOD}"}
+    )
     relax_from: float | None = field(
         default=None, metadata={"help": f"Share dropped where relax starts, (0, 1). {_FROM_METHOD}"}
     )
     per_class: bool | None = field(default=None, metadata={"help": f"Rank within each given label. {_FROM_METHOD}"})
     memory: str | None = field(
         default=None, metadata={"help": f"Rank by: none (score of the moment), mean or ema of the ledger. {_FROM_METHOD}"}
+    )
+    memory_after_epochs: int | None = field(
+        default=None, metadata={"help": f"Finished epochs after which memory decides, >= 1. {_FROM_METHOD}"}
     )
     eps: float | None = field(
         default=None, metadata={"help": f"Radius of the perturbation, in [0, 1] pixels. {_FROM_METHOD}"}

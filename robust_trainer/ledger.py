@@ -12,21 +12,12 @@ from torch import Tensor
 if TYPE_CHECKING:
     import datasets
 
-_COLUMNS = {
-    "last_score": torch.float32,
-    "mean_score": torch.float32,
-    "ema_score": torch.float32,
-    "seen": torch.int32,
-    "kept": torch.int32,
-    "label": torch.int32,
-    "predicted": torch.int32,
-    "epoch": torch.int16,
-    "keep": torch.bool,
-}
+_SCORES = ("last_score", "mean_score", "ema_score")
+_COUNTS = ("seen", "kept", "label", "predicted", "epoch")
 
 
 class SampleLedger:
-    """Scores and decisions per sample: 31 bytes a row, kept on the training device, equal on every process.
+    """Scores and decisions per sample: 33 bytes a row, kept on the training device, equal on every process.
 
     Columns: last_score, mean_score (running mean over all epochs), ema_score, seen and kept (counts), label (given),
     predicted (class, at the last visit), epoch (of the last visit), keep (decision in force, methods with memory).
@@ -35,13 +26,13 @@ class SampleLedger:
 
     def __init__(self, size: int, device: torch.device | str = "cpu", ema_decay: float = 0.7):
         self.ema_decay = ema_decay
-        self.columns: dict[str, Tensor] = {
-            name: torch.zeros(size, dtype=dtype, device=device) for name, dtype in _COLUMNS.items()
-        }
-        self.columns["predicted"].fill_(-1)
-        self.columns["label"].fill_(-1)
-        self.columns["epoch"].fill_(-1)
-        self.columns["keep"].fill_(True)
+        # two tables, so that a step reads and writes each once; the columns are views of them
+        self._scores = torch.zeros(size, len(_SCORES), device=device)
+        self._counts = torch.zeros(size, len(_COUNTS), dtype=torch.int32, device=device)
+        self._counts[:, 2:] = -1
+        self.columns: dict[str, Tensor] = {name: self._scores[:, i] for i, name in enumerate(_SCORES)}
+        self.columns.update({name: self._counts[:, i] for i, name in enumerate(_COUNTS)})
+        self.columns["keep"] = torch.ones(size, dtype=torch.bool, device=device)
         self.truth: Tensor | None = None
 
     def __len__(self) -> int:
@@ -56,28 +47,18 @@ class SampleLedger:
     @torch.no_grad()
     def record(self, index: Tensor, scores: Tensor, weights: Tensor, labels: Tensor, predicted: Tensor, epoch: int) -> None:
         """Writes one step: all of shape (B,), gathered over the processes. Without a host sync."""
-        c = self.columns
-        epoch = min(epoch, torch.iinfo(torch.int16).max)
-        fresh = c["epoch"][index] != epoch  # (B,): not yet seen in this epoch
-        scores = scores.float()
-        seen = c["seen"][index]
-        mean = c["mean_score"][index]
-        ema = c["ema_score"][index]
-        new_mean = mean + (scores - mean) / (seen + 1)
-        new_ema = torch.where(seen == 0, scores, self.ema_decay * ema + (1.0 - self.ema_decay) * scores)
-
+        counts, remembered = self._counts[index], self._scores[index]
+        fresh = (counts[:, 4] != epoch).unsqueeze(1)  # not yet seen in this epoch
+        seen, scores = counts[:, 0], scores.float()
+        mean, ema = remembered[:, 1], remembered[:, 2]
+        mean = mean + (scores - mean) / (seen + 1)
+        ema = torch.where(seen == 0, scores, self.ema_decay * ema + (1.0 - self.ema_decay) * scores)
+        kept = counts[:, 1] + (weights > 0)
+        now = torch.full_like(seen, epoch)
+        new_counts = torch.stack([seen + 1, kept, labels.to(seen.dtype), predicted.to(seen.dtype), now], 1)
         # plain assignment, so that a sample that occurs twice in one step counts once
-        def put(name: str, new: Tensor) -> None:
-            c[name][index] = torch.where(fresh, new.to(c[name].dtype), c[name][index])
-
-        put("last_score", scores)
-        put("mean_score", new_mean)
-        put("ema_score", new_ema)
-        put("kept", c["kept"][index] + (weights > 0))
-        put("label", labels)
-        put("predicted", predicted)
-        put("seen", seen + 1)
-        c["epoch"][index] = epoch
+        self._counts[index] = torch.where(fresh, new_counts, counts)
+        self._scores[index] = torch.where(fresh, torch.stack([scores, mean, ema], 1), remembered)
 
     def memory(self, kind: str) -> Tensor:
         """The remembered scores (N,): ``mean`` or ``ema``."""

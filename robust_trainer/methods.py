@@ -25,9 +25,11 @@ FILTER: Mapping[str, Any] = {
     "max_rate": 0.99,
     "rate_schedule": "ramp",
     "rate_ramp_epochs": 10,
+    "ramp_from": 0.0,
     "relax_from": 0.6,
     "per_class": False,
     "memory": "none",
+    "memory_after_epochs": 1,
 }
 #: The inner maximisation of paper 000, Algorithm 1 and eq. 5: one l_inf step of size tau = 0.05 shared by the batch.
 ATTACK: Mapping[str, Any] = {
@@ -122,7 +124,9 @@ _RANGES: Mapping[str, tuple[str, Any]] = {
     "over_trim": ("> 0, a factor on noise_rate", lambda v: v > 0),
     "max_rate": ("in (0, 1), the largest share to drop", lambda v: 0 < v < 1),
     "rate_ramp_epochs": ("> 0 epochs", lambda v: v > 0),
+    "ramp_from": ("in [0, 1], a share of the final rate", lambda v: 0 <= v <= 1),
     "relax_from": ("in (0, 1)", lambda v: 0 < v < 1),
+    "memory_after_epochs": ("a whole number >= 1", lambda v: v >= 1 and int(v) == v),
     "step_size": ("in (0, 1] pixels", lambda v: v is None or 0 < v <= 1),
     "steps": ("a whole number >= 1", lambda v: v >= 1 and int(v) == v),
     "bootstrap_beta": ("in [0, 1], the weight of the given label", lambda v: 0 <= v <= 1),

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 try:  # without torchvision the plain name answers with a warning
     from transformers import ViTImageProcessorPil as PlainProcessor
 except ImportError:  # transformers before 5.20
-    from transformers import ViTImageProcessor as PlainProcessor
+    from transformers import ViTImageProcessor as PlainProcessor  # type: ignore[assignment]
 
 
 class SmallCNNConfig(PreTrainedConfig):
@@ -63,7 +63,7 @@ class _Classifier(PreTrainedModel):
 
 
 class SmallCNN(_Classifier):
-    """Three 3x3 convolutions (the second with stride 2) and two linear layers, no BatchNorm and no dropout; for small images (8 to 64 pixels a side)."""
+    """Three 3x3 convolutions, the second with stride 2, and two linear layers; no BatchNorm, no dropout. For images of 8 to 64 pixels."""
 
     config_class = SmallCNNConfig
 
@@ -75,7 +75,7 @@ class SmallCNN(_Classifier):
             nn.Conv2d(w, 2 * w, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(),
         )  # fmt: skip
         self.hidden = nn.Linear(2 * w * 16, 4 * w)
-        self.head = nn.Linear(4 * w, config.num_labels)
+        self.head = nn.Linear(4 * w, _classes(config))
         self.post_init()
 
     def logits(self, pixel_values: Tensor) -> Tensor:
@@ -115,14 +115,18 @@ class ResNet32(_Classifier):
                 blocks.append(_Block(ins, w * 2**stage, 2 if stage and not number else 1))
                 ins = w * 2**stage
         self.stages = nn.Sequential(*blocks)
-        self.head = nn.Linear(ins, config.num_labels)
+        self.head = nn.Linear(ins, _classes(config))
         self.post_init()
 
     def logits(self, pixel_values: Tensor) -> Tensor:
         return self.head(self.stages(self.stem(pixel_values)).mean((2, 3)))
 
 
-SMALL: dict[str, tuple[type[PreTrainedConfig], type[_Classifier]]] = {
+def _classes(config: PreTrainedConfig) -> int:
+    return int(config.num_labels or 2)
+
+
+SMALL: dict[str, tuple[Any, type[_Classifier]]] = {
     "small-cnn": (SmallCNNConfig, SmallCNN),
     "resnet32": (ResNet32Config, ResNet32),
 }

@@ -69,7 +69,7 @@ def prepare(data: DataOptions, corruption: CorruptionOptions) -> Prepared:
     found = load_data(
         data.dataset, config=data.dataset_config, image_column=data.image_column, label_column=data.label_column,
         test_split=data.test_split, max_train_samples=data.max_train_samples, max_test_samples=data.max_test_samples,
-        seed=data.data_seed_for_subsets,
+        seed=data.split_seed,
     )  # fmt: skip
     train, test, triggered = found[TRAIN], found[TEST], found.get(TRIGGERED)
     told = None
@@ -238,7 +238,8 @@ def environment() -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "robust_trainer": importlib.metadata.version("robust-trainer"), "python": platform.python_version(), **versions,
-        "device": device, "cores": cores, "threads": torch.get_num_threads(), "machine": f"{platform.system()} {platform.machine()}",
+        "device": device, "cores": cores, "threads": torch.get_num_threads(),
+        "machine": f"{platform.system()} {platform.machine()}",
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }  # fmt: skip
 

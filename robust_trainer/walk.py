@@ -225,10 +225,10 @@ class Walk:
     # ---- the epoch's opening -----------------------------------------------------------------------------------------
 
     def _open_epoch(self, progress: Progress) -> None:
-        """At the first step of every epoch but the first: decide from memory whom to keep during it."""
+        """At the first step of an epoch, once there is something to remember: decide from memory whom to keep during it."""
         selection = self.recipe.selection
         epoch = int(progress.epoch)
-        if selection is None or selection.memory == "none" or epoch == 0:
+        if selection is None or selection.memory == "none" or epoch < selection.memory_after_epochs:
             return
         decided = self.states.get("keep")
         if decided is not None and int(decided["epoch"]) == epoch:

@@ -45,7 +45,8 @@ def poison(
     systematically, then put the trigger on exactly the flipped samples. ``trigger=None`` flips labels only.
     trigger: `PatchTrigger`, `BlendTrigger`, or any picklable image -> image. rate: fraction of all samples in [0, 1).
     label_rule: 'multi-target' (i -> i+1 mod C), 'all-to-one' (target 0) or a rule object; samples whose label the rule keeps are
-    never chosen. The choice is keyed by (seed, row number). stratified: the same share of every eligible class.
+    never chosen. The choice is keyed by (seed, row number): a second call on the same rows wants another seed, or it picks the
+    same rows again. stratified: the same share of every eligible class.
     Adds ``is_corrupted`` (bool) and ``clean_label``; on a second call ``clean_label`` stays the first one's and ``is_corrupted``
     tells either. Features and format are kept, untouched images keep their bytes (but modes 1 and P are stored as L and RGB
     in every row, lest the mode tell the poison), poisoned ones are stored as lossless PNG. map_kwargs go to `Dataset.map`.

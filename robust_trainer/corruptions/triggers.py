@@ -29,6 +29,7 @@ class _PixelTrigger:
     channel_axis: int | None
 
     def _paint(self, pixels: np.ndarray) -> np.ndarray:
+        """``pixels`` (H, W, C) painted; the array is a copy and may be written to."""
         raise NotImplementedError
 
     def __call__(self, image: Any) -> Any:
@@ -180,7 +181,6 @@ class PatchTrigger(_PixelTrigger):
             )
         if values.shape[2] not in (1, channels):
             raise ValueError(f"pattern has {values.shape[2]} channels but the image has {channels}: give one per channel or one.")
-        pixels = pixels.copy()
         pixels[row : row + h, column : column + w] = values
         return pixels
 
