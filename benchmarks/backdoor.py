@@ -174,7 +174,14 @@ class EachEpoch(TrainerCallback):
 
 
 def run(
-    args: argparse.Namespace, method: str, given: dict[str, Any], seed: int, names: list[str], train: Images, clean: Images, triggered: Images
+    args: argparse.Namespace,
+    method: str,
+    given: dict[str, Any],
+    seed: int,
+    names: list[str],
+    train: Images,
+    clean: Images,
+    triggered: Images,
 ) -> dict[str, Any]:
     """Trains once and returns the figures."""
     set_seed(seed)
@@ -288,16 +295,17 @@ def run_all(args: argparse.Namespace) -> None:
         return
     found = load_data(args.data, max_train_samples=args.train_size, max_test_samples=args.test_size)
     train, test = found["train"], found["test"]
-    clean = to_images(test, args.image_mean, args.image_std)
+    scale = (args.image_mean, args.image_std)
+    clean = to_images(test, *scale)
     triggered = {
-        a: to_images(trigger_all(test, TRIGGERS[a], label_rule="multi-target", keep_in_memory=True), args.image_mean, args.image_std)
-        for a in args.attack
+        attack: to_images(trigger_all(test, TRIGGERS[attack], label_rule="multi-target", keep_in_memory=True), *scale)
+        for attack in args.attack
     }
     built: tuple[Any, Images | None] = (None, None)
     for number, (attack, rate, seed, name) in enumerate(todo, 1):
         if built[0] != (attack, rate, seed):
             rows = poison(train, trigger=TRIGGERS[attack], rate=rate, seed=seed, keep_in_memory=True)
-            built = ((attack, rate, seed), to_images(rows, args.image_mean, args.image_std))
+            built = ((attack, rate, seed), to_images(rows, *scale))
         poisoned = built[1]
         assert poisoned is not None
         settings = run_settings(args, attack, rate, name, seed)
@@ -308,8 +316,9 @@ def run_all(args: argparse.Namespace) -> None:
             handle.write(json.dumps(line) + "\n")
         told = ", ".join(f"{k} {v:.3f}" for k, v in figures["detection"].items())
         print(
-            f"[{number}/{len(todo)}] {attack} {rate} {name} seed {seed}: clean {figures['clean']:.2%}, poison {figures['poison']:.2%}, "
-            f"ASR {figures['asr']:.2%}; {told}; {figures['train_seconds']:.0f} s",
+            f"[{number}/{len(todo)}] {attack} {rate} {name} seed {seed}: "
+            f"clean {figures['clean']:.2%}, poison {figures['poison']:.2%}, ASR {figures['asr']:.2%}; {told}; "
+            f"{figures['train_seconds']:.0f} s",
             flush=True,
         )
 
@@ -317,60 +326,72 @@ def run_all(args: argparse.Namespace) -> None:
 # ---- the report -------------------------------------------------------------------------------------------------------
 
 
+#: Figure -> heading of its table.
+HEADINGS = {
+    "poison": "poison accuracy, %",
+    "clean": "clean accuracy, %",
+    "asr": "attack success rate, %",
+    "precision": "filter precision, %",
+    "recall": "filter recall, %",
+    "auroc": "AUROC of the ledger's mean score",
+}
+
+
 def report(rows: list[dict[str, Any]]) -> str:
-    """The papers' tables in markdown: our mean ± standard deviation over the seeds, in percent, and the papers' mean in brackets."""
+    """The papers' tables in markdown: our mean ± standard deviation over the seeds, and the papers' mean in brackets."""
     paper = json.loads(PAPER.read_text())
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         groups[json.dumps(row["protocol"], sort_keys=True)].append(row)
     out: list[str] = []
-    for protocol, members in groups.items():
-        named = json.loads(protocol)
-        first = members[0]
-        head = f"{named['data_name']}: {first['n_train']} training and {first['n_test']} test images, {named['model']}, "
-        head += f"AdamW {named['lr']:g}, {named['epochs']} epochs, batch {named['batch_size']}, mean of the last {named['last_k']} epochs"
-        out += [f"### {head}", ""]
-        versions = {f"{m['device']}, {m['cores']} cores, torch {m['torch']}, transformers {m['transformers']}" for m in (r["machine"] for r in members)}
-        out += [f"{', '.join(sorted({r['label_rule'] for r in members}))} flips; {'; '.join(sorted(versions))}.", ""]
-        # runs of one method with other settings are a column of their own
-        columns = list(dict.fromkeys(column_of(row, members) for row in members))
+    for members in groups.values():
+        told, n = members[0]["protocol"], members[0]
+        out += [
+            f"### {told['data_name']}: {n['n_train']} training and {n['n_test']} test images, {told['model']}, "
+            f"AdamW {told['lr']:g}, {told['epochs']} epochs, batch {told['batch_size']}, mean of the last {told['last_k']} epochs",
+            "",
+            "; ".join(sorted({machine_line(row["machine"]) for row in members})),
+            "",
+        ]
         for attack in sorted({row["attack"] for row in members}, reverse=True):
             cells: dict[tuple[str, str, float], list[float]] = defaultdict(list)
             for row in (r for r in members if r["attack"] == attack):
-                found = {k: row[k] for k in ("poison", "clean", "asr")} | row["detection"]
-                for metric, value in found.items():
-                    cells[metric, column_of(row, members), row["rate"]].append(100 * value if metric != "auroc" else value)
-            for metric in ("poison", "clean", "asr", "precision", "recall", "auroc"):
-                used = [c for c in columns if any(key[:2] == (metric, c) for key in cells)]
-                if not used:
+                for metric in HEADINGS:
+                    value = {**row, **row["detection"]}.get(metric)
+                    if value is not None:
+                        cells[metric, column_of(row, members), row["rate"]].append(value if metric == "auroc" else 100 * value)
+            for metric, heading in HEADINGS.items():
+                columns = list(dict.fromkeys(column for m, column, _ in cells if m == metric))
+                rates = sorted({rate for m, _, rate in cells if m == metric})
+                if not columns:
                     continue
-                unit = "" if metric == "auroc" else ", %"
-                accuracy = " accuracy" if metric in ("poison", "clean") else " of the filter" if metric in ("precision", "recall") else ""
-                out += [f"**{attack}: {metric}{accuracy}{unit}**", "", "| rate | " + " | ".join(used) + " |", "|---|" + "---|" * len(used)]
-                for rate in sorted({row["rate"] for row in members if row["attack"] == attack}):
-                    line = [f"{rate:g}"]
-                    for column in used:
-                        values = cells.get((metric, column, rate), [])
-                        line.append(cell(values, metric) + beside(paper, named["data_name"], attack, metric, column.split(" ")[0], rate))
-                    out.append("| " + " | ".join(line) + " |")
+                out += [f"**{attack}: {heading}**", ""]
+                out += ["| rate | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+                for rate in rates:
+                    ours = [cell(cells.get((metric, column, rate), []), metric) for column in columns]
+                    theirs = [beside(paper, told["data_name"], attack, metric, column.split(" ")[0], rate) for column in columns]
+                    out.append(f"| {rate:g} | " + " | ".join(a + b for a, b in zip(ours, theirs)) + " |")
                 out.append("")
     if out:
-        out += [
-            "Cells: mean ± standard deviation over seeds (n); in brackets the papers' mean over 3 seeds (full data, ResNet-32, 100 epochs); "
-            + "; ".join(f"{where}: {why}" for where, why in paper["unusable"].items()) + ".",
-        ]  # fmt: skip
+        unusable = "; ".join(f"{where}: {why}" for where, why in paper["unusable"].items())
+        out.append(
+            "Cells: mean ± standard deviation over seeds (n); in brackets the papers' mean over 3 seeds "
+            f"(all training images, ResNet-32, 100 epochs). Unusable: {unusable}."
+        )
     return "\n".join(out)
+
+
+def machine_line(m: dict[str, Any]) -> str:
+    return f"{m['device']}, {m['cores']} cores, torch {m['torch']}, transformers {m['transformers']}, commit {m['commit']}"
 
 
 def column_of(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     """The method's name, with those settings that differ between this group's runs of it."""
     own = {k: v for k, v in row["settings"].items() if not (k == "noise_rate" and v == row["rate"])}
-    others = [
-        {k: v for k, v in r["settings"].items() if not (k == "noise_rate" and v == r["rate"])}
-        for r in rows if r["method"] == row["method"]
-    ]  # fmt: skip
+    same = [r for r in rows if r["method"] == row["method"]]
+    others = [{k: v for k, v in r["settings"].items() if not (k == "noise_rate" and v == r["rate"])} for r in same]
     keys = sorted({k for o in others for k in (*o, *own) if o.get(k) != own.get(k)})
-    told = ", ".join(f"{k}={own.get(k, 'default' if k != 'noise_rate' else 'true')}" for k in keys)
+    told = ", ".join(f"{k}={own.get(k, 'true' if k == 'noise_rate' else 'default')}" for k in keys)
     return row["method"] + (f" ({told})" if told else "")
 
 
@@ -398,7 +419,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--config", help="YAML file with these arguments by name; the command line wins")
     p.add_argument("--data", help="folder with train.parquet and test.parquet, a hub name, or 'digits' (offline)")
-    p.add_argument("--dataset", help="the data set's name in results and the papers' tables: cifar10, cifar100, mnist; default: --data's")
+    p.add_argument("--dataset", help="its name in the results and the papers' tables (cifar10, cifar100, mnist); default: --data's")
     p.add_argument("--model", default="resnet32", help="small-cnn, resnet32, or a transformers architecture by name or folder")
     p.add_argument("--attack", nargs="+", choices=list(TRIGGERS), default=["patch", "blend"])
     p.add_argument("--rates", nargs="+", type=float, default=[0.15, 0.25, 0.35, 0.45])

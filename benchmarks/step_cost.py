@@ -244,13 +244,15 @@ def main() -> None:
         return
     memory = {} if args.no_memory else memory_all(args)
     ratios, plain = ({}, []) if args.no_time else time_all(args)
-    device = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    device = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()} CPU, {threads} thread(s)"
     print(
         f"{args.model}, {args.size}x{args.size}, batch {args.batch_size}; {device} of {os.cpu_count()} cores; "
         f"torch {torch.__version__}, transformers {transformers.__version__}, python {platform.python_version()}"
     )
     if plain:
-        print(f"plain Trainer: {1000 * statistics.median(plain):.1f} ms a step ({args.clock} clock); n = {args.rounds} rounds of {2 * args.steps} steps")
+        step = f"{1000 * statistics.median(plain):.1f} ms a step ({args.clock} clock)"
+        print(f"plain Trainer: {step}; n = {args.rounds} rounds of {2 * args.steps} steps")
     if memory:
         told = memory["plain"]
         print(f"plain Trainer: {told['tensors'] / 2**20:.0f} MiB of tensors at the peak, {told['rss'] / 2**20:.0f} MiB resident")

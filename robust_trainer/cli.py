@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {
-    "demo": "poison handwritten digits, train three methods, compare (3 minutes, no network)",
+    "demo": "poison handwritten digits, train three methods, compare (a minute, no network)",
     "corrupt": "poison a data set and save it",
     "train": "train an image classifier robustly: train config.yaml --method prl-at-memory ...",
     "evaluate": "clean accuracy, poison accuracy and attack success of a saved model",

@@ -67,6 +67,7 @@ def train(argv: Sequence[str]) -> None:
     """robust-trainer train: writes the model, its image processor, results.json, ledger.parquet and report.html."""
     about = "Train an image classifier robustly. Methods: " + "; ".join(f"{m.name}: {m.summary}" for m in METHODS.values())
     parser = make_parser("train", [DataOptions, CorruptionOptions, ModelOptions, RobustConfig], about)
+    parser.epilog = "With small-cnn and resnet32: " + ", ".join(f"{k} {v}" for k, v in SMALL_DEFAULTS.items()) + "."
     parser.set_defaults(**TRAIN_DEFAULTS, dataloader_pin_memory=torch.cuda.is_available())
     data, corruption, model, args = parse(parser, argv, small=SMALL_DEFAULTS)
     with args.main_process_first(desc="preparing the data"):
@@ -139,8 +140,7 @@ def evaluate(argv: Sequence[str]) -> None:
             found = {"clean_accuracy": metrics["test_accuracy"], "n": len(clean)}
     trigger = (prepared.corruption or {}).get("trigger", "as saved" if prepared.triggered is not None else None)
     content = {
-        "run": options.run, "dataset": data.dataset, "trigger": trigger, "label_rule": corruption.label_rule, **found,
-        "environment": environment(),
+        "run": options.run, "dataset": data.dataset, "trigger": trigger, **found, "environment": environment(),
     }  # fmt: skip
     path = write_json(options.output or Path(options.run) / "evaluation.json", content)
     say(show(["figure", "value"], [[name, percent(value) + " %"] for name, value in found.items() if name != "n"]))

@@ -48,6 +48,9 @@ class RobustConfig(TrainingArguments):
     memory: str | None = field(
         default=None, metadata={"help": f"Rank by: none (score of the moment), mean or ema of the ledger. {_FROM_METHOD}"}
     )
+    memory_decay: float | None = field(
+        default=None, metadata={"help": f"Weight of the past in memory=ema, [0, 1). {_FROM_METHOD}"}
+    )
     memory_after_epochs: int | None = field(
         default=None, metadata={"help": f"Finished epochs after which memory decides, >= 1. {_FROM_METHOD}"}
     )

@@ -24,7 +24,7 @@ class SampleLedger:
     A sample that a distributed sampler repeats within an epoch is recorded once.
     """
 
-    def __init__(self, size: int, device: torch.device | str = "cpu", ema_decay: float = 0.7):
+    def __init__(self, size: int, device: torch.device | str = "cpu", ema_decay: float = 0.5):
         self.ema_decay = ema_decay
         # two tables, so that a step reads and writes each once; the columns are views of them
         self._scores = torch.zeros(size, len(_SCORES), device=device)

@@ -29,6 +29,7 @@ FILTER: Mapping[str, Any] = {
     "relax_from": 0.6,
     "per_class": False,
     "memory": "none",
+    "memory_decay": 0.5,
     "memory_after_epochs": 1,
 }
 #: The inner maximisation of paper 000, Algorithm 1 and eq. 5: one l_inf step of size tau = 0.05 shared by the batch.
@@ -55,7 +56,7 @@ class Method:
     source: str
     score: str
     settings: Mapping[str, Any]
-    remember: str = "outer"
+    trust: str = "outer"
 
     def __call__(self, **changes: Any) -> Recipe:
         """The recipe. Raises ``ValueError`` for a setting that the method does not take, or outside its range."""
@@ -75,7 +76,7 @@ class Method:
             perturbation=Perturbation(**{k: s[k] for k in ATTACK}) if "eps" in s else None,
             inner_filter=s.get("inner_filter", True),
             outer_filter=s.get("outer_filter", True),
-            remember=self.remember,
+            trust=self.trust,
             settings=s,
         )
 
@@ -100,11 +101,16 @@ _ROWS = (
             **ABLATION,
             "over_trim": 1.5,
             "max_rate": 0.6,
-            "rate_schedule": "constant",
+            "rate_schedule": "ramp",
+            "ramp_from": 0.25,
+            "rate_ramp_epochs": 4,
             "per_class": True,
-            "memory": "mean",
+            "memory": "ema",
+            "memory_after_epochs": 4,
             "eps": 0.1,
+            "scope": "sample",
         },
+        trust="inner",
     ),
 )
 METHODS: Mapping[str, Method] = {row.name: row for row in _ROWS}
@@ -126,6 +132,7 @@ _RANGES: Mapping[str, tuple[str, Any]] = {
     "rate_ramp_epochs": ("> 0 epochs", lambda v: v > 0),
     "ramp_from": ("in [0, 1], a share of the final rate", lambda v: 0 <= v <= 1),
     "relax_from": ("in (0, 1)", lambda v: 0 < v < 1),
+    "memory_decay": ("in [0, 1)", lambda v: 0 <= v < 1),
     "memory_after_epochs": ("a whole number >= 1", lambda v: v >= 1 and int(v) == v),
     "step_size": ("in (0, 1] pixels", lambda v: v is None or 0 < v <= 1),
     "steps": ("a whole number >= 1", lambda v: v >= 1 and int(v) == v),

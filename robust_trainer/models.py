@@ -63,7 +63,7 @@ class _Classifier(PreTrainedModel):
 
 
 class SmallCNN(_Classifier):
-    """Three 3x3 convolutions, the second with stride 2, and two linear layers; no BatchNorm, no dropout. For images of 8 to 64 pixels."""
+    """Three 3x3 convolutions with BatchNorm, the second with stride 2, and two linear layers; for images of 8 to 64 pixels."""
 
     config_class = SmallCNNConfig
 
@@ -71,15 +71,18 @@ class SmallCNN(_Classifier):
         super().__init__(config)
         w = config.width
         self.features = nn.Sequential(
-            nn.Conv2d(config.num_channels, w, 3, padding=1), nn.ReLU(), nn.Conv2d(w, w, 3, 2, 1), nn.ReLU(),
-            nn.Conv2d(w, 2 * w, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(),
-        )  # fmt: skip
+            *_layer(config.num_channels, w), *_layer(w, w, 2), *_layer(w, 2 * w), nn.AdaptiveAvgPool2d(4), nn.Flatten()
+        )
         self.hidden = nn.Linear(2 * w * 16, 4 * w)
         self.head = nn.Linear(4 * w, _classes(config))
         self.post_init()
 
     def logits(self, pixel_values: Tensor) -> Tensor:
         return self.head(self.hidden(self.features(pixel_values)).relu())
+
+
+def _layer(ins: int, outs: int, stride: int = 1) -> tuple[nn.Module, ...]:
+    return nn.Conv2d(ins, outs, 3, stride, 1, bias=False), nn.BatchNorm2d(outs), nn.ReLU()
 
 
 class _Block(nn.Module):
@@ -108,7 +111,7 @@ class ResNet32(_Classifier):
     def __init__(self, config: ResNet32Config):
         super().__init__(config)
         w = config.width
-        self.stem = nn.Sequential(nn.Conv2d(config.num_channels, w, 3, 1, 1, bias=False), nn.BatchNorm2d(w), nn.ReLU())
+        self.stem = nn.Sequential(*_layer(config.num_channels, w))
         blocks, ins = [], w
         for stage in range(3):
             for number in range(config.blocks):
@@ -182,7 +185,7 @@ def load_model(folder: str) -> tuple[PreTrainedModel, Any]:
 def _found(auto: Any, name: str, **kwargs: Any) -> Any:
     try:
         return auto.from_pretrained(name, **kwargs)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"model={name!r} could not be loaded by {auto.__name__}: choose {', '.join(SMALL)}, or the hub name or folder of an "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import json
 import os
@@ -10,11 +11,17 @@ from dataclasses import dataclass, field, fields
 from typing import Any, NoReturn
 
 import yaml
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainingArguments
 
 from .corruptions import LABEL_RULES, AllToOne, BlendTrigger, LabelRule, PatchTrigger
 
 CORRUPTIONS = ("none", "patch", "blend")
+#: The options of TrainingArguments that --help shows; all of them can be given.
+SHOWN = (
+    "output_dir", "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "optim", "weight_decay",
+    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "bf16", "use_cpu",
+    "eval_strategy", "save_strategy", "dataloader_num_workers", "disable_tqdm", "report_to", "seed", "resume_from_checkpoint",
+)  # fmt: skip
 
 
 @dataclass
@@ -69,6 +76,16 @@ class CorruptionOptions:
             return BlendTrigger(alpha=self.alpha, std=self.blend_std, seed=self.corrupt_seed, picture=self.blend_picture)
         return None
 
+    def describe(self) -> str:
+        """Returns the trigger and the label rule in words."""
+        if self.corrupt == "none":
+            return "none"
+        rule = f"all-to-one, class {self.target_label}" if self.label_rule == "all-to-one" else self.label_rule
+        if self.corrupt == "patch":
+            return f"patch ({self.patch_size} pixels, {self.patch_position}; {rule})"
+        picture = self.blend_picture or f"noise of mean 0.5 and std {self.blend_std:g}, seed {self.corrupt_seed}"
+        return f"blend (alpha {self.alpha:g} of {picture}; {rule})"
+
     def rule(self) -> LabelRule:
         """Returns the label rule. Raises ``ValueError`` for an unknown name."""
         if self.label_rule not in LABEL_RULES:
@@ -92,8 +109,34 @@ class ModelOptions:
     last_k: int = field(default=10, metadata={"help": "The table's means are over the last so many epochs."})
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """One spelling of each option, and no list of dozens of choices."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        return f"{action.option_strings[0]} {'VALUE ...' if action.nargs == '+' else 'VALUE'}"
+
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 class Parser(HfArgumentParser):
     """An argument parser whose mistakes are one-line ``ValueError``s."""
+
+    def format_help(self) -> str:
+        """The help, with our own options first and the usual ones of TrainingArguments."""
+        trainers = {f.name for f in fields(TrainingArguments)} - set(SHOWN)
+        if not any(issubclass(t, TrainingArguments) for t in self.dataclass_types):
+            trainers = set()
+        for action in self._actions:
+            if action.dest in trainers or action.option_strings[0].startswith("--no_"):
+                action.help = argparse.SUPPRESS
+        if trainers:
+            self.epilog = f"{self.epilog or ''} All other options of transformers.TrainingArguments can be given as well."
+        self._action_groups.sort(key=lambda group: group.title == "options")
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
@@ -106,7 +149,9 @@ class Parser(HfArgumentParser):
 def make_parser(command: str, types: Iterable[Any], about: str, first: str = "config.yaml") -> Parser:
     """Returns the parser of a subcommand."""
     usage = f"robust-trainer {command} [{first}] [--option value ...]"
-    return Parser(list(types), prog=f"robust-trainer {command}", usage=usage, description=about, allow_abbrev=False)
+    return Parser(
+        list(types), prog=f"robust-trainer {command}", usage=usage, description=about, allow_abbrev=False, formatter_class=_Help
+    )
 
 
 def parse(parser: Parser, argv: Sequence[str], *, small: Mapping[str, Any] | None = None) -> tuple[Any, ...]:

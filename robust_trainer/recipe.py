@@ -49,7 +49,9 @@ class Recipe:
     """A published method as data: what to perturb, whom to trust, what to minimise.
 
     ``inner_filter`` and ``outer_filter`` switch selection and relabelling on in the inner maximisation and in the outer
-    minimisation (paper 000, Algorithm 1; table 4 is the ablation). ``settings`` are the numbers it was built from.
+    minimisation (paper 000, Algorithm 1; table 4 is the ablation). ``trust`` names the forward whose scores decide in the
+    outer step and are remembered: ``outer``, on the perturbed inputs (papers), or ``inner``, on the inputs as they came.
+    ``settings`` are the numbers it was built from.
     """
 
     name: str
@@ -60,7 +62,7 @@ class Recipe:
     perturbation: Perturbation | None = None
     inner_filter: bool = True
     outer_filter: bool = True
-    remember: str = "outer"
+    trust: str = "outer"
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property

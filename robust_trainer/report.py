@@ -107,7 +107,8 @@ def _options(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     told += [("training samples", content["train_samples"]), ("test samples", content["test_samples"])]
     corruption = content.get("corruption")
     if corruption:
-        told += [(name.replace("_", " "), corruption[name]) for name in ("trigger", "label_rule", "seed") if name in corruption]
+        named = {"trigger": "trigger", "seed": "poison seed"}
+        told += [(label, corruption[name]) for name, label in named.items() if name in corruption]
         nominal = corruption.get("nominal")
         rate = f"{percent(corruption['overall'])} % realised ({corruption['corrupted']} samples)"
         told.append(("poison rate", rate if nominal is None else f"{percent(nominal)} % nominal, {rate}"))

@@ -84,7 +84,7 @@ def prepare(data: DataOptions, corruption: CorruptionOptions) -> Prepared:
         train = poison(train, trigger=trigger, rate=corruption.corrupt_rate, label_rule=rule, seed=corruption.corrupt_seed)
         triggered = trigger_all(test, trigger, label_rule=rule)
         told = {
-            "corrupt": corruption.corrupt, "trigger": repr(trigger), "label_rule": repr(rule), "seed": corruption.corrupt_seed,
+            "corrupt": corruption.corrupt, "trigger": corruption.describe(), "seed": corruption.corrupt_seed,
             **realised_rates(train, nominal=corruption.corrupt_rate),
         }  # fmt: skip
     return Prepared(train, test, triggered, told)
@@ -174,7 +174,7 @@ def train_run(
     record["mean_last_k"] = mean_last(record["curves"], options.last_k)
     if trainer.ledger is not None:
         record["detection"] = trainer.ledger.detection()
-        record["distrusted"] = len(trainer.distrusted_samples())
+        record["distrusted"] = int((trainer.ledger.kept * 2 < trainer.ledger.seen).sum())
     return trainer, record
 
 
@@ -214,9 +214,9 @@ def suspects(trainer: Any, data: Prepared, count: int = 24) -> list[dict[str, An
     if trainer.ledger is None:
         return []
     names = label_names(data.train)
-    rows = trainer.ledger.to_dataset().sort("mean_score", reverse=True)
+    order = torch.argsort(trainer.ledger.mean_score, descending=True, stable=True)[:count].tolist()
     out = []
-    for row in rows.select(range(min(count, len(rows)))):
+    for row in trainer.ledger.to_dataset().select(order):
         sample = data.train[row["index"]]
         truth = sample.get("clean_label")
         out.append(
@@ -270,7 +270,7 @@ def table(runs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]
     """Returns the heading and the rows of the table of results, in percent; the report shows the same."""
     k = next((run["mean_last_k"]["k"] for run in runs if run.get("mean_last_k")), None)
     heading = ["method", "clean %", "poison %", "attack %"]
-    heading += [f"clean % (last {k})", f"poison % (last {k})"] if k else []
+    heading += [f"clean last {k}", f"poison last {k}"] if k else []
     heading += ["distrusted", "precision %", "recall %", "AUROC %", "seconds"]
     rows = []
     for run in runs:

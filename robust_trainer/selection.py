@@ -27,9 +27,11 @@ class KeepByScore:
     noise_rate: expected share of corrupted samples, in [0, 1). over_trim: factor on it (> 1 drops more than expected;
     over-estimating is safe, paper 001 table 5.4). max_rate: upper limit of the product, in (0, 1).
     rate_schedule: ``constant``; ``ramp`` from ``ramp_from`` x rate (0 in the papers) to the rate over ``rate_ramp_epochs``
-    (paper 001 sec. 4, R(T) = min(T/Tk * rate, rate), T from 1); ``relax`` from ``relax_from`` down to the rate over ``rate_ramp_epochs``.
-    per_class: rank within each given label. memory: ``none`` (papers), ``mean`` or ``ema`` of the ledger's scores, in force
-    after ``memory_after_epochs``; before, samples are ranked in their batch.
+    (paper 001 sec. 4, R(T) = min(T/Tk * rate, rate), T from 1); ``relax`` from ``relax_from`` down to
+    the rate over ``rate_ramp_epochs``.
+    per_class: rank within each given label. memory: ``none`` (papers), ``mean`` or ``ema`` (m <- memory_decay m +
+    (1 - memory_decay) score, each epoch) of the ledger's scores, in force after ``memory_after_epochs``;
+    before, ranks are those in the batch.
     """
 
     noise_rate: float
@@ -41,14 +43,16 @@ class KeepByScore:
     relax_from: float = 0.6
     per_class: bool = False
     memory: str = "none"
+    memory_decay: float = 0.5
     memory_after_epochs: int = 1
 
     def rate(self, progress: Progress) -> float:
         """The share dropped at this moment, in [0, 1)."""
-        final = min(self.noise_rate * self.over_trim, self.max_rate)
+        asked = self.noise_rate * self.over_trim
+        final = min(asked, self.max_rate)
         if self.rate_schedule == "ramp":
             done = min((int(progress.epoch) + 1) / self.rate_ramp_epochs, 1.0)
-            return final * (self.ramp_from + (1.0 - self.ramp_from) * done)
+            return min(asked * (self.ramp_from + (1.0 - self.ramp_from) * done), self.max_rate)
         if self.rate_schedule == "relax" and final > 0 and self.relax_from > final:
             return self.relax_from + (final - self.relax_from) * min(progress.epoch / self.rate_ramp_epochs, 1.0)
         return final

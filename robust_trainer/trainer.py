@@ -107,7 +107,8 @@ class RobustTrainer(Trainer):
                 )
             walk.image_key = getattr(bare, "main_input_name", None)
         if size is not None:
-            walk.ledger = SampleLedger(size, self.args.device)
+            decay = recipe.selection.memory_decay if recipe.selection is not None else 0.5
+            walk.ledger = SampleLedger(size, self.args.device, decay)
             if isinstance(data, datasets.Dataset) and "is_corrupted" in data.column_names:
                 truth = np.asarray(data.with_format(None)["is_corrupted"][:], dtype=bool)
                 walk.ledger.truth = torch.from_numpy(truth).to(self.args.device)

@@ -79,7 +79,8 @@ class Walk:
             with crafting():
                 self._perturb(bare, batches, progress)
         step = Step(batches)
-        known = self._known_weights(batches)
+        decided = [batch.weights for batch in batches if batch.weights is not None]
+        known = decided if decided else self._known_weights(batches, self.recipe.outer_filter)
         if known is None and len(batches) > 1:
             # ranks need the scores of every micro-batch before the first backward: one more forward each, only here
             scores = [self._peek(peek, batch) for batch in batches]
@@ -126,19 +127,21 @@ class Walk:
         scores = [self.recipe.score(view) for view in views]
         for batch, score in zip(batches, scores):
             batch.clean_scores = score
-        weights = self._known_weights(batches, inner=True)
+        recipe = self.recipe
+        first = recipe.trust == "inner" and recipe.outer_filter  # this forward decides for the outer step too
+        weights = self._known_weights(batches, recipe.inner_filter or first)
         if weights is None:
             weights = self._rank(scores, batches, progress, "inner")
         for batch, weight in zip(batches, weights):
-            batch.inner_weights = weight
-        return torch.cat([weight.mean(0) for weight in weights])
+            batch.inner_weights = weight if recipe.inner_filter else torch.ones_like(weight)
+            batch.weights = weight if first else None
+        return torch.cat([batch.inner_weights.mean(0) for batch in batches if batch.inner_weights is not None])
 
     # ---- step 7: trust -----------------------------------------------------------------------------------------------
 
-    def _known_weights(self, batches: list[Batch], inner: bool = False) -> list[Tensor] | None:
-        """Weights that need no current score: nothing to filter, or the ledger has decided for this epoch."""
+    def _known_weights(self, batches: list[Batch], active: bool) -> list[Tensor] | None:
+        """Weights that need no further score: nothing to filter, or the ledger has decided for this epoch."""
         selection = self.recipe.selection
-        active = self.recipe.inner_filter if inner else self.recipe.outer_filter
         if selection is None or not active:
             return [torch.ones(1, len(b.targets), device=b.targets.device) for b in batches]
         if selection.memory != "none" and "keep" in self.states:
@@ -195,7 +198,7 @@ class Walk:
     def _remember(self, view: View, scores: Tensor, weights: Tensor, batch: Batch, progress: Progress) -> None:
         if not self.recipe.outer_filter and batch.inner_weights is not None:
             weights = batch.inner_weights
-        if self.recipe.remember == "inner" and batch.clean_scores is not None:
+        if self.recipe.trust == "inner" and batch.clean_scores is not None:
             scores = batch.clean_scores
         score, weight = scores.mean(0), weights.mean(0)
         self._add("kept_fraction", weight.sum(), weight.numel())

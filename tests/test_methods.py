@@ -42,7 +42,8 @@ def test_rate_zero_drops_nobody(tmp_path, method):
     """A law: at rate 0 the filter's methods are standard training (prl, spl) or AT alone (their reinforced forms)."""
     attack = {"eps": 0.03} if method.endswith("at") or "memory" in method else {}
     zero = robust(tmp_path, vit(), method=method, noise_rate=0.0, **attack)
-    base = robust(tmp_path, vit(), method="at" if attack else "standard", **attack)
+    scope = {"scope": METHODS[method].settings["scope"]} if attack else {}
+    base = robust(tmp_path, vit(), method="at" if attack else "standard", **attack, **scope)
     zero.train(), base.train()
     assert curve(zero) == curve(base)
     assert all(row["kept_fraction"] == 1.0 for row in zero.state.log_history if "loss" in row)
