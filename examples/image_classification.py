@@ -54,7 +54,7 @@ def main() -> None:
     if triggered is not None:
         metrics = evaluate_backdoor(trainer, evaluation["clean"], evaluation["poison"])
     trainer.log_metrics("eval", metrics)
-    if trainer.ledger is not None:
+    if trainer.ledger is not None and trainer.is_world_process_zero():
         print(trainer.distrusted_samples().select_columns(["index", "label", "predicted", "mean_score"]).to_pandas().head(10))
 
 

@@ -22,7 +22,8 @@ from .models import load_model
 from .options import CorruptionOptions, DataOptions, ModelOptions, make_parser, parse
 from .preprocess import ImageTransform, model_channels
 from .report import write_report
-from .runs import environment, percent, prepare, results, suspects, table, train_run, write_json
+from .results import environment, percent, results, suspects, table, write_json
+from .runs import prepare, train_run
 from .sources import label_names
 
 #: What `train` has otherwise than TrainingArguments: figures every epoch, and columns left to the image transform.

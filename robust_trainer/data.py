@@ -165,8 +165,14 @@ class InputSpace:
         return torch.minimum(torch.maximum(delta, (0.0 - pixels).clamp_max(0.0)), (1.0 - pixels).clamp_min(0.0))
 
     def add(self, x: Tensor, delta: Tensor) -> Tensor:
-        """x + delta in the model's units and x's dtype, for delta in pixels."""
-        return (x.float() + delta / self._as(self.std, x)).to(x.dtype)
+        """x + delta clipped to [0, 1] pixels, in the model's units and x's dtype, for delta in pixels; exactly x where delta is 0."""
+        std, mean = self._as(self.std, x), self._as(self.mean, x)
+        start = x.float()
+        out = start + delta / std
+        # a pixel that rounding put a hair outside the range may stay there
+        torch.maximum(out, torch.minimum(start, (0.0 - mean) / std), out=out)
+        torch.minimum(out, torch.maximum(start, (1.0 - mean) / std), out=out)
+        return out.to(x.dtype)
 
 
 def input_space(processor: Any, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> InputSpace | None:

@@ -17,7 +17,8 @@ from .config import RobustConfig
 from .methods import METHODS, get_method
 from .options import CorruptionOptions, DataOptions, ModelOptions, make_parser, parse
 from .report import write_report
-from .runs import prepare, results, suspects, table, train_run, write_json
+from .results import results, suspects, table, write_json
+from .runs import prepare, train_run
 
 #: Training of every method in the demo; the methods' own settings are METHODS', told the poison rate.
 RECIPE: dict[str, Any] = {"learning_rate": 2e-3, "lr_scheduler_type": "linear", "per_device_train_batch_size": 32}

@@ -90,14 +90,17 @@ class Perturbation:
         """
         ball = Ball(self.norm, self.eps)
         weight = keep.float().view(-1, *[1] * (x.dim() - 1))
-        direction = ball.direction(space.to_pixel_gradient(grad.float()))
+        grad = grad.float()
+        direction = ball.direction(grad if self.norm == "linf" else space.to_pixel_gradient(grad))  # signs need no units
         if self.scope == "batch":
             summed = total(torch.cat([(direction * weight).sum(0).flatten(), weight.sum().view(1)]))
             mean = (summed[:-1] / summed[-1].clamp_min(1.0)).view_as(delta)
             return ball.project(delta + self.size * mean)
-        moved = ball.project(delta + self.size * direction)
-        return space.clip(x, moved) * (weight > 0)
+        moved = ball.project(delta.add(direction, alpha=self.size))
+        if self.steps > 1:  # the last word on the range is `apply`'s
+            moved = space.clip(x, moved)
+        return moved.mul_(weight > 0)
 
     def apply(self, x: Tensor, delta: Tensor, space: InputSpace) -> Tensor:
         """x_adv in the model's units and dtype, inside the valid range; exactly x where delta is 0."""
-        return space.add(x, space.clip(x, delta))
+        return space.add(x, delta)

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from PIL import Image
 
-from .runs import percent, table
+from .results import percent, table
 
 #: Figures: per-epoch column -> title and what to read from it.
 PLOTS: Mapping[str, tuple[str, str]] = {
@@ -33,9 +33,9 @@ def write_report(
     path: str | Path, content: Mapping[str, Any], *, suspects: Sequence[Mapping[str, Any]] = (), suspects_of: str = "",
     title: str = "Robust training",
 ) -> Path:  # fmt: skip
-    """Writes the report of `runs.results` as one HTML file and returns its path.
+    """Writes the report of `results.results` as one HTML file and returns its path.
 
-    suspects: rows of `runs.suspects`, shown as pictures in that order; suspects_of: the method whose ledger they come from.
+    suspects: rows of `results.suspects`, shown as pictures in that order; suspects_of: the method whose ledger they come from.
     """
     runs = content["runs"]
     heading, rows = table(runs)

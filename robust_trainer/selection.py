@@ -51,7 +51,8 @@ class KeepByScore:
         asked = self.noise_rate * self.over_trim
         final = min(asked, self.max_rate)
         if self.rate_schedule == "ramp":
-            done = min((int(progress.epoch) + 1) / self.rate_ramp_epochs, 1.0)
+            stair = min(1.0, self.rate_ramp_epochs / 4)  # whole epochs, as in the papers; a ramp shorter than four has four stairs
+            done = min((int(progress.epoch / stair + 1e-9) + 1) * stair / self.rate_ramp_epochs, 1.0)
             return min(asked * (self.ramp_from + (1.0 - self.ramp_from) * done), self.max_rate)
         if self.rate_schedule == "relax" and final > 0 and self.relax_from > final:
             return self.relax_from + (final - self.relax_from) * min(progress.epoch / self.rate_ramp_epochs, 1.0)

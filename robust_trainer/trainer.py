@@ -40,6 +40,7 @@ class RobustTrainer(Trainer):
         self._window: list[Any] = []
         self._step: Step | None = None
         self._micro: int | None = None
+        self._bare: tuple[nn.Module, nn.Module] | None = None
         self._auroc_epoch = -1
         super().__init__(*args, **kwargs)
         if self.recipe() is not None and not self.label_names:
@@ -65,7 +66,9 @@ class RobustTrainer(Trainer):
         if self.ledger is None:
             raise ValueError("no ledger: train with a method on a data set with a length first.")
         rows = self.ledger.to_dataset()
-        return rows.filter(lambda flags: flags, input_columns="distrusted").sort("mean_score", reverse=True)
+        flagged = np.flatnonzero(np.asarray(rows["distrusted"][:]))
+        scores = np.asarray(rows["mean_score"][:])[flagged]
+        return rows.select(flagged[np.argsort(-scores, kind="stable")])
 
     def _open(self) -> None:
         """Builds the walk for one training. Everything about the user's set-up is checked here, before the first step."""
@@ -247,7 +250,9 @@ class RobustTrainer(Trainer):
         walk = self._walk
         assert walk is not None
         batches = [self._batch(self._prepare_inputs(raw)) for raw in self._window]
-        bare = self.accelerator.unwrap_model(model, keep_torch_compile=True)
+        if self._bare is None or self._bare[0] is not model:
+            self._bare = (model, self.accelerator.unwrap_model(model, keep_torch_compile=True))
+        bare = self._bare[1]
         attack = walk.recipe.perturbation
         if attack is not None:
             walk.image_key = self._image_key(batches[0].inputs, walk.image_key)
@@ -312,7 +317,7 @@ class RobustTrainer(Trainer):
         try:
             return super()._inner_training_loop(batch_size=batch_size, args=args, **kwargs)
         finally:
-            self._window, self._step, self._micro = [], None, None
+            self._window, self._step, self._micro, self._bare = [], None, None, None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self._walk is not None and "loss" in logs:

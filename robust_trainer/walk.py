@@ -92,7 +92,7 @@ class Walk:
     def _perturb(self, bare: Forward, batches: list[Batch], progress: Progress) -> None:
         attack, space, key = self.recipe.perturbation, self.space, self.image_key
         assert attack is not None and space is not None and key is not None
-        x = torch.cat([batch.inputs[key] for batch in batches])
+        x = torch.cat([batch.inputs[key] for batch in batches]) if len(batches) > 1 else batches[0].inputs[key]
         if not self._checked:
             space.check(x)
             self._checked = True
@@ -101,14 +101,15 @@ class Walk:
         generator.manual_seed(hash((self.seed, progress.global_step, rank)) % 2**63)
         delta = attack.start(x, space, generator)
         for number in range(attack.steps):
-            rows = attack.apply(x, delta, space).split([len(batch.targets) for batch in batches])
+            moved = x if number == 0 and not attack.random_start else attack.apply(x, delta, space)
+            rows = moved.split([len(batch.targets) for batch in batches])
             found = [self._input_gradient(bare, batch, row) for batch, row in zip(batches, rows)]
             if number == 0:
                 keep = self._trust_early([view for _, view in found], batches, progress)
             grads = torch.cat([grad for grad, _ in found])
             delta = attack.step(x, delta, grads, keep, space, self.total)
-        moved = attack.apply(x, delta, space).split([len(batch.targets) for batch in batches])
-        for batch, row in zip(batches, moved):
+        rows = attack.apply(x, delta, space).split([len(batch.targets) for batch in batches])
+        for batch, row in zip(batches, rows):
             batch.inputs[key] = row
 
     def _input_gradient(self, bare: Forward, batch: Batch, x: Tensor) -> tuple[Tensor, View]:

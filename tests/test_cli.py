@@ -18,7 +18,7 @@ from robust_trainer.cli import COMMANDS, main
 from robust_trainer.models import SMALL, build_model, load_model
 from robust_trainer.options import CorruptionOptions, DataOptions, make_parser, parse
 from robust_trainer.preprocess import ImageTransform, image_shape
-from robust_trainer.runs import curves, mean_last
+from robust_trainer.results import curves, mean_last
 from robust_trainer.sources import digits, label_names, load_data
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from robust_trainer.report import figures, image_uri, write_report
-from robust_trainer.runs import table
+from robust_trainer.results import table
 
 
 def run(method="prl-at-memory", **changes):
