@@ -20,7 +20,7 @@ from .evaluation import compute_accuracy, evaluate_backdoor
 from .methods import METHODS
 from .models import load_model
 from .options import CorruptionOptions, DataOptions, ModelOptions, make_parser, parse
-from .preprocess import ImageTransform, model_channels
+from .preprocess import ImageTransform, image_shape, model_channels
 from .report import write_report
 from .results import environment, percent, results, suspects, table, write_json
 from .runs import prepare, train_run
@@ -74,6 +74,8 @@ def train(argv: Sequence[str]) -> None:
     with args.main_process_first(desc="preparing the data"):
         prepared = prepare(data, corruption)
     tell_rates(prepared.corruption)
+    if image_shape(prepared.train)[1] <= 16 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # on so few pixels a second thread costs more than it brings
     trainer, record = train_run(args, prepared, model)
     trainer.save_model(args.output_dir)
     if not trainer.is_world_process_zero():

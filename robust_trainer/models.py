@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,12 +18,12 @@ except ImportError:  # transformers before 5.20
 
 
 class SmallCNNConfig(PreTrainedConfig):
-    """Settings of `SmallCNN`: input channels, image side in pixels, width of the first layer."""
+    """Settings of `SmallCNN`: input channels, image side in pixels, width of the first layer, with or without BatchNorm."""
 
     model_type = "robust-small-cnn"
 
-    def __init__(self, num_channels: int = 1, image_size: int = 28, width: int = 32, **kwargs: Any):
-        self.num_channels, self.image_size, self.width = num_channels, image_size, width
+    def __init__(self, num_channels: int = 1, image_size: int = 28, width: int = 32, batch_norm: bool = True, **kwargs: Any):
+        self.num_channels, self.image_size, self.width, self.batch_norm = num_channels, image_size, width, batch_norm
         super().__init__(**kwargs)
 
 
@@ -61,16 +62,16 @@ class _Classifier(PreTrainedModel):
 
 
 class SmallCNN(_Classifier):
-    """Three 3x3 convolutions with BatchNorm, the second with stride 2, and two linear layers; for images of 8 to 64 pixels."""
+    """Three 3x3 convolutions, the second with stride 2, and two linear layers; for images of 8 to 64 pixels."""
 
     config_class = SmallCNNConfig
 
     def __init__(self, config: SmallCNNConfig):
         super().__init__(config)
         w = config.width
-        self.features = nn.Sequential(
-            *_layer(config.num_channels, w), *_layer(w, w, 2), *_layer(w, 2 * w), nn.AdaptiveAvgPool2d(4), nn.Flatten()
-        )
+        sizes = ((config.num_channels, w, 1), (w, w, 2), (w, 2 * w, 1))
+        layers = [layer for ins, outs, stride in sizes for layer in _layer(ins, outs, stride, config.batch_norm)]
+        self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten())
         self.hidden = nn.Linear(2 * w * 16, 4 * w)
         self.head = nn.Linear(4 * w, _classes(config))
         self.post_init()
@@ -79,8 +80,9 @@ class SmallCNN(_Classifier):
         return self.head(self.hidden(self.features(pixel_values)).relu())
 
 
-def _layer(ins: int, outs: int, stride: int = 1) -> tuple[nn.Module, ...]:
-    return nn.Conv2d(ins, outs, 3, stride, 1, bias=False), nn.BatchNorm2d(outs), nn.ReLU()
+def _layer(ins: int, outs: int, stride: int, batch_norm: bool) -> list[nn.Module]:
+    conv = nn.Conv2d(ins, outs, 3, stride, 1, bias=not batch_norm)
+    return [conv, nn.BatchNorm2d(outs), nn.ReLU()] if batch_norm else [conv, nn.ReLU()]
 
 
 class _Block(nn.Module):
@@ -129,9 +131,10 @@ def _classes(config: PreTrainedConfig) -> int:
 
 SMALL: dict[str, tuple[Any, type[_Classifier]]] = {
     "small-cnn": (SmallCNNConfig, SmallCNN),
+    "plain-cnn": (partial(SmallCNNConfig, width=16, batch_norm=False), SmallCNN),
     "resnet32": (ResNet32Config, ResNet32),
 }
-for _config, _model in SMALL.values():
+for _config, _model in ((SmallCNNConfig, SmallCNN), (ResNet32Config, ResNet32)):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModelForImageClassification.register(_config, _model, exist_ok=True)
 
