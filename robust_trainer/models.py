@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,12 +17,12 @@ except ImportError:  # transformers before 5.20
 
 
 class SmallCNNConfig(PreTrainedConfig):
-    """Settings of `SmallCNN`: input channels, image side in pixels, width of the first layer, with or without BatchNorm."""
+    """Settings of `SmallCNN`: input channels, image side in pixels, width of the first layer."""
 
     model_type = "robust-small-cnn"
 
-    def __init__(self, num_channels: int = 1, image_size: int = 28, width: int = 32, batch_norm: bool = True, **kwargs: Any):
-        self.num_channels, self.image_size, self.width, self.batch_norm = num_channels, image_size, width, batch_norm
+    def __init__(self, num_channels: int = 1, image_size: int = 28, width: int = 32, **kwargs: Any):
+        self.num_channels, self.image_size, self.width = num_channels, image_size, width
         super().__init__(**kwargs)
 
 
@@ -69,9 +68,9 @@ class SmallCNN(_Classifier):
     def __init__(self, config: SmallCNNConfig):
         super().__init__(config)
         w = config.width
-        sizes = ((config.num_channels, w, 1), (w, w, 2), (w, 2 * w, 1))
-        layers = [layer for ins, outs, stride in sizes for layer in _layer(ins, outs, stride, config.batch_norm)]
-        self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten())
+        self.features = nn.Sequential(
+            *_layer(config.num_channels, w), *_layer(w, w, 2), *_layer(w, 2 * w), nn.AdaptiveAvgPool2d(4), nn.Flatten()
+        )
         self.hidden = nn.Linear(2 * w * 16, 4 * w)
         self.head = nn.Linear(4 * w, _classes(config))
         self.post_init()
@@ -80,9 +79,37 @@ class SmallCNN(_Classifier):
         return self.head(self.hidden(self.features(pixel_values)).relu())
 
 
-def _layer(ins: int, outs: int, stride: int, batch_norm: bool) -> list[nn.Module]:
-    conv = nn.Conv2d(ins, outs, 3, stride, 1, bias=not batch_norm)
-    return [conv, nn.BatchNorm2d(outs), nn.ReLU()] if batch_norm else [conv, nn.ReLU()]
+def _layer(ins: int, outs: int, stride: int = 1) -> tuple[nn.Module, ...]:
+    return nn.Conv2d(ins, outs, 3, stride, 1, bias=False), nn.BatchNorm2d(outs), nn.ReLU()
+
+
+class PlainCNNConfig(SmallCNNConfig):
+    """Settings of `PlainCNN`: as `SmallCNNConfig`, of half the width."""
+
+    model_type = "robust-plain-cnn"
+
+    def __init__(self, num_channels: int = 1, image_size: int = 28, width: int = 16, **kwargs: Any):
+        super().__init__(num_channels, image_size, width, **kwargs)
+
+
+class PlainCNN(_Classifier):
+    """Convolutions of w (stride 2), 2w and 4w channels, max-pooling after the second and third, two linear layers; no BatchNorm."""
+
+    config_class = PlainCNNConfig
+
+    def __init__(self, config: PlainCNNConfig):
+        super().__init__(config)
+        w = config.width
+        self.features = nn.Sequential(
+            nn.Conv2d(config.num_channels, w, 3, 2, 1), nn.ReLU(), nn.Conv2d(w, 2 * w, 3, 1, 1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(2 * w, 4 * w, 3, 1, 1), nn.ReLU(), nn.AdaptiveMaxPool2d(3), nn.Flatten(),
+        )  # fmt: skip
+        self.hidden = nn.Linear(4 * w * 9, 8 * w)
+        self.head = nn.Linear(8 * w, _classes(config))
+        self.post_init()
+
+    def logits(self, pixel_values: Tensor) -> Tensor:
+        return self.head(self.hidden(self.features(pixel_values)).relu())
 
 
 class _Block(nn.Module):
@@ -131,10 +158,10 @@ def _classes(config: PreTrainedConfig) -> int:
 
 SMALL: dict[str, tuple[Any, type[_Classifier]]] = {
     "small-cnn": (SmallCNNConfig, SmallCNN),
-    "plain-cnn": (partial(SmallCNNConfig, width=16, batch_norm=False), SmallCNN),
+    "plain-cnn": (PlainCNNConfig, PlainCNN),
     "resnet32": (ResNet32Config, ResNet32),
 }
-for _config, _model in ((SmallCNNConfig, SmallCNN), (ResNet32Config, ResNet32)):
+for _config, _model in ((SmallCNNConfig, SmallCNN), (PlainCNNConfig, PlainCNN), (ResNet32Config, ResNet32)):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModelForImageClassification.register(_config, _model, exist_ok=True)
 
