@@ -18,10 +18,21 @@ STATE_FILE = "robust_state.safetensors"
 
 
 def save(folder: str, walk: Walk) -> None:
-    """Writes the ledger and the filter's state, and the method's name."""
+    """Writes the ledger and the filter's state, and the method's name and settings."""
     state = walk.state() or {"empty": torch.zeros(0)}
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
-    safetensors.torch.save_file(tensors, os.path.join(folder, STATE_FILE), metadata={"method": walk.recipe.name})
+    safetensors.torch.save_file(tensors, os.path.join(folder, STATE_FILE), metadata=_identity(walk.recipe))
+
+
+def clear(folder: str) -> None:
+    """Removes the state of an earlier robust run from a folder that a plain model is saved to."""
+    path = os.path.join(folder, STATE_FILE)
+    if os.path.isfile(path):
+        os.remove(path)
+
+
+def _identity(recipe: Recipe) -> dict[str, str]:
+    return {"method": recipe.name, "settings": json.dumps(dict(recipe.settings), sort_keys=True)}
 
 
 def load(folder: str, walk: Walk) -> None:
@@ -30,18 +41,32 @@ def load(folder: str, walk: Walk) -> None:
 
 
 def check_method(folder: str, recipe: Recipe | None) -> None:
-    """Raises ``ValueError`` when the checkpoint was made by another method than the one in force."""
+    """Raises ``ValueError`` when the checkpoint was made by another method, or other settings of it, than those in force."""
     path = os.path.join(folder, STATE_FILE)
-    found = None
+    found: str | None = None
+    metadata: dict[str, str] = {}
     if os.path.isfile(path):
-        with safetensors.safe_open(path, framework="pt") as handle:
-            found = (handle.metadata() or {}).get("method")
+        try:
+            with safetensors.safe_open(path, framework="pt") as handle:
+                metadata = handle.metadata() or {}
+        except safetensors.SafetensorError as error:
+            raise ValueError(f"{path!r} is damaged ({error}): resume from another checkpoint.") from error
+        found = metadata.get("method")
     wanted = recipe.name if recipe is not None else None
     if found != wanted:
         raise ValueError(
             f"checkpoint {folder!r} was made by method={found!r}, this run has method={wanted!r}: "
             "resume with the same method, or start a new run from its weights."
         )
+    if recipe is None:
+        return
+    before, now = json.loads(metadata.get("settings", "{}")), json.loads(_identity(recipe)["settings"])
+    for name in sorted(before.keys() & now.keys()):
+        if before[name] != now[name]:
+            raise ValueError(
+                f"checkpoint {folder!r} was made with {name}={before[name]!r}, this run has {name}={now[name]!r}: "
+                "resume with the same settings, or start a new run from its weights."
+            )
 
 
 def load_renamed_weights(folder: str, model: nn.Module) -> None:

@@ -86,8 +86,12 @@ class RobustConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        self.recipe()
-        if self.output_dir is not None:
+        recipe = self.recipe()
+        for name in ("image_mean", "image_std"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, list | tuple) and all(isinstance(v, int | float) for v in value)):
+                raise ValueError(f"{name}={value!r} must be a list of numbers, one per channel: for one channel [{value!r}].")
+        if recipe is not None and self.output_dir is not None:
             check_writable(self.output_dir)
         super().__post_init__()
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-INDEX = "sample_index"
+#: Key of the positions in a batch; named so that no user column is called the same.
+INDEX = "_robust_index"
 
 
 class _Example(NamedTuple):
@@ -28,6 +29,11 @@ class Indexed(Dataset):
     def __init__(self, dataset: Any):
         self.dataset = dataset
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "dataset" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self.__dict__["dataset"], name)
+
     def __len__(self) -> int:
         return len(self.dataset)
 
@@ -42,7 +48,7 @@ class Indexed(Dataset):
 
 @dataclass
 class IndexCollator:
-    """The user's collator, with the positions added as ``sample_index`` (B,), and what it made checked before it travels.
+    """The user's collator, with the positions added (B,), and what it made checked before it travels.
 
     Runs on the host (in the data loader's workers where there are any), so the checks cost the device nothing.
     Raises ``ValueError`` for labels that are missing, not integers or outside [0, classes), and for NaN or infinite inputs.
@@ -51,19 +57,22 @@ class IndexCollator:
     collate: Callable[[list[Any]], Mapping[str, Any]]
     label_names: Sequence[str]
     classes: int | None
+    main_input: str | None = None
 
     def __call__(self, features: list[_Example]) -> dict[str, Any]:
         index = [f.position for f in features]
         try:
             batch = self.collate([f.example for f in features])
-        except (RuntimeError, ValueError, TypeError) as error:
+        except (RuntimeError, ValueError, TypeError, KeyError) as error:
             raise _collation_error(error, [f.example for f in features], index) from error
         if not isinstance(batch, Mapping):
             raise ValueError(f"data_collator returned {type(batch).__name__}, expected a mapping: return a dict of tensors.")
         check_labels(batch, self.label_names, self.classes, index, features[0].example)
         for key, value in batch.items():
             if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value.sum())):
-                rows = (~torch.isfinite(value.flatten(1) if value.dim() > 1 else value.unsqueeze(1))).any(1)
+                # an attention mask may hold -inf; the model's main input may not
+                wrong = ~torch.isfinite(value) if key == self.main_input else torch.isnan(value)
+                rows = wrong.reshape(len(index), -1).any(1)
                 bad = [index[i] for i in rows.nonzero().flatten().tolist()]
                 if bad:
                     raise ValueError(f"'{key}' is NaN or infinite in training rows {bad[:5]}: repair or remove these rows.")
@@ -89,8 +98,8 @@ def check_labels(
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dim() != 1:
         kind = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         raise ValueError(
-            f"'{name}' is {kind}, expected integer class labels of shape (B,): "
-            "encode string labels with dataset.class_encode_column(...)."
+            f"'{name}' is {kind}, expected integer class labels of shape (B,): robust methods need one class number per sample; "
+            "encode names with dataset.class_encode_column(...), one-hot rows with argmax."
         )
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or (classes is not None and high >= classes):
@@ -105,6 +114,9 @@ def _collation_error(error: Exception, examples: list[Any], index: list[int]) ->
     if examples and isinstance(examples[0], Mapping):
         for key in examples[0]:
             values = [e.get(key) for e in examples]
+            missing = next((i for v, i in zip(values, index) if v is None), None)
+            if missing is not None:
+                return ValueError(f"'{key}' is None in training row {missing}: repair or remove the row.")
             if all(isinstance(v, Tensor | np.ndarray) for v in values):
                 shapes = {tuple(v.shape): i for v, i in zip(values, index)}
                 if len(shapes) > 1:
@@ -165,7 +177,7 @@ class InputSpace:
         return torch.minimum(torch.maximum(delta, (0.0 - pixels).clamp_max(0.0)), (1.0 - pixels).clamp_min(0.0))
 
     def add(self, x: Tensor, delta: Tensor) -> Tensor:
-        """x + delta clipped to [0, 1] pixels, in the model's units and x's dtype, for delta in pixels; exactly x where delta is 0."""
+        """x + delta clipped to [0, 1] pixels, in the model's units and x's dtype, for delta in pixels; exactly x at delta 0."""
         std, mean = self._as(self.std, x), self._as(self.mean, x)
         start = x.float()
         out = start + delta / std

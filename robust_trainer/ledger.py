@@ -112,9 +112,9 @@ class SampleLedger:
 
 
 def auroc(scores: Tensor, positive: Tensor) -> float | None:
-    """Area under the ROC curve of scores (N,) for bool labels (N,), ties counted half; None without both classes."""
+    """Area under the ROC curve of scores (N,) for bool labels (N,), ties counted half; None without both classes or with NaN."""
     from sklearn.metrics import roc_auc_score
 
-    if bool(positive.all()) or not bool(positive.any()):
+    if bool(positive.all()) or not bool(positive.any()) or not bool(torch.isfinite(scores).all()):
         return None
     return float(roc_auc_score(positive.cpu().numpy(), scores.cpu().numpy()))

@@ -118,7 +118,7 @@ METHODS: Mapping[str, Method] = {row.name: row for row in _ROWS}
 
 def get_method(name: str) -> Method:
     """The row of that name. Raises ``ValueError`` listing the names."""
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         near = difflib.get_close_matches(str(name), METHODS, 1)
         hint = f"did you mean '{near[0]}'? " if near else ""
         raise ValueError(f"unknown method {name!r}: {hint}choose one of {', '.join(METHODS)}.")
@@ -133,11 +133,12 @@ _RANGES: Mapping[str, tuple[str, Any]] = {
     "ramp_from": ("in [0, 1], a share of the final rate", lambda v: 0 <= v <= 1),
     "relax_from": ("in (0, 1)", lambda v: 0 < v < 1),
     "memory_decay": ("in [0, 1)", lambda v: 0 <= v < 1),
-    "memory_after_epochs": ("a whole number >= 1", lambda v: v >= 1 and int(v) == v),
+    "memory_after_epochs": ("a whole number >= 1", lambda v: isinstance(v, int) and v >= 1),
     "step_size": ("in (0, 1] pixels", lambda v: v is None or 0 < v <= 1),
-    "steps": ("a whole number >= 1", lambda v: v >= 1 and int(v) == v),
+    "steps": ("a whole number >= 1", lambda v: isinstance(v, int) and v >= 1),
     "bootstrap_beta": ("in [0, 1], the weight of the given label", lambda v: 0 <= v <= 1),
 }
+_SWITCHES = ("per_class", "random_start", "inner_filter", "outer_filter")
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "rate_schedule": SCHEDULES,
     "memory": MEMORIES,
@@ -147,17 +148,23 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
 }
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Raises a one-line ``ValueError`` naming the first setting that is out of range, its value and the mend."""
     for key, value in settings.items():
+        if key in _SWITCHES and not isinstance(value, bool):
+            raise ValueError(f"{key}={value!r} must be true or false.")
         if key in _CHOICES and value not in _CHOICES[key]:
             raise ValueError(f"{key}={value!r} is unknown: choose one of {', '.join(_CHOICES[key])}.")
         if key in _RANGES:
             told, fits = _RANGES[key]
-            if isinstance(value, str) or (value is not None and not math.isfinite(value)) or not fits(value):
+            if not (_is_number(value) or (value is None and key == "step_size")) or not fits(value):
                 raise ValueError(f"{key}={value!r} must be {told}.")
     eps = settings.get("eps")
-    if eps is not None and not (math.isfinite(eps) and eps >= 0):
+    if "eps" in settings and (not _is_number(eps) or settings["eps"] < 0):
         raise ValueError(f"eps={eps!r} must be >= 0, in the [0, 1] pixel scale.")
     if eps is not None and settings.get("norm") == "linf" and eps > 1:
         raise ValueError(f"eps={eps!r} looks like the 0-255 scale: give it in [0, 1] pixels, here {eps / 255:.4g} (eps/255).")

@@ -62,7 +62,7 @@ class KeepByScore:
         """What the batch rule carries from one step to the next: the fractions owed per group, and the latest scores."""
         groups = peers * (classes if self.per_class else 1)
         return {
-            "owed": torch.zeros(groups, dtype=torch.float64, device=device),
+            "owed": torch.zeros(groups, dtype=torch.float32, device=device),
             "pool_scores": torch.zeros(peers, 0, device=device),
             "pool_labels": torch.zeros(0, dtype=torch.long, device=device),
         }
@@ -87,7 +87,7 @@ class KeepByScore:
         keep = (rank + 1 <= (1.0 - rate) * count + owed + _TIE)[:, :size]
         batch_groups = groups[:, :size].flatten()
         # asked minus kept, per group: what the next batches still owe
-        error = (1.0 - rate) - keep.flatten().to(torch.float64)
+        error = (1.0 - rate) - keep.flatten().float()
         state["owed"].scatter_add_(0, batch_groups, error)
         room = max(POOL - size, 0)
         state["pool_scores"] = pool_scores[:, :room].detach()
@@ -120,8 +120,8 @@ def _rank_within(scores: Tensor, groups: Tensor, total: int) -> tuple[Tensor, Te
     flat_scores, flat_groups = scores.flatten(), groups.flatten()
     order = torch.argsort(flat_scores, stable=True)
     order = order[torch.argsort(flat_groups[order], stable=True)]
-    count = torch.zeros(total, dtype=torch.float64, device=scores.device)
-    count.scatter_add_(0, flat_groups, torch.ones_like(flat_groups, dtype=torch.float64))
+    count = torch.zeros(total, device=scores.device)
+    count.scatter_add_(0, flat_groups, torch.ones_like(flat_groups, dtype=torch.float32))
     start = (count.cumsum(0) - count).long()
     position = torch.arange(flat_scores.numel(), device=scores.device)
     rank = torch.empty_like(position)

@@ -41,6 +41,7 @@ class RobustTrainer(Trainer):
         self._step: Step | None = None
         self._micro: int | None = None
         self._bare: tuple[nn.Module, nn.Module] | None = None
+        self._training = False
         self._auroc_epoch = -1
         super().__init__(*args, **kwargs)
         if self.recipe() is not None and not self.label_names:
@@ -83,6 +84,9 @@ class RobustTrainer(Trainer):
         size = None if data is None or isinstance(data, IterableDataset) or not hasattr(data, "__len__") else len(data)
         if size == 0:
             raise ValueError("train_dataset is empty (0 rows): nothing to train on.")
+        if isinstance(data, dict):
+            kind = type(data).__name__
+            raise ValueError(f"train_dataset is a {kind} of {list(data)}: pass one split, train_dataset=data['train'].")
         self._refuse(recipe, size)
         classes = self._classes()
         if isinstance(data, datasets.Dataset):
@@ -113,8 +117,10 @@ class RobustTrainer(Trainer):
             decay = recipe.selection.memory_decay if recipe.selection is not None else 0.5
             walk.ledger = SampleLedger(size, self.args.device, decay)
             if isinstance(data, datasets.Dataset) and "is_corrupted" in data.column_names:
-                truth = np.asarray(data.with_format(None)["is_corrupted"][:], dtype=bool)
-                walk.ledger.truth = torch.from_numpy(truth).to(self.args.device)
+                truth = np.asarray(data.with_format(None)["is_corrupted"][:])
+                if truth.dtype != bool and not (np.issubdtype(truth.dtype, np.integer) and set(np.unique(truth)) <= {0, 1}):
+                    raise ValueError(f"'is_corrupted' is {truth.dtype}, expected booleans: cast or drop the column.")
+                walk.ledger.truth = torch.from_numpy(truth.astype(bool)).to(self.args.device)
         self._walk = walk
         self._auroc_epoch = 0
         logger.info(f"robust method '{recipe.name}': {dict(recipe.settings)}")
@@ -162,7 +168,9 @@ class RobustTrainer(Trainer):
             raise ValueError(
                 f"problem_type={problem!r}: robust methods need one class label per sample so far; use method=None."
             )
-        return getattr(config, "num_labels", None)
+        told = config.to_diff_dict() if config is not None and hasattr(config, "to_diff_dict") else {}
+        # a config that does not name its labels has the default of 2, whatever the head: the first forward tells then
+        return getattr(config, "num_labels", None) if {"id2label", "num_labels", "label2id"} & set(told) else None
 
     def _check_label_column(self, data: datasets.Dataset, classes: int | None) -> None:
         name = next((n for n in (*self.label_names, "label", "label_ids") if n in data.column_names), None)
@@ -173,6 +181,8 @@ class RobustTrainer(Trainer):
                     f"got {data.column_names}."
                 )
             return
+        if data.format["type"] == "custom":
+            return  # a transform makes the labels; the collator checks what it made
         feature = data.features[name]
         if getattr(feature, "dtype", None) in ("string", "large_string"):
             raise ValueError(f"'{name}' holds strings, expected class numbers: use dataset.class_encode_column('{name}').")
@@ -187,7 +197,7 @@ class RobustTrainer(Trainer):
 
     def get_train_dataloader(self) -> Any:
         data = self.train_dataset
-        if self._walk is None or self._walk.ledger is None or data is None:
+        if not self._training or self._walk is None or self._walk.ledger is None or data is None:
             return super().get_train_dataloader()
         if isinstance(data, datasets.Dataset):
             data = self._remove_unused_columns(data, description="training")
@@ -200,7 +210,8 @@ class RobustTrainer(Trainer):
             return self._get_train_sampler(data)
 
         names = [*self.label_names, "labels", "label"]
-        self.data_collator = IndexCollator(collate, list(dict.fromkeys(names)), self._walk.classes or None)
+        main = getattr(self.accelerator.unwrap_model(self.model), "main_input_name", "pixel_values")
+        self.data_collator = IndexCollator(collate, list(dict.fromkeys(names)), self._walk.classes or None, main)
         try:
             return self._get_dataloader(
                 dataset=Indexed(data),
@@ -225,7 +236,13 @@ class RobustTrainer(Trainer):
         self._micro = next((i for i, batch in enumerate(self._window) if batch is inputs), None)
         if self._micro is None:  # called directly, outside the loop: a step of its own
             self._window, self._step, self._micro = [inputs], None, 0
-        return super().training_step(model, inputs, num_items_in_batch)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self._micro is not None:
+            raise ValueError(
+                f"{type(self).__name__} overrides compute_loss without calling super().compute_loss: "
+                f"method '{self._walk.recipe.name}' would do nothing; call it, or set method=None."
+            )
+        return loss
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -250,6 +267,11 @@ class RobustTrainer(Trainer):
         walk = self._walk
         assert walk is not None
         batches = [self._batch(self._prepare_inputs(raw)) for raw in self._window]
+        if self._training and walk.ledger is not None and batches[0].index is None:
+            raise ValueError(
+                f"{type(self).__name__} overrides get_train_dataloader and the batches carry no sample index: "
+                "build on super().get_train_dataloader(), or set method=None."
+            )
         if self._bare is None or self._bare[0] is not model:
             self._bare = (model, self.accelerator.unwrap_model(model, keep_torch_compile=True))
         bare = self._bare[1]
@@ -276,12 +298,16 @@ class RobustTrainer(Trainer):
         if name is None:
             raise ValueError(f"no labels in the batch: expected one of {self.label_names}, got {sorted(inputs)}.")
         rest = {k: v for k, v in inputs.items() if k not in (INDEX, name)}
-        return Batch(rest, inputs[name], index)
+        return Batch(rest, inputs[name].long(), index)
 
     def _image_key(self, inputs: dict[str, Any], main: str | None) -> str:
         floats = [k for k, v in inputs.items() if isinstance(v, Tensor) and v.is_floating_point()]
         if main in floats:
             return str(main)
+        if not floats and isinstance(inputs.get(str(main)), Tensor) and inputs[str(main)].dim() == 4:
+            raise ValueError(
+                f"'{main}' is {inputs[str(main)].dtype}: an attack needs float inputs; preprocess with the image processor."
+            )
         if len(floats) != 1:
             raise ValueError(
                 f"an image method perturbs one float input, found {floats} in {sorted(inputs)}: "
@@ -291,6 +317,8 @@ class RobustTrainer(Trainer):
 
     def _plain_loss(self, model: nn.Module, inputs: Any, return_outputs: bool, items: Any) -> Any:
         """Evaluation: the Trainer's own loss; for a module that returns bare logits, cross-entropy beside them."""
+        if self.compute_loss_func is not None:
+            return self._own_evaluation_loss(model, inputs, return_outputs, items)
         takes = inspect.signature(self.accelerator.unwrap_model(model).forward).parameters
         name = next((n for n in self.label_names if n in inputs), None)
         if name is None or name in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values()):
@@ -305,6 +333,13 @@ class RobustTrainer(Trainer):
         )
         return (loss, {"logits": logits}) if return_outputs else loss
 
+    def _own_evaluation_loss(self, model: nn.Module, inputs: Any, return_outputs: bool, items: Any) -> Any:
+        outcome = super().compute_loss(model, inputs, True, items)
+        loss, outputs = outcome[0].mean(), outcome[1]  # one loss per sample, as training needs it
+        if isinstance(outputs, Tensor):
+            outputs = {"logits": outputs}
+        return (loss, outputs) if return_outputs else loss
+
     def _progress(self) -> Progress:
         return Progress(self.state.epoch or 0.0, float(self.state.num_train_epochs or 1), self.state.global_step)
 
@@ -314,10 +349,11 @@ class RobustTrainer(Trainer):
         self, batch_size: int | None = None, args: TrainingArguments | None = None, **kwargs: Any
     ) -> Any:
         self._open()
+        self._training = True
         try:
             return super()._inner_training_loop(batch_size=batch_size, args=args, **kwargs)
         finally:
-            self._window, self._step, self._micro, self._bare = [], None, None, None
+            self._window, self._step, self._micro, self._bare, self._training = [], None, None, None, False
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self._walk is not None and "loss" in logs:
@@ -330,8 +366,9 @@ class RobustTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        if self._walk is not None and self.args.should_save:
-            checkpoints.save(output_dir or self.args.output_dir or ".", self._walk)
+        if self.args.should_save:
+            folder = output_dir or self.args.output_dir or "."
+            checkpoints.save(folder, self._walk) if self._walk is not None else checkpoints.clear(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         recipe = self.recipe()

@@ -188,8 +188,12 @@ class Walk:
         assert weights is not None and step.kept is not None
         relabel = self.recipe.relabel if self.recipe.outer_filter else None
         targets = relabel(view) if relabel is not None else _given(view)
-        losses = self.recipe.objective(view, targets)
-        # torch.where, not a product: a dropped sample's infinite loss must not become NaN
+        # a dropped sample's NaN or infinity must reach neither the loss nor, through 0 * NaN, the gradient
+        trusted = view
+        if self.recipe.selection is not None:
+            logits = torch.where((weights > 0).unsqueeze(-1), view.logits, torch.zeros_like(view.logits))
+            trusted = View(logits, view.targets, view.index, view.outputs)
+        losses = self.recipe.objective(trusted, targets)
         kept = torch.where(weights > 0, losses * weights, torch.zeros_like(losses)).sum(1)
         loss = (kept / torch.as_tensor(step.kept, device=kept.device).clamp_min(1.0)).sum() * self.processes
         self._remember(view, scores, weights, batch, progress)
@@ -214,7 +218,8 @@ class Walk:
             self._add("kept_clean", (weight * (1 - truth)).sum(), (1 - truth).sum())
 
     def _add(self, name: str, value: Tensor, count: Tensor | int) -> None:
-        pair = torch.stack([value.double(), torch.as_tensor(count, dtype=torch.float64, device=value.device)])
+        total = count.float() if isinstance(count, Tensor) else torch.full_like(value, float(count))
+        pair = torch.stack([value.float(), total])
         self.sums[name] = self.sums[name] + pair if name in self.sums else pair
 
     def take_logs(self) -> dict[str, float]:
@@ -259,9 +264,10 @@ class Walk:
             # a module without a config tells its number of classes only here, past the collator's check of the labels;
             # on an accelerator, where looking costs a sync, only the first batch is looked at
             self.classes = logits.shape[1]
-            high = int(batch.targets.max())
-            if high >= self.classes:
-                raise ValueError(f"label {high} in the batch, the model has {self.classes} outputs: repair the label or the model.")
+            low, high = int(batch.targets.min()), int(batch.targets.max())
+            if low < 0 or high >= self.classes:
+                bad = low if low < 0 else high
+                raise ValueError(f"label {bad} in the batch, the model has {self.classes} outputs: repair the label or the model.")
         return View(logits.unsqueeze(0), batch.targets, batch.index, outputs)
 
     def state(self) -> dict[str, Tensor]:

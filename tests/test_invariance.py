@@ -24,7 +24,7 @@ SHARP = {  # settings that make every room of the method work within a few steps
     "spl-at": dict(noise_rate=0.25, eps=0.1),
     "prl-at": dict(noise_rate=0.25, eps=0.1, steps=2),
     "bootstrap-at": dict(eps=0.1, scope="sample"),
-    "prl-at-memory": dict(noise_rate=0.25),
+    "prl-at-memory": dict(noise_rate=0.25, memory_after_epochs=1),
 }
 
 
@@ -210,8 +210,10 @@ def test_crafting_computes_no_weight_gradients(tmp_path):
 
 
 def test_memory_is_frozen_within_an_epoch_and_right_in_share(tmp_path):
-    trainer = robust(tmp_path, data=images(200), method="prl-at-memory", noise_rate=0.2, num_train_epochs=3,
-                     logging_strategy="epoch")  # fmt: skip
+    trainer = robust(
+        tmp_path, data=images(200), method="prl-at-memory", noise_rate=0.2, num_train_epochs=3, logging_strategy="epoch",
+        rate_schedule="constant", memory_after_epochs=1,
+    )  # fmt: skip
     trainer.train()
     rates = [r["kept_fraction"] for r in trainer.state.log_history if "kept_fraction" in r]
     drop = trainer.recipe().selection.rate(trainer._progress())

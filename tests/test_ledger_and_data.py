@@ -3,7 +3,6 @@ import pytest
 import torch
 from sklearn.metrics import precision_score, recall_score, roc_auc_score
 from toy import CHANNELS, images, robust, vit
-from transformers import TrainerCallback
 
 from robust_trainer.data import InputSpace, input_space
 from robust_trainer.ledger import SampleLedger
@@ -100,9 +99,14 @@ def test_adversarial_inputs_reach_the_model_inside_ball_and_range(tmp_path):
             max_steps=3,
         )  # fmt: skip
         order = []
-        trainer.add_callback(type("Watch", (TrainerCallback,), {})())
         collate = trainer.data_collator
-        trainer.data_collator = lambda rows, collate=collate, order=order: (lambda b: order.append(b["pixel_values"]) or b)(collate(rows))
+
+        def watched(rows, collate=collate, order=order):
+            batch = collate(rows)
+            order.append(batch["pixel_values"])
+            return batch
+
+        trainer.data_collator = watched
         trainer.train()
         assert len(seen) == 3
         for adversarial, clean in zip(seen, order):

@@ -38,9 +38,10 @@ def test_own_loss_is_used_in_the_evaluation_of_a_bare_module(tmp_path):
     def doubled(outputs, labels, num_items_in_batch=None):
         return 2 * torch.nn.functional.cross_entropy(outputs, labels, reduction="none")
 
+    still = dict(method="standard", max_steps=1, learning_rate=0.0)
     both = [
-        robust(tmp_path, logits_module(), method="standard", max_steps=1, learning_rate=0.0, trainer={**t, "eval_dataset": images(16)})
-        for t in ({}, {"compute_loss_func": doubled})
+        robust(tmp_path, logits_module(), **still, trainer={"eval_dataset": images(16), **extra})
+        for extra in ({}, {"compute_loss_func": doubled})
     ]
     for trainer in both:
         trainer.train()
@@ -80,7 +81,7 @@ def test_dropped_samples_with_infinite_logits_leave_the_weights_finite(tmp_path)
         def forward(self, pixel_values):
             z = super().forward(pixel_values)
             hot = (pixel_values.amax((1, 2, 3)) > 0.99).unsqueeze(1)
-            return torch.where(hot, z * float("inf"), z)
+            return z.masked_fill(hot, float("inf"))
 
     torch.manual_seed(0)
     rows = [dict(r) for r in images(32).select_columns(["pixel_values", "labels"])]
