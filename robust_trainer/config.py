@@ -38,6 +38,9 @@ class RobustConfig(TrainingArguments):
     rate_ramp_epochs: float | None = field(
         default=None, metadata={"help": f"Epochs that ramp or relax take, > 0. {_FROM_METHOD}"}
     )
+    rate_ramp_steps: int | None = field(
+        default=None, metadata={"help": f"Optimizer steps that ramp takes, >= 1, instead of epochs. {_FROM_METHOD}"}
+    )
     ramp_from: float | None = field(
         default=None, metadata={"help": f"Share of the final rate where ramp starts, [0, 1]. {_FROM_METHOD}"}
     )

@@ -25,6 +25,7 @@ FILTER: Mapping[str, Any] = {
     "max_rate": 0.99,
     "rate_schedule": "ramp",
     "rate_ramp_epochs": 10,
+    "rate_ramp_steps": None,
     "ramp_from": 0.0,
     "relax_from": 0.6,
     "per_class": False,
@@ -65,6 +66,8 @@ class Method:
                 takes = ", ".join(sorted(self.settings)) or "no settings"
                 raise ValueError(f"method '{self.name}' takes no '{key}' (got {value!r}); it takes: {takes}.")
         s = {**self.settings, **changes}
+        if "rate_ramp_epochs" in changes and "rate_ramp_steps" not in changes:
+            s["rate_ramp_steps"] = None  # epochs asked for: they count
         check_settings(s)
         selection = KeepByScore(**{k: s[k] for k in FILTER}) if "noise_rate" in s else None
         return Recipe(
@@ -103,10 +106,9 @@ _ROWS = (
             "max_rate": 0.6,
             "rate_schedule": "ramp",
             "ramp_from": 0.25,
-            "rate_ramp_epochs": 4,
+            "rate_ramp_steps": 316,  # four epochs of the runs it was found in: the window before a trigger is learned
             "per_class": True,
             "memory": "ema",
-            "memory_after_epochs": 4,
             "eps": 0.1,
             "scope": "sample",
         },
@@ -130,6 +132,7 @@ _RANGES: Mapping[str, tuple[str, Any]] = {
     "over_trim": ("> 0, a factor on noise_rate", lambda v: v > 0),
     "max_rate": ("in (0, 1), the largest share to drop", lambda v: 0 < v < 1),
     "rate_ramp_epochs": ("> 0 epochs", lambda v: v > 0),
+    "rate_ramp_steps": ("a whole number >= 1, or None", lambda v: v is None or (isinstance(v, int) and v >= 1)),
     "ramp_from": ("in [0, 1], a share of the final rate", lambda v: 0 <= v <= 1),
     "relax_from": ("in (0, 1)", lambda v: 0 < v < 1),
     "memory_decay": ("in [0, 1)", lambda v: 0 <= v < 1),
@@ -138,6 +141,7 @@ _RANGES: Mapping[str, tuple[str, Any]] = {
     "steps": ("a whole number >= 1", lambda v: isinstance(v, int) and v >= 1),
     "bootstrap_beta": ("in [0, 1], the weight of the given label", lambda v: 0 <= v <= 1),
 }
+_OPTIONAL = ("step_size", "rate_ramp_steps")
 _SWITCHES = ("per_class", "random_start", "inner_filter", "outer_filter")
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "rate_schedule": SCHEDULES,
@@ -161,7 +165,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             raise ValueError(f"{key}={value!r} is unknown: choose one of {', '.join(_CHOICES[key])}.")
         if key in _RANGES:
             told, fits = _RANGES[key]
-            if not (_is_number(value) or (value is None and key == "step_size")) or not fits(value):
+            if not (_is_number(value) or (value is None and key in _OPTIONAL)) or not fits(value):
                 raise ValueError(f"{key}={value!r} must be {told}.")
     eps = settings.get("eps")
     if "eps" in settings and (not _is_number(eps) or settings["eps"] < 0):

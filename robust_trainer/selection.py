@@ -27,11 +27,12 @@ class KeepByScore:
     noise_rate: expected share of corrupted samples, in [0, 1). over_trim: factor on it (> 1 drops more than expected;
     over-estimating is safe, paper 001 table 5.4). max_rate: upper limit of the product, in (0, 1).
     rate_schedule: ``constant``; ``ramp`` from ``ramp_from`` x rate (0 in the papers) to the rate over ``rate_ramp_epochs``
-    (paper 001 sec. 4, R(T) = min(T/Tk * rate, rate), T from 1); ``relax`` from ``relax_from`` down to
+    (paper 001 sec. 4, R(T) = min(T/Tk * rate, rate), T from 1)
+    or, where given, in four stairs over ``rate_ramp_steps`` optimizer steps; ``relax`` from ``relax_from`` down to
     the rate over ``rate_ramp_epochs``.
     per_class: rank within each given label. memory: ``none`` (papers), ``mean`` or ``ema`` (m <- memory_decay m +
-    (1 - memory_decay) score, each epoch) of the ledger's scores, in force after ``memory_after_epochs``;
-    before, ranks are those in the batch.
+    (1 - memory_decay) score, each epoch) of the ledger's scores, in force from the first epoch after
+    ``memory_after_epochs`` and ``rate_ramp_steps``; before, ranks are those in the batch.
     """
 
     noise_rate: float
@@ -39,6 +40,7 @@ class KeepByScore:
     max_rate: float = 0.99
     rate_schedule: str = "constant"
     rate_ramp_epochs: float = 10
+    rate_ramp_steps: int | None = None
     ramp_from: float = 0.0
     relax_from: float = 0.6
     per_class: bool = False
@@ -51,12 +53,20 @@ class KeepByScore:
         asked = self.noise_rate * self.over_trim
         final = min(asked, self.max_rate)
         if self.rate_schedule == "ramp":
-            stair = min(1.0, self.rate_ramp_epochs / 4)  # whole epochs, as in the papers; a ramp shorter than four has four stairs
-            done = min((int(progress.epoch / stair + 1e-9) + 1) * stair / self.rate_ramp_epochs, 1.0)
-            return min(asked * (self.ramp_from + (1.0 - self.ramp_from) * done), self.max_rate)
+            if self.rate_ramp_steps is not None:
+                done = (progress.global_step * 4 // self.rate_ramp_steps + 1) / 4
+            else:  # whole epochs, as in the papers; a ramp shorter than four has four stairs
+                stair = min(1.0, self.rate_ramp_epochs / 4)
+                done = (int(progress.epoch / stair + 1e-9) + 1) * stair / self.rate_ramp_epochs
+            return min(asked * (self.ramp_from + (1.0 - self.ramp_from) * min(done, 1.0)), self.max_rate)
         if self.rate_schedule == "relax" and final > 0 and self.relax_from > final:
             return self.relax_from + (final - self.relax_from) * min(progress.epoch / self.rate_ramp_epochs, 1.0)
         return final
+
+    def remembers(self, progress: Progress) -> bool:
+        """Whether an epoch that starts now is decided from memory."""
+        ramped = self.rate_schedule != "ramp" or self.rate_ramp_steps is None or progress.global_step >= self.rate_ramp_steps
+        return self.memory != "none" and int(progress.epoch) >= self.memory_after_epochs and ramped
 
     def new_state(self, classes: int, peers: int, device: torch.device) -> dict[str, Tensor]:
         """What the batch rule carries from one step to the next: the fractions owed per group, and the latest scores."""

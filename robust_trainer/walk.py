@@ -237,10 +237,13 @@ class Walk:
         """At the first step of an epoch, once there is something to remember: decide from memory whom to keep during it."""
         selection = self.recipe.selection
         epoch = int(progress.epoch)
-        if selection is None or selection.memory == "none" or epoch < selection.memory_after_epochs:
+        if selection is None or selection.memory == "none":
             return
         decided = self.states.get("keep")
         if decided is not None and int(decided["epoch"]) == epoch:
+            return
+        started = progress.epoch - epoch < 1e-9  # a ramp may end within an epoch; memory waits for the next one
+        if decided is None and not (started and selection.remembers(progress)):
             return
         assert self.ledger is not None
         ledger = self.ledger

@@ -24,7 +24,7 @@ SHARP = {  # settings that make every room of the method work within a few steps
     "spl-at": dict(noise_rate=0.25, eps=0.1),
     "prl-at": dict(noise_rate=0.25, eps=0.1, steps=2),
     "bootstrap-at": dict(eps=0.1, scope="sample"),
-    "prl-at-memory": dict(noise_rate=0.25, memory_after_epochs=1),
+    "prl-at-memory": dict(noise_rate=0.25, rate_ramp_steps=5),
 }
 
 

@@ -86,6 +86,10 @@ def test_schedules():
     assert [risen.rate(epoch(e)) for e in (0, 1, 3, 9)] == pytest.approx([0.25, 0.3, 0.4, 0.4])
     short = KeepByScore(0.4, rate_schedule="ramp", rate_ramp_epochs=0.8)
     assert [short.rate(epoch(e)) for e in (0, 0.19, 0.2, 0.4, 0.7, 2)] == pytest.approx([0.1, 0.1, 0.2, 0.3, 0.4, 0.4])
+    steps = KeepByScore(0.4, rate_schedule="ramp", rate_ramp_steps=316, memory="ema")
+    at = [Progress(s / 79, 20.0, s) for s in (0, 78, 79, 237, 316)]
+    assert [steps.rate(p) for p in at] == pytest.approx([0.1, 0.1, 0.2, 0.4, 0.4])
+    assert [steps.remembers(p) for p in at] == [False, False, False, False, True]
     relax = KeepByScore(0.25, over_trim=1.1, rate_schedule="relax", relax_from=0.6, rate_ramp_epochs=6)
     assert [relax.rate(epoch(e)) for e in (0, 3, 6, 9)] == pytest.approx([0.6, 0.4375, 0.275, 0.275])
     assert KeepByScore(0.4, over_trim=1.5, max_rate=0.55).rate(START) == 0.55
