@@ -72,7 +72,7 @@ class KeepByScore:
         """What the batch rule carries from one step to the next: the fractions owed per group, and the latest scores."""
         groups = peers * (classes if self.per_class else 1)
         return {
-            "owed": torch.zeros(groups, dtype=torch.float32, device=device),
+            "owed": torch.zeros(groups, dtype=_exact(device), device=device),
             "pool_scores": torch.zeros(peers, 0, device=device),
             "pool_labels": torch.zeros(0, dtype=torch.long, device=device),
         }
@@ -97,7 +97,7 @@ class KeepByScore:
         keep = (rank + 1 <= (1.0 - rate) * count + owed + _TIE)[:, :size]
         batch_groups = groups[:, :size].flatten()
         # asked minus kept, per group: what the next batches still owe
-        error = (1.0 - rate) - keep.flatten().float()
+        error = (1.0 - rate) - keep.flatten().to(state["owed"].dtype)
         state["owed"].scatter_add_(0, batch_groups, error)
         room = max(POOL - size, 0)
         state["pool_scores"] = pool_scores[:, :room].detach()
@@ -125,13 +125,18 @@ class KeepByScore:
         return base.unsqueeze(0) + step * torch.arange(peers, device=labels.device).unsqueeze(1)
 
 
+def _exact(device: torch.device) -> torch.dtype:
+    """The type that shares are counted in; Apple's MPS has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def _rank_within(scores: Tensor, groups: Tensor, total: int) -> tuple[Tensor, Tensor]:
     """0-based rank of each score within its group, (M, n), and the group sizes, (total,). Ties go by position."""
     flat_scores, flat_groups = scores.flatten(), groups.flatten()
     order = torch.argsort(flat_scores, stable=True)
     order = order[torch.argsort(flat_groups[order], stable=True)]
-    count = torch.zeros(total, device=scores.device)
-    count.scatter_add_(0, flat_groups, torch.ones_like(flat_groups, dtype=torch.float32))
+    count = torch.zeros(total, dtype=_exact(scores.device), device=scores.device)
+    count.scatter_add_(0, flat_groups, torch.ones_like(flat_groups, dtype=count.dtype))
     start = (count.cumsum(0) - count).long()
     position = torch.arange(flat_scores.numel(), device=scores.device)
     rank = torch.empty_like(position)
