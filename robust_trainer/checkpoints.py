@@ -7,7 +7,6 @@ import os
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -19,8 +18,7 @@ STATE_FILE = "robust_state.safetensors"
 
 def save(folder: str, walk: Walk) -> None:
     """Writes the ledger and the filter's state, and the method's name and settings."""
-    state = walk.state() or {"empty": torch.zeros(0)}
-    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+    tensors = {name: tensor.contiguous() for name, tensor in walk.state().items()}
     safetensors.torch.save_file(tensors, os.path.join(folder, STATE_FILE), metadata=_identity(walk.recipe))
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainingArguments
 from transformers.utils import logging
 
-from . import checkpoints
+from . import checkpoints, checks
 from .config import RobustConfig, space_settings
 from .data import INDEX, IndexCollator, Indexed, input_space
 from .ledger import SampleLedger
@@ -87,10 +87,10 @@ class RobustTrainer(Trainer):
         if isinstance(data, dict):
             kind = type(data).__name__
             raise ValueError(f"train_dataset is a {kind} of {list(data)}: pass one split, train_dataset=data['train'].")
-        self._refuse(recipe, size)
-        classes = self._classes()
+        checks.refuse(self, recipe, size)
+        classes = checks.number_of_classes(self.accelerator.unwrap_model(self.model))
         if isinstance(data, datasets.Dataset):
-            self._check_label_column(data, classes)
+            checks.label_column(data, self.label_names, classes, self.args.remove_unused_columns)
         bare = self.accelerator.unwrap_model(self.model)
         walk = Walk(
             recipe=self._with_objective(recipe),
@@ -125,33 +125,6 @@ class RobustTrainer(Trainer):
         self._auroc_epoch = 0
         logger.info(f"robust method '{recipe.name}': {dict(recipe.settings)}")
 
-    def _refuse(self, recipe: Recipe, size: int | None) -> None:
-        """What cannot work is said before the first step; nothing is silently ignored."""
-        if recipe.needs_index and size is None:
-            raise ValueError(
-                f"method '{recipe.name}' remembers each sample and needs a data set with a length, got a streaming one: "
-                "load it without streaming=True, or use a method with memory='none'."
-            )
-        if self.args.label_smoothing_factor and self.compute_loss_func is not None:
-            raise ValueError("label_smoothing_factor has no effect beside compute_loss_func: smooth in the function, or drop one.")
-        if recipe.relabel is not None and self.compute_loss_func is not None:
-            raise ValueError(
-                f"method '{recipe.name}' changes the labels into mixtures that compute_loss_func cannot be given: drop one of them."
-            )
-        if recipe.perturbation is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            raise ValueError(
-                f"method '{recipe.name}' needs input gradients of the unsharded model, which FSDP and DeepSpeed hide: "
-                "use plain distributed training (DDP), or a method without an attack (prl, spl, bootstrap)."
-            )
-        if getattr(self.args, "use_liger_kernel", False):
-            raise ValueError(f"use_liger_kernel=True hides the logits that method '{recipe.name}' scores: set it to False.")
-        config = self.accelerator.parallelism_config if hasattr(self.accelerator, "parallelism_config") else None
-        if config is not None and (getattr(config, "sp_enabled", False) or getattr(config, "cp_enabled", False)):
-            raise ValueError(f"method '{recipe.name}' needs whole samples: switch sequence and context parallelism off.")
-        uneven = getattr(self.accelerator, "even_batches", True) is False
-        if recipe.selection is not None and uneven and self.accelerator.num_processes > 1:
-            raise ValueError("accelerator_config.even_batches=False: ranks over processes need equal batches; set it to True.")
-
     def _with_objective(self, recipe: Recipe) -> Recipe:
         from dataclasses import replace
 
@@ -160,35 +133,6 @@ class RobustTrainer(Trainer):
         if self.args.label_smoothing_factor:
             return replace(recipe, objective=CrossEntropy(self.args.label_smoothing_factor))
         return recipe
-
-    def _classes(self) -> int | None:
-        config = getattr(self.accelerator.unwrap_model(self.model), "config", None)
-        problem = getattr(config, "problem_type", None)
-        if problem in ("regression", "multi_label_classification"):
-            raise ValueError(
-                f"problem_type={problem!r}: robust methods need one class label per sample so far; use method=None."
-            )
-        told = config.to_diff_dict() if config is not None and hasattr(config, "to_diff_dict") else {}
-        # a config that does not name its labels has the default of 2, whatever the head: the first forward tells then
-        return getattr(config, "num_labels", None) if {"id2label", "num_labels", "label2id"} & set(told) else None
-
-    def _check_label_column(self, data: datasets.Dataset, classes: int | None) -> None:
-        name = next((n for n in (*self.label_names, "label", "label_ids") if n in data.column_names), None)
-        if name is None:
-            if self.args.remove_unused_columns:
-                raise ValueError(
-                    f"train_dataset has no label column: expected one of {[*self.label_names, 'label']}, "
-                    f"got {data.column_names}."
-                )
-            return
-        if data.format["type"] == "custom":
-            return  # a transform makes the labels; the collator checks what it made
-        feature = data.features[name]
-        if getattr(feature, "dtype", None) in ("string", "large_string"):
-            raise ValueError(f"'{name}' holds strings, expected class numbers: use dataset.class_encode_column('{name}').")
-        named = getattr(feature, "num_classes", None)
-        if named is not None and classes is not None and named > classes:
-            raise ValueError(f"'{name}' has {named} classes but the model {classes}: pass num_labels={named} to the model.")
 
     def _sum_over_processes(self, value: Tensor) -> Tensor:
         return self.accelerator.reduce(value, reduction="sum") if self.accelerator.num_processes > 1 else value

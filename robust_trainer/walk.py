@@ -276,12 +276,15 @@ class Walk:
     def state(self) -> dict[str, Tensor]:
         """Everything that a resumed run needs, as CPU tensors."""
         out = {f"state.{place}.{k}": v.cpu() for place, state in self.states.items() for k, v in state.items()}
+        out["classes"] = torch.tensor(self.classes)
         return {**out, **(self.ledger.state() if self.ledger is not None else {})}
 
     def load_state(self, saved: dict[str, Tensor]) -> None:
         """Restores `state`."""
         for name, value in saved.items():
             kind, *rest = name.split(".")
+            if kind == "classes":
+                self.classes = int(value)
             if kind == "state":
                 place, key = rest
                 self.states.setdefault(place, {})[key] = value if place == "keep" else value.to(self.device)

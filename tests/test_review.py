@@ -209,3 +209,14 @@ def test_none_label_names_its_row(tmp_path):
 def test_dataset_dict_is_told(tmp_path):
     with pytest.raises(ValueError, match="DatasetDict.*train_dataset="):
         robust(tmp_path, vit(), datasets.DatasetDict(train=images(16)), method="prl").train()
+
+
+def test_a_bare_module_resumes_into_memory(tmp_path):
+    """The number of classes is known from the first forward only; a resumed epoch is decided before it."""
+    common = dict(method="prl-at-memory", rate_ramp_steps=4, num_train_epochs=3, save_strategy="epoch")
+    straight = robust(tmp_path, **common)
+    straight.train()
+    resumed = robust(tmp_path, **common)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert torch.equal(straight.ledger.keep, resumed.ledger.keep) and not bool(resumed.ledger.keep.all())
+    assert all(torch.equal(v, resumed.model.state_dict()[k]) for k, v in straight.model.state_dict().items())
