@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import datasets
@@ -126,8 +127,6 @@ class RobustTrainer(Trainer):
         logger.info(f"robust method '{recipe.name}': {dict(recipe.settings)}")
 
     def _with_objective(self, recipe: Recipe) -> Recipe:
-        from dataclasses import replace
-
         if self.compute_loss_func is not None:
             return replace(recipe, objective=UserLoss(self.compute_loss_func))
         if self.args.label_smoothing_factor:

@@ -45,7 +45,7 @@ class Step:
 class Walk:
     """The state of a run (ledger, carried fractions) and the steps 3 to 9 of docs/architecture.md.
 
-    gather: concatenates a tensor over the processes. total: sums a tensor over the processes. offset: this process's rank.
+    gather: concatenates a tensor over the processes. total: sums a tensor over the processes. rank: this process's number.
     """
 
     recipe: Recipe
