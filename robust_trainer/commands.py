@@ -50,7 +50,9 @@ class CorruptOutput:
 
     _argument_group_name = "output"
 
-    output_dir: str = field(default="robust_data", metadata={"help": "Folder for save_to_disk: train, test, test_triggered."})
+    output_dir: str = field(
+        default="robust_data", metadata={"help": "Folder for save_to_disk: train, test; with a trigger test_triggered."}
+    )
 
 
 @dataclass
@@ -73,7 +75,7 @@ def train(argv: Sequence[str]) -> None:
     data, corruption, model, args = parse(parser, argv, small=SMALL_DEFAULTS)
     with args.main_process_first(desc="preparing the data"):
         prepared = prepare(data, corruption)
-    tell_rates(prepared.corruption)
+    tell_rates(prepared.corruption, per_class=True)
     if image_shape(prepared.train)[1] <= 16 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # on so few pixels a second thread costs more than it brings
     trainer, record = train_run(args, prepared, model)
@@ -94,11 +96,14 @@ def train(argv: Sequence[str]) -> None:
 
 
 def corrupt(argv: Sequence[str]) -> None:
-    """robust-trainer corrupt: writes a poisoned data set and prints nominal and realised rates."""
-    about = "Poison a data set and save it: train (with is_corrupted and clean_label), test, test_triggered."
+    """robust-trainer corrupt: writes a poisoned or mislabelled data set and prints nominal and realised rates."""
+    about = "Corrupt a data set and save it: train (with is_corrupted and clean_label), test, and for a trigger test_triggered."
     data, corruption, output = parse(make_parser("corrupt", [DataOptions, CorruptionOptions, CorruptOutput], about), argv)
-    if corruption.trigger() is None:
-        raise ValueError("corrupt='none' leaves the data set as it is: give --corrupt patch or --corrupt blend.")
+    if not corruption.wanted:
+        raise ValueError(
+            "corrupt='none' leaves the data set as it is: give --corrupt patch, blend or a label noise, or --noisy_label_column."
+        )
+    corruption.trigger()
     check_writable(output.output_dir)
     prepared = prepare(data, corruption)
     splits = prepared.splits()
@@ -118,6 +123,8 @@ def evaluate(argv: Sequence[str]) -> None:
     run = parser.parse_known_args(argv)[0].run
     parser.set_defaults(**_stored(run, {f.name for t in (DataOptions, CorruptionOptions) for f in fields(t)}))
     options, data, corruption = parse(parser, argv)
+    if corruption.wanted and corruption.trigger() is None:
+        corruption = CorruptionOptions()  # wrong labels were for training alone
     if options.batch_size < 1:
         raise ValueError(f"batch_size={options.batch_size} must be at least 1: give for instance 64.")
     model, processor = load_model(options.run)
@@ -177,14 +184,16 @@ def tell_rates(corruption: dict[str, Any] | None, per_class: bool = False) -> No
     """Prints what was corrupted, nominal and realised."""
     if corruption is None:
         return
-    nominal = corruption.get("nominal")
+    nominal, asked = corruption.get("nominal"), corruption.get("nominal_per_class")
     say(
-        f"corrupted: {corruption.get('trigger', corruption['corrupt'])}, "
+        f"corrupted: {corruption.get('trigger') or corruption.get('noise') or corruption['corrupt']}, "
         + (f"nominal rate {percent(nominal)} %, " if nominal is not None else "")
         + f"realised {percent(corruption['overall'])} % ({corruption['corrupted']} of {corruption['n']} samples)"
     )
     if per_class:
-        say(show(["class", "realised %"], [[name, percent(rate)] for name, rate in corruption["per_class"].items()]))
+        heading = ["class", "nominal %", "realised %"] if asked else ["class", "realised %"]
+        rows = [[c, *([percent(asked[c])] if asked else []), percent(r)] for c, r in corruption["per_class"].items()]
+        say(show(heading, rows))
 
 
 def command_line(command: str, argv: Sequence[str]) -> str:

@@ -8,14 +8,16 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from .corruptions import LABEL_RULES, AllToOne, BlendTrigger, LabelRule, PatchTrigger
+from .corruptions import CLASS_MAPS, LABEL_RULES, NOISES, AllToOne, BlendTrigger, LabelRule, PatchTrigger
 
-CORRUPTIONS = ("none", "patch", "blend")
+CORRUPTIONS = ("none", "patch", "blend", *NOISES)
 #: The options of TrainingArguments that --help shows; all of them can be given.
 SHOWN = (
     "output_dir", "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "optim", "weight_decay",
@@ -45,12 +47,33 @@ class DataOptions:
 
 @dataclass
 class CorruptionOptions:
-    """The poison: a trigger, the labels that come with it, and how many samples get both."""
+    """The poison: a trigger, the labels that come with it, and how many samples get both; or wrong labels alone."""
 
     _argument_group_name = "corruption"
 
-    corrupt: str = field(default="none", metadata={"help": "Trigger: none, patch (checkerboard) or blend (noise picture)."})
-    corrupt_rate: float = field(default=0.25, metadata={"help": "Share of the training samples that is poisoned, [0, 1)."})
+    corrupt: str = field(
+        default="none",
+        metadata={
+            "help": "none; a trigger: patch (checkerboard) or blend (noise picture); or wrong labels: symmetric (other class), "
+            "symmetric-redraw (any class), pairflip (i to i+1), asymmetric (class_map), transition (transition_matrix) or "
+            "instance (by the image)."
+        },
+    )
+    corrupt_rate: float = field(
+        default=0.25, metadata={"help": "Share of training samples to corrupt, [0, 1); asymmetric: of the source classes."}
+    )
+    class_map: str | None = field(
+        default=None, metadata={"help": f"For asymmetric: {' or '.join(CLASS_MAPS)}, or source:target pairs as 9:1,2:0."}
+    )
+    transition_matrix: str | None = field(
+        default=None, metadata={"help": "For transition: .npy, .json or .csv file; row i: probabilities of the labels of class i."}
+    )
+    noise_form: str = field(
+        default="exact", metadata={"help": "Wrong labels: exact (counts) or probability (each label drawn on its own)."}
+    )
+    noisy_label_column: str | None = field(
+        default=None, metadata={"help": "Column of real noisy labels to train on, such as worse_label; without corrupt."}
+    )
     label_rule: str = field(default="multi-target", metadata={"help": "multi-target (i to i+1) or all-to-one (to target_label)."})
     target_label: int = field(default=0, metadata={"help": "The class that all-to-one writes."})
     patch_size: int = field(default=3, metadata={"help": "Side of the patch in pixels of the original image."})
@@ -63,11 +86,8 @@ class CorruptionOptions:
     corrupt_seed: int = field(default=0, metadata={"help": "Seed of the noise picture and of the choice of samples."})
 
     def trigger(self) -> PatchTrigger | BlendTrigger | None:
-        """Returns the trigger, None for 'none'. Raises ``ValueError`` for settings out of range."""
-        if self.corrupt not in CORRUPTIONS:
-            raise ValueError(f"corrupt={self.corrupt!r} is unknown: choose one of {', '.join(CORRUPTIONS)}.")
-        if not 0 <= self.corrupt_rate < 1:
-            raise ValueError(f"corrupt_rate={self.corrupt_rate} must be in [0, 1), a share of samples: give for instance 0.25.")
+        """Returns the trigger, None for 'none' and for wrong labels alone. Raises ``ValueError`` for settings out of range."""
+        self._check()
         if self.corrupt == "patch":
             return PatchTrigger(size=self.patch_size, position=self.patch_position)
         if self.corrupt == "blend":
@@ -76,10 +96,53 @@ class CorruptionOptions:
             return BlendTrigger(alpha=self.alpha, std=self.blend_std, seed=self.corrupt_seed, picture=self.blend_picture)
         return None
 
+    def noise(self) -> dict[str, Any] | None:
+        """Returns the settings of `corrupt_labels`, None for 'none' and triggers. Raises ``ValueError`` as `trigger`."""
+        self._check()
+        if self.corrupt not in NOISES:
+            return None
+        settings: dict[str, Any] = {"noise": self.corrupt}
+        if self.corrupt != "transition":
+            settings["rate"] = self.corrupt_rate
+        if self.corrupt == "asymmetric":
+            settings["class_map"] = read_class_map(self.class_map)
+        if self.corrupt == "transition":
+            settings["transition_matrix"] = read_matrix(self.transition_matrix)
+        return settings
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anything is to be corrupted."""
+        return self.corrupt != "none" or self.noisy_label_column is not None
+
+    def _check(self) -> None:
+        if self.corrupt not in CORRUPTIONS:
+            raise ValueError(f"corrupt={self.corrupt!r} is unknown: choose one of {', '.join(CORRUPTIONS)}.")
+        if not 0 <= self.corrupt_rate < 1:
+            raise ValueError(f"corrupt_rate={self.corrupt_rate} must be in [0, 1), a share of samples: give for instance 0.25.")
+        if self.noise_form not in ("exact", "probability"):
+            raise ValueError(f"noise_form={self.noise_form!r} is unknown: choose exact or probability.")
+        if self.noisy_label_column is not None and self.corrupt != "none":
+            raise ValueError(
+                f"noisy_label_column={self.noisy_label_column!r} and corrupt={self.corrupt!r} would corrupt the labels twice: "
+                "leave one of them out."
+            )
+        for name, owner in (("class_map", "asymmetric"), ("transition_matrix", "transition")):
+            value = getattr(self, name)
+            if value is not None and self.corrupt != owner:
+                raise ValueError(f"{name}={value!r} is given but corrupt={self.corrupt!r} takes none: give --corrupt {owner}.")
+            if value is None and self.corrupt == owner:
+                raise ValueError(f"corrupt={owner!r} needs {name}: give --{name}, see --help.")
+
     def describe(self) -> str:
-        """Returns the trigger and the label rule in words."""
+        """Returns the trigger and the label rule, or the label noise, in words."""
+        if self.noisy_label_column is not None:
+            return f"labels of the column {self.noisy_label_column}"
         if self.corrupt == "none":
             return "none"
+        if self.corrupt in NOISES:
+            told = [self.class_map, self.transition_matrix, "" if self.noise_form == "exact" else "each label drawn on its own"]
+            return f"{self.corrupt} label noise" + (f" ({'; '.join(found)})" if (found := [t for t in told if t]) else "")
         rule = f"all-to-one, class {self.target_label}" if self.label_rule == "all-to-one" else self.label_rule
         if self.corrupt == "patch":
             return f"patch ({self.patch_size} pixels, {self.patch_position}; {rule})"
@@ -91,6 +154,45 @@ class CorruptionOptions:
         if self.label_rule not in LABEL_RULES:
             raise ValueError(f"label_rule={self.label_rule!r} is unknown: choose one of {', '.join(LABEL_RULES)}.")
         return AllToOne(self.target_label) if self.label_rule == "all-to-one" else LABEL_RULES[self.label_rule]
+
+
+def read_class_map(text: str | None) -> str | dict[Any, Any]:
+    """Returns a class map: its name, or {source: target} from '9:1,2:0' or JSON; numbers are class numbers, words class names."""
+    text = (text or "").strip()
+    if text in CLASS_MAPS:
+        return text
+    if text.startswith("{"):
+        try:
+            pairs = [(str(s), str(t)) for s, t in json.loads(text).items()]
+        except ValueError as error:
+            raise ValueError(f"class_map={text!r} is no JSON: give for instance 9:1,2:0.") from error
+    else:
+        pairs = [(s.strip(), t.strip()) for s, found, t in (pair.rpartition(":") for pair in text.split(",")) if found and s and t]
+        if not pairs or len(pairs) != len(text.split(",")):
+            raise ValueError(f"class_map={text!r} is unknown: give {' or '.join(CLASS_MAPS)}, or source:target pairs as 9:1,2:0.")
+    read: list[Any] = [tuple(int(word) if word.isdecimal() else word for word in pair) for pair in pairs]
+    twice = next((s for i, (s, _) in enumerate(read) if s in [r[0] for r in read[:i]]), None)
+    if twice is not None:
+        raise ValueError(f"class_map={text!r} names class {twice} twice: give one target per class.")
+    return dict(read)
+
+
+def read_matrix(path: str | None) -> np.ndarray:
+    """Returns the numbers of a .npy, .json or .csv file. Raises a one-line ``ValueError`` for others and for unreadable ones."""
+    path = path or ""
+    readers: dict[str, Any] = {
+        ".npy": lambda: np.load(path, allow_pickle=False),
+        ".json": lambda: np.array(json.loads(Path(path).read_text(encoding="utf-8")), dtype=float),
+        ".csv": lambda: np.loadtxt(path, delimiter=",", ndmin=2),
+    }
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix not in readers or not os.path.isfile(path):
+        raise ValueError(f"transition_matrix={path!r} is no existing .npy, .json or .csv file: give one.")
+    try:
+        return readers[suffix]()
+    except (OSError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise ValueError(f"transition_matrix={path!r} could not be read ({reason}): give rows of numbers.") from error
 
 
 @dataclass

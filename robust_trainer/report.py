@@ -20,7 +20,7 @@ PLOTS: Mapping[str, tuple[str, str]] = {
     "poison_accuracy": ("Poison accuracy", "On the test images with the trigger, against their true labels; higher is better."),
     "kept_clean": ("Kept of the clean samples", "The share of the clean training samples that was trained on; higher is better."),
     "kept_corrupted": (
-        "Kept of the corrupted samples", "The share of the poisoned training samples that was trained on; lower is better."
+        "Kept of the corrupted samples", "The share of the corrupted training samples that was trained on; lower is better."
     ),
     "kept_fraction": ("Kept of all samples", "The share of the training samples that was trained on."),
 }  # fmt: skip
@@ -107,11 +107,11 @@ def _options(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     told += [("training samples", content["train_samples"]), ("test samples", content["test_samples"])]
     corruption = content.get("corruption")
     if corruption:
-        named = {"trigger": "trigger", "seed": "poison seed"}
+        named = {"trigger": "trigger", "noise": "label noise", "seed": "corruption seed"}
         told += [(label, corruption[name]) for name, label in named.items() if name in corruption]
         nominal = corruption.get("nominal")
         rate = f"{percent(corruption['overall'])} % realised ({corruption['corrupted']} samples)"
-        told.append(("poison rate", rate if nominal is None else f"{percent(nominal)} % nominal, {rate}"))
+        told.append(("corruption rate", rate if nominal is None else f"{percent(nominal)} % nominal, {rate}"))
     else:
         told.append(("corruption", "none known"))
     return [(name, str(value)) for name, value in told]

@@ -12,7 +12,16 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 
 from .config import RobustConfig
-from .corruptions import ATTACK_TARGET, IS_CORRUPTED, poison, realised_rates, trigger_all
+from .corruptions import (
+    ATTACK_TARGET,
+    IS_CORRUPTED,
+    corrupt_labels,
+    nominal_rates,
+    poison,
+    realised_rates,
+    trigger_all,
+    use_noisy_labels,
+)
 from .evaluation import compute_accuracy, evaluate_backdoor
 from .models import build_model
 from .options import CorruptionOptions, DataOptions, ModelOptions
@@ -40,9 +49,10 @@ class Prepared:
 def prepare(data: DataOptions, corruption: CorruptionOptions) -> Prepared:
     """Returns the data set, poisoned as the options say; one that was saved poisoned comes with its own triggered test set.
 
-    Raises ``ValueError`` for settings out of range, and for a second poison on a poisoned data set.
+    Wrong labels alone leave the test set as it is, and there is no triggered one. Raises ``ValueError`` for settings out of range,
+    and for a second poison on a poisoned data set.
     """
-    trigger, rule = corruption.trigger(), corruption.rule()
+    trigger, rule, noise = corruption.trigger(), corruption.rule(), corruption.noise()
     found = load_data(
         data.dataset, config=data.dataset_config, image_column=data.image_column, label_column=data.label_column,
         test_split=data.test_split, max_train_samples=data.max_train_samples, max_test_samples=data.max_test_samples,
@@ -51,10 +61,11 @@ def prepare(data: DataOptions, corruption: CorruptionOptions) -> Prepared:
     train, test, triggered = found[TRAIN], found[TEST], found.get(TRIGGERED)
     told = None
     if IS_CORRUPTED in train.column_names:
-        if trigger is not None:
+        if corruption.wanted:
+            given = "noisy_label_column" if corruption.noisy_label_column is not None else "corrupt"
             raise ValueError(
-                f"dataset={data.dataset!r} is corrupted already and corrupt={corruption.corrupt!r} would do it twice: "
-                "drop corrupt, or start from the clean data set."
+                f"dataset={data.dataset!r} is corrupted already and {given}={getattr(corruption, given)!r} would do it twice: "
+                f"drop {given}, or start from the clean data set."
             )
         told = {"corrupt": "as saved", **realised_rates(train)}
     elif trigger is not None:
@@ -64,6 +75,22 @@ def prepare(data: DataOptions, corruption: CorruptionOptions) -> Prepared:
             "corrupt": corruption.corrupt, "trigger": corruption.describe(), "seed": corruption.corrupt_seed,
             **realised_rates(train, nominal=corruption.corrupt_rate),
         }  # fmt: skip
+    elif noise is not None:
+        nominal = nominal_rates(train, **noise)
+        train = corrupt_labels(train, **noise, seed=corruption.corrupt_seed, exact=corruption.noise_form == "exact")
+        told = {
+            "corrupt": corruption.corrupt, "noise": corruption.describe(), "seed": corruption.corrupt_seed,
+            **realised_rates(train, nominal=nominal),
+        }  # fmt: skip
+    elif corruption.noisy_label_column is not None:
+        others = [c for c in train.column_names if c not in ("image", "label")]
+        if corruption.noisy_label_column not in others:
+            raise ValueError(
+                f"noisy_label_column={corruption.noisy_label_column!r} is not among the columns {others} beside image and label: "
+                "name one of them."
+            )
+        train = use_noisy_labels(train, corruption.noisy_label_column)
+        told = {"corrupt": "real", "noise": corruption.describe(), **realised_rates(train)}
     return Prepared(train, test, triggered, told)
 
 

@@ -15,8 +15,9 @@ from PIL import Image
 from transformers import AutoModelForImageClassification
 
 from robust_trainer.cli import COMMANDS, main
+from robust_trainer.corruptions import noise_transition
 from robust_trainer.models import SMALL, build_model, load_model
-from robust_trainer.options import CorruptionOptions, DataOptions, make_parser, parse
+from robust_trainer.options import CorruptionOptions, DataOptions, make_parser, parse, read_class_map, read_matrix
 from robust_trainer.preprocess import ImageTransform, image_shape
 from robust_trainer.results import curves, mean_last
 from robust_trainer.sources import digits, label_names, load_data
@@ -71,6 +72,81 @@ def test_corrupt_then_train_on_what_it_saved(tmp_path, capsys):
     assert "twice" in fails(capsys, "train", "--dataset", saved, "--corrupt", "blend", "--output_dir", out, *TINY)
 
 
+NOISE = {
+    "symmetric": ["--corrupt_rate", "0.5"],
+    "symmetric-redraw": ["--corrupt_rate", "0.5", "--noise_form", "probability"],
+    "pairflip": ["--corrupt_rate", "0.5"],
+    "asymmetric": ["--corrupt_rate", "0.5", "--class_map", "9:1,2:0,4:7"],
+    "transition": ["--transition_matrix", "matrix.csv"],
+    "instance": ["--corrupt_rate", "0.5"],
+}
+
+
+@pytest.mark.parametrize("noise", NOISE)
+def test_corrupt_prints_and_saves_label_noise(noise, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savetxt("matrix.csv", 0.5 * np.eye(10) + 0.5 * np.roll(np.eye(10), 1, axis=1), delimiter=",")
+    assert main(["corrupt", "--corrupt", noise, "--max_train_samples", "200", "--output_dir", "data", *NOISE[noise]]) == 0
+    shown = capsys.readouterr().out
+    assert f"corrupted: {noise} label noise" in shown and "nominal %  realised %" in shown
+    data = datasets.load_from_disk("data")
+    assert set(data) == {"train", "test"} and set(data["test"].column_names) == {"image", "label"}
+    told = json.loads((tmp_path / "data/corruption.json").read_text())
+    wrong = [a != b for a, b in zip(data["train"]["label"], data["train"]["clean_label"])]
+    assert data["train"]["is_corrupted"][:] == wrong and sum(wrong) == told["corrupted"] > 0
+    if noise in ("symmetric", "pairflip", "instance"):
+        assert sum(wrong) == 100
+    if noise == "asymmetric":
+        assert {a for a, hit in zip(data["train"]["clean_label"], wrong) if hit} == {9, 2, 4}
+        assert told["nominal_per_class"]["9"] == 0.5 and told["nominal_per_class"]["0"] == 0
+
+
+def test_train_and_evaluate_on_noisy_labels(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("matrix.npy", noise_transition("symmetric", 10, 0.25))
+    words = ["--corrupt", "transition", "--transition_matrix", "matrix.npy", *TINY]
+    assert main(["train", "--method", "prl", "--noise_rate", "0.25", "--output_dir", "run", *words]) == 0
+    shown = capsys.readouterr().out
+    assert "nominal rate 25.0 %" in shown and "nominal %  realised %" in shown and "poison" not in shown
+    (run,) = json.loads((tmp_path / "run/results.json").read_text())["runs"]
+    assert run["detection"] and set(run["final"]) == {"clean_accuracy", "n"}
+    page = (tmp_path / "run/report.html").read_text()
+    assert "label noise" in page and "matrix.npy" in page and "poison %" not in page
+    (tmp_path / "matrix.npy").unlink()  # the test images never were corrupted
+    assert main(["evaluate", "run"]) == 0
+    found = json.loads((tmp_path / "run/evaluation.json").read_text())
+    assert found["clean_accuracy"] == pytest.approx(run["final"]["clean_accuracy"]) and "poison_accuracy" not in found
+
+
+def test_a_column_of_real_noisy_labels(tmp_path, capsys):
+    data = digits()
+    worse = (np.array(data["train"]["label"]) + (np.arange(1400) % 4 == 0)) % 10
+    data["train"] = data["train"].add_column("worse_label", worse)
+    data.save_to_disk(str(tmp_path / "data"))
+    words = ["--dataset", str(tmp_path / "data"), "--output_dir", str(tmp_path / "o")]
+    assert main(["corrupt", "--noisy_label_column", "worse_label", *words]) == 0
+    assert "labels of the column worse_label, realised 25.0 % (350 of 1400 samples)" in capsys.readouterr().out
+    made = datasets.load_from_disk(str(tmp_path / "o"))["train"]
+    assert made["label"][:] == worse.tolist() and made["clean_label"][:] == data["train"]["label"][:]
+    assert "not among the columns ['worse_label']" in fails(capsys, "corrupt", "--noisy_label_column", "label", *words)
+    words[1] = str(tmp_path / "o")
+    assert "noisy_label_column='worse_label' would do it twice" in fails(
+        capsys, "corrupt", "--noisy_label_column", "worse_label", *words
+    )
+
+
+def test_class_maps_are_read(tmp_path):
+    assert read_class_map("nrat") == "nrat" and read_class_map(" 9:1, 2:0 ") == {9: 1, 2: 0}
+    assert read_class_map('{"9": 1, "cat": "dog"}') == {9: 1, "cat": "dog"} and read_class_map("cat:dog") == {"cat": "dog"}
+    (tmp_path / "c.yaml").write_text("corrupt: asymmetric\nclass_map: {9: 1, 2: 0}\n")
+    (options,) = parse(make_parser("corrupt", [CorruptionOptions], ""), [str(tmp_path / "c.yaml")])
+    assert options.noise() == {"noise": "asymmetric", "rate": 0.25, "class_map": {9: 1, 2: 0}}
+    assert options.trigger() is None and CorruptionOptions(corrupt="patch").noise() is None
+    matrix = [[0.5, 0.5], [0.0, 1.0]]
+    (tmp_path / "m.json").write_text(json.dumps(matrix))
+    assert read_matrix(str(tmp_path / "m.json")).tolist() == matrix
+
+
 def test_flags_win_over_yaml_and_small_models_have_their_own_defaults(tmp_path):
     from robust_trainer import RobustConfig
     from robust_trainer.commands import SMALL_DEFAULTS, TRAIN_DEFAULTS
@@ -108,9 +184,21 @@ def test_flags_win_over_yaml_and_small_models_have_their_own_defaults(tmp_path):
         (["train", "--corrupt", "pach"], "choose one of none, patch, blend"),
         (["train", "--corrupt", "blend", "--corrupt_rate", "25"], "corrupt_rate=25.0 must be in [0, 1)"),
         (["train", "--corrupt", "blend", "--alpha", "2"], "alpha=2.0"),
+        (["train", "--corrupt", "symmetric", "--corrupt_rate", "1"], "corrupt_rate=1.0 must be in [0, 1)"),
+        (["train", "--corrupt", "symmetric", "--class_map", "nrat"], "give --corrupt asymmetric"),
+        (["train", "--corrupt", "symmetric", "--noise_form", "exactly"], "choose exact or probability"),
+        (["corrupt", "--corrupt", "asymmetric"], "give --class_map"),
+        (["corrupt", "--corrupt", "asymmetric", "--class_map", "9:1,2"], "source:target pairs as 9:1,2:0"),
+        (["corrupt", "--corrupt", "asymmetric", "--class_map", "9:1,9:2"], "names class 9 twice"),
+        (["corrupt", "--corrupt", "asymmetric", "--class_map", "9:10"], "unknown class 10"),
+        (["corrupt", "--corrupt", "asymmetric", "--class_map", "{9"], "is no JSON"),
+        (["corrupt", "--corrupt", "transition"], "give --transition_matrix"),
+        (["corrupt", "--corrupt", "transition", "--transition_matrix", "nowhere.npy"], "no existing .npy, .json or .csv"),
+        (["corrupt", "--corrupt", "pairflip", "--noisy_label_column", "w"], "corrupt the labels twice"),
+        (["corrupt", "--noisy_label_column", "w"], "noisy_label_column='w'"),
         (["train", "--last_k", "0"], "last_k=0"),
         (["train", "--max_train_samples", "0"], "max_train_samples=0"),
-        (["corrupt"], "give --corrupt patch or --corrupt blend"),
+        (["corrupt"], "give --corrupt patch, blend or a label noise"),
         (["corrupt", "--corrupt", "patch", "--patch_size", "9"], "does not fit"),
         (["evaluate", "/nowhere"], "run='/nowhere' holds no saved model"),
         (["demo", "--epochs", "0"], "epochs=0"),

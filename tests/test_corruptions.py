@@ -24,7 +24,7 @@ from robust_trainer.corruptions import (
     realised_rates,
     trigger_all,
 )
-from robust_trainer.corruptions.labels import key_limits, label_targets, sample_keys
+from robust_trainer.corruptions.rules import key_limits, label_targets, sample_keys
 
 CHECKERBOARD = [[1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 1.0]]
 MASK = 2**64 - 1

@@ -13,12 +13,14 @@ import numpy as np
 import PIL.Image
 
 from . import columns
-from .labels import LabelRule, key_limits, label_targets, sample_keys
+from .mapping import CLEAN_LABEL, IS_CORRUPTED, map_columns, relabelled
+from .rates import log_rates
+from .rules import LabelRule, key_limits, label_targets, sample_keys
 from .triggers import as_array, check_pixels, plain_mode
 
 logger = logging.getLogger(__name__)
 
-IS_CORRUPTED, CLEAN_LABEL, ATTACK_TARGET = "is_corrupted", "clean_label", "attack_target"
+ATTACK_TARGET = "attack_target"
 _REVISION = 1  # enters the cache fingerprint: raise it when the output for the same settings changes
 
 #: image -> image of the same kind: a PIL image, an array or a nested list.
@@ -61,13 +63,9 @@ def poison(
         image_column = columns.image_column(dataset, image_column)
     backdoor = BackdoorMap(trigger, targets, limits, seed, image_column, label_column, _mode(dataset, image_column))
     added = {IS_CORRUPTED: datasets.Value("bool"), CLEAN_LABEL: dataset.features[label_column]}
-    poisoned = _map(dataset, backdoor, added, num_proc, {"desc": "poison", **map_kwargs})
-    found = realised_rates(poisoned, nominal=rate)
-    logger.info(
-        "poison: nominal rate %.4f, realised %.4f (%d of %d samples); per clean class: %s",
-        rate, found["overall"], found["corrupted"], found["n"],
-        ", ".join(f"{name} {value:.4f}" for name, value in found["per_class"].items()),
-    )  # fmt: skip
+    map_kwargs = {"desc": "poison", "num_proc": num_proc, **map_kwargs}
+    poisoned = map_columns(dataset, backdoor, added, undecoded=[image_column], **map_kwargs)
+    log_rates(logger, "poison", poisoned, rate)
     return poisoned
 
 
@@ -97,7 +95,7 @@ def trigger_all(
     if targets is not None:
         added[ATTACK_TARGET] = dataset.features[label_column]
     stamp = TriggerMap(trigger, targets, image_column, label_column, _mode(dataset, image_column))
-    return _map(dataset, stamp, added, num_proc, {"desc": "trigger", **map_kwargs})
+    return map_columns(dataset, stamp, added, undecoded=[image_column], num_proc=num_proc, **{"desc": "trigger", **map_kwargs})
 
 
 @dataclass(frozen=True)
@@ -105,8 +103,8 @@ class BackdoorMap:
     """Returns the changed columns of a batch, for ``dataset.map(fn, batched=True, with_indices=True)``.
 
     A row is poisoned when its class has a limit and ``sample_keys(seed, index)`` is at most that limit; its label becomes
-    ``targets[label]`` and its image ``trigger(image)``. targets and limits have one entry per class (`labels.label_targets`,
-    `labels.key_limits`). `poison` builds it and gives `Dataset.map` the features; it pickles, and holds no per-sample data.
+    ``targets[label]`` and its image ``trigger(image)``. targets and limits have one entry per class (`rules.label_targets`,
+    `rules.key_limits`). `poison` builds it and gives `Dataset.map` the features; it pickles, and holds no per-sample data.
     """
 
     trigger: Trigger | None
@@ -123,12 +121,7 @@ class BackdoorMap:
         limits = np.array([limit or 0 for limit in self.limits], dtype=np.uint64)
         allowed = np.array([limit is not None for limit in self.limits])
         chosen = allowed[labels] & (sample_keys(self.seed, indices) <= limits[labels])
-        before = np.asarray(batch[IS_CORRUPTED], dtype=bool) if IS_CORRUPTED in batch else np.zeros_like(chosen)
-        out = {
-            CLEAN_LABEL: list(batch[CLEAN_LABEL]) if CLEAN_LABEL in batch else labels.tolist(),
-            IS_CORRUPTED: (before | chosen).tolist(),
-            self.label_column: np.where(chosen, np.asarray(self.targets)[labels], labels).tolist(),
-        }
+        out = relabelled(batch, self.label_column, labels, np.where(chosen, np.asarray(self.targets)[labels], labels))
         if self.trigger is not None and self.image_column is not None:
             out[self.image_column] = _stamp(self.trigger, batch[self.image_column], chosen, indices, self)
         return out
@@ -155,56 +148,9 @@ class TriggerMap:
         return out
 
 
-def realised_rates(dataset: datasets.Dataset, nominal: float | None = None) -> dict[str, Any]:
-    """Returns what a corrupted data set really holds: nominal, overall, per_class, corrupted, mislabelled, n.
-
-    overall: share of ``is_corrupted`` rows; per_class: the same per clean class (by name where the label is a ClassLabel; classes
-    without a row are left out); mislabelled: share of rows whose label differs from ``clean_label``; corrupted, n: counts of
-    rows; nominal: as given. Rates are fractions in [0, 1]. Raises ``ValueError`` when the columns are missing.
-    """
-    columns.check_dataset(dataset)
-    missing = [c for c in (IS_CORRUPTED, CLEAN_LABEL) if c not in dataset.column_names]
-    if missing:
-        raise ValueError(f"columns {missing} are not among {dataset.column_names}: make the data set with poison or trigger_all.")
-    corrupted = columns.read_column(dataset, IS_CORRUPTED).astype(bool)
-    clean = columns.read_column(dataset, CLEAN_LABEL)
-    feature = dataset.features[CLEAN_LABEL]
-    names = {int(c): feature.int2str(int(c)) if isinstance(feature, datasets.ClassLabel) else str(c) for c in np.unique(clean)}
-    label = next((c for c in columns.LABEL_NAMES if c in dataset.column_names), None)
-    return {
-        "nominal": nominal,
-        "overall": float(corrupted.mean()),
-        "per_class": {name: float(corrupted[clean == c].mean()) for c, name in names.items()},
-        "corrupted": int(corrupted.sum()),
-        "mislabelled": None if label is None else float((columns.read_column(dataset, label) != clean).mean()),
-        "n": len(dataset),
-    }
-
-
 def _mode(dataset: datasets.Dataset, name: str | None) -> str | None:
     feature = dataset.features[name] if name is not None else None
     return feature.mode if isinstance(feature, datasets.Image) else None
-
-
-def _map(
-    dataset: datasets.Dataset, function: Any, added: Mapping[str, Any], num_proc: int | None, kwargs: dict[str, Any]
-) -> datasets.Dataset:
-    """``dataset.map`` that leaves the encoded bytes of untouched images alone, and the data set's format as it was."""
-    shown, name = dataset.format, function.image_column
-    plain = dataset.with_format(None)
-    original = dataset.features.get(name)
-    if isinstance(original, datasets.Image):
-        plain = plain.cast_column(name, datasets.Image(mode=original.mode, decode=False))
-    features = datasets.Features({**plain.features, **{k: v for k, v in added.items() if k not in plain.features}})
-    mapped = plain.map(function, batched=True, with_indices=True, features=features, num_proc=num_proc, **kwargs)
-    if isinstance(original, datasets.Image):
-        mapped = mapped.cast_column(name, original)
-    if shown["type"] is None and len(shown["columns"]) == len(dataset.column_names):
-        return mapped
-    every = len(shown["columns"]) == len(dataset.column_names)
-    return mapped.with_format(
-        shown["type"], None if every else shown["columns"], shown["output_all_columns"], **shown["format_kwargs"]
-    )
 
 
 def _stamp(trigger: Trigger, images: Sequence[Any], chosen: np.ndarray, indices: Sequence[int], settings: Any) -> list:

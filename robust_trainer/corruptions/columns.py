@@ -24,13 +24,21 @@ def check_dataset(dataset: Any) -> None:
         raise ValueError("dataset has 0 rows: pass a data set with samples in it.")
 
 
-def _is_pixels(feature: Any) -> bool:
+def is_pixels(feature: Any) -> bool:
+    """Returns whether a feature holds images as numbers: 2-D or 3-D."""
     if isinstance(feature, datasets.Array2D | datasets.Array3D):
         return True
     depth = 0
     while isinstance(feature, datasets.List) or (isinstance(feature, list) and len(feature) == 1):
         feature, depth = (feature[0] if isinstance(feature, list) else feature.feature), depth + 1
     return depth in (2, 3) and isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint", "float"))
+
+
+def is_numeric(feature: Any) -> bool:
+    """Returns whether a feature holds one number or a list of numbers a row (no class labels)."""
+    if isinstance(feature, datasets.List) or (isinstance(feature, list) and len(feature) == 1):
+        feature = feature[0] if isinstance(feature, list) else feature.feature
+    return isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint", "float"))
 
 
 def image_column(dataset: datasets.Dataset, name: str | None = None) -> str:
@@ -41,7 +49,7 @@ def image_column(dataset: datasets.Dataset, name: str | None = None) -> str:
     """
     features = dataset.features
     images = [c for c, f in features.items() if isinstance(f, datasets.Image)]
-    pixels = [c for c, f in features.items() if _is_pixels(f)]
+    pixels = [c for c, f in features.items() if is_pixels(f)]
     if name is not None:
         if name not in features:
             raise ValueError(f"image_column={name!r} is not in the data set: choose one of {list(features)}.")

@@ -1,137 +1,209 @@
-"""Label rules, and the exact-count choice of the samples they are applied to."""
+"""Label noise in a `datasets` data set: drawn by rule, by a transition matrix or per instance."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import datasets
 import numpy as np
 
-#: ``(labels (N,), num_classes) -> labels (N,)``: the label the attacker writes. A sample whose label it keeps is not eligible.
-LabelRule = Callable[[np.ndarray, int], np.ndarray]
+from . import columns
+from .features import FeatureReader
+from .instance import check_size, instance_noise_map
+from .mapping import CLEAN_LABEL, IS_CORRUPTED, map_columns, relabelled
+from .rates import log_rates
+from .rules import check_seed, cut_index, key_cuts, key_limits, key_quantile, sample_keys, shares, smallest, stream_seed
+from .transitions import check_class_map, check_noise, noise_transition
+
+logger = logging.getLogger(__name__)
+
+_REVISION = 1  # enters the cache fingerprint: raise it when the output for the same settings changes
+_TARGET_STREAM, _TIE_STREAM = 1, 2
 
 
-@dataclass(frozen=True)
-class MultiTarget:
-    """Returns ``(labels + shift) mod C``: every class has its own target class.
+def corrupt_labels(
+    dataset: datasets.Dataset,
+    noise: str,
+    *,
+    rate: float | None = None,
+    seed: int = 0,
+    class_map: str | Mapping[Any, Any] | None = None,
+    transition_matrix: Any = None,
+    feature_columns: str | Sequence[str] | None = None,
+    rate_of: str = "source",
+    exact: bool = True,
+    stratified: bool = False,
+    label_column: str | None = None,
+    num_classes: int | None = None,
+    num_proc: int | None = None,
+    **map_kwargs: Any,
+) -> datasets.Dataset:
+    """Returns the data set with wrong labels; adds ``is_corrupted`` (the label changed) and ``clean_label``.
 
-    The systematic (pairwise) flip of paper 000 sec. 5 ("Defending backdoor data poisoning attacks using noisy label
-    defense algorithm"), with ``shift=1``. Labels (N,) in [0, C). Raises ``ValueError`` where the shift moves nothing.
+    The noises of dissertation 001 table 4.1, of NRAT (paper 004) and of PDN (Xia et al. 2020); noise is one of
+    - 'symmetric': a label of the OTHER C - 1 classes, uniform; the rate is the share of wrong labels.
+    - 'symmetric-redraw': a label of all C classes, the true one included: the effective rate is (C - 1) / C * rate.
+    - 'pairflip': i -> i + 1 mod C; exact, the same rows as ``poison(label_rule='multi-target')`` with that seed.
+    - 'asymmetric': i -> class_map[i], all at once on the clean labels; class_map {source: target} of class numbers or names, or
+      'cifar10' or 'nrat' (9->1, 2->0, 3->5, 5->3, 4->7). rate counts the samples of each source class (rate_of='source': half of
+      it overall with these maps) or of the whole data set (rate_of='all'). NRAT's own code flips class after class on labels
+      already flipped, so that some cats become dogs and then cats again: its "40 %" is about 19 % overall, here it is 20 %.
+    - 'transition': a row-stochastic transition_matrix (C, C), and no rate.
+    - 'instance': PDN, see `InstanceNoiseMap`; its features are feature_columns (numeric columns, or images), default the images.
+      They are standardised over the data set: images per channel, other columns per number.
+    exact=True: exactly ``round(rate * N)`` rows are chosen ('symmetric-redraw': redrawn); 'asymmetric' chooses ``round(rate * n)``
+    of the n rows of each source class; 'transition' gives each class its labels in exact counts (largest remainder). stratified:
+    an equal share of every class, where the count is over the data set. exact=False: every label is drawn on its own from its
+    row of the matrix (`noise_transition`).
+    Everything is keyed by (seed, row number): batch size, shards and processes do not matter, and a second call on the same rows
+    wants another seed. On a second call ``clean_label`` stays the first one's and ``is_corrupted`` tells either. Nominal and
+    realised rates are logged; `nominal_rates`, `realised_rates` and `realised_transition` return them. map_kwargs go to
+    `Dataset.map`. Raises ``ValueError`` for bad settings (see `noise_transition`), a rate that the eligible classes cannot
+    supply, missing columns, no rows, and labels that are no integers in [0, C).
     """
-
-    shift: int = 1
-
-    def __call__(self, labels: np.ndarray, num_classes: int) -> np.ndarray:
-        if not isinstance(self.shift, int | np.integer) or self.shift % num_classes == 0:
-            raise ValueError(
-                f"shift={self.shift} moves no label of {num_classes} classes: give an integer that is no multiple of {num_classes}."
-            )
-        return (labels + self.shift) % num_classes
-
-
-@dataclass(frozen=True)
-class AllToOne:
-    """Returns ``target`` for every label: one target class, whose own samples are not eligible.
-
-    The single-target setting of BadNets (Gu et al. 2017). Labels (N,) in [0, C). Raises ``ValueError`` for a target
-    outside [0, C).
-    """
-
-    target: int = 0
-
-    def __call__(self, labels: np.ndarray, num_classes: int) -> np.ndarray:
-        if not isinstance(self.target, int | np.integer) or not 0 <= self.target < num_classes:
-            raise ValueError(f"target={self.target} is no class: give an integer in [0, {num_classes}).")
-        return np.full_like(labels, self.target)
-
-
-LABEL_RULES: dict[str, LabelRule] = {"multi-target": MultiTarget(), "all-to-one": AllToOne()}
-
-
-def label_targets(label_rule: str | LabelRule, num_classes: int) -> tuple[int, ...]:
-    """Returns the label that each of the C classes is given, ``rule(arange(C), C)``, as a tuple of C integers.
-
-    Raises ``ValueError`` for an unknown rule, and for one that leaves [0, C) or moves no class at all.
-    """
-    rule = LABEL_RULES.get(label_rule) if isinstance(label_rule, str) else label_rule
-    if not callable(rule):
-        raise ValueError(f"label_rule={label_rule!r} is unknown: choose one of {list(LABEL_RULES)} or pass a label rule object.")
-    classes = np.arange(num_classes)
-    targets = np.asarray(rule(classes, num_classes))
-    if targets.shape != classes.shape or targets.dtype.kind not in "iu" or targets.min() < 0 or targets.max() >= num_classes:
-        raise ValueError(
-            f"label_rule={label_rule!r} gave {targets.tolist()} for classes 0..{num_classes - 1}: "
-            f"return {num_classes} integers in [0, {num_classes})."
-        )
-    if (targets == classes).all():
-        raise ValueError(f"label_rule={label_rule!r} moves none of the {num_classes} classes: give a rule that changes a label.")
-    return tuple(targets.tolist())
-
-
-def sample_keys(seed: int, indices: Any) -> np.ndarray:
-    """Returns one uint64 per index (N,), a fixed function of (seed, index), distinct for distinct indices.
-
-    The SplitMix64 generator (Steele, Lea and Flood 2014) read at position ``index``; a bijection of the index for every
-    seed. No state, so shard order, batch size and number of processes do not matter. Raises ``ValueError`` for a seed that
-    is no integer in [0, 2^64).
-    """
+    labels, classes, label_column, names = _read(dataset, label_column, num_classes)
+    check_noise(noise, rate, class_map, transition_matrix, rate_of)
     check_seed(seed)
-    with np.errstate(over="ignore"):
-        start = _mix(np.array([seed], dtype=np.uint64))
-        return _mix(start + np.asarray(indices, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    if stratified and (noise == "instance" or not exact):
+        raise ValueError(f"stratified=True does not fit noise={noise!r}, exact={exact}: drop it.")
+    function: Any
+    if noise == "instance":
+        check_size(classes)
+        reader = FeatureReader.of(dataset, feature_columns, exclude=label_column).standardised(dataset)
+        function = instance_noise_map(reader, float(rate or 0), len(labels), classes, seed, label_column, exact)
+        nominal = np.full(classes, rate)
+    else:
+        if feature_columns is not None:
+            raise ValueError(f"feature_columns is given but noise={noise!r} reads no features: leave it out.")
+        matrix = _matrix(labels, classes, noise, rate, class_map, transition_matrix, rate_of, names)
+        nominal = 1 - matrix.diagonal()
+        limits = _limits(labels, matrix, noise, rate, rate_of, seed, exact, stratified)
+        if noise == "symmetric-redraw":
+            cuts = key_quantile(np.cumsum(np.full_like(matrix, 1 / classes), axis=1))
+        else:
+            cuts = _exact_cuts(labels, matrix, limits, seed) if noise == "transition" and exact else _cuts(matrix)
+        function = LabelNoiseMap(limits, cuts, seed, label_column)
+    added = {IS_CORRUPTED: datasets.Value("bool"), CLEAN_LABEL: dataset.features[label_column]}
+    read = function.reader.columns if noise == "instance" else ()
+    noisy = map_columns(dataset, function, added, undecoded=read, num_proc=num_proc, **{"desc": noise, **map_kwargs})
+    log_rates(logger, f"corrupt_labels {noise}", noisy, nominal, label_column)
+    return noisy
 
 
-def _mix(z: np.ndarray) -> np.ndarray:
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+def nominal_rates(
+    dataset: datasets.Dataset,
+    noise: str,
+    *,
+    rate: float | None = None,
+    class_map: str | Mapping[Any, Any] | None = None,
+    transition_matrix: Any = None,
+    rate_of: str = "source",
+    label_column: str | None = None,
+    num_classes: int | None = None,
+) -> np.ndarray:
+    """Returns the rate (C,) at which `corrupt_labels` with these settings is to give each class wrong labels, for `realised_rates`.
 
-
-def check_seed(seed: Any) -> None:
-    """Raises ``ValueError`` for a seed that is no integer in [0, 2^64)."""
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64:
-        raise ValueError(f"seed={seed!r} must be an integer in [0, 2**64): give one, for instance 0.")
-
-
-def key_limits(
-    labels: np.ndarray, targets: tuple[int, ...], rate: float, seed: int, stratified: bool = False
-) -> tuple[int | None, ...]:
-    """Returns per class the largest key that is still chosen (None: no sample of the class), C entries.
-
-    A sample is chosen when its class is eligible (``targets[label] != label``) and its key is at most the limit. Exactly
-    ``round(rate * N)`` samples are, N counting the ineligible ones too, so that the realised rate is the nominal one.
-    ``stratified`` splits that number over the eligible classes in proportion to their sizes (largest remainder). With one
-    seed the choice at a low rate is part of the choice at a higher one (exactly so when not stratified).
-    labels (N,) integers in [0, C); rate a fraction in [0, 1). Raises ``ValueError`` for other rates, and where fewer samples
-    are eligible than wanted.
+    dataset: the clean one. For 'instance' it is the mean asked for; the truncation to [0, 1] lifts small ones when ``exact=False``
+    (0.1 becomes 0.129). Raises ``ValueError`` as `corrupt_labels`.
     """
-    if isinstance(rate, bool) or not isinstance(rate, int | float | np.number) or not 0 <= rate < 1:
-        raise ValueError(f"rate={rate!r} must be a fraction in [0, 1): give for instance 0.1 for 10 percent.")
-    keys = sample_keys(seed, np.arange(len(labels)))
-    movable = [c for c, target in enumerate(targets) if target != c]
-    eligible = np.isin(labels, movable)
-    wanted, n_eligible = round(rate * len(labels)), int(eligible.sum())
-    if wanted > n_eligible:
-        raise ValueError(
-            f"rate={rate} asks for {wanted} of {len(labels)} samples but the label rule leaves {n_eligible} eligible: "
-            f"give a rate of at most {n_eligible / len(labels):.4g}."
-        )
-    limits: list[int | None] = [None] * len(targets)
-    if not stratified:
-        limit = _smallest(keys[eligible], wanted)
-        for c in movable:
-            limits[c] = limit
-        return tuple(limits)
-    sizes = np.bincount(labels, minlength=len(targets))[movable]
-    shares = wanted * sizes / max(n_eligible, 1)
-    counts = np.floor(shares).astype(int)
-    counts[np.argsort(counts - shares, kind="stable")[: wanted - counts.sum()]] += 1
-    for c, count in zip(movable, counts.tolist()):
-        limits[c] = _smallest(keys[labels == c], count)
-    return tuple(limits)
+    labels, classes, _, names = _read(dataset, label_column, num_classes)
+    check_noise(noise, rate, class_map, transition_matrix, rate_of)
+    if noise == "instance":
+        return np.full(classes, float(rate or 0))
+    return 1 - _matrix(labels, classes, noise, rate, class_map, transition_matrix, rate_of, names).diagonal()
 
 
-def _smallest(keys: np.ndarray, count: int) -> int | None:
-    """The ``count``-th smallest key, None for count 0."""
-    return int(np.partition(keys, count - 1)[count - 1]) if count else None
+@dataclass(frozen=True, eq=False)
+class LabelNoiseMap:
+    """Returns the changed columns of a batch, for ``dataset.map(fn, batched=True, with_indices=True)``.
+
+    A row is chosen when its class has a limit and ``sample_keys(seed, index)`` is at most that limit; a second key, independent of
+    the first, then falls into one of the C ranges that end at ``cuts[label]`` (C, C), and that range is the new label.
+    `corrupt_labels` builds it; it pickles, and holds no per-sample data.
+    """
+
+    limits: tuple[int | None, ...]
+    cuts: np.ndarray = field(repr=False)
+    seed: int
+    label_column: str
+    revision: int = field(default=_REVISION, repr=False)
+
+    def __call__(self, batch: Mapping[str, Any], indices: Sequence[int]) -> dict[str, list]:
+        labels = np.asarray(batch[self.label_column], dtype=np.int64)
+        limits = np.array([limit or 0 for limit in self.limits], dtype=np.uint64)
+        allowed = np.array([limit is not None for limit in self.limits])
+        chosen = allowed[labels] & (sample_keys(self.seed, indices) <= limits[labels])
+        new, rows = labels.copy(), np.flatnonzero(chosen)
+        keys = sample_keys(stream_seed(self.seed, _TARGET_STREAM), np.asarray(indices)[rows])
+        new[rows] = cut_index(keys, self.cuts[labels[rows]])
+        return relabelled(batch, self.label_column, labels, new)
+
+
+def _read(dataset: Any, name: str | None, num_classes: int | None) -> tuple[np.ndarray, int, str, Sequence[str] | None]:
+    columns.check_dataset(dataset)
+    name = columns.label_column(dataset, name)
+    labels, classes = columns.read_labels(dataset, name, num_classes)
+    return labels, classes, name, getattr(dataset.features[name], "names", None)
+
+
+def _matrix(
+    labels: np.ndarray, classes: int, noise: str, rate: Any, class_map: Any, matrix: Any, rate_of: str, names: Any
+) -> np.ndarray:
+    if rate_of == "all":
+        sources = list(check_class_map(class_map, classes, names))
+        eligible, wanted = int(np.isin(labels, sources).sum()), round(rate * len(labels))
+        if wanted > eligible or (eligible and wanted == eligible):
+            raise ValueError(
+                f"rate={rate} of all {len(labels)} samples is {wanted}, but the source classes of class_map hold {eligible}: "
+                f"give a rate below {eligible / len(labels):.4g}."
+            )
+        rate = rate * len(labels) / max(eligible, 1)
+    return noise_transition(noise, classes, rate, class_map=class_map, transition_matrix=matrix, class_names=names)
+
+
+def _limits(
+    labels: np.ndarray, matrix: np.ndarray, noise: str, rate: Any, rate_of: str, seed: int, exact: bool, stratified: bool
+) -> tuple[int | None, ...]:
+    """Per class the largest key that is chosen; 'symmetric-redraw' chooses what is redrawn, the others what is changed."""
+    classes, keys = len(matrix), sample_keys(seed, np.arange(len(labels)))
+    leave = np.full(classes, rate) if noise == "symmetric-redraw" else 1 - matrix.diagonal()
+    if not exact:
+        return tuple(max(key - 1, 0) if r > 0 else None for r, key in zip(leave, key_quantile(leave).tolist()))
+    if noise in ("symmetric", "symmetric-redraw", "pairflip") or rate_of == "all":
+        same = np.arange(classes)
+        moved = np.where(leave > 0, (same + 1) % classes, same)  # to which class does not matter here
+        return key_limits(labels, tuple(moved.tolist()), rate, seed, stratified)
+    if noise == "asymmetric":
+        return tuple(smallest(keys[labels == c], round(r * int((labels == c).sum()))) for c, r in enumerate(leave.tolist()))
+    counts = _counts(labels, matrix, seed)
+    return tuple(smallest(keys[labels == c], int(counts[c].sum() - counts[c, c])) for c in range(classes))
+
+
+def _counts(labels: np.ndarray, matrix: np.ndarray, seed: int) -> np.ndarray:
+    """How many samples of each class (row) get each label (column), by largest remainder."""
+    ties = stream_seed(seed, _TIE_STREAM)
+    sizes = np.bincount(labels, minlength=len(matrix)).tolist()
+    return np.stack([shares(size, row, stream_seed(ties, c)) for c, (size, row) in enumerate(zip(sizes, matrix))])
+
+
+def _cuts(matrix: np.ndarray) -> np.ndarray:
+    """Ends of the ranges of the second key, one row per class: the law of the new label where it changes."""
+    others = matrix * (1 - np.eye(len(matrix)))
+    totals = others.sum(axis=1, keepdims=True)
+    law = np.where(totals > 0, others / np.where(totals > 0, totals, 1), 1 / len(matrix))  # without others nobody is chosen
+    return key_quantile(np.cumsum(law, axis=1))
+
+
+def _exact_cuts(labels: np.ndarray, matrix: np.ndarray, limits: tuple[int | None, ...], seed: int) -> np.ndarray:
+    """The ends that give the chosen samples of each class their new labels in exact counts."""
+    indices = np.arange(len(labels))
+    keys, second = sample_keys(seed, indices), sample_keys(stream_seed(seed, _TARGET_STREAM), indices)
+    counts = _counts(labels, matrix, seed) * (1 - np.eye(len(matrix), dtype=int))
+    out = np.zeros(matrix.shape, dtype=np.uint64)
+    for c, limit in enumerate(limits):
+        if limit is not None:
+            out[c] = key_cuts(second[(labels == c) & (keys <= np.uint64(limit))], counts[c])
+    return out

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .labels import check_seed
+from .rules import check_seed
 
 _COLOURS = {"L": 1, "LA": 1, "RGB": 3, "RGBA": 3}  # channels that carry colour; alpha is never painted
 _PLACES = ("top-left", "top-right", "bottom-left", "bottom-right", "center")
