@@ -1,4 +1,4 @@
-"""The vocabulary every room speaks: B samples in a batch, C classes, M peers (1 for ordinary training)."""
+"""The vocabulary every room speaks: B samples in a batch, C classes (or outputs), M peers (1 for ordinary training)."""
 
 from __future__ import annotations
 
@@ -6,36 +6,66 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from .perturbations import Perturbation
-    from .selection import KeepByScore
+
+#: As transformers' ``problem_type``.
+SINGLE, REGRESSION, MULTI = PROBLEMS = ("single_label_classification", "regression", "multi_label_classification")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands: ``epoch`` counts finished epochs as a float (0.0 at the start), as the trainer's state does."""
+    """Where training stands: ``epoch`` counts finished epochs as a float (0.0 at the start), as the trainer's state does.
+
+    noise_rate: the share of corrupted samples estimated so far (``noise_rate="auto"``), None before the first estimate.
+    """
 
     epoch: float
     max_epochs: float
     global_step: int = 0
+    noise_rate: float | None = None
 
 
 @dataclass
 class View:
-    """One forward pass kept together: logits (M, B, C), the given labels (B,) and, where known, sample indices (B,)."""
+    """One forward pass kept together: logits (M, B, C), what is to be predicted and, where known, sample indices (B,).
+
+    targets: class labels (B,), or for the problems ``regression`` and ``multi_label_classification`` floats (B, C).
+    gradient_norms: (M, B), the norm of each sample's gradient over all parameters, for methods that ask for it.
+    """
 
     logits: Tensor
     targets: Tensor
     index: Tensor | None = None
     outputs: Any = None
+    problem: str = SINGLE
+    gradient_norms: Tensor | None = None
+
+    def given(self) -> Tensor:
+        """The targets as the objectives take them: one row per peer."""
+        return self.targets.expand(self.logits.shape[0], *self.targets.shape)
 
 
 class Score(Protocol):
     """``View -> (M, B)``, detached; HIGHER = MORE SUSPICIOUS, everywhere."""
 
     def __call__(self, view: View) -> Tensor: ...
+
+
+class Selection(Protocol):
+    """Whom to trust: weights (M, B) in [0, 1] for scores (M, B) of one whole optimizer step, and what they are divided by."""
+
+    @property
+    def memory(self) -> str: ...
+
+    def weights(self, scores: Tensor, labels: Tensor, progress: Progress, state: dict[str, Tensor]) -> Tensor: ...
+
+    def new_state(self, classes: int, peers: int, device: torch.device) -> dict[str, Tensor]: ...
+
+    def divisor(self, weights: Tensor) -> Tensor: ...
 
 
 #: ``View -> targets``: (M, B) labels or (M, B, C) mixtures that replace the given labels (bootstrap).
@@ -51,21 +81,28 @@ class Recipe:
     ``inner_filter`` and ``outer_filter`` switch selection and relabelling on in the inner maximisation and in the outer
     minimisation (paper 000, Algorithm 1; table 4 is the ablation). ``trust`` names the forward whose scores decide in the
     outer step and are remembered: ``outer``, on the perturbed inputs (papers), or ``inner``, on the inputs as they came.
-    ``settings`` are the numbers it was built from.
+    peers: number of networks that are trained side by side; ``watch``: the score that the ledger keeps where the ranking is by
+    another; gradients: the score is of each sample's parameter gradient; clip_norm: the norm that a step's gradient is clipped to
+    instead of the Trainer's ``max_grad_norm``. ``settings`` are the numbers it was built from.
     """
 
     name: str
     score: Score
     objective: Objective
-    selection: KeepByScore | None = None
+    selection: Selection | None = None
     relabel: Relabel | None = None
     perturbation: Perturbation | None = None
     inner_filter: bool = True
     outer_filter: bool = True
     trust: str = "outer"
+    peers: int = 1
+    watch: Score | None = None
+    gradients: bool = False
+    clip_norm: float | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def needs_index(self) -> bool:
         """Whether the method cannot work without each sample's position in the data set."""
-        return self.selection is not None and self.selection.memory != "none"
+        auto = isinstance(self.settings.get("noise_rate"), str)
+        return auto or (self.selection is not None and self.selection.memory != "none")

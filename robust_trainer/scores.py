@@ -1,33 +1,114 @@
-"""Per-sample numbers that say how suspicious a sample is: (M, B), detached, higher = more suspicious."""
+"""Per-sample numbers that say how suspicious a sample is: (M, B), detached, higher = more suspicious.
+
+Computed in the logits' type, float32 at least. A sample whose logits are NaN scores NaN, which every ranking puts last.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .recipe import View
+from .objectives import OWN, Huber, make_objective
+from .recipe import MULTI, REGRESSION, SINGLE, Score, View
+from .robust_losses import full_precision
 
 
-@torch.no_grad()
-def loss(view: View) -> Tensor:
-    """Cross-entropy of the given label, in nats, in [0, inf) (self-paced learning; paper 001 ch. 4, paper 000 table 1)."""
-    logits = view.logits.float()
-    targets = view.targets.expand(logits.shape[0], -1)
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+@dataclass(frozen=True)
+class Loss:
+    """The loss of the given target, in [0, inf) (self-paced learning; paper 001 ch. 4, paper 000 table 1).
 
-
-@torch.no_grad()
-def loss_layer_gradient_norm(view: View) -> Tensor:
-    """``||softmax(z) - onehot(y)||_2``, in [0, sqrt 2]: the norm of the cross-entropy's gradient with respect to the logits.
-
-    PRL(L): paper 001 sec. 4.4, paper 000 sec. 3.1. The authors' code uses its square; the order of the samples is the same.
+    Class labels: cross-entropy, in nats. Multi-label: binary cross-entropy, mean over labels. Regression: squared error, mean over
+    outputs, or Huber's loss where ``huber_delta`` is given (in the targets' unit; without effect on the other problems).
     """
-    probs = view.logits.float().softmax(-1)
-    given = view.targets.expand(probs.shape[0], -1).unsqueeze(-1)
-    # ||p - e_y||^2 = sum_{k != y} p_k^2 + (1 - p_y)^2, with 1 - p_y as the sum of the others to stay exact near 0
-    others = probs.scatter(-1, given, 0.0)
-    return (others.square().sum(-1) + others.sum(-1).square()).sqrt()
+
+    huber_delta: float | None = None
+
+    @torch.no_grad()
+    def __call__(self, view: View) -> Tensor:
+        if view.problem == REGRESSION and self.huber_delta is not None:
+            return Huber(self.huber_delta)(view, view.given())
+        return make_objective(OWN[view.problem], {}, view.problem)(view, view.given())
 
 
-SCORES = {"loss": loss, "prl-l": loss_layer_gradient_norm}
+@dataclass(frozen=True)
+class LossLayerGradientNorm:
+    """The norm of the loss's gradient with respect to the outputs (PRL(L): paper 001 Algorithm 4, sec. 4.3.6; paper 000 sec. 3.1).
+
+    Class labels: ``||softmax(z) - onehot(y)||_2``, in [0, sqrt 2]. Regression: ``||yhat - y||_2`` over the K outputs, in the
+    targets' unit; with ``huber_delta`` ``||clip(yhat - y, -delta, delta)||_2``, at most delta sqrt K. Multi-label:
+    ``||sigmoid(z) - y||_2``, in [0, sqrt K]. Constant factors (2 / K, 1 / K) are left out, as in the paper. The authors' code uses
+    the square; the order of the samples is the same.
+    """
+
+    huber_delta: float | None = None
+
+    @torch.no_grad()
+    def __call__(self, view: View) -> Tensor:
+        logits = full_precision(view.logits)
+        if view.problem == SINGLE:
+            # ||p - e_y||^2 = sum_{k != y} p_k^2 + (1 - p_y)^2, with 1 - p_y as the sum of the others to stay exact near 0
+            others = logits.softmax(-1).scatter(-1, view.given().unsqueeze(-1), 0.0)
+            return (others.square().sum(-1) + others.sum(-1).square()).sqrt()
+        targets = view.given().to(logits.dtype)
+        if view.problem == MULTI:
+            # sigmoid(z) - y, exact near 0 at both ends
+            residuals = (1.0 - targets) * logits.sigmoid() - targets * (-logits).sigmoid()
+        else:
+            residuals = logits - targets
+            if self.huber_delta is not None:
+                residuals = residuals.clamp(-self.huber_delta, self.huber_delta)
+        return residuals.square().sum(-1).sqrt()
+
+
+loss = Loss()
+loss_layer_gradient_norm = LossLayerGradientNorm()
+
+
+@dataclass(frozen=True)
+class GradientNorm:
+    """The norm of the sample's gradient over all parameters (PRL(G): paper 001 Algorithm 3), as found in ``view.gradient_norms``.
+
+    Raises ``ValueError`` where the view has none.
+    """
+
+    @torch.no_grad()
+    def __call__(self, view: View) -> Tensor:
+        if view.gradient_norms is None:
+            raise ValueError("score 'prl-g' needs view.gradient_norms, got None: set gradients=True in the recipe.")
+        return full_precision(view.gradient_norms.detach())
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """1 where all peers predict the same, 0 where not, (M, B) (decoupling, Malach and Shalev-Shwartz 2017).
+
+    Class labels: the class with the largest logit. Multi-label: all labels, each at logit > 0. ``ValueError`` for regression.
+    """
+
+    @torch.no_grad()
+    def __call__(self, view: View) -> Tensor:
+        if view.problem == REGRESSION:
+            raise ValueError("score 'agreement' compares predicted classes, but problem_type='regression': choose another method.")
+        predicted = view.logits > 0 if view.problem == MULTI else view.logits.argmax(-1, keepdim=True)
+        return (predicted == predicted[:1]).all(-1).all(0).float().expand(view.logits.shape[:2])
+
+
+#: Every score by its name, with the problem's own loss.
+SCORES: Mapping[str, Score] = {
+    "loss": loss,
+    "prl-l": loss_layer_gradient_norm,
+    "prl-g": GradientNorm(),
+    "agreement": Agreement(),
+}
+
+
+def make_score(name: str, huber_delta: float | None = None) -> Score:
+    """The score of that name; ``huber_delta`` is for ``loss`` and ``prl-l`` on regression. ``ValueError`` for an unknown name."""
+    if not isinstance(name, str) or name not in SCORES:
+        raise ValueError(f"unknown score {name!r}: choose one of {', '.join(SCORES)}.")
+    if huber_delta is not None and name in ("loss", "prl-l"):
+        return Loss(huber_delta) if name == "loss" else LossLayerGradientNorm(huber_delta)
+    return SCORES[name]
