@@ -9,15 +9,35 @@ import datasets
 from torch import nn
 from transformers import Trainer
 
-from .recipe import Recipe
+from .objectives import CrossEntropy, UserLoss, make_objective
+from .peers import PeerModel
+from .recipe import PROBLEMS, REGRESSION, SINGLE, Recipe
+from .selection import AUTO
 
 
-def refuse(trainer: Trainer, recipe: Recipe, size: int | None) -> None:
+def refuse(trainer: Trainer, recipe: Recipe, size: int | None, problem: str, model: nn.Module) -> None:
     """Raises ``ValueError`` for what the method cannot work with; nothing is silently ignored. size: rows, None for a stream."""
+    _refuse_problem(trainer, recipe, problem)
+    _refuse_peers(trainer, recipe, model)
+    if recipe.gradients:
+        if trainer.args.torch_compile or trainer.args.gradient_checkpointing or trainer.args.n_gpu > 1:
+            raise ValueError(
+                f"method '{recipe.name}' records each layer's forward: switch torch_compile and gradient_checkpointing off, "
+                "and use one process per GPU (torchrun)."
+            )
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            raise ValueError(f"method '{recipe.name}' needs whole layers, which FSDP and DeepSpeed shard: use DDP, or method prl.")
+        if trainer.compute_loss_func is not None:
+            raise ValueError(f"method '{recipe.name}' needs the gradient of its own loss: drop compute_loss_func.")
+    if trainer.args.label_smoothing_factor and not _smooths(recipe, problem):
+        raise ValueError(
+            f"label_smoothing_factor={trainer.args.label_smoothing_factor} is for the cross-entropy of class labels: "
+            "set it to 0, or objective='ce'."
+        )
     if recipe.needs_index and size is None:
         raise ValueError(
             f"method '{recipe.name}' remembers each sample and needs a data set with a length, got a streaming one: "
-            "load it without streaming=True, or use a method with memory='none'."
+            "load it without streaming=True, or use a method with memory='none' and a noise_rate in numbers."
         )
     if trainer.args.label_smoothing_factor and trainer.compute_loss_func is not None:
         raise ValueError("label_smoothing_factor has no effect beside compute_loss_func: smooth in the function, or drop one.")
@@ -40,14 +60,69 @@ def refuse(trainer: Trainer, recipe: Recipe, size: int | None) -> None:
         raise ValueError("accelerator_config.even_batches=False: ranks over processes need equal batches; set it to True.")
 
 
-def number_of_classes(model: nn.Module) -> int | None:
-    """The classes that the model's config names, None where it does not. Raises ``ValueError`` for other problem types."""
-    config: Any = getattr(model, "config", None)
-    problem = getattr(config, "problem_type", None)
-    if problem in ("regression", "multi_label_classification"):
+def _smooths(recipe: Recipe, problem: str) -> bool:
+    return problem == SINGLE and isinstance(recipe.objective, CrossEntropy | UserLoss)
+
+
+def _refuse_problem(trainer: Trainer, recipe: Recipe, problem: str) -> None:
+    """Raises ``ValueError`` where method and ``problem_type`` do not fit."""
+    name = recipe.settings.get("objective", "auto")
+    if trainer.compute_loss_func is None:
+        make_objective(name, {**recipe.settings}, problem)  # raises where the named loss does not fit
+        fits = getattr(recipe.objective, "problems", PROBLEMS)
+        if problem not in fits and not (name == "auto" and isinstance(recipe.objective, CrossEntropy)):
+            raise ValueError(
+                f"method '{recipe.name}' minimises a loss on class labels, but problem_type={problem!r}: "
+                "use standard, spl, prl, prl-g or co-prl."
+            )
+    if problem == SINGLE:
+        return
+    asked = {"per_class": True, "noise_rate": AUTO}
+    wrong = next((key for key, value in asked.items() if recipe.settings.get(key) == value), None)
+    if wrong is not None:
+        value = asked[wrong]
+        mend = "set per_class=False" if wrong == "per_class" else "give a number"
+        raise ValueError(f"{wrong}={value!r} needs one class label per sample, but problem_type={problem!r}: {mend}.")
+    if recipe.relabel is not None or recipe.watch is not None:
         raise ValueError(
-            f"problem_type={problem!r}: robust methods need one class label per sample so far; use method=None."
+            f"method '{recipe.name}' compares predicted classes, but problem_type={problem!r}: use standard, spl, prl or co-prl."
         )
+
+
+def _refuse_peers(trainer: Trainer, recipe: Recipe, model: nn.Module) -> None:
+    """Raises ``ValueError`` where the model has not the networks that the method trains."""
+    have = len(model.peers) if isinstance(model, PeerModel) else 1
+    if recipe.peers > 1 and have != recipe.peers:
+        raise ValueError(
+            f"method '{recipe.name}' trains peers={recipe.peers} networks, the model has {have}: "
+            "name the method when the RobustTrainer is built, or pass PeerModel.of([...])."
+        )
+    if have > 1 and (trainer.compute_loss_func is not None or recipe.gradients):
+        what = "compute_loss_func" if trainer.compute_loss_func is not None else "per-sample gradients"
+        raise ValueError(f"{what} and a model of {have} peers do not go together: train one network.")
+
+
+def problem_of(model: nn.Module, asked: str | None) -> str:
+    """The problem: as asked, the config's ``problem_type``, regression for one output, else single-label classification.
+
+    A ``problem_type`` that is asked for is written to a config that names none. Raises ``ValueError`` where the two differ.
+    """
+    models = [model, *(model.peers if isinstance(model, PeerModel) else [])]
+    configs: list[Any] = [m.config for m in models if hasattr(m, "config")]
+    told = next((c.problem_type for c in configs if getattr(c, "problem_type", None) is not None), None)
+    if asked is not None and told is not None and asked != told:
+        raise ValueError(f"problem_type={asked!r} in the arguments but {told!r} in the model's config: give one of them.")
+    if asked is not None:
+        for config in configs:
+            config.problem_type = asked
+    if asked is None and told is None and number_of_classes(model) == 1:
+        return REGRESSION  # as transformers' own heads decide it
+    return asked or told or SINGLE
+
+
+def number_of_classes(model: nn.Module) -> int | None:
+    """The classes (or outputs) that the model's config names, None where it does not."""
+    config: Any = getattr(model, "config", None)
     told = config.to_diff_dict() if config is not None and hasattr(config, "to_diff_dict") else {}
     # a config that does not name its labels has the default of 2, whatever the head: the first forward tells then
     return getattr(config, "num_labels", None) if {"id2label", "num_labels", "label2id"} & set(told) else None

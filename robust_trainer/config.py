@@ -9,7 +9,8 @@ from typing import Any
 from transformers import TrainingArguments
 
 from .methods import get_method
-from .recipe import Recipe
+from .recipe import PROBLEMS, Recipe
+from .selection import AUTO
 
 _FROM_METHOD = "Default: the method's own."
 
@@ -25,8 +26,9 @@ class RobustConfig(TrainingArguments):
     method: str | None = field(
         default=None, metadata={"help": "Robust method, e.g. prl-at-memory; none: exactly the plain Trainer."}
     )
-    noise_rate: float | None = field(
-        default=None, metadata={"help": f"Expected share of corrupted samples, [0, 1); err high. {_FROM_METHOD}"}
+    noise_rate: float | str | None = field(
+        default=None,
+        metadata={"help": f"Expected share of corrupted samples, [0, 1), err high; auto: estimated. {_FROM_METHOD}"},
     )
     over_trim: float | None = field(default=None, metadata={"help": f"Factor on noise_rate, > 0. {_FROM_METHOD}"})
     max_rate: float | None = field(
@@ -57,6 +59,34 @@ class RobustConfig(TrainingArguments):
     memory_after_epochs: int | None = field(
         default=None, metadata={"help": f"Finished epochs after which memory decides, >= 1. {_FROM_METHOD}"}
     )
+    objective: str | None = field(
+        default=None, metadata={"help": f"Loss: auto (the problem's own), ce, mae, gce, nce-rce, mse, huber ... {_FROM_METHOD}"}
+    )
+    huber_delta: float | None = field(
+        default=None, metadata={"help": f"Residual where objective=huber turns linear, > 0. {_FROM_METHOD}"}
+    )
+    gce_q: float | None = field(default=None, metadata={"help": f"Exponent q of objective=gce, (0, 1]. {_FROM_METHOD}"})
+    sce_alpha: float | None = field(default=None, metadata={"help": f"Weight of CE in objective=sce, >= 0. {_FROM_METHOD}"})
+    sce_beta: float | None = field(default=None, metadata={"help": f"Weight of RCE in objective=sce, >= 0. {_FROM_METHOD}"})
+    apl_alpha: float | None = field(
+        default=None, metadata={"help": f"Weight of NCE in objective=nce-rce, >= 0; none: C/10 for C classes. {_FROM_METHOD}"}
+    )
+    apl_beta: float | None = field(
+        default=None, metadata={"help": f"Weight of RCE in objective=nce-rce, >= 0; none: 10/C for C classes. {_FROM_METHOD}"}
+    )
+    clip_norm: float | None = field(
+        default=None, metadata={"help": f"normclip: largest norm of a step's gradient, in place of max_grad_norm. {_FROM_METHOD}"}
+    )
+    sample_clip_norm: float | None = field(
+        default=None, metadata={"help": f"ignormclip: largest norm of one sample's gradient. {_FROM_METHOD}"}
+    )
+    warmup_epochs: float | None = field(
+        default=None, metadata={"help": f"decouple: epochs of plain training before disagreement decides, >= 0. {_FROM_METHOD}"}
+    )
+    min_sgd_group: int | None = field(
+        default=None, metadata={"help": f"min-sgd: samples of which the best is used; none: the whole step. {_FROM_METHOD}"}
+    )
+    peers: int | None = field(default=None, metadata={"help": f"Networks trained side by side, >= 2. {_FROM_METHOD}"})
     eps: float | None = field(
         default=None, metadata={"help": f"Radius of the perturbation, in [0, 1] pixels. {_FROM_METHOD}"}
     )
@@ -81,6 +111,10 @@ class RobustConfig(TrainingArguments):
     bootstrap_beta: float | None = field(
         default=None, metadata={"help": f"Weight of the given label in bootstrap, [0, 1]. {_FROM_METHOD}"}
     )
+    problem_type: str | None = field(
+        default=None,
+        metadata={"help": "single_label_classification, regression or multi_label_classification. Default: the model's config."},
+    )
     image_mean: list[float] | None = field(
         default=None, metadata={"help": "Per-channel mean of the input normalisation; default: the image processor's."}
     )
@@ -89,7 +123,10 @@ class RobustConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
+        self.noise_rate = _number_or_auto(self.noise_rate)
         recipe = self.recipe()
+        if self.problem_type is not None and self.problem_type not in PROBLEMS:
+            raise ValueError(f"problem_type={self.problem_type!r} is unknown: choose one of {', '.join(PROBLEMS)}.")
         for name in ("image_mean", "image_std"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, list | tuple) and all(isinstance(v, int | float) for v in value)):
@@ -113,8 +150,19 @@ class RobustConfig(TrainingArguments):
 SETTINGS: tuple[str, ...] = tuple(
     f.name
     for f in fields(RobustConfig)
-    if f.name not in {g.name for g in fields(TrainingArguments)} and f.name not in ("method", "image_mean", "image_std")
+    if f.name not in {g.name for g in fields(TrainingArguments)}
+    and f.name not in ("method", "problem_type", "image_mean", "image_std")
 )
+
+
+def _number_or_auto(value: Any) -> Any:
+    """A noise rate from the command line, where every value is text."""
+    if not isinstance(value, str) or value == AUTO:
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        raise ValueError(f"noise_rate={value!r} must be a number in [0, 1), the share of corrupted samples, or '{AUTO}'.") from None
 
 
 def check_writable(folder: str) -> None:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .recipe import MULTI, SINGLE
+
 #: Key of the positions in a batch; named so that no user column is called the same.
 INDEX = "_robust_index"
 
@@ -51,13 +53,15 @@ class IndexCollator:
     """The user's collator, with the positions added (B,), and what it made checked before it travels.
 
     Runs on the host (in the data loader's workers where there are any), so the checks cost the device nothing.
-    Raises ``ValueError`` for labels that are missing, not integers or outside [0, classes), and for NaN or infinite inputs.
+    Raises ``ValueError`` for labels that are missing, not integers or outside [0, classes), and for NaN or infinite inputs;
+    where the problem is no single-label classification, for targets that are no finite numbers, or outside [0, 1] for labels.
     """
 
     collate: Callable[[list[Any]], Mapping[str, Any]]
     label_names: Sequence[str]
     classes: int | None
     main_input: str | None = None
+    problem: str = SINGLE
 
     def __call__(self, features: list[_Example]) -> dict[str, Any]:
         index = [f.position for f in features]
@@ -67,7 +71,7 @@ class IndexCollator:
             raise _collation_error(error, [f.example for f in features], index) from error
         if not isinstance(batch, Mapping):
             raise ValueError(f"data_collator returned {type(batch).__name__}, expected a mapping: return a dict of tensors.")
-        check_labels(batch, self.label_names, self.classes, index, features[0].example)
+        check_labels(batch, self.label_names, self.classes, index, features[0].example, self.problem)
         for key, value in batch.items():
             if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value.sum())):
                 # an attention mask may hold -inf; the model's main input may not
@@ -80,7 +84,12 @@ class IndexCollator:
 
 
 def check_labels(
-    batch: Mapping[str, Any], names: Sequence[str], classes: int | None, index: Sequence[int], example: Any = None
+    batch: Mapping[str, Any],
+    names: Sequence[str],
+    classes: int | None,
+    index: Sequence[int],
+    example: Any = None,
+    problem: str = SINGLE,
 ) -> None:
     """Raises a one-line ``ValueError`` where the batch's labels are missing, of the wrong kind or out of range."""
     name = next((n for n in names if n in batch), None)
@@ -95,11 +104,14 @@ def check_labels(
             f"no labels in the batch: expected one of {list(names)}, got {list(batch)}; rename the label column or set label_names."
         )
     labels = batch[name]
+    if problem != SINGLE:
+        return _check_targets(name, labels, classes, index, problem)
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dim() != 1:
         kind = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
         raise ValueError(
             f"'{name}' is {kind}, expected integer class labels of shape (B,): robust methods need one class number per sample; "
-            "encode names with dataset.class_encode_column(...), one-hot rows with argmax."
+            "encode names with dataset.class_encode_column(...), one-hot rows with argmax; for numbers to predict or several "
+            "labels a sample set problem_type='regression' or 'multi_label_classification'."
         )
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or (classes is not None and high >= classes):
@@ -107,6 +119,28 @@ def check_labels(
         row = index[int((labels == value).nonzero()[0])]
         upper = "C" if classes is None else classes
         raise ValueError(f"'{name}' is {value} in training row {row}, expected [0, {upper}): repair the label or num_labels.")
+
+
+def _check_targets(name: str, targets: Any, outputs: int | None, index: Sequence[int], problem: str) -> None:
+    """Targets of regression, (B,) or (B, K) finite numbers, or of multi-label classification, (B, K) in [0, 1]."""
+    kind = f"{targets.dtype} of shape {tuple(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
+    multi = problem == MULTI
+    width = targets.shape[1] if isinstance(targets, Tensor) and targets.dim() == 2 else 1
+    if not multi and isinstance(targets, Tensor) and not targets.is_floating_point():
+        raise ValueError(
+            f"'{name}' is {kind}, class numbers it seems, but problem_type='regression': cast the column to float, or set "
+            "problem_type='single_label_classification'."
+        )
+    if not isinstance(targets, Tensor) or targets.dim() not in ((2,) if multi else (1, 2)) or width != (outputs or width):
+        raise ValueError(
+            f"'{name}' is {kind}, expected {'numbers in [0, 1]' if multi else 'numbers'} of shape (B, {outputs or 'K'}) for "
+            f"problem_type={problem!r}: repair the labels, num_labels or problem_type."
+        )
+    wrong = ~torch.isfinite(targets.float()) | ((targets < 0) | (targets > 1) if multi else False)
+    bad = [index[i] for i in wrong.reshape(len(index), -1).any(1).nonzero().flatten().tolist()]
+    if bad:
+        told = "outside [0, 1]" if multi else "NaN or infinite"
+        raise ValueError(f"'{name}' is {told} in training rows {bad[:5]}: repair or remove these rows.")
 
 
 def _collation_error(error: Exception, examples: list[Any], index: list[int]) -> ValueError:

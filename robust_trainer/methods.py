@@ -1,25 +1,36 @@
 """Every published method as one row: its source, the numbers of its paper, and the recipe they make.
 
 ``METHODS["prl-at"](noise_rate=0.25)`` is a `Recipe`. Papers: 000 "Defending backdoor data poisoning attacks using noisy label
-defense algorithm"; 001 "Robust learning of deep neural networks under data corruption" (dissertation).
+defense algorithm"; 001 "Robust learning of deep neural networks under data corruption" (dissertation); 004 "NRAT: towards
+adversarial training with inherent label noise".
 """
 
 from __future__ import annotations
 
 import difflib
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .objectives import CrossEntropy, HardBootstrap
-from .perturbations import NORMS, SCOPES, Perturbation
-from .recipe import Recipe
-from .scores import SCORES
-from .selection import MEMORIES, SCHEDULES, KeepByScore
+from .objectives import HardBootstrap, make_objective
+from .perturbations import Perturbation
+from .recipe import Recipe, Selection
+from .scores import make_score
+from .selection import ClipSamples, KeepByScore, KeepDisputed, KeepSmallest
+from .settings import check_settings
 
+#: What is minimised: ``auto`` is the problem's own loss (cross-entropy, squared error, binary cross-entropy).
+OBJECTIVE: Mapping[str, Any] = {
+    "objective": "auto",
+    "huber_delta": 1.0,
+    "gce_q": 0.7,
+    "sce_alpha": 0.1,
+    "sce_beta": 1.0,
+    "apl_alpha": None,
+    "apl_beta": None,
+}
 #: Selection as the papers have it: ranked in the batch, dropped share ramped up over 10 epochs (paper 001 ch. 4).
-FILTER: Mapping[str, Any] = {
+KEEP: Mapping[str, Any] = {
     "noise_rate": 0.25,
     "over_trim": 1.0,
     "max_rate": 0.99,
@@ -33,6 +44,7 @@ FILTER: Mapping[str, Any] = {
     "memory_decay": 0.5,
     "memory_after_epochs": 1,
 }
+FILTER: Mapping[str, Any] = {**KEEP, **OBJECTIVE}
 #: The inner maximisation of paper 000, Algorithm 1 and eq. 5: one l_inf step of size tau = 0.05 shared by the batch.
 ATTACK: Mapping[str, Any] = {
     "eps": 0.05,
@@ -43,9 +55,21 @@ ATTACK: Mapping[str, Any] = {
     "random_start": False,
     "attack_mode": "eval",
 }
+#: Networks trained side by side, each on what the one before it trusts.
+PEERS: Mapping[str, Any] = {"peers": 2}
 BOOTSTRAP: Mapping[str, Any] = {"bootstrap_beta": 0.8}
 #: Where the method's filter or relabelling acts: paper 000 Algorithm 1 has both; table 4 has one at a time.
 ABLATION: Mapping[str, Any] = {"inner_filter": True, "outer_filter": True}
+
+
+def keep_all(s: Mapping[str, Any]) -> Selection | None:
+    """No rule: every sample is trusted."""
+    return None
+
+
+def keep_by_score(s: Mapping[str, Any]) -> Selection | None:
+    """The rank rule, with the settings of `KEEP`; peers exchange what they trust."""
+    return KeepByScore(**{k: s[k] for k in KEEP}, exchange="peers" in s)
 
 
 @dataclass(frozen=True)
@@ -57,7 +81,10 @@ class Method:
     source: str
     score: str
     settings: Mapping[str, Any]
+    rule: Callable[[Mapping[str, Any]], Selection | None] = keep_all
+    objective: str = "auto"
     trust: str = "outer"
+    watch: str | None = None
 
     def __call__(self, **changes: Any) -> Recipe:
         """The recipe. Raises ``ValueError`` for a setting that the method does not take, or outside its range."""
@@ -68,30 +95,72 @@ class Method:
         s = {**self.settings, **changes}
         if "rate_ramp_epochs" in changes and "rate_ramp_steps" not in changes:
             s["rate_ramp_steps"] = None  # epochs asked for: they count
-        check_settings(s)
-        selection = KeepByScore(**{k: s[k] for k in FILTER}) if "noise_rate" in s else None
+        objective = s.get("objective", self.objective)
+        check_settings(s, changes, objective)
+        delta = s["huber_delta"] if objective == "huber" else None
         return Recipe(
             name=self.name,
-            score=SCORES[self.score],
-            objective=CrossEntropy(),
-            selection=selection,
-            relabel=HardBootstrap(s["bootstrap_beta"]) if "bootstrap_beta" in s else None,
+            score=make_score(self.score, delta),
+            objective=make_objective(objective, s, None),
+            selection=self.rule(s),
+            relabel=HardBootstrap(s["bootstrap_beta"]) if self.name in _RELABEL else None,
             perturbation=Perturbation(**{k: s[k] for k in ATTACK}) if "eps" in s else None,
             inner_filter=s.get("inner_filter", True),
             outer_filter=s.get("outer_filter", True),
             trust=self.trust,
+            peers=s.get("peers", 1),
+            watch=make_score(self.watch, delta) if self.watch is not None else None,
+            gradients=self.score == "prl-g",
+            clip_norm=s.get("clip_norm"),
             settings=s,
         )
 
 
+#: Methods that mix the given label with the prediction.
+_RELABEL = ("bootstrap", "bootstrap-at")
+_WATCH = "empirical risk minimisation; the ledger watches"
 _ROWS = (
-    Method("standard", "empirical risk minimisation; the ledger watches", "-", "prl-l", {}),
-    Method("at", "adversarial training alone", "paper 000 sec. 5 (AT), eq. 2", "prl-l", ATTACK),
-    Method("spl", "self-paced learning: keep the small losses", "paper 000 table 1", "loss", FILTER),
-    Method("prl", "PRL(L): keep the small loss-layer gradients", "paper 001 sec. 4.4; paper 000 table 1", "prl-l", FILTER),
+    Method("standard", _WATCH, "-", "prl-l", OBJECTIVE),
+    Method("at", "adversarial training alone", "paper 000 sec. 5 (AT), eq. 2", "prl-l", {**ATTACK, **OBJECTIVE}),
+    # ---- robust losses: every sample is used
+    Method("mae", "mean absolute error, 1 - p_y", "Ghosh et al. 2017; paper 004 sec. 2", "prl-l", {}, objective="mae"),
+    Method("gce", "generalised cross-entropy", "Zhang and Sabuncu 2018; paper 004 sec. 2", "prl-l",
+           {"gce_q": 0.7}, objective="gce"),
+    Method("sce", "symmetric cross-entropy", "Wang et al. 2019; paper 004 sec. 2", "prl-l",
+           {"sce_alpha": 0.1, "sce_beta": 1.0}, objective="sce"),
+    Method("nce", "normalised cross-entropy", "paper 004 eq. 11", "prl-l", {}, objective="nce"),
+    Method("rce", "reverse cross-entropy", "paper 004 eq. 12", "prl-l", {}, objective="rce"),
+    Method("nce-rce", "active-passive loss NCE + RCE", "Ma et al. 2020; paper 004 eq. 11, 12", "prl-l",
+           {"apl_alpha": None, "apl_beta": None}, objective="nce-rce"),
     Method("bootstrap", "mix the given label with the prediction", "paper 000 table 1", "prl-l", BOOTSTRAP),
-    Method("spl-at", "SPL in both steps", "paper 000 Algorithm 1", "loss", {**FILTER, **ATTACK, **ABLATION}),
-    Method("prl-at", "PRL(L) in both steps", "paper 000 Algorithm 1, eq. 5", "prl-l", {**FILTER, **ATTACK, **ABLATION}),
+    Method("bootstrap-soft", "mix the given label with the predicted distribution", "Reed et al. 2014", "prl-l",
+           {"bootstrap_beta": 0.95}, objective="bootstrap-soft"),
+    # ---- clipping
+    Method("normclip", "clip the norm of the step's gradient", "paper 001 table 4.1", "prl-l", {"clip_norm": 1.0, **OBJECTIVE}),
+    Method("ignormclip", "clip the norm of each sample's gradient", "paper 001 table 4.1", "prl-g",
+           {"sample_clip_norm": 1.0, **OBJECTIVE}, rule=lambda s: ClipSamples(s["sample_clip_norm"])),
+    # ---- selection, one network
+    Method("spl", "self-paced learning: keep the small losses", "paper 000 table 1", "loss", FILTER, rule=keep_by_score),
+    Method("prl", "PRL(L): keep the small loss-layer gradients", "paper 001 Algorithm 4; paper 000 table 1", "prl-l", FILTER,
+           rule=keep_by_score),
+    Method("prl-g", "PRL(G): keep the small gradients over all parameters", "paper 001 Algorithm 3", "prl-g", FILTER,
+           rule=keep_by_score),
+    Method("min-sgd", "update on the sample with the smallest loss", "Shah et al. 2020; paper 001 table 4.1", "loss",
+           {"min_sgd_group": None, **OBJECTIVE}, rule=lambda s: KeepSmallest(s["min_sgd_group"])),
+    # ---- selection, two networks
+    Method("co-teaching", "two networks, each on the other's small losses", "Han et al. 2018; paper 001 table 4.2", "loss",
+           {**FILTER, **PEERS}, rule=keep_by_score),
+    Method("co-spl", "co-teaching, under the name of its selection rule", "paper 001 sec. 4.3.7", "loss",
+           {**FILTER, **PEERS}, rule=keep_by_score),
+    Method("co-prl", "Co-PRL(L): two networks, each on the other's small loss-layer gradients", "paper 001 Algorithm 5", "prl-l",
+           {**FILTER, **PEERS}, rule=keep_by_score),
+    Method("decouple", "two networks, updated where they disagree", "Malach and Shalev-Shwartz 2017; paper 001 table 4.2",
+           "agreement", {**PEERS, "warmup_epochs": 1.0, **OBJECTIVE}, rule=lambda s: KeepDisputed(s["warmup_epochs"]),
+           watch="prl-l"),
+    # ---- backdoors
+    Method("spl-at", "SPL in both steps", "paper 000 Algorithm 1", "loss", {**FILTER, **ATTACK, **ABLATION}, rule=keep_by_score),
+    Method("prl-at", "PRL(L) in both steps", "paper 000 Algorithm 1, eq. 5", "prl-l", {**FILTER, **ATTACK, **ABLATION},
+           rule=keep_by_score),
     Method("bootstrap-at", "bootstrap in both steps", "paper 000 Algorithm 1", "prl-l", {**BOOTSTRAP, **ATTACK, **ABLATION}),
     Method(
         "prl-at-memory",
@@ -112,9 +181,10 @@ _ROWS = (
             "eps": 0.1,
             "scope": "sample",
         },
+        rule=keep_by_score,
         trust="inner",
     ),
-)
+)  # fmt: skip
 METHODS: Mapping[str, Method] = {row.name: row for row in _ROWS}
 
 
@@ -125,56 +195,3 @@ def get_method(name: str) -> Method:
         hint = f"did you mean '{near[0]}'? " if near else ""
         raise ValueError(f"unknown method {name!r}: {hint}choose one of {', '.join(METHODS)}.")
     return METHODS[name]
-
-
-_RANGES: Mapping[str, tuple[str, Any]] = {
-    "noise_rate": ("in [0, 1), the share of corrupted samples", lambda v: 0 <= v < 1),
-    "over_trim": ("> 0, a factor on noise_rate", lambda v: v > 0),
-    "max_rate": ("in (0, 1), the largest share to drop", lambda v: 0 < v < 1),
-    "rate_ramp_epochs": ("> 0 epochs", lambda v: v > 0),
-    "rate_ramp_steps": ("a whole number >= 1, or None", lambda v: v is None or (isinstance(v, int) and v >= 1)),
-    "ramp_from": ("in [0, 1], a share of the final rate", lambda v: 0 <= v <= 1),
-    "relax_from": ("in (0, 1)", lambda v: 0 < v < 1),
-    "memory_decay": ("in [0, 1)", lambda v: 0 <= v < 1),
-    "memory_after_epochs": ("a whole number >= 1", lambda v: isinstance(v, int) and v >= 1),
-    "step_size": ("in (0, 1] pixels", lambda v: v is None or 0 < v <= 1),
-    "steps": ("a whole number >= 1", lambda v: isinstance(v, int) and v >= 1),
-    "bootstrap_beta": ("in [0, 1], the weight of the given label", lambda v: 0 <= v <= 1),
-}
-_OPTIONAL = ("step_size", "rate_ramp_steps")
-_SWITCHES = ("per_class", "random_start", "inner_filter", "outer_filter")
-_CHOICES: Mapping[str, tuple[str, ...]] = {
-    "rate_schedule": SCHEDULES,
-    "memory": MEMORIES,
-    "norm": NORMS,
-    "scope": SCOPES,
-    "attack_mode": ("eval", "train"),
-}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def check_settings(settings: Mapping[str, Any]) -> None:
-    """Raises a one-line ``ValueError`` naming the first setting that is out of range, its value and the mend."""
-    for key, value in settings.items():
-        if key in _SWITCHES and not isinstance(value, bool):
-            raise ValueError(f"{key}={value!r} must be true or false.")
-        if key in _CHOICES and value not in _CHOICES[key]:
-            raise ValueError(f"{key}={value!r} is unknown: choose one of {', '.join(_CHOICES[key])}.")
-        if key in _RANGES:
-            told, fits = _RANGES[key]
-            if not (_is_number(value) or (value is None and key in _OPTIONAL)) or not fits(value):
-                raise ValueError(f"{key}={value!r} must be {told}.")
-    eps = settings.get("eps")
-    if "eps" in settings and (not _is_number(eps) or settings["eps"] < 0):
-        raise ValueError(f"eps={eps!r} must be >= 0, in the [0, 1] pixel scale.")
-    if eps is not None and settings.get("norm") == "linf" and eps > 1:
-        raise ValueError(f"eps={eps!r} looks like the 0-255 scale: give it in [0, 1] pixels, here {eps / 255:.4g} (eps/255).")
-    rate = settings.get("noise_rate")
-    if rate is not None and rate * settings["over_trim"] >= 1 and settings["max_rate"] >= 0.99:
-        raise ValueError(
-            f"noise_rate={rate!r} x over_trim={settings['over_trim']!r} would drop every sample: "
-            "lower one of them, or set max_rate below 0.99."
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,6 +37,15 @@ class ResNet32Config(PreTrainedConfig):
         super().__init__(**kwargs)
 
 
+class ResNet32GNConfig(ResNet32Config):
+    """Settings of `ResNet32GN`: as `ResNet32Config`."""
+
+    model_type = "robust-resnet32-gn"
+
+    def __init__(self, **kwargs: Any):  # transformers gives a config without a constructor one that knows no defaults
+        super().__init__(**kwargs)
+
+
 class _Classifier(PreTrainedModel):
     """pixel_values (B, C, H, W) -> logits (B, num_labels), and the mean cross-entropy where labels (B,) are given."""
 
@@ -56,7 +66,7 @@ class _Classifier(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.Linear | nn.BatchNorm2d):
+        elif isinstance(module, nn.Linear | nn.BatchNorm2d | nn.GroupNorm):
             module.reset_parameters()
 
 
@@ -113,14 +123,14 @@ class PlainCNN(_Classifier):
 
 
 class _Block(nn.Module):
-    """Two 3x3 convolutions with BatchNorm; the shortcut has no weights (option A: every second pixel, zero channels added)."""
+    """Two normalised 3x3 convolutions; the shortcut has no weights (option A: every second pixel, zero channels added)."""
 
-    def __init__(self, ins: int, outs: int, stride: int):
+    def __init__(self, ins: int, outs: int, stride: int, norm: Callable[[int], nn.Module] = nn.BatchNorm2d):
         super().__init__()
         self.conv1 = nn.Conv2d(ins, outs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outs)
+        self.bn1 = norm(outs)
         self.conv2 = nn.Conv2d(outs, outs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outs)
+        self.bn2 = norm(outs)
         self.stride, self.added = stride, outs - ins
 
     def forward(self, x: Tensor) -> Tensor:
@@ -134,15 +144,17 @@ class ResNet32(_Classifier):
     """The CIFAR ResNet of He et al. 2016, sec. 4.2: stages of 16, 32, 64 channels, 6n+2 layers; n=5: 32 layers, 0.46 M weights."""
 
     config_class = ResNet32Config
+    norm: Callable[[int], nn.Module] = nn.BatchNorm2d
 
     def __init__(self, config: ResNet32Config):
         super().__init__(config)
         w = config.width
-        self.stem = nn.Sequential(*_layer(config.num_channels, w))
+        norm = type(self).norm
+        self.stem = nn.Sequential(nn.Conv2d(config.num_channels, w, 3, 1, 1, bias=False), norm(w), nn.ReLU())
         blocks, ins = [], w
         for stage in range(3):
             for number in range(config.blocks):
-                blocks.append(_Block(ins, w * 2**stage, 2 if stage and not number else 1))
+                blocks.append(_Block(ins, w * 2**stage, 2 if stage and not number else 1, norm))
                 ins = w * 2**stage
         self.stages = nn.Sequential(*blocks)
         self.head = nn.Linear(ins, _classes(config))
@@ -150,6 +162,13 @@ class ResNet32(_Classifier):
 
     def logits(self, pixel_values: Tensor) -> Tensor:
         return self.head(self.stages(self.stem(pixel_values)).mean((2, 3)))
+
+
+class ResNet32GN(ResNet32):
+    """`ResNet32` with GroupNorm(min(32, C), C) instead of BatchNorm, for methods that need each sample's gradient (PRL(G))."""
+
+    config_class = ResNet32GNConfig  # type: ignore[assignment]
+    norm = staticmethod(lambda channels: nn.GroupNorm(min(32, channels), channels))
 
 
 def _classes(config: PreTrainedConfig) -> int:
@@ -160,8 +179,9 @@ SMALL: dict[str, tuple[Any, type[_Classifier]]] = {
     "small-cnn": (SmallCNNConfig, SmallCNN),
     "plain-cnn": (PlainCNNConfig, PlainCNN),
     "resnet32": (ResNet32Config, ResNet32),
+    "resnet32-gn": (ResNet32GNConfig, ResNet32GN),
 }
-for _config, _model in ((SmallCNNConfig, SmallCNN), (PlainCNNConfig, PlainCNN), (ResNet32Config, ResNet32)):
+for _config, _model in SMALL.values():
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModelForImageClassification.register(_config, _model, exist_ok=True)
 
@@ -178,7 +198,7 @@ def build_model(
 ) -> tuple[PreTrainedModel, Any]:
     """Returns the model and its image processor.
 
-    name: 'small-cnn' or 'resnet32' (always from scratch, for ``channels`` and ``image_size`` as given, normalised with ``mean``
+    name: a key of `SMALL` (always from scratch, for ``channels`` and ``image_size`` as given, normalised with ``mean``
     and ``std``, default 0.5: pixels in [-1, 1]), else a transformers model's hub name or folder, whose head is replaced where
     the number of classes differs; ``from_scratch`` takes its architecture with fresh weights. labels: the class names.
     Raises a one-line ``ValueError`` when the model cannot be found.

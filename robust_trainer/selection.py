@@ -1,4 +1,4 @@
-"""Whom to trust: scores -> weights in [0, 1]. One rule with parameters, by the rank of a sample's score.
+"""Whom to trust: scores -> weights in [0, 1]. One rule with parameters, by the rank of a sample's score; three simple ones.
 
 Without memory a sample is ranked in its batch (all processes and accumulation steps together), as the papers do. With
 memory it is ranked in the whole data set by what the ledger remembers of it, decided anew at the start of every epoch.
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from .recipe import Progress
 
+#: ``noise_rate`` that is estimated while training.
+AUTO = "auto"
+
 SCHEDULES = ("constant", "ramp", "relax")
 MEMORIES = ("none", "mean", "ema")
 #: A batch smaller than this is ranked together with the latest scores before it, so that its ranks mean something.
@@ -24,8 +27,10 @@ _TIE = 1e-4
 class KeepByScore:
     """Keep the samples with the smallest scores; drop the ``rate(progress)`` share with the largest.
 
-    noise_rate: expected share of corrupted samples, in [0, 1). over_trim: factor on it (> 1 drops more than expected;
-    over-estimating is safe, paper 001 table 5.4). max_rate: upper limit of the product, in (0, 1).
+    noise_rate: expected share of corrupted samples, in [0, 1), or ``auto``: the run's own estimate, nobody is dropped before
+    the first one. over_trim: factor on it (> 1 drops more than expected; over-estimating is safe, paper 001 table 4.4).
+    max_rate: upper limit of the product, in (0, 1). exchange: each of the M peers trains on what the peer before it trusts
+    (co-teaching; paper 001 Algorithm 5).
     rate_schedule: ``constant``; ``ramp`` from ``ramp_from`` x rate (0 in the papers) to the rate over ``rate_ramp_epochs``
     (paper 001 sec. 4, R(T) = min(T/Tk * rate, rate), T from 1)
     or, where given, in four stairs over ``rate_ramp_steps`` optimizer steps; ``relax`` from ``relax_from`` down to
@@ -35,7 +40,7 @@ class KeepByScore:
     ``memory_after_epochs`` and ``rate_ramp_steps``; before, ranks are those in the batch.
     """
 
-    noise_rate: float
+    noise_rate: float | str
     over_trim: float = 1.0
     max_rate: float = 0.99
     rate_schedule: str = "constant"
@@ -47,10 +52,12 @@ class KeepByScore:
     memory: str = "none"
     memory_decay: float = 0.5
     memory_after_epochs: int = 1
+    exchange: bool = False
 
     def rate(self, progress: Progress) -> float:
         """The share dropped at this moment, in [0, 1)."""
-        asked = self.noise_rate * self.over_trim
+        noise_rate = (progress.noise_rate or 0.0) if isinstance(self.noise_rate, str) else self.noise_rate
+        asked = noise_rate * self.over_trim
         final = min(asked, self.max_rate)
         if self.rate_schedule == "ramp":
             if self.rate_ramp_steps is not None:
@@ -102,7 +109,11 @@ class KeepByScore:
         room = max(POOL - size, 0)
         state["pool_scores"] = pool_scores[:, :room].detach()
         state["pool_labels"] = pool_labels[:room]
-        return keep.to(scores.dtype)
+        return (keep.roll(1, 0) if self.exchange else keep).to(scores.dtype)
+
+    def divisor(self, weights: Tensor) -> Tensor:
+        """What the sum over a step's samples is divided by, (M,): the kept ones."""
+        return weights.sum(1)
 
     def keep_mask(self, memory: Tensor, seen: Tensor, labels: Tensor, classes: int, progress: Progress) -> Tensor:
         """The samples to keep over the next epoch, bool (N,), from remembered scores (N,) of the samples already seen.
@@ -123,6 +134,75 @@ class KeepByScore:
         base = labels if self.per_class else torch.zeros_like(labels)
         step = total // peers
         return base.unsqueeze(0) + step * torch.arange(peers, device=labels.device).unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class _Simple:
+    """A rule that looks at each sample alone, or at its group: no state, no memory."""
+
+    @property
+    def memory(self) -> str:
+        """Every step decides anew."""
+        return "none"
+
+    def new_state(self, classes: int, peers: int, device: torch.device) -> dict[str, Tensor]:
+        return {}
+
+    def divisor(self, weights: Tensor) -> Tensor:
+        """The kept samples, (M,)."""
+        return weights.sum(1)
+
+
+@dataclass(frozen=True)
+class KeepSmallest(_Simple):
+    """Keep one sample, that with the smallest score, of each ``group`` consecutive ones of a step; None: of the whole step.
+
+    Min-SGD (Shah et al. 2020, MKL-SGD; a baseline of paper 001 tables 4.1 and 4.2), with the loss as score.
+    """
+
+    group: int | None = None
+
+    def weights(self, scores: Tensor, labels: Tensor, progress: Progress, state: dict[str, Tensor]) -> Tensor:
+        """Weights 0 or 1, (M, B)."""
+        peers, size = scores.shape
+        group = self.group or size
+        padded = torch.nn.functional.pad(scores.nan_to_num(nan=torch.inf), (0, -size % group), value=torch.inf)
+        best = padded.view(peers, -1, group).argmin(2, keepdim=True)
+        keep = torch.zeros_like(padded).view(peers, -1, group).scatter_(2, best, 1.0)
+        return keep.view(peers, -1)[:, :size]
+
+
+@dataclass(frozen=True)
+class KeepDisputed(_Simple):
+    """Keep the samples that the peers predict differently: scores are 1 where all agree and 0 where not.
+
+    Decoupling "when to update" from "how to update" (Malach and Shalev-Shwartz 2017; a baseline of paper 001 table 4.2). In the
+    first ``warmup_epochs`` everybody is kept: with 0 two networks that agree from the start, on whatever class, never learn.
+    """
+
+    warmup_epochs: float = 1.0
+
+    def weights(self, scores: Tensor, labels: Tensor, progress: Progress, state: dict[str, Tensor]) -> Tensor:
+        """Weights 0 or 1, (M, B)."""
+        return torch.ones_like(scores) if progress.epoch < self.warmup_epochs else (scores < 0.5).to(scores.dtype)
+
+
+@dataclass(frozen=True)
+class ClipSamples(_Simple):
+    """Weight min(1, norm / score): with gradient norms as scores, each sample's gradient is clipped to ``norm``, then averaged.
+
+    Ignormclip (a baseline of paper 001 table 4.1). A sample whose norm is not finite gets weight 0.
+    """
+
+    norm: float = 1.0
+
+    def weights(self, scores: Tensor, labels: Tensor, progress: Progress, state: dict[str, Tensor]) -> Tensor:
+        """Weights in [0, 1], (M, B)."""
+        return torch.where(scores.isfinite(), (self.norm / scores.clamp_min(1e-12)).clamp_max(1.0), torch.zeros_like(scores))
+
+    def divisor(self, weights: Tensor) -> Tensor:
+        """All samples, (M,): clipping shortens a gradient, it does not leave it out of the mean."""
+        return torch.full_like(weights[:, 0], weights.shape[1])
 
 
 def _exact(device: torch.device) -> torch.dtype:

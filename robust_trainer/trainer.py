@@ -1,8 +1,7 @@
-"""RobustTrainer: the only file that knows the Trainer's hooks (HOOKS in docs/architecture.md)."""
+"""RobustTrainer: with `PeerHooks`, the only file that knows the Trainer's hooks (HOOKS in docs/architecture.md)."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -13,22 +12,28 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 from transformers.utils import logging
 
 from . import checkpoints, checks
+from .batch import Batch, Step
 from .config import RobustConfig, space_settings
 from .data import INDEX, IndexCollator, Indexed, input_space
+from .forwards import untouched
 from .ledger import SampleLedger
 from .methods import get_method
-from .objectives import CrossEntropy, UserLoss
-from .recipe import Progress, Recipe
-from .walk import Batch, Step, Walk, logits_of, untouched
+from .noise_rate import RateEstimate
+from .objectives import CrossEntropy, UserLoss, make_objective
+from .peer_hooks import PeerHooks
+from .plain_loss import plain_loss
+from .recipe import SINGLE, Progress, Recipe
+from .sample_gradients import SampleGradients
+from .walk import Walk
 
 logger = logging.get_logger(__name__)
 
 
-class RobustTrainer(Trainer):
+class RobustTrainer(PeerHooks):
     """`transformers.Trainer` that trains by a robust method; without one it is the plain Trainer, bit for bit.
 
     recipe: a `Recipe`, or a method's name, for use with plain `TrainingArguments`; a `RobustConfig` names its method itself.
@@ -43,6 +48,7 @@ class RobustTrainer(Trainer):
         self._micro: int | None = None
         self._bare: tuple[nn.Module, nn.Module] | None = None
         self._training = False
+        self._problem = SINGLE
         self._auroc_epoch = -1
         super().__init__(*args, **kwargs)
         if self.recipe() is not None and not self.label_names:
@@ -62,6 +68,11 @@ class RobustTrainer(Trainer):
     def ledger(self) -> SampleLedger | None:
         """What the last training learned about each sample; None before it, or for a streaming data set."""
         return self._walk.ledger if self._walk is not None else None
+
+    @property
+    def estimated_noise_rate(self) -> RateEstimate | None:
+        """The share of wrong labels that ``noise_rate="auto"`` found in the last training, None before or without an estimate."""
+        return self._walk.estimate if self._walk is not None else None
 
     def distrusted_samples(self) -> datasets.Dataset:
         """The samples that were left out in more than half of their visits, most suspicious (mean score) first."""
@@ -88,14 +99,17 @@ class RobustTrainer(Trainer):
         if isinstance(data, dict):
             kind = type(data).__name__
             raise ValueError(f"train_dataset is a {kind} of {list(data)}: pass one split, train_dataset=data['train'].")
-        checks.refuse(self, recipe, size)
-        classes = checks.number_of_classes(self.accelerator.unwrap_model(self.model))
-        if isinstance(data, datasets.Dataset):
-            checks.label_column(data, self.label_names, classes, self.args.remove_unused_columns)
         bare = self.accelerator.unwrap_model(self.model)
+        problem = self._problem = checks.problem_of(bare, getattr(self.args, "problem_type", None))
+        checks.refuse(self, recipe, size, problem, bare)
+        classes = checks.number_of_classes(bare)
+        if isinstance(data, datasets.Dataset):
+            checks.label_column(data, self.label_names, classes if problem == SINGLE else None, self.args.remove_unused_columns)
         walk = Walk(
-            recipe=self._with_objective(recipe),
+            recipe=self._with_objective(recipe, problem),
             classes=classes or 0,
+            problem=problem,
+            recorder=SampleGradients(bare.train()) if recipe.gradients else None,
             labels_checked=classes is not None and size is not None,
             device=self.args.device,
             processes=self.accelerator.num_processes,
@@ -115,8 +129,7 @@ class RobustTrainer(Trainer):
                 )
             walk.image_key = getattr(bare, "main_input_name", None)
         if size is not None:
-            decay = recipe.selection.memory_decay if recipe.selection is not None else 0.5
-            walk.ledger = SampleLedger(size, self.args.device, decay)
+            walk.ledger = SampleLedger(size, self.args.device, getattr(recipe.selection, "memory_decay", 0.5))
             if isinstance(data, datasets.Dataset) and "is_corrupted" in data.column_names:
                 truth = np.asarray(data.with_format(None)["is_corrupted"][:])
                 if truth.dtype != bool and not (np.issubdtype(truth.dtype, np.integer) and set(np.unique(truth)) <= {0, 1}):
@@ -126,12 +139,16 @@ class RobustTrainer(Trainer):
         self._auroc_epoch = 0
         logger.info(f"robust method '{recipe.name}': {dict(recipe.settings)}")
 
-    def _with_objective(self, recipe: Recipe) -> Recipe:
+    def _with_objective(self, recipe: Recipe, problem: str) -> Recipe:
+        """The recipe with the problem's own loss where it names none, and the user's loss or label smoothing."""
         if self.compute_loss_func is not None:
             return replace(recipe, objective=UserLoss(self.compute_loss_func))
+        name = recipe.settings.get("objective", "auto")
+        if name == "auto" and not isinstance(recipe.objective, CrossEntropy):
+            return recipe  # a row with a loss of its own, or the user's recipe; whether it fits was checked
         if self.args.label_smoothing_factor:
             return replace(recipe, objective=CrossEntropy(self.args.label_smoothing_factor))
-        return recipe
+        return replace(recipe, objective=make_objective(name, recipe.settings, problem))
 
     def _sum_over_processes(self, value: Tensor) -> Tensor:
         return self.accelerator.reduce(value, reduction="sum") if self.accelerator.num_processes > 1 else value
@@ -154,7 +171,8 @@ class RobustTrainer(Trainer):
 
         names = [*self.label_names, "labels", "label"]
         main = getattr(self.accelerator.unwrap_model(self.model), "main_input_name", "pixel_values")
-        self.data_collator = IndexCollator(collate, list(dict.fromkeys(names)), self._walk.classes or None, main)
+        walk = self._walk
+        self.data_collator = IndexCollator(collate, list(dict.fromkeys(names)), walk.classes or None, main, walk.problem)
         try:
             return self._get_dataloader(
                 dataset=Indexed(data),
@@ -195,14 +213,16 @@ class RobustTrainer(Trainer):
         # model.training alone also holds in a prediction step right after a training step
         if self._walk is None or self._micro is None or not (model.training and torch.is_grad_enabled()):
             if self._walk is not None or self.recipe() is not None:
-                return self._plain_loss(model, inputs, return_outputs, num_items_in_batch)
+                base = super().compute_loss
+                return plain_loss(self, base, model, inputs, return_outputs, num_items_in_batch, self._problem)
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         micro, self._micro = self._micro, None
         progress = self._progress()
         if self._step is None:
             self._step = self._plan(model, progress)
         batch = self._step.batches[micro]
-        outputs = model(**batch.inputs)
+        with self._walk.recording(batch):
+            outputs = model(**batch.inputs)
         loss = self._walk.loss(outputs, batch, self._step, progress)
         return (loss, outputs) if return_outputs else loss
 
@@ -241,7 +261,9 @@ class RobustTrainer(Trainer):
         if name is None:
             raise ValueError(f"no labels in the batch: expected one of {self.label_names}, got {sorted(inputs)}.")
         rest = {k: v for k, v in inputs.items() if k not in (INDEX, name)}
-        return Batch(rest, inputs[name].long(), index)
+        targets = inputs[name]
+        single = self._walk is None or self._walk.problem == SINGLE
+        return Batch(rest, targets.long() if single else targets.float().view(len(targets), -1), index)
 
     def _image_key(self, inputs: dict[str, Any], main: str | None) -> str:
         floats = [k for k, v in inputs.items() if isinstance(v, Tensor) and v.is_floating_point()]
@@ -257,31 +279,6 @@ class RobustTrainer(Trainer):
                 "use an image model, or a method without an attack (prl, spl, bootstrap)."
             )
         return floats[0]
-
-    def _plain_loss(self, model: nn.Module, inputs: Any, return_outputs: bool, items: Any) -> Any:
-        """Evaluation: the Trainer's own loss; for a module that returns bare logits, cross-entropy beside them."""
-        if self.compute_loss_func is not None:
-            return self._own_evaluation_loss(model, inputs, return_outputs, items)
-        takes = inspect.signature(self.accelerator.unwrap_model(model).forward).parameters
-        name = next((n for n in self.label_names if n in inputs), None)
-        if name is None or name in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values()):
-            return super().compute_loss(model, inputs, return_outputs, items)
-        labels = inputs[name]
-        outputs = model(**{k: v for k, v in inputs.items() if k != name})
-        logits = logits_of(outputs)
-        if logits is None:
-            raise ValueError(f"the model returned {type(outputs).__name__}, expected logits of shape (B, C).")
-        loss = nn.functional.cross_entropy(
-            logits.float(), labels, label_smoothing=self.args.label_smoothing_factor
-        )
-        return (loss, {"logits": logits}) if return_outputs else loss
-
-    def _own_evaluation_loss(self, model: nn.Module, inputs: Any, return_outputs: bool, items: Any) -> Any:
-        outcome = super().compute_loss(model, inputs, True, items)
-        loss, outputs = outcome[0].mean(), outcome[1]  # one loss per sample, as training needs it
-        if isinstance(outputs, Tensor):
-            outputs = {"logits": outputs}
-        return (loss, outputs) if return_outputs else loss
 
     def _progress(self) -> Progress:
         return Progress(self.state.epoch or 0.0, float(self.state.num_train_epochs or 1), self.state.global_step)
@@ -332,3 +329,4 @@ class RobustTrainer(Trainer):
             checkpoints.load(checkpoint, self._walk)
             self._auroc_epoch = int(self.state.epoch or 0)
         super()._load_optimizer_and_scheduler(checkpoint)
+

@@ -6,39 +6,27 @@ and the shared perturbation averages the same signs, however the batch was cut.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from .batch import Batch, RunningMeans, Step
 from .data import InputSpace
+from .forwards import read_view
 from .ledger import SampleLedger
-from .recipe import Progress, Recipe, View
+from .noise_rate import RateEstimate, RateEstimator
+from .recipe import SINGLE, Progress, Recipe, View
+from .selection import AUTO, KeepByScore
+
+if TYPE_CHECKING:
+    from .sample_gradients import SampleGradients
 
 Forward = Callable[[dict[str, Any]], Any]
-
-
-@dataclass
-class Batch:
-    """One micro-batch: the model's inputs without labels and index, the given labels (B,), the positions (B,) or None."""
-
-    inputs: dict[str, Any]
-    targets: Tensor
-    index: Tensor | None
-    clean_scores: Tensor | None = None
-    inner_weights: Tensor | None = None
-    weights: Tensor | None = None
-
-
-@dataclass
-class Step:
-    """One optimizer step: its micro-batches, and what was decided for all of them together."""
-
-    batches: list[Batch]
-    kept: Tensor | float | None = None
+_APART = 0x5EED  # so that the held-out samples are no stretch of the sampler's order, which comes from the same seed
 
 
 @dataclass
@@ -60,8 +48,12 @@ class Walk:
     gather: Callable[[Tensor], Tensor] = lambda t: t
     total: Callable[[Tensor], Tensor] = lambda t: t
     gradient_scale: float = 1.0
+    problem: str = SINGLE
+    recorder: SampleGradients | None = None
+    estimator: RateEstimator | None = None
+    max_epochs: float = 1.0
     states: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    sums: dict[str, Tensor] = field(default_factory=dict)
+    means: RunningMeans = field(default_factory=RunningMeans)
     labels_checked: bool = True
     _checked: bool = False
 
@@ -75,6 +67,7 @@ class Walk:
         bare: the forward of the unwrapped model, called within ``crafting()``. peek: a training forward without traces.
         """
         self._open_epoch(progress)
+        progress = self._now(progress)
         if self.recipe.perturbation is not None:
             with crafting():
                 self._perturb(bare, batches, progress)
@@ -119,10 +112,10 @@ class Walk:
             leaf = x.detach().requires_grad_(True)
             view = self.view(bare({**batch.inputs, self.image_key: leaf}), batch)
             relabel = self.recipe.relabel if self.recipe.inner_filter else None
-            targets = relabel(view) if relabel is not None else _given(view)
+            targets = relabel(view) if relabel is not None else view.given()
             loss = self.recipe.objective(view, targets).sum() * self.gradient_scale
             (grad,) = torch.autograd.grad(loss, leaf)
-        return grad, View(view.logits.detach(), view.targets, view.index)
+        return grad, View(view.logits.detach(), view.targets, view.index, problem=view.problem)
 
     def _trust_early(self, views: list[View], batches: list[Batch], progress: Progress) -> Tensor:
         scores = [self.recipe.score(view) for view in views]
@@ -147,7 +140,7 @@ class Walk:
             return [torch.ones(1, len(b.targets), device=b.targets.device) for b in batches]
         if selection.memory != "none" and "keep" in self.states:
             assert self.ledger is not None
-            return [self.ledger.keep[_positions(b)].float().unsqueeze(0) for b in batches]
+            return [self.ledger.keep[b.positions].float().unsqueeze(0) for b in batches]
         return None
 
     def _rank(self, scores: list[Tensor], batches: list[Batch], progress: Progress, place: str) -> list[Tensor]:
@@ -155,7 +148,7 @@ class Walk:
         selection = self.recipe.selection
         assert selection is not None
         own = torch.cat(scores, 1)
-        labels = torch.cat([batch.targets for batch in batches])
+        labels = torch.cat([batch.labels for batch in batches])
         everyone = self.gather(own.T.contiguous()).T.contiguous()
         if place not in self.states:
             self.states[place] = selection.new_state(self.classes, own.shape[0], own.device)
@@ -164,14 +157,34 @@ class Walk:
         return list(mine.split([score.shape[1] for score in scores], 1))
 
     def _peek(self, forward: Forward, batch: Batch) -> Tensor:
-        """The scores of a training forward that leaves no trace: no gradient, buffers and random state as before."""
-        with torch.no_grad():
-            return self.recipe.score(self.view(forward(batch.inputs), batch))
+        """The scores of a training forward that leaves no trace: no gradient kept, buffers and random state as before."""
+        with torch.set_grad_enabled(self.recorder is not None):
+            with self.recording(batch):
+                outputs = forward(batch.inputs)
+            view = self.view(outputs, batch)
+            self._sample_losses(view)
+            return self.recipe.score(view)
+
+    def recording(self, batch: Batch) -> AbstractContextManager:
+        """What a training forward runs in: the recording of each sample's gradient, where the method asks for it."""
+        return self.recorder.record(len(batch.targets)) if self.recorder is not None else nullcontext()
+
+    def _sample_losses(self, view: View) -> Tensor | None:
+        """Notes each sample's gradient norm in the view, where the method asks for it, and gives the losses (M, B)."""
+        if self.recorder is None:
+            return None
+        losses = self.recipe.objective(view, view.given())
+        view.gradient_norms = self.recorder.norms(losses[0]).unsqueeze(0)
+        return losses
 
     def _settle(self, step: Step, weights: list[Tensor]) -> None:
         for batch, weight in zip(step.batches, weights):
-            batch.weights = weight
-        step.kept = self.total(torch.cat(weights, 1).sum(1))
+            batch.trusted = batch.weights = weight
+            if (estimator := self._estimator()) is not None:
+                # the estimate of the noise rate needs samples whose labels no update has seen
+                batch.weights = torch.where(estimator.hold_out(batch.positions), torch.zeros_like(weight), weight)
+        selection, whole = self.recipe.selection, torch.cat([b.weights for b in step.batches if b.weights is not None], 1)
+        step.kept = self.total(whole.sum(1) if selection is None else selection.divisor(whole))
 
     # ---- steps 6 to 9: forward (by the caller), trust, minimise, remember --------------------------------------------
 
@@ -180,24 +193,36 @@ class Walk:
 
         Multiplied by the number of processes, because distributed training averages the gradients over them.
         """
+        progress = self._now(progress)
         view = self.view(outputs, batch)
+        losses = self._sample_losses(view)
         scores = self.recipe.score(view)
         if batch.weights is None:
             self._settle(step, self._rank([scores], [batch], progress, "outer"))
         weights = batch.weights
         assert weights is not None and step.kept is not None
+        divisor = torch.as_tensor(step.kept, device=view.logits.device).clamp_min(1.0)
+        if self.recorder is not None and losses is not None:
+            loss = self.recorder.loss(losses[0], weights[0] / divisor) * self.processes
+        else:
+            loss = self._weighted(view, weights, divisor) * self.processes
+        assert batch.trusted is not None
+        self._remember(view, scores, batch.trusted, batch, progress)
+        return loss
+
+    def _weighted(self, view: View, weights: Tensor, divisor: Tensor) -> Tensor:
+        """The sum over the peers of sum(weight x loss) / divisor, scalar; its value is their mean, so that one loss is logged."""
         relabel = self.recipe.relabel if self.recipe.outer_filter else None
-        targets = relabel(view) if relabel is not None else _given(view)
+        targets = relabel(view) if relabel is not None else view.given()
         # a dropped sample's NaN or infinity must reach neither the loss nor, through 0 * NaN, the gradient
         trusted = view
         if self.recipe.selection is not None:
             logits = torch.where((weights > 0).unsqueeze(-1), view.logits, torch.zeros_like(view.logits))
-            trusted = View(logits, view.targets, view.index, view.outputs)
+            trusted = View(logits, view.targets, view.index, view.outputs, view.problem)
         losses = self.recipe.objective(trusted, targets)
         kept = torch.where(weights > 0, losses * weights, torch.zeros_like(losses)).sum(1)
-        loss = (kept / torch.as_tensor(step.kept, device=kept.device).clamp_min(1.0)).sum() * self.processes
-        self._remember(view, scores, weights, batch, progress)
-        return loss
+        total = (kept / divisor).sum()
+        return total if len(losses) == 1 else total - (total * (1.0 - 1.0 / len(losses))).detach()
 
     @torch.no_grad()
     def _remember(self, view: View, scores: Tensor, weights: Tensor, batch: Batch, progress: Progress) -> None:
@@ -205,31 +230,51 @@ class Walk:
             weights = batch.inner_weights
         if self.recipe.trust == "inner" and batch.clean_scores is not None:
             scores = batch.clean_scores
+        if self.recipe.watch is not None:
+            scores = self.recipe.watch(view)
         score, weight = scores.mean(0), weights.mean(0)
-        self._add("kept_fraction", weight.sum(), weight.numel())
+        self.means.add("kept_fraction", weight.sum(), weight.numel())
         if self.ledger is None or batch.index is None:
             return
-        row = torch.stack([score, weight, view.logits.mean(0).argmax(-1).float()], 1)
-        row, index, labels = self.gather(row), self.gather(batch.index), self.gather(batch.targets)
+        # class labels and predictions; -1 where the targets are numbers
+        single = view.problem == SINGLE
+        predicted = view.logits.mean(0).argmax(-1).float() if single else torch.full_like(score, -1.0)
+        row = torch.stack([score, weight, predicted], 1)
+        labels = batch.targets if single else batch.labels - 1
+        row, index, labels = self.gather(row), self.gather(batch.index), self.gather(labels)
+        if (estimator := self._estimator()) is not None:
+            estimator.update(index, self.gather(view.logits.float().softmax(-1).mean(0)), labels, int(progress.epoch))
         self.ledger.record(index, row[:, 0], row[:, 1], labels, row[:, 2], int(progress.epoch))
         if self.ledger.truth is not None:
             truth = self.ledger.truth[batch.index].float()
-            self._add("kept_corrupted", (weight * truth).sum(), truth.sum())
-            self._add("kept_clean", (weight * (1 - truth)).sum(), (1 - truth).sum())
-
-    def _add(self, name: str, value: Tensor, count: Tensor | int) -> None:
-        total = count.float() if isinstance(count, Tensor) else torch.full_like(value, float(count))
-        pair = torch.stack([value.float(), total])
-        self.sums[name] = self.sums[name] + pair if name in self.sums else pair
+            self.means.add("kept_corrupted", (weight * truth).sum(), truth.sum())
+            self.means.add("kept_clean", (weight * (1 - truth)).sum(), (1 - truth).sum())
 
     def take_logs(self) -> dict[str, float]:
         """The running means since the last call, over all processes (one host sync)."""
-        names = list(self.sums)
-        if not names:
-            return {}
-        pairs = self.total(torch.stack([self.sums[name] for name in names])).cpu()
-        self.sums.clear()
-        return {name: float(value / count) for name, (value, count) in zip(names, pairs) if count > 0}
+        logs = self.means.take(self.total)
+        if (estimate := self.estimate) is not None:
+            logs.update(noise_rate=estimate.rate, noise_rate_low=estimate.low, noise_rate_high=estimate.high)
+        return logs
+
+    # ---- the noise rate ----------------------------------------------------------------------------------------------
+
+    @property
+    def estimate(self) -> RateEstimate | None:
+        """The share of wrong labels as estimated so far (``noise_rate="auto"``), None before the first estimate."""
+        return self.estimator.best if self.estimator is not None and self.estimator.started else None
+
+    def _estimator(self) -> RateEstimator | None:
+        """The estimator of ``noise_rate="auto"``; made when the first forward has told the number of classes."""
+        selection = self.recipe.selection
+        if self.estimator is None and isinstance(selection, KeepByScore) and selection.noise_rate == AUTO:
+            assert self.ledger is not None
+            seed = self.seed + _APART
+            self.estimator = RateEstimator(len(self.ledger), self.classes, self.device, seed=seed, max_epochs=self.max_epochs)
+        return self.estimator
+
+    def _now(self, progress: Progress) -> Progress:
+        return progress if self.estimate is None else replace(progress, noise_rate=self.estimate.rate)
 
     # ---- the epoch's opening -----------------------------------------------------------------------------------------
 
@@ -237,7 +282,11 @@ class Walk:
         """At the first step of an epoch, once there is something to remember: decide from memory whom to keep during it."""
         selection = self.recipe.selection
         epoch = int(progress.epoch)
-        if selection is None or selection.memory == "none":
+        self.max_epochs = progress.max_epochs
+        if self.estimator is not None:
+            self.estimator.estimate(epoch)
+            progress = self._now(progress)
+        if not isinstance(selection, KeepByScore) or selection.memory == "none":
             return
         decided = self.states.get("keep")
         if decided is not None and int(decided["epoch"]) == epoch:
@@ -254,29 +303,23 @@ class Walk:
         self.states["keep"] = {"epoch": torch.tensor(epoch)}
 
     def view(self, outputs: Any, batch: Batch) -> View:
-        """The forward pass with its labels. Raises ``ValueError`` where the model's output is no (B, C) logits."""
-        logits = logits_of(outputs)
-        if logits is None or logits.dim() != 2 or len(logits) != len(batch.targets):
-            got = "none" if logits is None else str(tuple(logits.shape))
-            raise ValueError(
-                f"method '{self.recipe.name}' needs classification logits of shape ({len(batch.targets)}, C), got {got}: "
-                "use a sequence or image classification model, or method=None."
-            )
-        unknown = self.classes != logits.shape[1]
+        """The forward pass with its targets. Raises ``ValueError`` where the model's output does not fit them."""
+        view = read_view(outputs, batch.targets, batch.index, self.problem, self.recipe.name)
+        unknown = self.classes != view.logits.shape[2]
         if unknown or (not self.labels_checked and batch.targets.device.type == "cpu"):
             # a module without a config tells its number of classes only here, past the collator's check of the labels;
             # on an accelerator, where looking costs a sync, only the first batch is looked at
-            self.classes = logits.shape[1]
-            low, high = int(batch.targets.min()), int(batch.targets.max())
-            if low < 0 or high >= self.classes:
-                bad = low if low < 0 else high
-                raise ValueError(f"label {bad} in the batch, the model has {self.classes} outputs: repair the label or the model.")
-        return View(logits.unsqueeze(0), batch.targets, batch.index, outputs)
+            self.classes = view.logits.shape[2]
+            if self.problem == SINGLE:
+                _check_range(batch.targets, self.classes)
+        return view
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a resumed run needs, as CPU tensors."""
         out = {f"state.{place}.{k}": v.cpu() for place, state in self.states.items() for k, v in state.items()}
         out["classes"] = torch.tensor(self.classes)
+        if self.estimator is not None:
+            out.update(self.estimator.state())
         return {**out, **(self.ledger.state() if self.ledger is not None else {})}
 
     def load_state(self, saved: dict[str, Tensor]) -> None:
@@ -288,45 +331,14 @@ class Walk:
             if kind == "state":
                 place, key = rest
                 self.states.setdefault(place, {})[key] = value if place == "keep" else value.to(self.device)
+        if "rate.numbers" in saved and (estimator := self._estimator()) is not None:
+            estimator.load_state(saved)
         if self.ledger is not None:
             self.ledger.load_state(saved)
 
 
-def _given(view: View) -> Tensor:
-    return view.targets.expand(view.logits.shape[0], -1)
-
-
-def _positions(batch: Batch) -> Tensor:
-    assert batch.index is not None
-    return batch.index
-
-
-def logits_of(outputs: Any) -> Tensor | None:
-    """The logits of a model's output: a tensor, a tuple's first entry, or a mapping's ``logits``."""
-    if isinstance(outputs, Tensor):
-        return outputs
-    if isinstance(outputs, dict):
-        return outputs.get("logits")
-    if isinstance(outputs, tuple | list) and outputs:
-        return outputs[0]
-    return getattr(outputs, "logits", None)
-
-
-@contextmanager
-def untouched(module: nn.Module, mode: str) -> Iterator[None]:
-    """Runs the body with the module in ``eval`` or ``train`` mode; modes and buffers are bit-identical afterwards."""
-    training = [m for m in module.modules() if m.training]
-    buffers = []
-    try:
-        if mode == "eval":
-            for m in training:
-                m.training = False
-        else:
-            buffers = [(b, b.detach().clone()) for b in module.buffers()]
-        yield
-    finally:
-        for m in training:
-            m.training = True
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+def _check_range(labels: Tensor, classes: int) -> None:
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        bad = low if low < 0 else high
+        raise ValueError(f"label {bad} in the batch, the model has {classes} outputs: repair the label or the model.")

@@ -25,6 +25,12 @@ SHARP = {  # settings that make every room of the method work within a few steps
     "prl-at": dict(noise_rate=0.25, eps=0.1, steps=2),
     "bootstrap-at": dict(eps=0.1, scope="sample"),
     "prl-at-memory": dict(noise_rate=0.25, rate_ramp_steps=5),
+    "prl-g": dict(noise_rate=0.25),
+    "co-teaching": dict(noise_rate=0.25),
+    "co-spl": dict(noise_rate=0.25),
+    "co-prl": dict(noise_rate=0.25),
+    "normclip": dict(clip_norm=0.5),
+    "ignormclip": dict(sample_clip_norm=0.5),
 }
 
 
@@ -52,7 +58,7 @@ def test_accumulation_is_a_larger_batch(tmp_path, method):
     for size, micro in ((16, 1), (4, 4)):
         trainer = robust(
             tmp_path, vit(), data, method=method, per_device_train_batch_size=size, gradient_accumulation_steps=micro,
-            num_train_epochs=3, learning_rate=1e-3, **SHARP[method],
+            num_train_epochs=3, learning_rate=1e-3, **SHARP.get(method, {}),
         )  # fmt: skip
         trainer.train()
         logs.append((ready(trainer.state.log_history), trainer.ledger.columns))
@@ -69,7 +75,7 @@ from toy import images, robust, vit
 from test_invariance import SHARP, ready
 method, size, out = sys.argv[2], int(sys.argv[3]), sys.argv[4]
 trainer = robust(out, vit(), images(48), method=method, per_device_train_batch_size=size, num_train_epochs=3,
-                 learning_rate=1e-3, ddp_find_unused_parameters=False, **SHARP[method])
+                 learning_rate=1e-3, ddp_find_unused_parameters=False, **SHARP.get(method, {}))
 trainer.train()
 rows = trainer.ledger.to_dataset().to_dict()
 if trainer.is_world_process_zero():
@@ -94,7 +100,7 @@ def launch(tmp_path, method, processes, size):
     return json.loads((out / "result.json").read_text())
 
 
-@pytest.mark.parametrize("method", ["prl-at", "prl-at-memory"])
+@pytest.mark.parametrize("method", ["prl-at", "prl-at-memory", "prl-g", "co-prl"])
 def test_two_processes_are_one(tmp_path, method):
     """gloo on the CPU, 3 steps of 2 x 8: the trajectory of one process with batches of 16."""
     one, rows = launch(tmp_path, method, 1, 16)
@@ -126,13 +132,13 @@ from test_invariance import SHARP
 class Slow(TrainerCallback):
     def on_step_end(self, *args, **kwargs): time.sleep(0.05)
 trainer = robust(sys.argv[3], vit(dropout=0.1), images(44), method=sys.argv[2], num_train_epochs=4, save_strategy="steps",
-                 save_steps=4, **SHARP[sys.argv[2]])
+                 save_steps=4, **SHARP.get(sys.argv[2], {}))
 trainer.add_callback(Slow())
 trainer.train()
 """
 
 
-@pytest.mark.parametrize("method", ["prl", "prl-at-memory"])
+@pytest.mark.parametrize("method", ["prl", "prl-at-memory", "co-prl"])
 def test_killed_and_resumed_is_a_straight_run(tmp_path, method):
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
@@ -147,7 +153,7 @@ def test_killed_and_resumed_is_a_straight_run(tmp_path, method):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert process.returncode == -signal.SIGKILL
-    common = dict(method=method, num_train_epochs=4, save_strategy="steps", save_steps=4, **SHARP[method])
+    common = dict(method=method, num_train_epochs=4, save_strategy="steps", save_steps=4, **SHARP.get(method, {}))
     straight = robust(tmp_path / "straight", vit(dropout=0.1), images(44), **common)
     straight.train()
     resumed = robust(broken, vit(dropout=0.1), images(44), **common)

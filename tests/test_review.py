@@ -146,7 +146,7 @@ def test_a_config_that_does_not_tell_the_classes(tmp_path):
     [
         ({"per_class": "false"}, "per_class='false' must be true or false"),
         ({"noise_rate": [0.1]}, r"noise_rate=\[0.1\] must be"),
-        ({"noise_rate": "0.1"}, "noise_rate='0.1' must be"),
+        ({"noise_rate": "a tenth"}, "noise_rate=.a tenth. must be"),
         ({"noise_rate": True}, "noise_rate=True must be"),
         ({"eps": "0.1"}, "eps='0.1' must be"),
         ({"steps": 2.0}, "steps=2.0 must be a whole number"),

@@ -1,0 +1,71 @@
+"""Forward passes: what a model returned, read as a `View`; and a forward that leaves no trace in the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .recipe import SINGLE, View
+
+
+def logits_of(outputs: Any) -> Tensor | None:
+    """The logits of a model's output: a tensor, a tuple's first entry, or a mapping's ``logits``."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    if isinstance(outputs, dict):
+        return outputs.get("logits")
+    if isinstance(outputs, tuple | list) and outputs:
+        return outputs[0]
+    return getattr(outputs, "logits", None)
+
+
+def read_view(outputs: Any, targets: Tensor, index: Tensor | None, problem: str, method: str) -> View:
+    """The forward pass with its targets, (B,) class labels or (B, K) floats; peers' logits (B, M, K) become rows (M, B, K).
+
+    Raises a one-line ``ValueError`` where the model's output is no (B, K) logits, or K is not the targets' K.
+    """
+    stacked = outputs.get("peer_logits") if isinstance(outputs, dict) else None
+    logits = logits_of(outputs) if stacked is None else stacked.transpose(0, 1)
+    single = problem == SINGLE
+    if logits is not None and stacked is None:
+        if not single and logits.dim() == 1:
+            logits = logits.unsqueeze(1)  # one output, squeezed
+        logits = logits.unsqueeze(0)
+    size = len(targets)
+    if logits is None or logits.dim() != 3 or logits.shape[1] != size:
+        got = "none" if logits is None else str(tuple(logits.shape[1:]))
+        kind = "classification logits of shape ({}, C)" if single else "outputs of shape ({}, K)"
+        raise ValueError(
+            f"method '{method}' needs {kind.format(size)}, got {got}: "
+            "use a sequence or image classification model, or method=None."
+        )
+    if not single and logits.shape[2] != targets.shape[1]:
+        raise ValueError(
+            f"the model has {logits.shape[2]} outputs but each sample {targets.shape[1]} targets (problem_type={problem!r}): "
+            f"pass num_labels={targets.shape[1]} to the model."
+        )
+    return View(logits, targets, index, outputs, problem)
+
+
+@contextmanager
+def untouched(module: nn.Module, mode: str) -> Iterator[None]:
+    """Runs the body with the module in ``eval`` or ``train`` mode; modes and buffers are bit-identical afterwards."""
+    training = [m for m in module.modules() if m.training]
+    buffers = []
+    try:
+        if mode == "eval":
+            for m in training:
+                m.training = False
+        else:
+            buffers = [(b, b.detach().clone()) for b in module.buffers()]
+        yield
+    finally:
+        for m in training:
+            m.training = True
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)

@@ -1,0 +1,89 @@
+"""The settings of the methods: which values they may take, told in one line each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from .objectives import OBJECTIVES, SETTINGS_OF
+from .perturbations import NORMS, SCOPES
+from .selection import AUTO, MEMORIES, SCHEDULES
+
+
+def _whole(least: int) -> Any:
+    return lambda v: isinstance(v, int) and v >= least
+
+
+_RANGES: Mapping[str, tuple[str, Any]] = {
+    "noise_rate": (f"in [0, 1), the share of corrupted samples, or '{AUTO}'", lambda v: 0 <= v < 1),
+    "over_trim": ("> 0, a factor on noise_rate", lambda v: v > 0),
+    "max_rate": ("in (0, 1), the largest share to drop", lambda v: 0 < v < 1),
+    "rate_ramp_epochs": ("> 0 epochs", lambda v: v > 0),
+    "rate_ramp_steps": ("a whole number >= 1, or None", _whole(1)),
+    "ramp_from": ("in [0, 1], a share of the final rate", lambda v: 0 <= v <= 1),
+    "relax_from": ("in (0, 1)", lambda v: 0 < v < 1),
+    "memory_decay": ("in [0, 1)", lambda v: 0 <= v < 1),
+    "memory_after_epochs": ("a whole number >= 1", _whole(1)),
+    "step_size": ("in (0, 1] pixels", lambda v: 0 < v <= 1),
+    "steps": ("a whole number >= 1", _whole(1)),
+    "bootstrap_beta": ("in [0, 1], the weight of the given label", lambda v: 0 <= v <= 1),
+    "huber_delta": ("> 0, in the unit of the targets", lambda v: v > 0),
+    "gce_q": ("in (0, 1]: 1 is the mean absolute error, towards 0 the cross-entropy", lambda v: 0 < v <= 1),
+    "sce_alpha": (">= 0, the weight of the cross-entropy", lambda v: v >= 0),
+    "sce_beta": (">= 0, the weight of the reverse cross-entropy", lambda v: v >= 0),
+    "apl_alpha": (">= 0, the weight of NCE, or None: by the number of classes", lambda v: v >= 0),
+    "apl_beta": (">= 0, the weight of RCE, or None: by the number of classes", lambda v: v >= 0),
+    "clip_norm": ("> 0, the largest norm of a step's gradient", lambda v: v > 0),
+    "sample_clip_norm": ("> 0, the largest norm of one sample's gradient", lambda v: v > 0),
+    "warmup_epochs": (">= 0 epochs", lambda v: v >= 0),
+    "min_sgd_group": ("a whole number >= 2, or None: the whole step", _whole(2)),
+    "peers": ("a whole number >= 2: networks exchange what they trust; for one network use method 'prl' or 'spl'", _whole(2)),
+}
+_OPTIONAL = ("step_size", "rate_ramp_steps", "apl_alpha", "apl_beta", "min_sgd_group")
+_SWITCHES = ("per_class", "random_start", "inner_filter", "outer_filter")
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "rate_schedule": SCHEDULES,
+    "memory": MEMORIES,
+    "norm": NORMS,
+    "scope": SCOPES,
+    "attack_mode": ("eval", "train"),
+    "objective": ("auto", *OBJECTIVES),
+}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_settings(settings: Mapping[str, Any], changes: Mapping[str, Any], objective: str) -> None:
+    """Raises a one-line ``ValueError`` naming the first setting that is out of range, its value and the mend.
+
+    settings: all of the method's; changes: those that the user gave; objective: the name of the loss.
+    """
+    for key, value in settings.items():
+        if key in _SWITCHES and not isinstance(value, bool):
+            raise ValueError(f"{key}={value!r} must be true or false.")
+        if key in _CHOICES and value not in _CHOICES[key]:
+            raise ValueError(f"{key}={value!r} is unknown: choose one of {', '.join(_CHOICES[key])}.")
+        if key in _RANGES and not (key == "noise_rate" and value == AUTO) and not (value is None and key in _OPTIONAL):
+            told, fits = _RANGES[key]
+            if not _is_number(value) or not fits(value):
+                raise ValueError(f"{key}={value!r} must be {told}.")
+    for name, own in SETTINGS_OF.items():
+        wrong = next((key for key in own if key in changes and name != objective), None)
+        if wrong is not None and "objective" in settings:
+            raise ValueError(
+                f"{wrong}={changes[wrong]!r} has no effect with objective={objective!r}: set objective='{name}', or drop {wrong}."
+            )
+    eps = settings.get("eps")
+    if "eps" in settings and (not _is_number(eps) or settings["eps"] < 0):
+        raise ValueError(f"eps={eps!r} must be >= 0, in the [0, 1] pixel scale.")
+    if eps is not None and settings.get("norm") == "linf" and eps > 1:
+        raise ValueError(f"eps={eps!r} looks like the 0-255 scale: give it in [0, 1] pixels, here {eps / 255:.4g} (eps/255).")
+    rate = settings.get("noise_rate")
+    if _is_number(rate) and rate * settings["over_trim"] >= 1 and settings["max_rate"] >= 0.99:
+        raise ValueError(
+            f"noise_rate={rate!r} x over_trim={settings['over_trim']!r} would drop every sample: "
+            "lower one of them, or set max_rate below 0.99."
+        )
