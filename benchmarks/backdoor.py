@@ -17,13 +17,8 @@ is fixed by its seed: model, order, and the choice of the poisoned images. The b
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import os
-import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -36,10 +31,10 @@ import numpy as np
 import torch
 import transformers
 import yaml
+from common import add_result, cell, changed, column_of, defaults_from_yaml, key_of, machine, machine_line, read_results
 from torch import Tensor, nn
 from transformers import TrainerCallback, set_seed
 
-import robust_trainer
 from robust_trainer import METHODS, RobustConfig, RobustTrainer
 from robust_trainer.corruptions import BlendTrigger, PatchTrigger, poison, trigger_all
 from robust_trainer.evaluation import attack_success_rate, clean_accuracy, poison_accuracy
@@ -189,7 +184,7 @@ def run(
     model, _ = build_model(args.model, names, channels=channels, image_size=side, from_scratch=True)
     with tempfile.TemporaryDirectory() as folder:
         config = RobustConfig(
-            output_dir=folder, method=method, **given, image_mean=[args.image_mean], image_std=[args.image_std],
+            output_dir=folder, method=method, **changed(method, given), image_mean=[args.image_mean], image_std=[args.image_std],
             num_train_epochs=args.epochs, per_device_train_batch_size=args.batch_size, learning_rate=args.lr,
             weight_decay=args.weight_decay, lr_scheduler_type=args.lr_scheduler_type, optim="adamw_torch", seed=seed,
             logging_strategy="epoch", save_strategy="no", eval_strategy="no", report_to=[], disable_tqdm=True,
@@ -243,43 +238,6 @@ def run_settings(args: argparse.Namespace, attack: str, rate: float, name: str, 
     }
 
 
-def key_of(settings: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def machine() -> dict[str, Any]:
-    return {
-        "robust_trainer": robust_trainer.__version__,
-        "commit": commit(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "datasets": datasets.__version__,
-        "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} CPU",
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-    }
-
-
-def commit() -> str | None:
-    """The checkout's commit, with a + where files differ from it."""
-    here = Path(__file__).parent
-    found = subprocess.run(["git", "describe", "--always", "--dirty=+"], cwd=here, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or None
-
-
-def read_results(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            print(f"{path}: skipped a line that is not whole (a stopped run?)", file=sys.stderr)
-    return rows
-
-
 def run_all(args: argparse.Namespace) -> None:
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -312,8 +270,7 @@ def run_all(args: argparse.Namespace) -> None:
         method = split_method(name)[0]
         figures = run(args, method, settings["settings"], seed, label_names(train), poisoned, clean, triggered[attack])
         line = {"key": key_of(settings), **settings, **figures, "n_train": len(train), "n_test": len(test), "machine": machine()}
-        with out.open("a") as handle:
-            handle.write(json.dumps(line) + "\n")
+        add_result(out, line)
         told = ", ".join(f"{k} {v:.3f}" for k, v in figures["detection"].items())
         print(
             f"[{number}/{len(todo)}] {attack} {rate} {name} seed {seed}: "
@@ -368,7 +325,7 @@ def report(rows: list[dict[str, Any]]) -> str:
                 out += [f"**{attack}: {heading}**", ""]
                 out += ["| rate | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
                 for rate in rates:
-                    ours = [cell(cells.get((metric, column, rate), []), metric) for column in columns]
+                    ours = [cell(cells.get((metric, column, rate), []), 3 if metric == "auroc" else 2) for column in columns]
                     theirs = [beside(paper, told["data_name"], attack, metric, column.split(" ")[0], rate) for column in columns]
                     out.append(f"| {rate:g} | " + " | ".join(a + b for a, b in zip(ours, theirs)) + " |")
                 out.append("")
@@ -379,28 +336,6 @@ def report(rows: list[dict[str, Any]]) -> str:
             f"(all training images, ResNet-32, 100 epochs). Unusable: {unusable}."
         )
     return "\n".join(out)
-
-
-def machine_line(m: dict[str, Any]) -> str:
-    return f"{m['device']}, {m['cores']} cores, torch {m['torch']}, transformers {m['transformers']}, commit {m['commit']}"
-
-
-def column_of(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """The method's name, with those settings that differ between this group's runs of it."""
-    own = {k: v for k, v in row["settings"].items() if not (k == "noise_rate" and v == row["rate"])}
-    same = [r for r in rows if r["method"] == row["method"]]
-    others = [{k: v for k, v in r["settings"].items() if not (k == "noise_rate" and v == r["rate"])} for r in same]
-    keys = sorted({k for o in others for k in (*o, *own) if o.get(k) != own.get(k)})
-    told = ", ".join(f"{k}={own.get(k, 'true' if k == 'noise_rate' else 'default')}" for k in keys)
-    return row["method"] + (f" ({told})" if told else "")
-
-
-def cell(values: list[float], metric: str) -> str:
-    if not values:
-        return "–"
-    digits = 3 if metric == "auroc" else 2
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{spread} ({len(values)})"
 
 
 def beside(paper: dict[str, Any], data: str, attack: str, metric: str, method: str, rate: float) -> str:
@@ -446,11 +381,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--report", action="store_true", help="print the tables of --out and stop")
     known, _ = p.parse_known_args(argv)
     if known.config:
-        values = yaml.safe_load(Path(known.config).read_text())
-        unknown = set(values) - {action.dest for action in p._actions}
-        if unknown:
-            raise SystemExit(f"--config {known.config}: unknown {sorted(unknown)}; the keys are this command's arguments.")
-        p.set_defaults(**values)
+        defaults_from_yaml(p, known.config)
     args = p.parse_args(argv)
     for name in args.methods:
         if split_method(name)[0] not in METHODS:
