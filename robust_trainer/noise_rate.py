@@ -26,6 +26,8 @@ Z, WIDE = 1.0, 2.5
 PRECISION = 0.02
 #: An epoch is still where the estimate has not sunk by STEP since it last did; PATIENCE of them in a row end the holding out.
 STEP, PATIENCE = 0.01, 4
+#: Where the estimate is above this part of the disagreement of labels with predictions drawn at random, nothing is learned yet.
+BLIND = 0.9
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class RateEstimator:
     noise on hard data). seed: which samples are held out. max_epochs: after half of them holding out ends, whatever happened.
     The first estimate comes with the first still epoch: while it sinks the model is learning, and to trim by it would be to trim
     what is hard. Later it may sink, as trimming makes the model better, and never rises, until it is ``settled``: nobody is held
-    out, nothing changes. Settled and ``falling``: time was up before it stopped sinking, the truth may be far lower.
+    out, nothing changes. Settled and ``falling``: time was up before it stopped sinking, the truth may be far lower. ``blind``:
+    predictions agree with labels hardly more often than chance; there is no estimate as long as that holds.
     """
 
     def __init__(
@@ -58,7 +61,7 @@ class RateEstimator:
             raise ValueError(f"unknown estimator {kind!r}: choose one of {', '.join(KINDS)}.")
         self.size, self.classes, self.kind = size, classes, kind
         self.half = max(1.0, max_epochs / 2)
-        self.started = self.settled = self.falling = False
+        self.started = self.settled = self.falling = self.blind = self.warned = False
         self.best: RateEstimate | None = None
         self._asked, self._still, self._level = 0, 0, math.inf
         held = max(min(MOST, int(SHARE * size)), 1)
@@ -102,14 +105,16 @@ class RateEstimator:
             self.best = was if was is not None and self.started and was.rate <= now.rate else now
             self._asked, self._still = epoch, 0 if self.falling else self._still + 1
             over = epoch > self.half - 1.0 or self.best.rate < STEP  # no time or no room to sink any further
-            self.started = self.started or over or self._still > 0
+            given, predicted = (torch.bincount(c, minlength=self.classes) / len(labels) for c in (labels, probs.argmax(1)))
+            self.blind = self.best.rate > BLIND * float(1.0 - (given * predicted).sum())
+            self.started = self.started or (not self.blind and (over or self._still > 0))
             self.settled = over or self._still >= PATIENCE
         return self.best if self.started else None
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a resumed run needs, as CPU tensors."""
         best = (math.nan,) * 4 if self.best is None else astuple(self.best)
-        flags = (self.started, self.settled, self.falling, self._asked, self._still, self._level)
+        flags = (self.started, self.settled, self.falling, self.blind, self._asked, self._still, self._level)
         numbers = torch.tensor([*flags, *best], dtype=torch.float64)
         tensors = {"row": self._row, "probs": self._probs, "facts": self._facts, "numbers": numbers}
         return {f"rate.{name}": tensor.clone().cpu() for name, tensor in tensors.items()}
@@ -122,7 +127,7 @@ class RateEstimator:
         for name, tensor in (("row", self._row), ("probs", self._probs), ("facts", self._facts)):
             tensor.copy_(state[f"rate.{name}"])
         *flags, asked, still, self._level, rate, low, high, n = state["rate.numbers"].tolist()
-        self.started, self.settled, self.falling = map(bool, flags)
+        self.started, self.settled, self.falling, self.blind = map(bool, flags)
         self._asked, self._still = int(asked), int(still)
         self.best = None if math.isnan(rate) else RateEstimate(rate, low, high, int(n))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,7 +54,8 @@ class PeerModel(PreTrainedModel):
     """M networks of one architecture, called with the same inputs; trained together, saved and loaded as one model.
 
     ``forward`` returns a `PeerOutput`. For transformers models ``save_pretrained``, ``from_pretrained`` and the auto classes
-    work; peers that are plain modules are saved as a state dict and loaded into a ``PeerModel`` built of the same modules.
+    work; with the plain Trainer set ``remove_unused_columns=False``, since this signature takes anything. Peers that are plain
+    modules are saved as a state dict and loaded into a ``PeerModel`` built of the same modules.
     """
 
     config_class = PeerConfig
@@ -64,6 +66,9 @@ class PeerModel(PreTrainedModel):
         super().__init__(config)
         self.peers = nn.ModuleList(peers if peers is not None else [_from_config(config) for _ in range(config.peers)])
         self.main_input_name = getattr(self.peers[0], "main_input_name", "pixel_values")
+        takes = inspect.signature(self.peers[0].forward).parameters.values()
+        # what the Trainer would conclude from a peer's own signature; this model's takes anything
+        self.accepts_loss_kwargs = getattr(self.peers[0], "accepts_loss_kwargs", any(p.kind is p.VAR_KEYWORD for p in takes))
         self.post_init()
 
     @classmethod
@@ -79,14 +84,20 @@ class PeerModel(PreTrainedModel):
             shared = {k: told[k] for k in ("id2label", "label2id", "problem_type") if told.get(k) is not None}
             if not {"id2label", "num_labels", "label2id"} & set(own.to_diff_dict()):
                 shared = {k: v for k, v in shared.items() if k == "problem_type"}
+            if "num_channels" in told:
+                shared["num_channels"] = told["num_channels"]
             shared.update(peer=told, architecture=type(models[0]).__name__)
         return cls(PeerConfig(peers=len(models), **shared), models)
 
     def init_weights(self) -> None:
         """The peers come with their weights."""
 
-    def forward(self, *args: Any, **inputs: Any) -> PeerOutput:
-        outputs = [peer(*args, **{**inputs, **({"return_dict": True} if "return_dict" in inputs else {})}) for peer in self.peers]
+    def forward(self, *args: Any, labels: Tensor | None = None, **inputs: Any) -> PeerOutput:
+        if labels is not None:  # named here so that the Trainer finds it
+            inputs["labels"] = labels
+        if "return_dict" in inputs:
+            inputs["return_dict"] = True
+        outputs = [peer(*args, **inputs) for peer in self.peers]
         found = [logits_of(output) for output in outputs]
         logits = torch.stack([z for z in found if z is not None], 1)
         losses = [output["loss"] for output in outputs if isinstance(output, dict) and output.get("loss") is not None]

@@ -176,6 +176,8 @@ def train_run(
     }  # fmt: skip
     record["final"] = _final(trainer, data)
     record["mean_last_k"] = mean_last(record["curves"], options.last_k)
+    if (estimate := trainer.estimated_noise_rate) is not None:
+        record["estimated_noise_rate"] = {"rate": estimate.rate, "low": estimate.low, "high": estimate.high}
     if trainer.ledger is not None:
         record["detection"] = trainer.ledger.detection()
         record["distrusted"] = int((trainer.ledger.kept * 2 < trainer.ledger.seen).sum())

@@ -82,6 +82,11 @@ def check_settings(settings: Mapping[str, Any], changes: Mapping[str, Any], obje
     if eps is not None and settings.get("norm") == "linf" and eps > 1:
         raise ValueError(f"eps={eps!r} looks like the 0-255 scale: give it in [0, 1] pixels, here {eps / 255:.4g} (eps/255).")
     rate = settings.get("noise_rate")
+    if rate == AUTO and eps is not None:
+        raise ValueError(
+            f"noise_rate='{AUTO}' cannot see a backdoor, whose trigger the model learns to obey (docs/label_noise.md): "
+            "give a number that errs high, for instance 0.45."
+        )
     if _is_number(rate) and rate * settings["over_trim"] >= 1 and settings["max_rate"] >= 0.99:
         raise ValueError(
             f"noise_rate={rate!r} x over_trim={settings['over_trim']!r} would drop every sample: "

@@ -298,11 +298,24 @@ class RobustTrainer(PeerHooks):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self._walk is not None and "loss" in logs:
             logs.update(self._walk.take_logs())
+            self._warn_of_the_estimate()
             epoch = int(self.state.epoch or 0)
             if self._walk.ledger is not None and epoch > self._auroc_epoch:
                 self._auroc_epoch = epoch
                 logs.update({f"filter_{name}": value for name, value in self._walk.ledger.detection().items()})
         super().log(logs, start_time)
+
+    def _warn_of_the_estimate(self) -> None:
+        found = self._walk.estimator if self._walk is not None else None
+        if found is not None and found.settled and not found.warned:
+            found.warned = True
+            if not found.started:
+                logger.warning(
+                    "noise_rate='auto' found nothing: the model predicts held-out samples hardly better than chance, so nobody is "
+                    "dropped; give noise_rate a number, or train longer."
+                )
+            elif found.falling:
+                logger.warning(f"noise_rate='auto' found {found.best}, but it was still sinking: the true rate may be far lower.")
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)

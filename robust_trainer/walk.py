@@ -284,6 +284,7 @@ class Walk:
         epoch = int(progress.epoch)
         self.max_epochs = progress.max_epochs
         if self.estimator is not None:
+            self.estimator.half = max(1.0, progress.max_epochs / 2)  # a resumed estimator was made before this was known
             self.estimator.estimate(epoch)
             progress = self._now(progress)
         if not isinstance(selection, KeepByScore) or selection.memory == "none":

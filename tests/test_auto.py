@@ -4,15 +4,16 @@ import copy
 
 import pytest
 import torch
-from toy import curve, images, logits_module, robust, vit
+from toy import curve, images, logits_module, robust
 
 AUTO = dict(noise_rate="auto", num_train_epochs=10, per_device_train_batch_size=20, logging_strategy="epoch", rate_ramp_epochs=2)
 
 
-@pytest.mark.parametrize("method", ["spl", "prl", "co-prl", "prl-at-memory"])
+@pytest.mark.parametrize("method", ["spl", "prl", "co-prl", "prl-memory"])
 @pytest.mark.parametrize("noise", [0.0, 0.3])
 def test_finds_the_rate_and_drops_it(tmp_path, method, noise):
-    trainer = robust(tmp_path, logits_module(), images(400, noisy=noise), method=method, **AUTO)
+    memory = {"memory": "ema", "per_class": True} if method == "prl-memory" else {}
+    trainer = robust(tmp_path, logits_module(), images(400, noisy=noise), method=method.split("-m")[0], **AUTO, **memory)
     trainer.train()
     rows = [row for row in trainer.state.log_history if "loss" in row]
     found = trainer._walk.estimate
@@ -22,7 +23,7 @@ def test_finds_the_rate_and_drops_it(tmp_path, method, noise):
     assert rows[-1]["noise_rate"] == found.rate and {"noise_rate_low", "noise_rate_high"} <= set(rows[-1])
     if noise:
         assert rows[-1]["kept_corrupted"] < 0.2
-    elif method != "prl-at-memory":
+    else:
         assert rows[-1]["kept_fraction"] > 0.93
 
 
@@ -40,7 +41,7 @@ def test_held_out_samples_are_not_trained_on(tmp_path):
             labels = torch.as_tensor(data["labels"][:]).clone()
             labels[held] = (labels[held] + 1) % 4
             changed = data.remove_columns("labels").add_column("labels", labels.numpy()).with_format("torch")
-        steps = {**AUTO, "max_steps": 8, "logging_strategy": "steps"}
+        steps = {**AUTO, "max_steps": 5, "logging_strategy": "steps"}
         trainer = robust(tmp_path, logits_module(), changed, method="prl", **steps)
         trainer.train()
         curves.append(curve(trainer))
@@ -50,23 +51,43 @@ def test_held_out_samples_are_not_trained_on(tmp_path):
 
 
 def test_accumulation_and_resume(tmp_path):
-    data = images(120, noisy=0.3)
-    common = dict(method="prl", **{**AUTO, "num_train_epochs": 6, "save_strategy": "epoch", "learning_rate": 3e-3})
-    whole = robust(tmp_path / "a", vit(), data, **common)
+    data = images(200, noisy=0.3)
+    common = dict(method="prl", **{**AUTO, "save_strategy": "epoch"})
+    whole = robust(tmp_path / "a", logits_module(), data, **common)
     whole.train()
-    parts = robust(tmp_path / "b", vit(), data, **{**common, "per_device_train_batch_size": 5, "gradient_accumulation_steps": 4})
+    assert 0.27 < whole.estimated_noise_rate.rate < 0.5
+    cut = {**common, "per_device_train_batch_size": 5, "gradient_accumulation_steps": 4}
+    parts = robust(tmp_path / "b", logits_module(), data, **cut)
     parts.train()
-    resumed = robust(tmp_path / "a", vit(), data, **common)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-12"))
-    for other, same in ((resumed, True), (parts, False)):
-        assert other._walk.estimate == whole._walk.estimate if same else True
-        assert other._walk.estimate.rate == pytest.approx(whole._walk.estimate.rate, abs=0.02)
+    resumed = [robust(tmp_path / "a", logits_module(), data, **common) for _ in range(2)]
+    for trainer, step in zip(resumed, (20, 60)):  # before the first estimate, and after holding out
+        trainer.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{step}"))
+    for other, same in ((resumed[0], True), (resumed[1], True), (parts, False)):
+        assert other.estimated_noise_rate == whole.estimated_noise_rate or not same
+        assert other.estimated_noise_rate.rate == pytest.approx(whole.estimated_noise_rate.rate, abs=0.02)
         ends = [copy.deepcopy(t.model.state_dict()) for t in (whole, other)]
         close = torch.equal if same else lambda a, b: torch.allclose(a, b, atol=5e-3)
         assert all(close(v, ends[1][k]) for k, v in ends[0].items())
 
 
+def test_a_model_that_learns_nothing_drops_nobody(tmp_path, caplog):
+    """Labels at random: no estimate, a warning, everybody kept."""
+    from transformers.utils import logging
+
+    logging.enable_propagation()
+    try:
+        trainer = robust(tmp_path, logits_module(), images(200, noisy=0.0, shuffled=True), method="prl", **AUTO)
+        trainer.train()
+    finally:
+        logging.disable_propagation()
+    assert trainer.estimated_noise_rate is None
+    assert all(row["kept_fraction"] == 1.0 for row in trainer.state.log_history if "loss" in row)
+    assert sum("hardly better than chance" in record.message for record in caplog.records) == 1
+
+
 def test_refusals(tmp_path):
+    with pytest.raises(ValueError, match=r"noise_rate='auto' cannot see a backdoor.*for instance 0.45"):
+        robust(tmp_path, method="prl-at", noise_rate="auto")
     with pytest.raises(ValueError, match=r"noise_rate='atuo' must be a number in \[0, 1\), .*, or 'auto'"):
         robust(tmp_path, method="prl", noise_rate="atuo")
     assert robust(tmp_path, method="prl", noise_rate="0.2").recipe().selection.noise_rate == 0.2

@@ -147,8 +147,8 @@ def schedule(rates, **settings):
     """The answers to a sequence of bounds, and the estimator."""
     import robust_trainer.noise_rate as module
 
-    estimator = RateEstimator(50, 2, "cpu", **settings)
-    visit(estimator, torch.full((50, 2), 0.5), torch.zeros(50, dtype=torch.long), 0)
+    estimator = RateEstimator(50, 10, "cpu", **settings)
+    visit(estimator, torch.full((50, 10), 0.1), torch.arange(50) % 10, 0)
     bounds = iter(rates)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "tightest_bound", lambda *_: RateEstimate(next(bounds), 0.0, 1.0, 20))

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 from toy import CLASSES, Logits, curve, images, logits_module, resnet, robust, settings, vit
-from transformers import AutoModelForImageClassification, TrainingArguments
+from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
 
 from robust_trainer import METHODS, RobustConfig, RobustTrainer
+from robust_trainer.models import build_model
 from robust_trainer.peers import PeerModel, make_peers
 
 
@@ -115,7 +116,13 @@ def test_decouple_updates_on_disagreement(tmp_path):
     assert torch.equal(trainer.ledger.kept[seen[0]["_robust_index"]] > 0, disputed)
 
 
-@pytest.mark.parametrize("make", [vit, resnet, logits_module])
+def small():
+    """A model of the package: its forward takes no further keywords."""
+    torch.manual_seed(0)
+    return build_model("plain-cnn", [str(i) for i in range(CLASSES)], channels=3, image_size=8)[0]
+
+
+@pytest.mark.parametrize("make", [vit, resnet, logits_module, small])
 def test_evaluation_reports_the_mean_and_each_peer(tmp_path, make):
     data = images(32)
     hook = {"preprocess_logits_for_metrics": lambda logits, labels: logits * 2.0}
@@ -149,6 +156,13 @@ def test_saved_peers_load_as_one_model(tmp_path):
     with torch.no_grad():
         assert torch.equal(loaded(x).peer_logits, trainer.model.eval()(x).peer_logits)
     assert loaded.config.num_labels == CLASSES
+    args = TrainingArguments(**settings(tmp_path))
+    metrics = RobustTrainer(loaded, args, eval_dataset=images(), compute_metrics=accuracy).evaluate()
+    assert {"eval_accuracy", "eval_peer1_accuracy"} <= set(metrics)
+    args = TrainingArguments(**settings(tmp_path, remove_unused_columns=False))
+    data = images().select_columns(["pixel_values", "labels"])
+    plain = Trainer(loaded, args, eval_dataset=data, compute_metrics=accuracy)
+    assert plain.evaluate()["eval_accuracy"] == metrics["eval_accuracy"]
 
 
 def test_model_init_is_called_once_per_peer(tmp_path):

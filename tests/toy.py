@@ -49,8 +49,8 @@ def logits_module() -> Logits:
     return Logits()
 
 
-def images(n: int = 48, seed: int = 0, noisy: float = 0.25) -> datasets.Dataset:
-    """Class-dependent blobs with a share of wrong labels; pixel values normalised with mean 0.5 and std 0.5."""
+def images(n: int = 48, seed: int = 0, noisy: float = 0.25, shuffled: bool = False) -> datasets.Dataset:
+    """Class-dependent blobs with a share of wrong labels, or all at random; pixel values normalised with mean 0.5 and std 0.5."""
     rng = np.random.default_rng(seed)
     clean = rng.integers(0, CLASSES, n)
     x = rng.uniform(0.3, 0.7, (n, CHANNELS, SIZE, SIZE)).astype(np.float32)
@@ -58,6 +58,8 @@ def images(n: int = 48, seed: int = 0, noisy: float = 0.25) -> datasets.Dataset:
         x[i, c % CHANNELS, (c // 2) * 4 : (c // 2) * 4 + 4] += 0.25
     flipped = rng.permutation(n) < round(noisy * n)
     labels = np.where(flipped, (clean + 1) % CLASSES, clean)
+    if shuffled:
+        labels = rng.integers(0, CLASSES, n)
     rows = {
         "pixel_values": ((x - 0.5) / 0.5),
         "labels": labels,
