@@ -1,6 +1,6 @@
 """Train a text classifier by any method on any labelled sentences, and see which labels it distrusts.
 
-python examples/text_classification.py examples/text.yaml --dataset path/to/folder --method prl --noise_rate 0.4
+python examples/text_classification.py examples/text_sst2.yaml --dataset path/to/folder --method prl --noise_rate 0.4
 python examples/text_classification.py --dataset reviews.csv --model distilbert-base-uncased --output_dir out --method prl
 """
 
@@ -38,7 +38,7 @@ class TextOptions:
     label_column: str = field(default="label", metadata={"help": "Column of the classes: names or numbers."})
     model: str = field(default="tiny", metadata={"help": "A model's hub name or folder; tiny: a 2-layer BERT from scratch."})
     max_length: int = field(default=64, metadata={"help": "Tokens of a sentence that are read."})
-    noise: str = field(default="none", metadata={"help": "Wrong labels to train on: none, symmetric, pairflip, ..."})
+    corrupt: str = field(default="none", metadata={"help": "Wrong labels to train on: none, symmetric, pairflip, ..."})
     corrupt_rate: float = field(default=0.4, metadata={"help": "Share of the training labels that are made wrong, [0, 1)."})
 
 
@@ -76,8 +76,8 @@ def main() -> None:
     # 1. data: wrong labels for the experiment; leave them out when your own are suspect already
     data = load(options)
     train, test = data["train"], data["test"]
-    if options.noise != "none":
-        train = corrupt_labels(train, options.noise, rate=options.corrupt_rate, seed=args.seed)
+    if options.corrupt != "none":
+        train = corrupt_labels(train, options.corrupt, rate=options.corrupt_rate, seed=args.seed)
 
     # 2. tokenizer and model
     names = train.features["label"].names

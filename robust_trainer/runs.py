@@ -180,7 +180,7 @@ def train_run(
         record["estimated_noise_rate"] = {"rate": estimate.rate, "low": estimate.low, "high": estimate.high}
     if trainer.ledger is not None:
         record["detection"] = trainer.ledger.detection()
-        record["distrusted"] = int((trainer.ledger.kept * 2 < trainer.ledger.seen).sum())
+        record["distrusted"] = int(trainer.ledger.distrusted().sum())
     return trainer, record
 
 

@@ -70,6 +70,11 @@ class KeepByScore:
             return self.relax_from + (final - self.relax_from) * min(progress.epoch / self.rate_ramp_epochs, 1.0)
         return final
 
+    def judging(self, progress: Progress) -> bool:
+        """Whether at least half of the final share is dropped by now, so that being left out means distrust."""
+        final = (progress.noise_rate or 0.0) if isinstance(self.noise_rate, str) else self.noise_rate
+        return 0.0 < min(final * self.over_trim, self.max_rate) <= 2.0 * self.rate(progress) + 1e-9
+
     def remembers(self, progress: Progress) -> bool:
         """Whether an epoch that starts now is decided from memory."""
         ramped = self.rate_schedule != "ramp" or self.rate_ramp_steps is None or progress.global_step >= self.rate_ramp_steps

@@ -75,7 +75,7 @@ class RobustTrainer(PeerHooks):
         return self._walk.estimate if self._walk is not None else None
 
     def distrusted_samples(self) -> datasets.Dataset:
-        """The samples that were left out in more than half of their visits, most suspicious (mean score) first."""
+        """The samples left out in more than half of their visits since the filter was half-way up, highest mean score first."""
         if self.ledger is None:
             raise ValueError("no ledger: train with a method on a data set with a length first.")
         rows = self.ledger.to_dataset()
@@ -148,6 +148,8 @@ class RobustTrainer(PeerHooks):
             return recipe  # a row with a loss of its own, or the user's recipe; whether it fits was checked
         if self.args.label_smoothing_factor:
             return replace(recipe, objective=CrossEntropy(self.args.label_smoothing_factor))
+        if name == "auto" and problem == SINGLE:
+            return recipe
         return replace(recipe, objective=make_objective(name, recipe.settings, problem))
 
     def _sum_over_processes(self, value: Tensor) -> Tensor:
@@ -314,7 +316,7 @@ class RobustTrainer(PeerHooks):
                     "noise_rate='auto' found nothing: the model predicts held-out samples hardly better than chance, so nobody is "
                     "dropped; give noise_rate a number, or train longer."
                 )
-            elif found.falling:
+            elif found.falling and found.best is not None and found.best.rate > 0.05:
                 logger.warning(f"noise_rate='auto' found {found.best}, but it was still sinking: the true rate may be far lower.")
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:

@@ -244,7 +244,9 @@ class Walk:
         row, index, labels = self.gather(row), self.gather(batch.index), self.gather(labels)
         if (estimator := self._estimator()) is not None:
             estimator.update(index, self.gather(view.logits.float().softmax(-1).mean(0)), labels, int(progress.epoch))
-        self.ledger.record(index, row[:, 0], row[:, 1], labels, row[:, 2], int(progress.epoch))
+        selection = self.recipe.selection
+        judging = isinstance(selection, KeepByScore) and selection.judging(progress)
+        self.ledger.record(index, row[:, 0], row[:, 1], labels, row[:, 2], int(progress.epoch), judging)
         if self.ledger.truth is not None:
             truth = self.ledger.truth[batch.index].float()
             self.means.add("kept_corrupted", (weight * truth).sum(), truth.sum())

@@ -94,6 +94,10 @@ def test_schedules():
     assert [relax.rate(epoch(e)) for e in (0, 3, 6, 9)] == pytest.approx([0.6, 0.4375, 0.275, 0.275])
     assert KeepByScore(0.4, over_trim=1.5, max_rate=0.55).rate(START) == 0.55
     assert KeepByScore(0.0, rate_schedule="relax").rate(START) == 0.0
+    judged = [ramp.judging(Progress(e, 20.0)) for e in range(12)]
+    assert judged == [False] * 4 + [True] * 8 and not KeepByScore(0.0).judging(START) and KeepByScore(0.1).judging(START)
+    auto = KeepByScore("auto")
+    assert not auto.judging(START) and auto.judging(Progress(3.0, 10.0, 5, 0.2))
 
 
 def test_memory_keeps_the_share_of_each_class_in_the_data_set():
