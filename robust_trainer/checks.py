@@ -12,7 +12,6 @@ from transformers import Trainer
 from .objectives import CrossEntropy, UserLoss, make_objective
 from .peers import PeerModel
 from .recipe import PROBLEMS, REGRESSION, SINGLE, Recipe
-from .selection import AUTO
 
 
 def refuse(trainer: Trainer, recipe: Recipe, size: int | None, problem: str, model: nn.Module) -> None:
@@ -77,12 +76,10 @@ def _refuse_problem(trainer: Trainer, recipe: Recipe, problem: str) -> None:
             )
     if problem == SINGLE:
         return
-    asked = {"per_class": True, "noise_rate": AUTO}
-    wrong = next((key for key, value in asked.items() if recipe.settings.get(key) == value), None)
-    if wrong is not None:
-        value = asked[wrong]
-        mend = "set per_class=False" if wrong == "per_class" else "give a number"
-        raise ValueError(f"{wrong}={value!r} needs one class label per sample, but problem_type={problem!r}: {mend}.")
+    for key, mend in (("per_class", "set per_class=False"), ("noise_rate", "give a number")):
+        value = recipe.settings.get(key)
+        if value is True or isinstance(value, str):
+            raise ValueError(f"{key}={value!r} needs one class label per sample, but problem_type={problem!r}: {mend}.")
     if recipe.relabel is not None or recipe.watch is not None:
         raise ValueError(
             f"method '{recipe.name}' compares predicted classes, but problem_type={problem!r}: use standard, spl, prl or co-prl."

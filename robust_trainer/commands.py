@@ -24,7 +24,6 @@ from .preprocess import ImageTransform, image_shape, model_channels
 from .report import write_report
 from .results import environment, percent, results, suspects, table, write_json
 from .runs import prepare, train_run
-from .selection import AUTO
 from .sources import label_names
 
 #: What `train` has otherwise than TrainingArguments: figures every epoch, and columns left to the image transform.
@@ -93,7 +92,7 @@ def train(argv: Sequence[str]) -> None:
     shown = suspects(trainer, prepared)
     write_report(folder / "report.html", content, suspects=shown, suspects_of=record["method"], title=f"Run: {record['method']}")
     say(show(*table([record])))
-    if args.noise_rate == AUTO:
+    if isinstance(args.noise_rate, str):
         say(f"noise rate, estimated while training: {trainer.estimated_noise_rate or 'none, nobody was dropped'}")
     say(f"written to {folder}: {', '.join(written)}")
 

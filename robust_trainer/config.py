@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from .methods import get_method
 from .recipe import PROBLEMS, Recipe
-from .selection import AUTO
+from .selection import ESTIMATED
 
 _FROM_METHOD = "Default: the method's own."
 
@@ -157,12 +157,13 @@ SETTINGS: tuple[str, ...] = tuple(
 
 def _number_or_auto(value: Any) -> Any:
     """A noise rate from the command line, where every value is text."""
-    if not isinstance(value, str) or value == AUTO:
+    if not isinstance(value, str) or value in ESTIMATED:
         return value
     try:
         return float(value)
     except ValueError:
-        raise ValueError(f"noise_rate={value!r} must be a number in [0, 1), the share of corrupted samples, or '{AUTO}'.") from None
+        told = " or ".join(map(repr, ESTIMATED))
+        raise ValueError(f"noise_rate={value!r} must be a number in [0, 1), the share of corrupted samples, or {told}.") from None
 
 
 def check_writable(folder: str) -> None:

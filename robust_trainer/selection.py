@@ -13,8 +13,8 @@ from torch import Tensor
 
 from .recipe import Progress
 
-#: ``noise_rate`` that is estimated while training.
-AUTO = "auto"
+#: ``noise_rate``s that are estimated while training, and the estimator's kind that each means.
+ESTIMATED = {"auto": "held-out", "confident-joint": "confident-joint"}
 
 SCHEDULES = ("constant", "ramp", "relax")
 MEMORIES = ("none", "mean", "ema")
@@ -27,8 +27,8 @@ _TIE = 1e-4
 class KeepByScore:
     """Keep the samples with the smallest scores; drop the ``rate(progress)`` share with the largest.
 
-    noise_rate: expected share of corrupted samples, in [0, 1), or ``auto``: the run's own estimate, nobody is dropped before
-    the first one. over_trim: factor on it (> 1 drops more than expected; over-estimating is safe, paper 001 table 4.4).
+    noise_rate: expected share of corrupted samples, in [0, 1), or a key of ESTIMATED: the run's own estimate, nobody is dropped
+    before the first one. over_trim: factor on it (> 1 drops more than expected; over-estimating is safe, paper 001 table 4.4).
     max_rate: upper limit of the product, in (0, 1). exchange: each of the M peers trains on what the peer before it trusts
     (co-teaching; paper 001 Algorithm 5).
     rate_schedule: ``constant``; ``ramp`` from ``ramp_from`` x rate (0 in the papers) to the rate over ``rate_ramp_epochs``

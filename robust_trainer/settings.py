@@ -8,7 +8,7 @@ from typing import Any
 
 from .objectives import OBJECTIVES, SETTINGS_OF
 from .perturbations import NORMS, SCOPES
-from .selection import AUTO, MEMORIES, SCHEDULES
+from .selection import ESTIMATED, MEMORIES, SCHEDULES
 
 
 def _whole(least: int) -> Any:
@@ -16,7 +16,7 @@ def _whole(least: int) -> Any:
 
 
 _RANGES: Mapping[str, tuple[str, Any]] = {
-    "noise_rate": (f"in [0, 1), the share of corrupted samples, or '{AUTO}'", lambda v: 0 <= v < 1),
+    "noise_rate": (f"in [0, 1), the share of corrupted samples, or {' or '.join(map(repr, ESTIMATED))}", lambda v: 0 <= v < 1),
     "over_trim": ("> 0, a factor on noise_rate", lambda v: v > 0),
     "max_rate": ("in (0, 1), the largest share to drop", lambda v: 0 < v < 1),
     "rate_ramp_epochs": ("> 0 epochs", lambda v: v > 0),
@@ -66,7 +66,8 @@ def check_settings(settings: Mapping[str, Any], changes: Mapping[str, Any], obje
             raise ValueError(f"{key}={value!r} must be true or false.")
         if key in _CHOICES and value not in _CHOICES[key]:
             raise ValueError(f"{key}={value!r} is unknown: choose one of {', '.join(_CHOICES[key])}.")
-        if key in _RANGES and not (key == "noise_rate" and value == AUTO) and not (value is None and key in _OPTIONAL):
+        estimated = key == "noise_rate" and isinstance(value, str) and value in ESTIMATED
+        if key in _RANGES and not estimated and not (value is None and key in _OPTIONAL):
             told, fits = _RANGES[key]
             if not _is_number(value) or not fits(value):
                 raise ValueError(f"{key}={value!r} must be {told}.")
@@ -82,9 +83,9 @@ def check_settings(settings: Mapping[str, Any], changes: Mapping[str, Any], obje
     if eps is not None and settings.get("norm") == "linf" and eps > 1:
         raise ValueError(f"eps={eps!r} looks like the 0-255 scale: give it in [0, 1] pixels, here {eps / 255:.4g} (eps/255).")
     rate = settings.get("noise_rate")
-    if rate == AUTO and eps is not None:
+    if isinstance(rate, str) and eps is not None:
         raise ValueError(
-            f"noise_rate='{AUTO}' cannot see a backdoor, whose trigger the model learns to obey (docs/label_noise.md): "
+            f"noise_rate={rate!r} cannot see a backdoor, whose trigger the model learns to obey (docs/label_noise.md): "
             "give a number that errs high, for instance 0.45."
         )
     if _is_number(rate) and rate * settings["over_trim"] >= 1 and settings["max_rate"] >= 0.99:

@@ -20,7 +20,7 @@ from .forwards import read_view
 from .ledger import SampleLedger
 from .noise_rate import RateEstimate, RateEstimator
 from .recipe import SINGLE, Progress, Recipe, View
-from .selection import AUTO, KeepByScore
+from .selection import ESTIMATED, KeepByScore
 
 if TYPE_CHECKING:
     from .sample_gradients import SampleGradients
@@ -269,10 +269,11 @@ class Walk:
     def _estimator(self) -> RateEstimator | None:
         """The estimator of ``noise_rate="auto"``; made when the first forward has told the number of classes."""
         selection = self.recipe.selection
-        if self.estimator is None and isinstance(selection, KeepByScore) and selection.noise_rate == AUTO:
+        if self.estimator is None and isinstance(selection, KeepByScore) and isinstance(selection.noise_rate, str):
             assert self.ledger is not None
             seed = self.seed + _APART
-            self.estimator = RateEstimator(len(self.ledger), self.classes, self.device, seed=seed, max_epochs=self.max_epochs)
+            kind = ESTIMATED[selection.noise_rate]
+            self.estimator = RateEstimator(len(self.ledger), self.classes, self.device, kind, seed, self.max_epochs)
         return self.estimator
 
     def _now(self, progress: Progress) -> Progress:

@@ -9,11 +9,12 @@ from toy import curve, images, logits_module, robust
 AUTO = dict(noise_rate="auto", num_train_epochs=10, per_device_train_batch_size=20, logging_strategy="epoch", rate_ramp_epochs=2)
 
 
-@pytest.mark.parametrize("method", ["spl", "prl", "co-prl", "prl-memory"])
+@pytest.mark.parametrize("method", ["spl", "prl", "co-prl", "prl-memory", "prl-joint"])
 @pytest.mark.parametrize("noise", [0.0, 0.3])
 def test_finds_the_rate_and_drops_it(tmp_path, method, noise):
     memory = {"memory": "ema", "per_class": True} if method == "prl-memory" else {}
-    trainer = robust(tmp_path, logits_module(), images(400, noisy=noise), method=method.split("-m")[0], **AUTO, **memory)
+    settings = {**AUTO, **memory, **({"noise_rate": "confident-joint"} if method == "prl-joint" else {})}
+    trainer = robust(tmp_path, logits_module(), images(400, noisy=noise), method=method.split("-m")[0].split("-j")[0], **settings)
     trainer.train()
     rows = [row for row in trainer.state.log_history if "loss" in row]
     found = trainer._walk.estimate
@@ -88,7 +89,7 @@ def test_a_model_that_learns_nothing_drops_nobody(tmp_path, caplog):
 def test_refusals(tmp_path):
     with pytest.raises(ValueError, match=r"noise_rate='auto' cannot see a backdoor.*for instance 0.45"):
         robust(tmp_path, method="prl-at", noise_rate="auto")
-    with pytest.raises(ValueError, match=r"noise_rate='atuo' must be a number in \[0, 1\), .*, or 'auto'"):
+    with pytest.raises(ValueError, match=r"noise_rate='atuo' must be a number in \[0, 1\), .*, or 'auto' or 'confident-joint'"):
         robust(tmp_path, method="prl", noise_rate="atuo")
     assert robust(tmp_path, method="prl", noise_rate="0.2").recipe().selection.noise_rate == 0.2
     stream = images().to_iterable_dataset()
