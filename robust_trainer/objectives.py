@@ -212,8 +212,3 @@ def make_objective(name: str, settings: Mapping[str, Any], problem: str | None =
         raise ValueError(f"objective='{name}' is a loss on {kinds}, but problem_type='{problem}': {choose}.")
     fields = _FIELDS.get(name, {})
     return objective(**{fields[key]: settings[key] for key in fields if key in settings})
-
-
-def honours_label_smoothing(name: str) -> bool:
-    """Whether the loss of that name has label smoothing: only the cross-entropy, ``ce``."""
-    return name == "ce"
