@@ -3,6 +3,7 @@
     python benchmarks/step_cost.py                        # a ResNet on 32x32 images, batch 128
     python benchmarks/step_cost.py --model vit --methods prl prl-at --rounds 20 --check
     python benchmarks/step_cost.py --model resnet32-gn --methods prl prl-g co-teaching
+    python benchmarks/step_cost.py --model resnet32 --methods pgd-at trades nrat nrat-awp --steps 2 --no_memory
 
 Whole `train()` loops are timed, so data loader, collator, ledger, filter, log and optimizer are inside. A round runs
 plain, method, plain, method, ..., plain; each method is compared with the plain runs just before and just after it, so that
@@ -54,6 +55,15 @@ BARS = {
     "prl-g": (1.6, None),  # paper 001 table 4.6: 3.93 epochs of standard training
     "co-teaching": (2.1, None),
     "co-prl": (2.1, None),
+    # adversarial training, in forward-backwards of a plain step: ten attack steps of 2/3 (forward, backward for the input), then
+    # one for PGD-AT, two for NRAT; TRADES' attack has one more forward, 1/3. The bar is the floor and a tenth, or 15 %.
+    "pgd-at": (1.1 * (10 * 2 / 3 + 1), None),
+    "trades": (1.15 * (10 * 2 / 3 + 1 / 3 + 2), None),
+    "nrat": (1.15 * (10 * 2 / 3 + 2), None),
+    # AWP: one more forward-backward of the outer loss
+    "pgd-at-awp": (1.1 * (10 * 2 / 3 + 1) + 1, None),
+    "trades-awp": (1.15 * (10 * 2 / 3 + 1 / 3 + 2) + 2, None),
+    "nrat-awp": (1.15 * (10 * 2 / 3 + 2) + 2, None),
 }
 #: Where a model has a bar of its own.
 OWN_BARS = {("prl-g", "vit"): (1.4, None)}
@@ -270,9 +280,9 @@ def main() -> None:
         cells = [method]
         if ratios:
             low, middle, high = quartiles(ratios[method])
-            cells += [f"{middle:.3f}", f"{low:.3f} to {high:.3f}", f"{bars[0]}" if bars[0] else "–"]
+            cells += [f"{middle:.3f}", f"{low:.3f} to {high:.3f}", f"{bars[0]:.4g}" if bars[0] else "–"]
             if bars[0] is not None and middle > bars[0]:
-                missed.append(f"{method}: step time {middle:.3f} x plain, bar {bars[0]}")
+                missed.append(f"{method}: step time {middle:.3f} x plain, bar {bars[0]:.4g}")
         else:
             cells += ["–"] * 3
         if memory:

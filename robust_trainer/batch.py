@@ -9,17 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .weight_perturbation import Shaken
+
 
 @dataclass
 class Batch:
     """One micro-batch: the model's inputs without labels and index, the targets (B,) or (B, K), the positions (B,) or None.
 
+    adversarial: what the inner maximisation found, as `fronts.Front.forward` takes it; None without one.
     trusted: the rule's weights (M, B); weights: those that count, less the samples held out for the noise rate's estimate.
     """
 
     inputs: dict[str, Any]
     targets: Tensor
     index: Tensor | None
+    adversarial: Tensor | None = None
     clean_scores: Tensor | None = None
     inner_weights: Tensor | None = None
     trusted: Tensor | None = None
@@ -39,10 +43,11 @@ class Batch:
 
 @dataclass
 class Step:
-    """One optimizer step: its micro-batches, and what was decided for all of them together."""
+    """One optimizer step: its micro-batches, what was decided for all of them together, and the weights as AWP moves them."""
 
     batches: list[Batch]
     kept: Tensor | float | None = None
+    shaken: Shaken | None = None
 
 
 @dataclass

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import datasets
-from torch import nn
+from torch import Tensor, nn
 from transformers import Trainer
 
+from .config import space_settings
+from .data import input_space
+from .fronts import Front, ImageFront, TextFront
 from .objectives import CrossEntropy, UserLoss, make_objective
 from .peers import PeerModel
 from .recipe import PROBLEMS, REGRESSION, SINGLE, Recipe
@@ -59,6 +62,48 @@ def refuse(trainer: Trainer, recipe: Recipe, size: int | None, problem: str, mod
         raise ValueError("accelerator_config.even_batches=False: ranks over processes need equal batches; set it to True.")
 
 
+def front_of(trainer: Trainer, recipe: Recipe, model: nn.Module) -> Callable[[Mapping[str, Any]], Front]:
+    """From the first batch's inputs: where the method's perturbation enters the model.
+
+    Raises ``ValueError`` for images whose normalisation is unknown, and (from the first batch) for inputs that cannot be perturbed.
+    """
+    main = getattr(model, "main_input_name", None)
+    if main == "input_ids":
+        if recipe.settings.get("scope") == "batch":
+            raise ValueError(
+                f"scope='batch' of method '{recipe.name}' is one perturbation for images of one size, texts have none: "
+                "set scope='sample'."
+            )
+        if trainer.args.torch_compile:
+            raise ValueError(f"method '{recipe.name}' moves word embeddings by a hook: switch torch_compile off.")
+        text = TextFront.of(list(model.peers) if isinstance(model, PeerModel) else [model])
+        return lambda inputs: text
+    space = input_space(trainer.processing_class, **space_settings(trainer.args))
+    if space is None:
+        raise ValueError(
+            f"method '{recipe.name}' perturbs images within eps pixels and must know their normalisation: pass "
+            "processing_class=<the image processor>, or RobustConfig(image_mean=[...], image_std=[...]) "
+            "(0 and 1 for inputs already in [0, 1])."
+        )
+    return lambda inputs: ImageFront(_image_key(inputs, main), space)
+
+
+def _image_key(inputs: Mapping[str, Any], main: str | None) -> str:
+    """The one float input. Raises ``ValueError`` where there is none, or more than one."""
+    floats = [k for k, v in inputs.items() if isinstance(v, Tensor) and v.is_floating_point()]
+    if main in floats:
+        return str(main)
+    if not floats and isinstance(inputs.get(str(main)), Tensor) and inputs[str(main)].dim() == 4:
+        kind = inputs[str(main)].dtype
+        raise ValueError(f"'{main}' is {kind}: an attack needs float inputs; preprocess with the image processor.")
+    if len(floats) != 1:
+        raise ValueError(
+            f"an image method perturbs one float input, found {floats} in {sorted(inputs)}: "
+            "use an image or a transformers text model, or a method without an attack (prl, spl, bootstrap)."
+        )
+    return floats[0]
+
+
 def _smooths(recipe: Recipe, problem: str) -> bool:
     return problem == SINGLE and isinstance(recipe.objective, CrossEntropy | UserLoss)
 
@@ -76,6 +121,12 @@ def _refuse_problem(trainer: Trainer, recipe: Recipe, problem: str) -> None:
             )
     if problem == SINGLE:
         return
+    inner = recipe.settings.get("inner_loss", "ce")
+    if recipe.pair is not None or inner.startswith("kl") or recipe.collapse_check_steps is not None:
+        raise ValueError(
+            f"method '{recipe.name}' with inner_loss={inner!r} compares predicted classes, but problem_type={problem!r}: "
+            "use pgd-at."
+        )
     for key, mend in (("per_class", "set per_class=False"), ("noise_rate", "give a number")):
         value = recipe.settings.get(key)
         if value is True or isinstance(value, str):
@@ -94,6 +145,14 @@ def _refuse_peers(trainer: Trainer, recipe: Recipe, model: nn.Module) -> None:
             f"method '{recipe.name}' trains peers={recipe.peers} networks, the model has {have}: "
             "name the method when the RobustTrainer is built, or pass PeerModel.of([...])."
         )
+    given = getattr(trainer.optimizer, "param_groups", None)
+    if have > 1 and given is not None:
+        known = {id(p) for group in given for p in group["params"]}
+        if any(id(p) not in known for p in model.parameters() if p.requires_grad):
+            raise ValueError(
+                f"the optimizer given does not hold all weights of the {have} peers: leave optimizers out, or build it from "
+                "PeerModel.of([...])."
+            )
     if have > 1 and (trainer.compute_loss_func is not None or recipe.gradients):
         what = "compute_loss_func" if trainer.compute_loss_func is not None else "per-sample gradients"
         raise ValueError(f"{what} and a model of {have} peers do not go together: train one network.")

@@ -10,7 +10,7 @@ COMMANDS = {
     "demo": "poison handwritten digits, train three methods, compare (a minute, no network)",
     "corrupt": "poison a data set and save it",
     "train": "train an image classifier robustly: train config.yaml --method prl-at-memory ...",
-    "evaluate": "clean accuracy, poison accuracy and attack success of a saved model",
+    "evaluate": "clean, poison and robust accuracy of a saved model: evaluate RUN --attacks pgd-20 autoattack --eps 8/255",
     "env": "versions and machine, for a bug report",
 }
 USAGE = "usage: robust-trainer COMMAND [options]\n\n" + "\n".join(f"  {name:9} {told}" for name, told in COMMANDS.items())
@@ -48,9 +48,9 @@ def run(command: str, argv: Sequence[str]) -> int:
         near = difflib.get_close_matches(command, COMMANDS, 1)
         hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(COMMANDS)}."
         raise ValueError(f"unknown command {command!r}: {hint}")
-    from robust_trainer import commands, demo
+    from robust_trainer import commands, demo, evaluate_command
 
-    (demo.demo if command == "demo" else getattr(commands, command))(argv)
+    getattr({"demo": demo, "evaluate": evaluate_command}.get(command, commands), command)(argv)
     return 0
 
 

@@ -1,30 +1,23 @@
-"""The subcommands corrupt, train, evaluate and env; demo has its own room."""
+"""The subcommands corrupt, train and env; demo and evaluate have their own rooms."""
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainingArguments
 
 from .config import RobustConfig, check_writable
-from .corruptions import ATTACK_TARGET
-from .evaluation import compute_accuracy, evaluate_backdoor
 from .methods import METHODS
-from .models import load_model
 from .options import CorruptionOptions, DataOptions, ModelOptions, make_parser, parse
-from .preprocess import ImageTransform, image_shape, model_channels
+from .preprocess import image_shape
 from .report import write_report
 from .results import environment, percent, results, suspects, table, write_json
 from .runs import prepare, train_run
-from .sources import label_names
 
 #: What `train` has otherwise than TrainingArguments: figures every epoch, and columns left to the image transform.
 TRAIN_DEFAULTS: dict[str, Any] = {
@@ -53,17 +46,6 @@ class CorruptOutput:
     output_dir: str = field(
         default="robust_data", metadata={"help": "Folder for save_to_disk: train, test; with a trigger test_triggered."}
     )
-
-
-@dataclass
-class EvaluateOptions:
-    """What `evaluate` measures."""
-
-    _argument_group_name = "evaluation"
-
-    run: str = field(default="robust_run", metadata={"help": "Folder with a saved model: the output_dir of a training."})
-    batch_size: int = field(default=64, metadata={"help": "Images per forward pass."})
-    output: str | None = field(default=None, metadata={"help": "JSON file to write. Default: evaluation.json in the run's folder."})
 
 
 def train(argv: Sequence[str]) -> None:
@@ -115,50 +97,6 @@ def corrupt(argv: Sequence[str]) -> None:
     say(f"written to {output.output_dir}: " + ", ".join(f"{name} ({len(split)} rows)" for name, split in splits.items()))
 
 
-def evaluate(argv: Sequence[str]) -> None:
-    """robust-trainer evaluate: clean accuracy, poison accuracy and attack success rate of a saved model."""
-    about = "Evaluate a saved model. Data and trigger are those of the run, where its results.json tells, unless given here."
-    parser = make_parser("evaluate", [EvaluateOptions, DataOptions, CorruptionOptions], about, first="run_folder")
-    argv = list(argv)
-    if argv and not argv[0].startswith("-"):
-        argv = [f"--run={argv[0]}", *argv[1:]]
-    run = parser.parse_known_args(argv)[0].run
-    parser.set_defaults(**_stored(run, {f.name for t in (DataOptions, CorruptionOptions) for f in fields(t)}))
-    options, data, corruption = parse(parser, argv)
-    if corruption.wanted and corruption.trigger() is None:
-        corruption = CorruptionOptions()  # wrong labels were for training alone
-    if options.batch_size < 1:
-        raise ValueError(f"batch_size={options.batch_size} must be at least 1: give for instance 64.")
-    model, processor = load_model(options.run)
-    prepared = prepare(data, corruption)
-    known, given = list((model.config.id2label or {}).values()), label_names(prepared.test)
-    if len(known) != len(given):
-        raise ValueError(
-            f"the model of run={options.run!r} knows {len(known)} classes but dataset={data.dataset!r} has {len(given)}: "
-            "give the data set that it was trained on."
-        )
-    transform = ImageTransform(processor, model_channels(model))
-    clean = prepared.test.with_transform(transform)
-    with tempfile.TemporaryDirectory() as folder:
-        args = TrainingArguments(
-            output_dir=folder, per_device_eval_batch_size=options.batch_size, remove_unused_columns=False, report_to="none",
-            dataloader_pin_memory=torch.cuda.is_available(),
-        )  # fmt: skip
-        trainer = Trainer(model=model, args=args, compute_metrics=compute_accuracy)
-        if prepared.triggered is not None and ATTACK_TARGET in prepared.triggered.column_names:
-            found = evaluate_backdoor(trainer, clean, prepared.triggered.with_transform(transform))
-        else:
-            metrics = trainer.predict(clean).metrics or {}
-            found = {"clean_accuracy": metrics["test_accuracy"], "n": len(clean)}
-    trigger = (prepared.corruption or {}).get("trigger", "as saved" if prepared.triggered is not None else None)
-    content = {
-        "run": options.run, "dataset": data.dataset, "trigger": trigger, **found, "environment": environment(),
-    }  # fmt: skip
-    path = write_json(options.output or Path(options.run) / "evaluation.json", content)
-    say(show(["figure", "value"], [[name, percent(value) + " %"] for name, value in found.items() if name != "n"]))
-    say(f"{found['n']} test images of {data.dataset}, trigger {trigger or 'none'}; written to {path}")
-
-
 def env(argv: Sequence[str]) -> None:
     """robust-trainer env: the versions and the machine, for a bug report."""
     if argv:
@@ -201,14 +139,3 @@ def tell_rates(corruption: dict[str, Any] | None, per_class: bool = False) -> No
 def command_line(command: str, argv: Sequence[str]) -> str:
     """Returns the command as it can be typed again."""
     return shlex.join(["robust-trainer", command, *argv])
-
-
-def _stored(run: str, names: set[str]) -> dict[str, Any]:
-    """Data and corruption options from the run's results.json, where there is one."""
-    try:
-        content = json.loads((Path(run) / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return {name: value for name, value in content.get("options", {}).items() if name in names}
-
-

@@ -9,8 +9,10 @@ from typing import Any
 from transformers import TrainingArguments
 
 from .methods import get_method
+from .perturbations import UNIFORM
 from .recipe import PROBLEMS, Recipe
 from .selection import ESTIMATED
+from .units import fraction
 
 _FROM_METHOD = "Default: the method's own."
 
@@ -87,10 +89,13 @@ class RobustConfig(TrainingArguments):
         default=None, metadata={"help": f"min-sgd: samples of which the best is used; none: the whole step. {_FROM_METHOD}"}
     )
     peers: int | None = field(default=None, metadata={"help": f"Networks trained side by side, >= 2. {_FROM_METHOD}"})
-    eps: float | None = field(
-        default=None, metadata={"help": f"Radius of the perturbation, in [0, 1] pixels. {_FROM_METHOD}"}
+    eps: float | str | None = field(
+        default=None,
+        metadata={"help": f"Radius of the perturbation in [0, 1] pixels, e.g. 8/255; text: in word embeddings. {_FROM_METHOD}"},
     )
-    step_size: float | None = field(default=None, metadata={"help": f"Attack step, in [0, 1] pixels. {_FROM_METHOD}"})
+    step_size: float | str | None = field(
+        default=None, metadata={"help": f"Attack step in [0, 1] pixels, e.g. 2/255; text: in word embeddings. {_FROM_METHOD}"}
+    )
     steps: int | None = field(default=None, metadata={"help": f"Attack steps: 1 is FGSM, more is PGD. {_FROM_METHOD}"})
     norm: str | None = field(default=None, metadata={"help": f"linf or l2. {_FROM_METHOD}"})
     scope: str | None = field(
@@ -98,6 +103,25 @@ class RobustConfig(TrainingArguments):
     )
     random_start: bool | None = field(
         default=None, metadata={"help": f"Start the attack at a random point of the ball. {_FROM_METHOD}"}
+    )
+    start_std: float | str | None = field(
+        default=None, metadata={"help": f"Std of a Gaussian random start, or uniform: in the ball. {_FROM_METHOD}"}
+    )
+    inner_loss: str | None = field(
+        default=None,
+        metadata={"help": f"What the attack raises: ce, objective (the method's loss on labels), kl or kl-sym. {_FROM_METHOD}"},
+    )
+    beta: float | None = field(
+        default=None, metadata={"help": f"Weight of the divergence in trades, mart (its lambda) and nrat, >= 0. {_FROM_METHOD}"}
+    )
+    awp_gamma: float | None = field(
+        default=None, metadata={"help": f"...-awp: size of the weight perturbation relative to the weights, [0, 1). {_FROM_METHOD}"}
+    )
+    awp_warmup_epochs: float | None = field(
+        default=None, metadata={"help": f"...-awp: finished epochs before weights are perturbed. {_FROM_METHOD}"}
+    )
+    collapse_check_steps: int | None = field(
+        default=None, metadata={"help": f"fast-at: steps between two probes for catastrophic overfitting, 0: none. {_FROM_METHOD}"}
     )
     attack_mode: str | None = field(
         default=None, metadata={"help": f"Model mode while crafting: eval or train. {_FROM_METHOD}"}
@@ -124,6 +148,9 @@ class RobustConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         self.noise_rate = _number_or_auto(self.noise_rate)
+        for name in ("eps", "step_size", "start_std"):
+            if isinstance(value := getattr(self, name), str) and not (name == "start_std" and value == UNIFORM):
+                setattr(self, name, fraction(name, value))
         recipe = self.recipe()
         if self.problem_type is not None and self.problem_type not in PROBLEMS:
             raise ValueError(f"problem_type={self.problem_type!r} is unknown: choose one of {', '.join(PROBLEMS)}.")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .perturbations import Ball
 from .recipe import MULTI, SINGLE
 
 #: Key of the positions in a batch; named so that no user column is called the same.
@@ -199,6 +200,10 @@ class InputSpace:
                 f"inputs span [{low:.3g}, {high:.3g}] once image_mean={list(self.mean)} and image_std={list(self.std)} are "
                 "undone, expected [0, 1] pixels: pass the mean and std that the preprocessing really uses."
             )
+
+    def ball(self, norm: str, eps: float) -> Ball:
+        """The ball of radius eps pixels around each image."""
+        return Ball(norm, eps)
 
     def to_pixel_gradient(self, grad: Tensor) -> Tensor:
         """The gradient with respect to pixels, from the one with respect to the model's input."""

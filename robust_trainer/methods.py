@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from .adversarial_losses import Mart, Nrat, PairObjective, Trades
 from .objectives import HardBootstrap, make_objective
-from .perturbations import Perturbation
+from .perturbations import UNIFORM, Perturbation
 from .recipe import Recipe, Selection
 from .scores import make_score
 from .selection import ClipSamples, KeepByScore, KeepDisputed, KeepSmallest
 from .settings import check_settings
+from .weight_perturbation import WeightPerturbation
 
 #: What is minimised: ``auto`` is the problem's own loss (cross-entropy, squared error, binary cross-entropy).
 OBJECTIVE: Mapping[str, Any] = {
@@ -53,8 +55,27 @@ ATTACK: Mapping[str, Any] = {
     "norm": "linf",
     "scope": "batch",
     "random_start": False,
+    "start_std": UNIFORM,
     "attack_mode": "eval",
+    "inner_loss": "objective",
 }
+#: The inner maximisation of paper 004 sec. 4.1: PGD-10 with a random start, l_inf, eps = 8/255, steps of 2/255.
+PGD10: Mapping[str, Any] = {
+    **ATTACK,
+    "eps": 8 / 255,
+    "step_size": 2 / 255,
+    "steps": 10,
+    "scope": "sample",
+    "random_start": True,
+    "inner_loss": "ce",
+}
+#: With TRADES' start, x + 0.001 N(0, 1), which MART's and NRAT's code share; beta is the weight of the divergence (MART's lambda).
+PAIR: Mapping[str, Any] = {**PGD10, "start_std": 0.001, "beta": 6.0}
+#: NCE + RCE for the loss on labels: the APL variants (paper 004 sec. 3.3).
+APL: Mapping[str, Any] = {**OBJECTIVE, "objective": "nce-rce"}
+#: AWP: gamma = 0.005 is the authors' for TRADES, 0.01 for PGD-AT.
+AWP: Mapping[str, Any] = {"awp_gamma": 0.005, "awp_warmup_epochs": 0.0}
+PAIRS: Mapping[str, Callable[[float], PairObjective]] = {"trades": Trades, "mart": Mart, "nrat": Nrat}
 #: Networks trained side by side, each on what the one before it trusts.
 PEERS: Mapping[str, Any] = {"peers": 2}
 BOOTSTRAP: Mapping[str, Any] = {"bootstrap_beta": 0.8}
@@ -85,6 +106,7 @@ class Method:
     objective: str = "auto"
     trust: str = "outer"
     watch: str | None = None
+    pair: str | None = None
 
     def __call__(self, **changes: Any) -> Recipe:
         """The recipe. Raises ``ValueError`` for a setting that the method does not take, or outside its range."""
@@ -109,6 +131,9 @@ class Method:
             outer_filter=s.get("outer_filter", True),
             trust=self.trust,
             peers=s.get("peers", 1),
+            pair=PAIRS[self.pair](s["beta"]) if self.pair is not None else None,
+            weight_perturbation=WeightPerturbation(s["awp_gamma"], s["awp_warmup_epochs"]) if "awp_gamma" in s else None,
+            collapse_check_steps=s.get("collapse_check_steps") or None,
             watch=make_score(self.watch, delta) if self.watch is not None else None,
             gradients=self.score == "prl-g",
             clip_norm=s.get("clip_norm"),
@@ -185,11 +210,60 @@ _ROWS = (
         trust="inner",
     ),
 )  # fmt: skip
-METHODS: Mapping[str, Method] = {row.name: row for row in _ROWS}
+#: Adversarial training (paper 004): the labels may be wrong, the inputs are clean.
+_ADVERSARIAL = (
+    Method("pgd-at", "PGD adversarial training", "Madry et al. 2017; paper 004 eq. 2", "prl-l", {**PGD10, **OBJECTIVE}),
+    Method("pgd-at-apl", "PGD-AT with NCE + RCE", "paper 004 sec. 4.2", "prl-l", {**PGD10, **APL}),
+    Method("trades", "TRADES: clean loss and KL to the adversarial prediction", "Zhang et al. 2019; paper 004 eq. 3", "prl-l",
+           {**PAIR, "inner_loss": "kl", **OBJECTIVE}, pair="trades"),
+    Method("trades-apl", "TRADES with NCE + RCE", "paper 004 sec. 4.1", "prl-l", {**PAIR, "inner_loss": "kl", **APL},
+           pair="trades"),
+    Method("mart", "MART: boosted cross-entropy and a KL weighed by doubt", "Wang et al. 2020; paper 004 eq. 4, 5", "prl-l",
+           {**PAIR, "beta": 5.0, **OBJECTIVE, "objective": "boosted-ce"}, pair="mart"),
+    Method("mart-apl", "MART with NCE + RCE", "paper 004 sec. 4.1", "prl-l", {**PAIR, "beta": 5.0, **APL}, pair="mart"),
+    Method("nrat", "NRAT: NCE + RCE and a symmetric KL", "paper 004 Algorithm 1, eq. 16", "prl-l", {**PAIR, **APL}, pair="nrat"),
+    Method("fast-at", "FGSM from a random start, probed for catastrophic overfitting", "Wong et al. 2020", "prl-l",
+           {**PGD10, "step_size": 10 / 255, "steps": 1, "collapse_check_steps": 100, **OBJECTIVE}),
+)  # fmt: skip
+
+
+def _with_awp(row: Method) -> Method:
+    gamma = AWP["awp_gamma"] if row.pair else 0.01
+    return replace(
+        row, name=f"{row.name}-awp", summary=f"{row.summary}; AWP", source=f"{row.source}; Wu et al. 2020, eq. 18",
+        settings={**row.settings, **AWP, "awp_gamma": gamma},
+    )  # fmt: skip
+
+
+METHODS: Mapping[str, Method] = {row.name: row for row in (*_ROWS, *_ADVERSARIAL, *map(_with_awp, _ADVERSARIAL))}
+#: The rows that select by a score: ``prl+trades`` is TRADES on the samples that PRL(L) trusts.
+SELECTING = tuple(row.name for row in _ROWS if row.rule is keep_by_score and "eps" not in row.settings and row.score != "prl-g")
+ATTACKING = tuple(name for name, row in METHODS.items() if "eps" in row.settings and row.rule is keep_all and name not in _RELABEL)
+
+
+def _combined(name: str) -> Method:
+    """The row of ``selection+attack``. Raises ``ValueError`` listing what combines."""
+    first, second = (part.strip() for part in name.split("+", 1))
+    if first not in SELECTING or second not in ATTACKING:
+        wrong, choices = (first, SELECTING) if first not in SELECTING else (second, ATTACKING)
+        near = difflib.get_close_matches(wrong, choices, 1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise ValueError(
+            f"method {name!r}: {wrong!r} does not combine: {hint}a selection ({', '.join(SELECTING)}) + "
+            f"an adversarial training ({', '.join(ATTACKING)})."
+        )
+    choice, attack = METHODS[first], METHODS[second]
+    only = {key: value for key, value in choice.settings.items() if key not in OBJECTIVE}
+    return replace(
+        attack, name=f"{first}+{second}", summary=f"{attack.summary}; {choice.summary}", source=f"{attack.source}; {choice.source}",
+        score=choice.score, settings={**only, **attack.settings, **ABLATION}, rule=choice.rule,
+    )  # fmt: skip
 
 
 def get_method(name: str) -> Method:
-    """The row of that name. Raises ``ValueError`` listing the names."""
+    """The row of that name, or of two joined by ``+``. Raises ``ValueError`` listing the names."""
+    if isinstance(name, str) and "+" in name:
+        return _combined(name)
     if not isinstance(name, str) or name not in METHODS:
         near = difflib.get_close_matches(str(name), METHODS, 1)
         hint = f"did you mean '{near[0]}'? " if near else ""

@@ -18,6 +18,7 @@ from torch import Tensor
 from .recipe import MULTI, PROBLEMS, REGRESSION, SINGLE, Objective, View
 from .robust_losses import (
     ActivePassive,
+    BoostedCrossEntropy,
     GeneralizedCrossEntropy,
     NormalizedCrossEntropy,
     ReverseCrossEntropy,
@@ -176,6 +177,7 @@ OBJECTIVES: Mapping[str, type[Any]] = {
     "rce": ReverseCrossEntropy,
     "nce-rce": ActivePassive,
     "bootstrap-soft": SoftBootstrap,
+    "boosted-ce": BoostedCrossEntropy,
 }
 #: What ``auto`` means: the loss that transformers' models have for the problem.
 OWN: Mapping[str, str] = {SINGLE: "ce", REGRESSION: "mse", MULTI: "bce"}

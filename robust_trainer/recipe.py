@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from .adversarial_losses import PairObjective
     from .perturbations import Perturbation
+    from .weight_perturbation import WeightPerturbation
 
 #: As transformers' ``problem_type``.
 SINGLE, REGRESSION, MULTI = PROBLEMS = ("single_label_classification", "regression", "multi_label_classification")
@@ -80,7 +82,10 @@ class Recipe:
 
     ``inner_filter`` and ``outer_filter`` switch selection and relabelling on in the inner maximisation and in the outer
     minimisation (paper 000, Algorithm 1; table 4 is the ablation). ``trust`` names the forward whose scores decide in the
-    outer step and are remembered: ``outer``, on the perturbed inputs (papers), or ``inner``, on the inputs as they came.
+    outer step and are remembered: ``outer``, the training forward's (on the perturbed inputs in paper 000), or ``inner``, on the
+    inputs as they came. pair: a loss of two training forwards, on the inputs as they came and perturbed (TRADES); its scores are
+    the former's. Without one the training forward is on the perturbed inputs alone. weight_perturbation: AWP.
+    collapse_check_steps: steps between two probes for catastrophic overfitting, None for none.
     peers: number of networks that are trained side by side; ``watch``: the score that the ledger keeps where the ranking is by
     another; gradients: the score is of each sample's parameter gradient; clip_norm: the norm that a step's gradient is clipped to
     instead of the Trainer's ``max_grad_norm``. ``settings`` are the numbers it was built from.
@@ -92,6 +97,8 @@ class Recipe:
     selection: Selection | None = None
     relabel: Relabel | None = None
     perturbation: Perturbation | None = None
+    pair: PairObjective | None = None
+    weight_perturbation: WeightPerturbation | None = None
     inner_filter: bool = True
     outer_filter: bool = True
     trust: str = "outer"
@@ -99,6 +106,7 @@ class Recipe:
     watch: Score | None = None
     gradients: bool = False
     clip_norm: float | None = None
+    collapse_check_steps: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property

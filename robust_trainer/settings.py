@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from .adversarial_losses import INNER
 from .objectives import OBJECTIVES, SETTINGS_OF
-from .perturbations import NORMS, SCOPES
+from .perturbations import NORMS, SCOPES, UNIFORM
 from .selection import ESTIMATED, MEMORIES, SCHEDULES
 
 
@@ -38,6 +39,11 @@ _RANGES: Mapping[str, tuple[str, Any]] = {
     "sample_clip_norm": ("> 0, the largest norm of one sample's gradient", lambda v: v > 0),
     "warmup_epochs": (">= 0 epochs", lambda v: v >= 0),
     "min_sgd_group": ("a whole number >= 2, or None: the whole step", _whole(2)),
+    "start_std": (f"> 0 pixels, the standard deviation of the random start, or {UNIFORM!r} in the ball", lambda v: v > 0),
+    "beta": (">= 0, the weight of the divergence between clean and adversarial predictions", lambda v: v >= 0),
+    "awp_gamma": ("in [0, 1), the size of the weight perturbation relative to the weights", lambda v: 0 <= v < 1),
+    "awp_warmup_epochs": (">= 0 epochs", lambda v: v >= 0),
+    "collapse_check_steps": ("a whole number >= 0 of steps between two probes, 0 for none", _whole(0)),
     "peers": ("a whole number >= 2: networks exchange what they trust; for one network use method 'prl' or 'spl'", _whole(2)),
 }
 _OPTIONAL = ("step_size", "rate_ramp_steps", "apl_alpha", "apl_beta", "min_sgd_group")
@@ -48,6 +54,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "norm": NORMS,
     "scope": SCOPES,
     "attack_mode": ("eval", "train"),
+    "inner_loss": tuple(INNER),
     "objective": ("auto", *OBJECTIVES),
 }
 
@@ -66,8 +73,8 @@ def check_settings(settings: Mapping[str, Any], changes: Mapping[str, Any], obje
             raise ValueError(f"{key}={value!r} must be true or false.")
         if key in _CHOICES and value not in _CHOICES[key]:
             raise ValueError(f"{key}={value!r} is unknown: choose one of {', '.join(_CHOICES[key])}.")
-        estimated = key == "noise_rate" and isinstance(value, str) and value in ESTIMATED
-        if key in _RANGES and not estimated and not (value is None and key in _OPTIONAL):
+        named = (key == "noise_rate" and isinstance(value, str) and value in ESTIMATED) or (key == "start_std" and value == UNIFORM)
+        if key in _RANGES and not named and not (value is None and key in _OPTIONAL):
             told, fits = _RANGES[key]
             if not _is_number(value) or not fits(value):
                 raise ValueError(f"{key}={value!r} must be {told}.")
@@ -82,6 +89,11 @@ def check_settings(settings: Mapping[str, Any], changes: Mapping[str, Any], obje
         raise ValueError(f"eps={eps!r} must be >= 0, in the [0, 1] pixel scale.")
     if eps is not None and settings.get("norm") == "linf" and eps > 1:
         raise ValueError(f"eps={eps!r} looks like the 0-255 scale: give it in [0, 1] pixels, here {eps / 255:.4g} (eps/255).")
+    if str(settings.get("inner_loss")).startswith("kl") and not settings.get("random_start"):
+        raise ValueError(
+            f"inner_loss={settings['inner_loss']!r} has no gradient at the clean input, where the divergence is 0: "
+            "set random_start=True."
+        )
     rate = settings.get("noise_rate")
     if isinstance(rate, str) and eps is not None:
         raise ValueError(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -17,9 +17,11 @@ from transformers.utils import logging
 
 from . import checkpoints, checks
 from .batch import Batch, Step
-from .config import RobustConfig, space_settings
-from .data import INDEX, IndexCollator, Indexed, input_space
+from .collapse import collapse
+from .config import RobustConfig
+from .data import INDEX, IndexCollator, Indexed
 from .forwards import untouched
+from .fronts import Front
 from .ledger import SampleLedger
 from .methods import get_method
 from .noise_rate import RateEstimate
@@ -50,6 +52,7 @@ class RobustTrainer(PeerHooks):
         self._training = False
         self._problem = SINGLE
         self._auroc_epoch = -1
+        self._make_front: Callable[[Mapping[str, Any]], Front]
         super().__init__(*args, **kwargs)
         if self.recipe() is not None and not self.label_names:
             self.label_names = ["labels"]  # a module that returns bare logits names none
@@ -109,7 +112,6 @@ class RobustTrainer(PeerHooks):
             recipe=self._with_objective(recipe, problem),
             classes=classes or 0,
             problem=problem,
-            recorder=SampleGradients(bare.train()) if recipe.gradients else None,
             labels_checked=classes is not None and size is not None,
             device=self.args.device,
             processes=self.accelerator.num_processes,
@@ -119,15 +121,10 @@ class RobustTrainer(PeerHooks):
             total=self._sum_over_processes,
             gradient_scale=2.0**8 if self.accelerator.mixed_precision == "fp16" else 1.0,
         )
+        if recipe.gradients:
+            walk.outer.recorder = SampleGradients(bare.train())
         if recipe.perturbation is not None:
-            walk.space = input_space(self.processing_class, **space_settings(self.args))
-            if walk.space is None:
-                raise ValueError(
-                    f"method '{recipe.name}' perturbs images within eps pixels and must know their normalisation: pass "
-                    "processing_class=<the image processor>, or RobustConfig(image_mean=[...], image_std=[...]) "
-                    "(0 and 1 for inputs already in [0, 1])."
-                )
-            walk.image_key = getattr(bare, "main_input_name", None)
+            self._make_front = checks.front_of(self, recipe, bare)
         if size is not None:
             walk.ledger = SampleLedger(size, self.args.device, getattr(recipe.selection, "memory_decay", 0.5))
             if isinstance(data, datasets.Dataset) and "is_corrupted" in data.column_names:
@@ -199,7 +196,11 @@ class RobustTrainer(PeerHooks):
         self._micro = next((i for i, batch in enumerate(self._window) if batch is inputs), None)
         if self._micro is None:  # called directly, outside the loop: a step of its own
             self._window, self._step, self._micro = [inputs], None, 0
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        try:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        finally:
+            if self._step is not None and self._step.shaken is not None:
+                self._step.shaken.restore()
         if self._micro is not None:
             raise ValueError(
                 f"{type(self).__name__} overrides compute_loss without calling super().compute_loss: "
@@ -222,10 +223,13 @@ class RobustTrainer(PeerHooks):
         progress = self._progress()
         if self._step is None:
             self._step = self._plan(model, progress)
-        batch = self._step.batches[micro]
-        with self._walk.recording(batch):
-            outputs = model(**batch.inputs)
-        loss = self._walk.loss(outputs, batch, self._step, progress)
+        step = self._step
+        batch = step.batches[micro]
+        if step.shaken is not None:
+            step.shaken.apply()  # until this micro-batch's backward is done: see training_step
+        with self._walk.outer.recording(batch):
+            outputs = self._walk.outer.first(lambda given: model(**given), batch)
+        loss = self._walk.loss(outputs, self._forward, batch, step, progress)
         return (loss, outputs) if return_outputs else loss
 
     def _plan(self, model: nn.Module, progress: Progress) -> Step:
@@ -240,22 +244,26 @@ class RobustTrainer(PeerHooks):
         if self._bare is None or self._bare[0] is not model:
             self._bare = (model, self.accelerator.unwrap_model(model, keep_torch_compile=True))
         bare = self._bare[1]
-        attack = walk.recipe.perturbation
-        if attack is not None:
-            walk.image_key = self._image_key(batches[0].inputs, walk.image_key)
-
-        def forward(inputs: dict[str, Any]) -> Any:
-            return bare(**inputs)
+        attack, shake = walk.recipe.perturbation, walk.recipe.weight_perturbation
+        if attack is not None and walk.outer.front is None:
+            walk.outer.front = self._make_front(batches[0].inputs)
 
         def crafting() -> AbstractContextManager:
             return untouched(bare, attack.attack_mode if attack is not None else "eval")
 
-        def peek(inputs: dict[str, Any]) -> Any:
+        @contextmanager
+        def traceless() -> Iterator[None]:
             devices = [self.args.device] if self.args.device.type == "cuda" else []
             with torch.random.fork_rng(devices=devices), untouched(bare, "train"):
-                return bare(**inputs)
+                yield
 
-        return walk.plan(forward, crafting, peek, batches, progress)
+        weights = shake.weights(bare) if shake is not None else []
+        return walk.plan(self._forward, crafting, traceless, batches, progress, weights)
+
+    def _forward(self, inputs: dict[str, Any]) -> Any:
+        """The unwrapped model's forward, under the same autocast as the wrapped one's."""
+        assert self._bare is not None
+        return self._bare[1](**inputs)
 
     def _batch(self, inputs: Mapping[str, Any]) -> Batch:
         index = inputs.get(INDEX)
@@ -266,21 +274,6 @@ class RobustTrainer(PeerHooks):
         targets = inputs[name]
         single = self._walk is None or self._walk.problem == SINGLE
         return Batch(rest, targets.long() if single else targets.float().view(len(targets), -1), index)
-
-    def _image_key(self, inputs: dict[str, Any], main: str | None) -> str:
-        floats = [k for k, v in inputs.items() if isinstance(v, Tensor) and v.is_floating_point()]
-        if main in floats:
-            return str(main)
-        if not floats and isinstance(inputs.get(str(main)), Tensor) and inputs[str(main)].dim() == 4:
-            raise ValueError(
-                f"'{main}' is {inputs[str(main)].dtype}: an attack needs float inputs; preprocess with the image processor."
-            )
-        if len(floats) != 1:
-            raise ValueError(
-                f"an image method perturbs one float input, found {floats} in {sorted(inputs)}: "
-                "use an image model, or a method without an attack (prl, spl, bootstrap)."
-            )
-        return floats[0]
 
     def _progress(self) -> Progress:
         return Progress(self.state.epoch or 0.0, float(self.state.num_train_epochs or 1), self.state.global_step)
@@ -301,6 +294,7 @@ class RobustTrainer(PeerHooks):
         if self._walk is not None and "loss" in logs:
             logs.update(self._walk.take_logs())
             self._warn_of_the_estimate()
+            logs.update(collapse(self.state.log_history, logs))
             epoch = int(self.state.epoch or 0)
             if self._walk.ledger is not None and epoch > self._auroc_epoch:
                 self._auroc_epoch = epoch

@@ -7,25 +7,27 @@ and the shared perturbation averages the same signs, however the batch was cut.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from .batch import Batch, RunningMeans, Step
-from .data import InputSpace
 from .forwards import read_view
+from .fronts import Forward
+from .inner import Inner
 from .ledger import SampleLedger
 from .noise_rate import RateEstimate, RateEstimator
+from .outer import Outer
 from .recipe import SINGLE, Progress, Recipe, View
 from .selection import ESTIMATED, KeepByScore
+from .weight_perturbation import Shaken, WeightPerturbation, sum_over_processes
 
-if TYPE_CHECKING:
-    from .sample_gradients import SampleGradients
-
-Forward = Callable[[dict[str, Any]], Any]
+Context = Callable[[], AbstractContextManager]
+Weights = list[Parameter]
 _APART = 0x5EED  # so that the held-out samples are no stretch of the sampler's order, which comes from the same seed
 
 
@@ -40,8 +42,6 @@ class Walk:
     classes: int
     device: torch.device
     ledger: SampleLedger | None = None
-    space: InputSpace | None = None
-    image_key: str | None = None
     processes: int = 1
     rank: int = 0
     seed: int = 0
@@ -49,75 +49,77 @@ class Walk:
     total: Callable[[Tensor], Tensor] = lambda t: t
     gradient_scale: float = 1.0
     problem: str = SINGLE
-    recorder: SampleGradients | None = None
     estimator: RateEstimator | None = None
     max_epochs: float = 1.0
     states: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     means: RunningMeans = field(default_factory=RunningMeans)
     labels_checked: bool = True
-    _checked: bool = False
+    _inner: Inner | None = None
 
-    # ---- steps 3 and 4: trust early, perturb -------------------------------------------------------------------------
+    def __post_init__(self) -> None:
+        self.outer = Outer(self.recipe, self.view)
+
+    # ---- steps 3 to 5: trust early, perturb, shake -------------------------------------------------------------------
 
     def plan(
-        self, bare: Forward, crafting: Callable[[], AbstractContextManager], peek: Forward, batches: list[Batch], progress: Progress
+        self, bare: Forward, crafting: Context, traceless: Context, batches: list[Batch], progress: Progress, weights: Weights
     ) -> Step:
-        """Perturbs every micro-batch of the step in place and decides what can be decided before the training forward.
+        """Perturbs every micro-batch of the step and decides what can be decided before the training forward.
 
-        bare: the forward of the unwrapped model, called within ``crafting()``. peek: a training forward without traces.
+        bare: the forward of the unwrapped model, in the inner maximisation called within ``crafting()``; within ``traceless()`` a
+        training forward that leaves buffers and random state as they were. weights: those that AWP moves, none without it.
         """
         self._open_epoch(progress)
         progress = self._now(progress)
         if self.recipe.perturbation is not None:
+            inner, every = self.inner(), self.recipe.collapse_check_steps
             with crafting():
-                self._perturb(bare, batches, progress)
+                inner.perturb(bare, batches, progress)
+                if every is not None and progress.global_step % every == 0:
+                    inner.probe(bare, batches, progress, self.means)
         step = Step(batches)
         decided = [batch.weights for batch in batches if batch.weights is not None]
         known = decided if decided else self._known_weights(batches, self.recipe.outer_filter)
         if known is None and len(batches) > 1:
             # ranks need the scores of every micro-batch before the first backward: one more forward each, only here
-            scores = [self._peek(peek, batch) for batch in batches]
+            scores = []
+            for batch in batches:
+                with traceless():
+                    scores.append(self.outer.scores(bare, batch))
             known = self._rank(scores, batches, progress, "outer")
         if known is not None:
             self._settle(step, known)
+        shake = self.recipe.weight_perturbation
+        if shake is not None and progress.epoch >= shake.warmup_epochs:
+            step.shaken = self._shaken(bare, traceless, step, progress, shake, weights)
         return step
 
-    def _perturb(self, bare: Forward, batches: list[Batch], progress: Progress) -> None:
-        attack, space, key = self.recipe.perturbation, self.space, self.image_key
-        assert attack is not None and space is not None and key is not None
-        x = torch.cat([batch.inputs[key] for batch in batches]) if len(batches) > 1 else batches[0].inputs[key]
-        if not self._checked:
-            space.check(x)
-            self._checked = True
-        generator = torch.Generator(x.device)
-        rank = 0 if attack.scope == "batch" else self.rank
-        generator.manual_seed(hash((self.seed, progress.global_step, rank)) % 2**63)
-        delta = attack.start(x, space, generator)
-        for number in range(attack.steps):
-            moved = x if number == 0 and not attack.random_start else attack.apply(x, delta, space)
-            rows = moved.split([len(batch.targets) for batch in batches])
-            found = [self._input_gradient(bare, batch, row) for batch, row in zip(batches, rows)]
-            if number == 0:
-                keep = self._trust_early([view for _, view in found], batches, progress)
-            grads = torch.cat([grad for grad, _ in found])
-            delta = attack.step(x, delta, grads, keep, space, self.total)
-        rows = attack.apply(x, delta, space).split([len(batch.targets) for batch in batches])
-        for batch, row in zip(batches, rows):
-            batch.inputs[key] = row
+    def inner(self) -> Inner:
+        """The inner maximisation, made at the first step: by then the front is known."""
+        if self._inner is None:
+            assert self.recipe.perturbation is not None and self.outer.front is not None
+            self._inner = Inner(
+                self.recipe, self.recipe.perturbation, self.outer.front, self.problem, self.view, self._trust_early, self.total,
+                self.seed, self.rank, self.gradient_scale,
+            )  # fmt: skip
+        return self._inner
 
-    def _input_gradient(self, bare: Forward, batch: Batch, x: Tensor) -> tuple[Tensor, View]:
-        """The loss's gradient with respect to the input alone (no weight gradients), and the forward it came from."""
-        assert self.image_key is not None
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_(True)
-            view = self.view(bare({**batch.inputs, self.image_key: leaf}), batch)
-            relabel = self.recipe.relabel if self.recipe.inner_filter else None
-            targets = relabel(view) if relabel is not None else view.given()
-            loss = self.recipe.objective(view, targets).sum() * self.gradient_scale
-            (grad,) = torch.autograd.grad(loss, leaf)
-        return grad, View(view.logits.detach(), view.targets, view.index, problem=view.problem)
+    def _shaken(
+        self, bare: Forward, traceless: Context, step: Step, progress: Progress, shake: WeightPerturbation, weights: Weights
+    ) -> Shaken:
+        """The weights as AWP moves them, by the gradient of the step's whole loss; ranks are decided here, at unshaken weights."""
+        sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
+        for batch in step.batches:
+            with traceless(), torch.enable_grad():
+                views = self.outer.views(self.outer.first(bare, batch), bare, batch)
+                if batch.weights is None:
+                    self._settle(step, self._rank([self.recipe.score(views[0])], [batch], progress, "outer"))
+                assert batch.weights is not None
+                self.outer.add_gradients(views, batch.weights * self.gradient_scale, weights, sums)
+        return Shaken(weights, shake.offsets(weights, sum_over_processes(sums, self.total) if self.processes > 1 else sums))
 
     def _trust_early(self, views: list[View], batches: list[Batch], progress: Progress) -> Tensor:
+        """The weights (B,) of the samples in the inner maximisation, from the views of its first forward."""
         scores = [self.recipe.score(view) for view in views]
         for batch, score in zip(batches, scores):
             batch.clean_scores = score
@@ -156,27 +158,6 @@ class Walk:
         mine = weights[:, self.rank * own.shape[1] : (self.rank + 1) * own.shape[1]]
         return list(mine.split([score.shape[1] for score in scores], 1))
 
-    def _peek(self, forward: Forward, batch: Batch) -> Tensor:
-        """The scores of a training forward that leaves no trace: no gradient kept, buffers and random state as before."""
-        with torch.set_grad_enabled(self.recorder is not None):
-            with self.recording(batch):
-                outputs = forward(batch.inputs)
-            view = self.view(outputs, batch)
-            self._sample_losses(view)
-            return self.recipe.score(view)
-
-    def recording(self, batch: Batch) -> AbstractContextManager:
-        """What a training forward runs in: the recording of each sample's gradient, where the method asks for it."""
-        return self.recorder.record(len(batch.targets)) if self.recorder is not None else nullcontext()
-
-    def _sample_losses(self, view: View) -> Tensor | None:
-        """Notes each sample's gradient norm in the view, where the method asks for it, and gives the losses (M, B)."""
-        if self.recorder is None:
-            return None
-        losses = self.recipe.objective(view, view.given())
-        view.gradient_norms = self.recorder.norms(losses[0]).unsqueeze(0)
-        return losses
-
     def _settle(self, step: Step, weights: list[Tensor]) -> None:
         for batch, weight in zip(step.batches, weights):
             batch.trusted = batch.weights = weight
@@ -188,41 +169,25 @@ class Walk:
 
     # ---- steps 6 to 9: forward (by the caller), trust, minimise, remember --------------------------------------------
 
-    def loss(self, outputs: Any, batch: Batch, step: Step, progress: Progress) -> Tensor:
+    def loss(self, outputs: Any, bare: Forward, batch: Batch, step: Step, progress: Progress) -> Tensor:
         """The micro-batch's share of the step's loss: sum over kept samples / kept samples of the whole step, scalar.
 
-        Multiplied by the number of processes, because distributed training averages the gradients over them.
+        outputs: of `Outer.first`. Multiplied by the number of processes, because distributed training averages the gradients.
         """
         progress = self._now(progress)
-        view = self.view(outputs, batch)
-        losses = self._sample_losses(view)
+        views = self.outer.views(outputs, bare, batch)
+        view = views[0]
+        own = self.outer.sample_losses(view)
         scores = self.recipe.score(view)
         if batch.weights is None:
             self._settle(step, self._rank([scores], [batch], progress, "outer"))
         weights = batch.weights
         assert weights is not None and step.kept is not None
         divisor = torch.as_tensor(step.kept, device=view.logits.device).clamp_min(1.0)
-        if self.recorder is not None and losses is not None:
-            loss = self.recorder.loss(losses[0], weights[0] / divisor) * self.processes
-        else:
-            loss = self._weighted(view, weights, divisor) * self.processes
+        loss = self.outer.loss(views, weights, divisor, own, self.means) * self.processes
         assert batch.trusted is not None
         self._remember(view, scores, batch.trusted, batch, progress)
         return loss
-
-    def _weighted(self, view: View, weights: Tensor, divisor: Tensor) -> Tensor:
-        """The sum over the peers of sum(weight x loss) / divisor, scalar; its value is their mean, so that one loss is logged."""
-        relabel = self.recipe.relabel if self.recipe.outer_filter else None
-        targets = relabel(view) if relabel is not None else view.given()
-        # a dropped sample's NaN or infinity must reach neither the loss nor, through 0 * NaN, the gradient
-        trusted = view
-        if self.recipe.selection is not None:
-            logits = torch.where((weights > 0).unsqueeze(-1), view.logits, torch.zeros_like(view.logits))
-            trusted = View(logits, view.targets, view.index, view.outputs, view.problem)
-        losses = self.recipe.objective(trusted, targets)
-        kept = torch.where(weights > 0, losses * weights, torch.zeros_like(losses)).sum(1)
-        total = (kept / divisor).sum()
-        return total if len(losses) == 1 else total - (total * (1.0 - 1.0 / len(losses))).detach()
 
     @torch.no_grad()
     def _remember(self, view: View, scores: Tensor, weights: Tensor, batch: Batch, progress: Progress) -> None:

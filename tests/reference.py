@@ -67,6 +67,11 @@ def rce(logits: list[float], y: int) -> float:
     return -sum(pk * math.log(tk if tk else 1e-4) for pk, tk in zip(p, onehot(y, len(p))))
 
 
+def boosted(logits: list[float], y: int) -> float:
+    others = [p for k, p in enumerate(softmax(logits)) if k != y]
+    return cross_entropy(logits, onehot(y, len(logits))) - math.log(1.0001 - max(others) + 1e-12)
+
+
 def soft_bootstrap(logits: list[float], y: int, beta: float) -> float:
     p = softmax(logits)
     return -sum((beta * tk + (1 - beta) * pk) * math.log(pk) for pk, tk in zip(p, onehot(y, len(p))))

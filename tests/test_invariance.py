@@ -31,6 +31,11 @@ SHARP = {  # settings that make every room of the method work within a few steps
     "co-prl": dict(noise_rate=0.25),
     "normclip": dict(clip_norm=0.5),
     "ignormclip": dict(sample_clip_norm=0.5),
+    **{name: dict(steps=2, eps=0.05) for name, row in METHODS.items() if row.settings.get("steps", 1) > 1},
+    # a random start is drawn per process
+    "nrat-awp": dict(steps=2, eps=0.05, random_start=False),
+    "prl+trades": dict(noise_rate=0.25, steps=2, eps=0.05, inner_loss="ce", random_start=False),
+    **{name: dict(eps=0.05, collapse_check_steps=3) for name in ("fast-at", "fast-at-awp")},
 }
 
 
@@ -100,7 +105,7 @@ def launch(tmp_path, method, processes, size):
     return json.loads((out / "result.json").read_text())
 
 
-@pytest.mark.parametrize("method", ["prl-at", "prl-at-memory", "prl-g", "co-prl"])
+@pytest.mark.parametrize("method", ["prl-at-memory", "prl-g", "co-prl", "nrat-awp", "prl+trades"])
 def test_two_processes_are_one(tmp_path, method):
     """gloo on the CPU, 3 steps of 2 x 8: the trajectory of one process with batches of 16."""
     one, rows = launch(tmp_path, method, 1, 16)
@@ -138,7 +143,7 @@ trainer.train()
 """
 
 
-@pytest.mark.parametrize("method", ["prl", "prl-at-memory", "co-prl"])
+@pytest.mark.parametrize("method", ["prl", "prl-at-memory", "co-prl", "nrat-awp"])
 def test_killed_and_resumed_is_a_straight_run(tmp_path, method):
     script = tmp_path / "killed.py"
     script.write_text(KILLED)

@@ -39,6 +39,7 @@ def one_sample(name, problem, c):
         ("sce", SINGLE): lambda z, y: 0.1 * reference.cross_entropy(z, reference.onehot(y, c)) + reference.rce(z, y),
         ("nce", SINGLE): reference.nce,
         ("rce", SINGLE): reference.rce,
+        ("boosted-ce", SINGLE): reference.boosted,
         ("nce-rce", SINGLE): lambda z, y: apl[0] * reference.nce(z, y) + apl[1] * reference.rce(z, y),
         ("bootstrap-soft", SINGLE): lambda z, y: reference.soft_bootstrap(z, y, 0.95),
     }[name, problem]
@@ -81,7 +82,7 @@ def test_losses_and_gradients_are_finite_at_the_extremes(name, problem, c, dtype
     v = View(z, v.targets, problem=problem)
     losses = make_objective(name, {}, problem)(v, v.given())
     losses.sum().backward()
-    assert losses.dtype == torch.float32 and losses.isfinite().all() and (losses >= 0).all()
+    assert losses.dtype == torch.float32 and losses.isfinite().all() and (losses >= -1.1e-4).all()  # boosted-ce takes log 1.0001
     assert z.grad.dtype == dtype and z.grad.isfinite().all()
 
 

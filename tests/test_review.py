@@ -148,7 +148,7 @@ def test_a_config_that_does_not_tell_the_classes(tmp_path):
         ({"noise_rate": [0.1]}, r"noise_rate=\[0.1\] must be"),
         ({"noise_rate": "a tenth"}, "noise_rate=.a tenth. must be"),
         ({"noise_rate": True}, "noise_rate=True must be"),
-        ({"eps": "0.1"}, "eps='0.1' must be"),
+        ({"eps": "a tenth"}, "eps='a tenth' is no finite number"),
         ({"steps": 2.0}, "steps=2.0 must be a whole number"),
         ({"norm": ["linf"]}, "norm=.* is unknown"),
     ],

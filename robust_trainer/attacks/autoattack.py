@@ -1,0 +1,159 @@
+"""Attacks by name, and AutoAttack: which of its members exist for so many classes."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..units import fraction
+from .apgd import APGD
+from .base import Attack
+from .fab import FAB
+from .pgd import PGD
+from .square import Square
+
+#: Name -> what it is. K is a number of steps; all but fgsm and autoattack take a suffix such as x10, 10 restarts.
+NAMES: dict[str, str] = {
+    "fgsm": "one signed gradient step of size eps (Goodfellow et al. 2015, sec. 4)",
+    "pgd-K": "K projected gradient steps on the cross-entropy (Madry et al. 2018, sec. 2.1)",
+    "cw-K": "K projected gradient steps on the margin max_j z_j - z_y (Carlini & Wagner 2017, sec. V-B, f6)",
+    "apgd-ce": "PGD that sets its own step size, on the cross-entropy (Croce & Hein 2020, alg. 1)",
+    "apgd-dlr": "the same on the difference-of-logits ratio (Croce & Hein 2020, eq. 6); 3 classes or more",
+    "apgd-t": "the same on the targeted ratio, up to 9 targets (Croce & Hein 2020, eq. 7); 4 classes or more",
+    "fab": "steps to the nearest linearised decision boundary (Croce & Hein 2020, FAB)",
+    "fab-t": "the same, up to 9 targets in turn",
+    "square": "random search with squares, logits only, 5000 queries (Andriushchenko et al. 2020)",
+    "autoattack": "apgd-ce, apgd-t, fab-t and square in turn on what the earlier ones left (Croce & Hein 2020, sec. 5)",
+}
+NORMS = ("linf", "l2")
+_RESTARTS = re.compile(r"(?P<name>.+?)x(?P<restarts>\d+)")
+_STEPS = re.compile(r"(?P<kind>pgd|cw)-(?P<steps>\d+)")
+_PLAIN = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "fgsm", "square")
+
+
+@dataclass(frozen=True)
+class Named:
+    """What the user asked for by one name: one attack, or several of which the later ones only visit the survivors.
+
+    members: (name, attack); the name is part of the key of the attack's random numbers.
+    """
+
+    name: str
+    members: tuple[tuple[str, Attack], ...]
+
+
+def read_eps(value: Any, norm: str = "linf") -> float:
+    """The radius in [0, 1] pixels that a number or a text such as 8/255 stands for.
+
+    Raises a one-line ``ValueError`` for zero, negative numbers, NaN, and in l_inf for more than 1, which is the 0-255 scale.
+    """
+    if norm not in NORMS:
+        raise ValueError(f"norm={norm!r} is unknown: choose one of {', '.join(NORMS)}.")
+    eps = fraction("eps", value)
+    if eps <= 0:
+        raise ValueError(f"eps={value!r} must be positive: give for instance 8/255.")
+    if norm == "linf" and eps > 1:
+        raise ValueError(f"eps={value!r} looks like the 0-255 scale, pixels are in [0, 1] here: did you mean {eps:g}/255?")
+    return eps
+
+
+def check_name(name: Any) -> str:
+    """The attack's name in lower case. Raises a one-line ``ValueError`` for one that does not exist."""
+    if not isinstance(name, str):
+        raise ValueError(f"attack {name!r} is neither a name nor an Attack: choose from {', '.join(NAMES)}.")
+    wanted = name.strip().lower()
+    found = _RESTARTS.fullmatch(wanted)
+    stem, restarts = (found["name"], int(found["restarts"])) if found else (wanted, 1)
+    steps = _STEPS.fullmatch(stem)
+    if restarts < 1 or (steps and int(steps["steps"]) < 1):
+        what = "restarts" if restarts < 1 else "steps"
+        raise ValueError(f"attack {name!r} has 0 {what}: give at least 1, for instance pgd-20x1.")
+    if found and stem in ("fgsm", "autoattack"):
+        raise ValueError(f"attack {name!r}: {stem} takes no restarts, give {stem!r}; all others take them.")
+    if steps or stem in _PLAIN or stem == "autoattack":
+        return wanted
+    if stem in ("pgd", "cw"):
+        raise ValueError(f"attack {name!r} lacks its number of steps: did you mean '{stem}-20'?")
+    near = difflib.get_close_matches(stem, ["pgd-20", "cw-20", *_PLAIN, "autoattack"], 1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    raise ValueError(f"attack {name!r} is unknown: {hint}choose from {', '.join(NAMES)}.")
+
+
+def make_attack(name: str, eps: float | str, norm: str = "linf", classes: int = 10) -> Attack:
+    """The attack of that name, for a model of so many classes; every one in `NAMES` but autoattack.
+
+    pgd-K and cw-K start at random and step by eps/4, but at least 2.5 eps/K (Madry et al.'s and, for eps 8/255, the usual 2/255).
+    Raises a one-line ``ValueError`` for an unknown name, and for a loss that does not exist for so few classes.
+    """
+    wanted, radius = check_name(name), read_eps(eps, norm)
+    if classes < 2:
+        raise ValueError(f"the model has {classes} class: an attack needs at least 2.")
+    if wanted == "autoattack":
+        raise ValueError("autoattack is several attacks: use make_attacks(['autoattack'], ...).")
+    found = _RESTARTS.fullmatch(wanted)
+    stem, restarts = (found["name"], int(found["restarts"])) if found else (wanted, 1)
+    need = {"apgd-t": 4, "apgd-dlr": 3}.get(stem, 2)
+    if classes < need:
+        raise ValueError(
+            f"{stem} needs at least {need} classes, the model has {classes} (the difference-of-logits ratio divides by a "
+            "difference that does not exist there): use apgd-ce, fab or autoattack."
+        )
+    told: dict[str, Any] = {"eps": radius, "norm": norm}
+    targets = min(9, classes - 1)
+    steps = _STEPS.fullmatch(stem)
+    if steps:
+        count = int(steps["steps"])
+        loss = "ce" if steps["kind"] == "pgd" else "margin"
+        return PGD(**told, name=wanted, steps=count, step_size=max(radius / 4, 2.5 * radius / count), restarts=restarts, loss=loss)
+    if stem == "fgsm":
+        return PGD(**told, name=wanted, steps=1, step_size=radius, random_start=False)
+    if stem == "square":
+        return Square(**told, restarts=restarts)
+    if stem in ("fab", "fab-t"):
+        return FAB(**told, restarts=restarts, targeted=stem == "fab-t", targets=targets)
+    loss = {"apgd-ce": "ce", "apgd-dlr": "dlr", "apgd-t": "dlr-targeted"}[stem]
+    return APGD(**told, name=wanted, restarts=restarts, loss=loss, targets=targets)
+
+
+def autoattack_members(classes: int) -> tuple[str, ...]:
+    """The names of AutoAttack's members for so many classes.
+
+    Four or more: Croce & Hein 2020, sec. 5 ('standard': 100 steps, 1 restart, min(9, K-1) targets, 5000 queries). Two or three:
+    apgd-ce, fab and square, since the targeted ratio needs four logits (the authors' code fails there).
+    """
+    return ("apgd-ce", "apgd-t", "fab-t", "square") if classes >= 4 else ("apgd-ce", "fab", "square")
+
+
+def make_attacks(names: Sequence[str | Attack], eps: float | str, norm: str = "linf", classes: int = 10) -> list[Named]:
+    """One `Named` per name or Attack, in order; 'autoattack' becomes its members for so many classes.
+
+    Raises a one-line ``ValueError`` for no or unknown names, one given twice, and an Attack of another eps or norm.
+    """
+    if isinstance(names, str):
+        names = [names]
+    if not names:
+        raise ValueError(f"attacks is empty: give for instance pgd-20 cw-20 autoattack; all: {', '.join(NAMES)}.")
+    radius, out = read_eps(eps, norm), []
+    for wanted in names:
+        if callable(wanted):
+            if wanted.norm != norm or not math.isclose(wanted.eps, radius, rel_tol=1e-6):
+                raise ValueError(
+                    f"attack {wanted.name!r} has eps={wanted.eps:g} in {wanted.norm}, the evaluation eps={radius:g} in {norm}: "
+                    "give both the same."
+                )
+            out.append(Named(wanted.name, ((wanted.name, wanted),)))
+            continue
+        name = check_name(wanted)
+        members = autoattack_members(classes) if name == "autoattack" else (name,)
+        out.append(Named(name, tuple((member, make_attack(member, radius, norm, classes)) for member in members)))
+    twice = next((a.name for i, a in enumerate(out) if a.name in [b.name for b in out[:i]]), None)
+    if twice is not None:
+        raise ValueError(f"attack {twice!r} is given twice: give each once.")
+    for reserved in ("clean", "worst case"):
+        if any(a.name == reserved for a in out):
+            raise ValueError(f"attack {reserved!r} is called like a figure of the report: give it another name.")
+    return out

@@ -1,0 +1,187 @@
+"""Projected gradient ascent on the pixels, and what `apgd` shares with it: a look at a point, the targets, the worst run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..perturbations import NORMS, Ball
+from .base import Draws, Forward
+
+#: logits (B, K), labels (B,), targets (B,) or None (untargeted) -> (B,), to be maximised.
+Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+#: x, y, draws, target of the rows still right -> images, their loss (B,), fooled (B,).
+Run = Callable[[Tensor, Tensor, Draws, Tensor | None], tuple[Tensor, Tensor, Tensor]]
+
+
+def cross_entropy(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
+    """CE to the label, or minus the CE to the target, (B,)."""
+    if target is None:
+        return torch.nn.functional.cross_entropy(logits, y, reduction="none")
+    return -torch.nn.functional.cross_entropy(logits, target, reduction="none")
+
+
+def margin(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
+    """max_{k != y} z_k - z_y, or z_t - z_y, (B,): above 0 where the model is wrong (Carlini and Wagner 2017, f_6 unclamped).
+
+    The clamp at 0 would leave a sample that is wrong already without a gradient.
+    """
+    index = y.unsqueeze(1)
+    other = logits.scatter(1, index, -math.inf).amax(1, keepdim=True) if target is None else logits.gather(1, target.unsqueeze(1))
+    return (other - logits.gather(1, index)).squeeze(1)
+
+
+LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin}
+
+
+def check(eps: float, norm: str, loss: str, losses: dict[str, Loss], **counts: int) -> None:
+    """Raises a one-line ``ValueError`` where a setting of an attack cannot be meant."""
+    if norm not in NORMS:
+        raise ValueError(f"norm={norm!r}: choose one of {', '.join(NORMS)}.")
+    if not 0 <= eps < math.inf or (norm == "linf" and eps > 1):
+        raise ValueError(f"eps={eps!r} must be a radius in [0, 1] pixels: give for instance 8/255.")
+    if loss not in losses:
+        raise ValueError(f"loss={loss!r}: choose one of {', '.join(losses)}.")
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name}={value!r} must be at least 1: give for instance {name}={20 if name == 'steps' else 1}.")
+
+
+def check_classes(attack: str, least: int, logits: Tensor) -> None:
+    """Raises ``ValueError`` unless the logits are (B, K) with K >= ``least``."""
+    if logits.dim() != 2 or logits.shape[1] < least:
+        raise ValueError(f"{attack} needs logits (B, K) of K >= {least} classes, got {tuple(logits.shape)}: choose another.")
+
+
+def look(forward: Forward, image: Tensor, loss: Loss, y: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """A leaf at ``image``, its logits (B, K), detached, and its losses (B,), which still hold the graph."""
+    with torch.enable_grad():
+        leaf = image.detach().requires_grad_(True)
+        logits = forward(leaf)
+        return leaf, logits.detach(), loss(logits, y, target)
+
+
+def input_gradient(losses: Tensor, leaf: Tensor) -> Tensor:
+    """d losses_i / d leaf_i, like ``leaf``; 0 where it is NaN or where the loss does not depend on the input."""
+    grad = None
+    if losses.requires_grad:
+        (grad,) = torch.autograd.grad(losses, leaf, torch.ones_like(losses), allow_unused=True)
+    return torch.zeros_like(leaf) if grad is None else grad.nan_to_num(nan=0.0)
+
+
+def likely_targets(logits: Tensor, y: Tensor, count: int) -> Tensor:
+    """The wrong classes by descending logit, (B, min(count, K - 1))."""
+    order = logits.scatter(1, y.unsqueeze(1), -math.inf).argsort(dim=1, descending=True, stable=True)
+    return order[:, : min(count, logits.shape[1] - 1)]
+
+
+def worst_run(run: Run, x: Tensor, y: Tensor, draws: Draws, targets: Tensor | None, restarts: int) -> Tensor:
+    """Of ``restarts`` runs for each target (B, T): the first image that fools, else that of the highest loss; fooled rows leave."""
+    out, score = x.clone(), torch.full_like(x[:, 0, 0, 0], -math.inf)
+    left = torch.arange(len(x), device=x.device)
+    for column in [None] * restarts if targets is None else targets.unbind(1) * restarts:
+        if not len(left):
+            break
+        image, loss, fooled = run(x[left], y[left], draws, None if column is None else column[left])
+        better = fooled | (loss > score[left])
+        out[left] = torch.where(better.view(-1, 1, 1, 1), image, out[left])
+        score[left] = torch.where(better, loss, score[left])
+        keep = (~fooled).nonzero().flatten()
+        if len(keep) < len(left):
+            left, draws = left[keep], draws.only(keep)
+    return out
+
+
+@dataclass(frozen=True)
+class PGD:
+    """PGD-k (Madry et al. 2018, sec. 2.1): x_adv <- clip(x + P(x_adv + step_size direction(grad) - x)), ``steps`` times.
+
+    P projects on the ball of radius eps (linf or l2), the clip to [0, 1] comes after it; direction is the gradient's sign (linf) or
+    the gradient over its 2-norm (l2; 0 where it is 0). eps, step_size: in [0, 1] pixels; step_size None: the larger of
+    eps / 4 and 2.5 eps / steps. loss: ``ce`` or ``margin`` (CW-k: PGD on Carlini and Wagner's loss).
+    random_start: uniform in the cube (linf); a uniform direction with a radius uniform in [0, eps] (l2); clipped.
+    targeted: ``restarts`` runs towards each of the ``targets`` wrong classes of the highest clean logits; any wrong class counts.
+    early_stop: a row leaves with its first iterate that fools the model, so fewer rows are visited and no row is judged
+    by its last iterate alone. False: the last iterate, as in the papers' loops. Of several runs: the first that fools, else the one
+    of the highest loss. A sample that is wrong at x is attacked like any other. Raises ``ValueError`` below 2 classes.
+    """
+
+    eps: float
+    norm: str = "linf"
+    steps: int = 20
+    step_size: float | None = None
+    restarts: int = 1
+    targeted: bool = False
+    loss: str = "ce"
+    random_start: bool = True
+    early_stop: bool = True
+    targets: int = 9
+    name: str = "pgd"
+    min_classes: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        check(self.eps, self.norm, self.loss, LOSSES, steps=self.steps, restarts=self.restarts, targets=self.targets)
+        if self.step_size is not None and not (0 < self.step_size < math.inf or self.step_size == self.eps == 0):
+            raise ValueError(f"step_size={self.step_size!r} must be above 0: leave it out for max(eps/4, 2.5*eps/steps).")
+
+    @property
+    def size(self) -> float:
+        """The length of a step, in [0, 1] pixels."""
+        return max(self.eps / 4, 2.5 * self.eps / self.steps) if self.step_size is None else self.step_size
+
+    @torch.no_grad()
+    def __call__(self, forward: Forward, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        x = x.detach()
+        if not len(x):
+            return x.clone()
+        targets = None
+        if self.targeted:
+            logits = forward(x)
+            check_classes(self.name, self.min_classes, logits)
+            targets = likely_targets(logits, y, self.targets)
+        judged = self.restarts * (1 if targets is None else targets.shape[1]) > 1  # one run has no rival: spare its last forward
+
+        def run(x: Tensor, y: Tensor, draws: Draws, target: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+            return self._run(forward, x, y, draws, target, judged)
+
+        return worst_run(run, x, y, draws, targets, self.restarts)
+
+    def _start(self, ball: Ball, x: Tensor, draws: Draws) -> Tensor:
+        if not self.random_start:
+            return x
+        if self.norm == "linf":
+            return (x + (draws.uniform(*x.shape[1:]) * 2 - 1) * self.eps).clamp(0, 1)
+        direction = ball.direction(draws.normal(*x.shape[1:]))
+        return (x + ball.project(direction * draws.uniform(1, 1, 1) * self.eps)).clamp(0, 1)
+
+    def _run(
+        self, forward: Forward, x: Tensor, y: Tensor, draws: Draws, target: Tensor | None, judged: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ball, loss, size = Ball(self.norm, self.eps), LOSSES[self.loss], self.size
+        out, left = x.clone(), torch.arange(len(x), device=x.device)
+        final, fooled = x.new_zeros(len(x)), torch.ones(len(x), dtype=torch.bool, device=x.device)
+        image = self._start(ball, x, draws)
+        for _ in range(self.steps):
+            leaf, logits, losses = look(forward, image, loss, y, target)
+            check_classes(self.name, self.min_classes, logits)
+            keep = (logits.argmax(1) == y).nonzero().flatten() if self.early_stop else left
+            if len(keep) == len(left):
+                grad = input_gradient(losses, leaf)
+            else:
+                out[left] = image  # final for the rows that leave here
+                if not len(keep):
+                    return out, final, fooled
+                grad = input_gradient(losses, leaf)[keep]
+                image, x, y, left = image[keep], x[keep], y[keep], left[keep]
+                target = None if target is None else target[keep]
+            image = (x + ball.project(image + size * ball.direction(grad) - x)).clamp(0, 1)
+        out[left] = image
+        if judged:
+            logits = forward(image)
+            final[left], fooled[left] = loss(logits, y, target), logits.argmax(1) != y
+        return out, final, fooled

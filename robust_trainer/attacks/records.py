@@ -1,0 +1,132 @@
+"""What was found so far, sample by sample: merged over processes, and kept in a file from which an evaluation resumes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import Tensor, nn
+
+#: What a header is told by, and how a refusal calls its entries.
+_KIND = "robust-trainer evaluation"
+_TOLD = {"model": "for another model", "data": "for other data"}
+
+
+class Records:
+    """Finished batches: ``rows`` of ``{"index": [...], "clean": [...], "broken": {attack: [...]}, "seconds": {attack: s}}``.
+
+    index: the samples' positions; clean: right without attack; broken: the number of the member that broke the sample, -1 for none.
+    header: all that the numbers depend on. path: a file of JSON lines, the header first; processes other than the first write
+    beside it (path.1, path.2, ...), and any number of them resumes from all of these. Raises a one-line ``ValueError`` where the
+    file was written with another header or is no such record.
+    """
+
+    def __init__(self, header: Mapping[str, Any], path: str | os.PathLike[str] | None, rank: int = 0, world: int = 1):
+        self.header = {"kind": _KIND, **header}
+        self.world = world
+        self.path = None if path is None else Path(path)
+        self.own = None if path is None else Path(path) if rank == 0 else Path(f"{path}.{rank}")
+        self.found: list[dict[str, Any]] = []
+        if self.path is not None and self.own is not None:
+            mine: list[dict[str, Any]] = []
+            for file in record_files(self.path):
+                rows = self._read(file)
+                self.found += rows
+                mine = rows if file == self.own else mine
+            self.found = self.merged([*self.found])  # also: nobody writes before everybody has read
+            self.own.parent.mkdir(parents=True, exist_ok=True)
+            fresh = self.own.with_name(self.own.name + ".new")
+            fresh.write_text("".join(json.dumps(line) + "\n" for line in [self.header, *mine]), encoding="utf-8")
+            os.replace(fresh, self.own)
+        self.rows: list[dict[str, Any]] = []
+
+    @property
+    def done(self) -> set[int]:
+        """The samples that need no attack any more."""
+        return {i for row in [*self.found, *self.rows] for i in row["index"]}
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Takes one finished batch, and writes it down where there is a file."""
+        self.rows.append(row)
+        if self.own is not None:
+            with self.own.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def merged(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The rows of all processes, each once."""
+        everybody: list[Any] = [list(rows)]
+        if self.world > 1:
+            everybody = [None] * self.world
+            torch.distributed.all_gather_object(everybody, list(rows))
+        return list({tuple(row["index"]): row for part in everybody for row in part}.values())
+
+    def all(self) -> list[dict[str, Any]]:
+        """The rows of the file and of all processes of this evaluation."""
+        return self.merged([*self.found, *self.rows])
+
+    def _read(self, file: Path) -> list[dict[str, Any]]:
+        lines = []
+        for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                break  # the process ended while it wrote this line
+        if not lines or not isinstance(lines[0], dict) or lines[0].get("kind") != _KIND:
+            raise ValueError(f"resume_from={str(self.path)!r} holds no records of an evaluation: give another path.")
+        for key, now in self.header.items():
+            before = lines[0].get(key)
+            if before != json.loads(json.dumps(now)):
+                told = _TOLD.get(key, f"with {key}={_short(before)}, not {_short(now)}")
+                raise ValueError(f"resume_from={str(self.path)!r} was written {told}: give the same again, or another path.")
+        return lines[1:]
+
+
+def record_files(path: Path) -> list[Path]:
+    """The files of one evaluation that exist: path and path.1, path.2, ..."""
+    others = [f for f in path.parent.glob(path.name + ".*") if f.name[len(path.name) + 1 :].isdecimal()]
+    return sorted(f for f in [path, *others] if f.is_file())
+
+
+def processes() -> tuple[int, int]:
+    """This process's number and how many there are; several that a launcher started are connected, one alone is left as it is."""
+    if not torch.distributed.is_available():
+        return 0, 1
+    if not torch.distributed.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        PartialState(cpu=not torch.accelerator.is_available())
+    if not torch.distributed.is_initialized():
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def digest_model(model: nn.Module) -> str:
+    """A digest of the model's class, parameters and buffers, bit for bit."""
+    digest = hashlib.blake2b(type(model).__name__.encode(), digest_size=16)
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        if isinstance(value, Tensor):
+            _update(digest, value)
+    return digest.hexdigest()
+
+
+def digest_tensors(*tensors: Tensor) -> str:
+    """A digest of the tensors' types, shapes and values."""
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in tensors:
+        _update(digest, tensor)
+    return digest.hexdigest()
+
+
+def _update(digest: Any, tensor: Tensor) -> None:
+    digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else text[:77] + "..."
