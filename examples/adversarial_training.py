@@ -1,7 +1,7 @@
 """Adversarial training on noisy labels, with double overfitting tracked and the best checkpoint chosen on held-out data.
 
 python examples/adversarial_training.py         (digits, 40 % wrong labels, NRAT, no network; about a minute on two cores)
-python examples/adversarial_training.py --method trades --eps 16/255 --attacks_final pgd-20 cw-20 autoattack     (minutes)
+python examples/adversarial_training.py --method pgd-at --eps 16/255 --num_train_epochs 30     (shows double overfitting)
 """
 
 import sys

@@ -180,7 +180,7 @@ def _gap(axes: Any, peak: Mapping[str, float], last: Mapping[str, float], key: s
     if peak["step"] != last["step"]:
         axes.plot([peak["epoch"], x], [high, high], color=colour, linewidth=0.9, linestyle=":", zorder=1)
     if high - low >= 1.5:
-        arrow = {"arrowstyle": "<->", "color": colour, "linewidth": 1.3, "shrinkA": 0, "shrinkB": 0}
+        arrow = {"arrowstyle": "<->", "color": colour, "linewidth": 1.3, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 8}
         axes.annotate("", (x, low), (x, high), arrowprops=arrow)
     axes.annotate(told, (x, (high + low) / 2), xytext=(6, 0), textcoords="offset points", color=colour, va="center", fontsize=9)
 
