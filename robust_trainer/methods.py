@@ -113,7 +113,8 @@ class Method:
         for key, value in changes.items():
             if key not in self.settings:
                 takes = ", ".join(sorted(self.settings)) or "no settings"
-                raise ValueError(f"method '{self.name}' takes no '{key}' (got {value!r}); it takes: {takes}.")
+                select = f"a selection takes it: 'prl+{self.name}'; " if key in KEEP and self.name in ATTACKING else ""
+                raise ValueError(f"method '{self.name}' takes no '{key}' (got {value!r}); {select}it takes: {takes}.")
         s = {**self.settings, **changes}
         if "rate_ramp_epochs" in changes and "rate_ramp_steps" not in changes:
             s["rate_ramp_steps"] = None  # epochs asked for: they count

@@ -88,7 +88,7 @@ def check_settings(settings: Mapping[str, Any], changes: Mapping[str, Any], obje
     if "eps" in settings and (not _is_number(eps) or settings["eps"] < 0):
         raise ValueError(f"eps={eps!r} must be >= 0, in the [0, 1] pixel scale.")
     if eps is not None and settings.get("norm") == "linf" and eps > 1:
-        raise ValueError(f"eps={eps!r} looks like the 0-255 scale: give it in [0, 1] pixels, here {eps / 255:.4g} (eps/255).")
+        raise ValueError(f"eps={eps!r} looks like the 0-255 scale: give it in [0, 1] pixels, here {eps:g}/255.")
     if str(settings.get("inner_loss")).startswith("kl") and not settings.get("random_start"):
         raise ValueError(
             f"inner_loss={settings['inner_loss']!r} has no gradient at the clean input, where the divergence is 0: "
@@ -97,8 +97,8 @@ def check_settings(settings: Mapping[str, Any], changes: Mapping[str, Any], obje
     rate = settings.get("noise_rate")
     if isinstance(rate, str) and eps is not None:
         raise ValueError(
-            f"noise_rate={rate!r} cannot see a backdoor, whose trigger the model learns to obey (docs/label_noise.md): "
-            "give a number that errs high, for instance 0.45."
+            f"noise_rate={rate!r} does not go with an attack: it cannot see a backdoor, whose trigger the model learns to obey "
+            "(docs/label_noise.md), and was not tried in adversarial training: give a number that errs high, for instance 0.45."
         )
     if _is_number(rate) and rate * settings["over_trim"] >= 1 and settings["max_rate"] >= 0.99:
         raise ValueError(

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..perturbations import Ball
 from .base import Draws, Forward
-from .pgd import Loss, check, check_classes, cross_entropy, input_gradient, likely_targets, look, margin, worst_run
+from .pgd import Loss, Region, check, check_classes, cross_entropy, input_gradient, likely_targets, look, margin, worst_run
 
 MOMENTUM = 0.75
 
@@ -96,24 +95,24 @@ class APGD:
         out[keep] = worst_run(run, out[keep], y[keep], draws.only(keep), of_kept, self.restarts)
         return out
 
-    def _start(self, ball: Ball, x: Tensor, draws: Draws) -> Tensor:
+    def _start(self, within: Region, x: Tensor, draws: Draws) -> Tensor:
         if not self.random_start:
             return x
         if self.norm == "linf":
             noise = draws.uniform(*x.shape[1:]) * 2 - 1
             noise = noise / noise.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-30)
         else:
-            noise = ball.direction(draws.normal(*x.shape[1:]))
-        return (x + ball.project(noise * self.eps)).clamp(0, 1)
+            noise = within.ball.direction(draws.normal(*x.shape[1:]))
+        return within.project_(x + noise * self.eps)
 
     def _run(self, forward: Forward, x: Tensor, y: Tensor, draws: Draws, target: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        ball, loss, checks = Ball(self.norm, self.eps), LOSSES[self.loss], checkpoints(self.steps)
-        start = self._start(ball, x, draws)
+        within, loss, checks = Region(self.norm, self.eps, x), LOSSES[self.loss], checkpoints(self.steps)
+        start = self._start(within, x, draws)
         out, final = start.clone(), x.new_full((len(x),), -math.inf)
         fooled = torch.ones(len(x), dtype=torch.bool, device=x.device)
         wide = (-1, 1, 1, 1)
         s = {  # one row per sample that is still right
-            "left": torch.arange(len(x), device=x.device), "x": x, "y": y, "image": start, "previous": start,
+            "left": torch.arange(len(x), device=x.device), "y": y, "image": start, "previous": start,
             "best": start, "best_grad": torch.zeros_like(x), "best_loss": final.clone(), "checked_loss": final.clone(),
             "last_loss": -final, "rises": torch.zeros_like(final), "eta": torch.full_like(final, 2 * self.eps),
             "halved": ~fooled,
@@ -128,7 +127,7 @@ class APGD:
             losses = losses.detach()
             if len(keep) < len(leaf):
                 out[s["left"]] = s["image"]  # final for the rows that leave here
-                s = {name: rows[keep] for name, rows in s.items()}
+                s, within = {name: rows[keep] for name, rows in s.items()}, within.only(keep)
                 grad, losses = grad[keep], losses[keep]
             better = losses > s["best_loss"]
             s["best"] = torch.where(better.view(wide), s["image"], s["best"])
@@ -149,10 +148,11 @@ class APGD:
                 grad = torch.where(halve.view(wide), s["best_grad"], grad)
                 s["last_loss"] = torch.where(halve, s["best_loss"], s["last_loss"])
                 s["halved"], s["checked_loss"], s["rises"] = halve, s["best_loss"], torch.zeros_like(losses)
-            at, x = s["image"], s["x"]
-            z = (x + ball.project(at + s["eta"].view(wide) * ball.direction(grad) - x)).clamp(0, 1)
-            if k > 0:
-                z = (x + ball.project(at + MOMENTUM * (z - at) + (1 - MOMENTUM) * (at - s["previous"]) - x)).clamp(0, 1)
+            at = s["image"]
+            z = within.step(at, grad, s["eta"].view(wide))
+            if k > 0:  # at + MOMENTUM (z - at) + (1 - MOMENTUM) (at - previous)
+                z.mul_(MOMENTUM).add_(at, alpha=2 - 2 * MOMENTUM).sub_(s["previous"], alpha=1 - MOMENTUM)
+                z = within.project_(z)
             s["image"], s["previous"] = z, at
         out[s["left"]], final[s["left"]], fooled[s["left"]] = s["best"], s["best_loss"], False
         return out, final, fooled

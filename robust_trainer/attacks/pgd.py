@@ -74,6 +74,34 @@ def input_gradient(losses: Tensor, leaf: Tensor) -> Tensor:
     return torch.zeros_like(leaf) if grad is None else grad.nan_to_num(nan=0.0)
 
 
+class Region:
+    """The images within eps of x (B, C, H, W) and in [0, 1]; a step is few passes over the pixels, in place where nobody looks."""
+
+    def __init__(self, norm: str, eps: float, x: Tensor):
+        self.ball, self.x = Ball(norm, eps), x
+        self.low, self.high = ((x - eps).clamp_(0, 1), (x + eps).clamp_(0, 1)) if norm == "linf" else (x, x)
+
+    def only(self, keep: Tensor) -> Region:
+        """The region of the rows ``keep`` (N,)."""
+        return Region(self.ball.norm, self.ball.eps, self.x[keep])
+
+    def step(self, image: Tensor, grad: Tensor, size: float | Tensor) -> Tensor:
+        """P(image + size direction(grad)); size: a number, or (B, 1, 1, 1)."""
+        if self.ball.norm == "linf":
+            return self.project_(grad.sign().mul_(size).add_(image))
+        # where the model is sure the gradient's squares are 0 in float32, so its largest entry becomes 1 first
+        unit = grad / grad.abs().amax((1, 2, 3), keepdim=True).clamp_min(torch.finfo(grad.dtype).tiny)
+        return self.project_(unit.mul_(size / self.ball.size(unit).clamp_min(1e-30)).add_(image))
+
+    def project_(self, image: Tensor) -> Tensor:
+        """P(image): onto the ball of radius eps around x, then the clip to [0, 1]; overwrites ``image``."""
+        if self.ball.norm == "linf":
+            return image.clamp_(self.low, self.high)
+        delta = image.sub_(self.x)
+        scale = (self.ball.eps / self.ball.size(delta).clamp_min(1e-30)).clamp_max(1.0)
+        return torch.addcmul(self.x, delta, scale).clamp_(0, 1)
+
+
 def likely_targets(logits: Tensor, y: Tensor, count: int) -> Tensor:
     """The wrong classes by descending logit, (B, min(count, K - 1))."""
     order = logits.scatter(1, y.unsqueeze(1), -math.inf).argsort(dim=1, descending=True, stable=True)
@@ -151,21 +179,21 @@ class PGD:
 
         return worst_run(run, x, y, draws, targets, self.restarts)
 
-    def _start(self, ball: Ball, x: Tensor, draws: Draws) -> Tensor:
+    def _start(self, within: Region, x: Tensor, draws: Draws) -> Tensor:
         if not self.random_start:
             return x
         if self.norm == "linf":
             return (x + (draws.uniform(*x.shape[1:]) * 2 - 1) * self.eps).clamp(0, 1)
-        direction = ball.direction(draws.normal(*x.shape[1:]))
-        return (x + ball.project(direction * draws.uniform(1, 1, 1) * self.eps)).clamp(0, 1)
+        direction = within.ball.direction(draws.normal(*x.shape[1:]))
+        return within.project_(x + direction * draws.uniform(1, 1, 1) * self.eps)
 
     def _run(
         self, forward: Forward, x: Tensor, y: Tensor, draws: Draws, target: Tensor | None, judged: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        ball, loss, size = Ball(self.norm, self.eps), LOSSES[self.loss], self.size
+        within, loss, size = Region(self.norm, self.eps, x), LOSSES[self.loss], self.size
         out, left = x.clone(), torch.arange(len(x), device=x.device)
         final, fooled = x.new_zeros(len(x)), torch.ones(len(x), dtype=torch.bool, device=x.device)
-        image = self._start(ball, x, draws)
+        image = self._start(within, x, draws)
         for _ in range(self.steps):
             leaf, logits, losses = look(forward, image, loss, y, target)
             check_classes(self.name, self.min_classes, logits)
@@ -177,9 +205,9 @@ class PGD:
                 if not len(keep):
                     return out, final, fooled
                 grad = input_gradient(losses, leaf)[keep]
-                image, x, y, left = image[keep], x[keep], y[keep], left[keep]
+                image, within, y, left = image[keep], within.only(keep), y[keep], left[keep]
                 target = None if target is None else target[keep]
-            image = (x + ball.project(image + size * ball.direction(grad) - x)).clamp(0, 1)
+            image = within.step(image, grad, size)
         out[left] = image
         if judged:
             logits = forward(image)
