@@ -1,6 +1,6 @@
 """CPU time of the evaluation's attacks as a ratio to the same loop written by hand, for the same model and images, in one run.
 
-    python benchmarks/attack_speed.py                          # resnet32, PGD-20, l_inf and l_2, batch 64
+    python benchmarks/attack_speed.py                          # resnet32, l_inf and l_2, batch 64
     python benchmarks/attack_speed.py --model small-cnn --rounds 15 --check
 
 Two things are timed against loops of plain torch that stand in this file: ``PGD(steps=20, early_stop=False)`` on one batch, against
@@ -8,9 +8,10 @@ the attack's loop; and ``evaluate_robustness(attacks=["pgd-20"])`` on ``--batche
 forward, the attack's loop and a forward on its result for each batch. There early_stop is on, as users have it; the labels are the
 model's predictions and eps is so small that none changes, so all rows stay to the end and stopping early saves nothing.
 
-A round runs hand, ours, hand, ours, ..., hand; each is compared with the loops by hand just before and after it, so that what else the
-machine does meets both alike. Told: the median over the rounds of these ratios, and their interquartile range. One CPU thread and
-the process's CPU seconds, which do not count waiting; on CUDA the wall's. --check exits with 1 where a ratio is above the bar.
+Runs alternate: hand, ours, hand, ours, ..., hand. Each of ours is compared with the loops by hand just before and just after it,
+so that what else the machine does meets both alike. Told: the median of these ratios over the rounds, and their interquartile
+range. One CPU thread and the process's CPU seconds, which do not count waiting; on CUDA the wall's. --check exits with 1 where a
+ratio is above the bar.
 """
 
 from __future__ import annotations
@@ -134,10 +135,12 @@ def main() -> None:
     p.add_argument("--check", action="store_true", help=f"exit with 1 where a ratio is above {BAR}")
     args = p.parse_args()
     torch.set_num_threads(1)
-    pairs, missed = make_pairs(args), []
+    pairs = make_pairs(args)
+    missed: list[str] = []
     where = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()} CPU, 1 thread of {os.cpu_count()}"
-    print(f"{args.model}, {args.size}x{args.size}, batch {args.batch_size}, {args.batches} batches, n = {args.rounds} rounds; {where}; "
-          f"torch {torch.__version__}, transformers {transformers.__version__}, python {platform.python_version()}")  # fmt: skip
+    what = f"{args.model}, {args.size}x{args.size}, batch {args.batch_size}, {args.batches} batches, n = {args.rounds} rounds"
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}, python {platform.python_version()}"
+    print(f"{what}; {where}; {versions}")
     print("\n| what | by hand, attacks/s | ratio of times | interquartile range | bar |\n|---|---|---|---|---|")
     for name, (hand, ours) in pairs.items():
         images = args.batch_size * (args.batches if name.startswith("evaluate") else 1)
@@ -149,7 +152,9 @@ def main() -> None:
             ratios.append(2 * own / (by_hand[-2] + by_hand[-1]))
         middle = statistics.median(ratios)
         low, _, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
-        print(f"| {name} | {images / statistics.median(by_hand):.1f} | {middle:.3f} | {low:.3f} to {high:.3f} | {BAR} |", flush=True)
+        print(
+            f"| {name} | {images / statistics.median(by_hand):.1f} | {middle:.3f} | {low:.3f} to {high:.3f} | {BAR} |", flush=True
+        )
         if middle > BAR:
             missed.append(f"MISSED {name}: {middle:.3f} x the loop by hand, bar {BAR}")
     print("\n".join(missed), end="\n" if missed else "")

@@ -37,6 +37,7 @@ class TextOptions:
     text_column: str = field(default="text", metadata={"help": "Column of the sentences."})
     label_column: str = field(default="label", metadata={"help": "Column of the classes: names or numbers."})
     model: str = field(default="tiny", metadata={"help": "A model's hub name or folder; tiny: a 2-layer BERT from scratch."})
+    hidden_size: int = field(default=128, metadata={"help": "Width of the tiny BERT."})
     max_length: int = field(default=64, metadata={"help": "Tokens of a sentence that are read."})
     corrupt: str = field(default="none", metadata={"help": "Wrong labels to train on: none, symmetric, pairflip, ..."})
     corrupt_rate: float = field(default=0.4, metadata={"help": "Share of the training labels that are made wrong, [0, 1)."})
@@ -84,7 +85,8 @@ def main() -> None:
     labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
     if options.model == "tiny":
         tokenizer = train_tokenizer(train["text"], options.max_length)
-        size = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+        width = options.hidden_size
+        size = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2, "num_attention_heads": 4}
         config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=options.max_length, pad_token_id=0, **size, **labels)
         model = BertForSequenceClassification(config)
     else:

@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 from torch import Tensor, nn
 from transformers import Trainer
+from transformers.utils import logging
 
 from .config import space_settings
 from .data import input_space
@@ -15,6 +16,8 @@ from .fronts import Front, ImageFront, TextFront
 from .objectives import CrossEntropy, UserLoss, make_objective
 from .peers import PeerModel
 from .recipe import PROBLEMS, REGRESSION, SINGLE, Recipe
+
+logger = logging.get_logger(__name__)
 
 
 def refuse(trainer: Trainer, recipe: Recipe, size: int | None, problem: str, model: nn.Module) -> None:
@@ -73,6 +76,13 @@ def front_of(trainer: Trainer, recipe: Recipe, model: nn.Module) -> Callable[[Ma
             raise ValueError(
                 f"scope='batch' of method '{recipe.name}' is one perturbation for images of one size, texts have none: "
                 "set scope='sample'."
+            )
+        if trainer.args.n_gpu > 1:
+            raise ValueError(f"method '{recipe.name}' moves embeddings, not under DataParallel: use torchrun, a process per GPU.")
+        if recipe.settings.get("eps", 1.0) < 0.1:
+            logger.warning(
+                f"eps={recipe.settings['eps']:.3g} of method '{recipe.name}' moves a word by that share of its embedding's norm, "
+                "which changes next to nothing: on text give 0.3 or so, and a step_size (docs/adversarial_training.md)."
             )
         if trainer.args.torch_compile:
             raise ValueError(f"method '{recipe.name}' moves word embeddings by a hook: switch torch_compile off.")

@@ -17,6 +17,7 @@ from .options import CorruptionOptions, DataOptions, ModelOptions, make_parser, 
 from .preprocess import image_shape
 from .report import write_report
 from .results import environment, percent, results, suspects, table, write_json
+from .robustness import show_eps
 from .runs import prepare, train_run
 
 #: What `train` has otherwise than TrainingArguments: figures every epoch, and columns left to the image transform.
@@ -77,6 +78,10 @@ def train(argv: Sequence[str]) -> None:
     if isinstance(args.noise_rate, str):
         say(f"noise rate, estimated while training: {trainer.estimated_noise_rate or 'none, nobody was dropped'}")
     say(f"written to {folder}: {', '.join(written)}")
+    settings = record["settings"]
+    if "inner_loss" in settings and prepared.triggered is None:
+        norm, eps = settings["norm"], show_eps(settings["eps"])
+        say(f"robust accuracy: robust-trainer evaluate {folder} --attacks pgd-20 cw-20 autoattack --norm {norm} --eps {eps}")
 
 
 def corrupt(argv: Sequence[str]) -> None:

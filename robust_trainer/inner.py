@@ -66,7 +66,8 @@ class Inner:
 
     @torch.no_grad()
     def probe(self, bare: Forward, batches: list[Batch], progress: Progress, means: RunningMeans) -> None:
-        """Adds to ``means`` the accuracy on the step's own examples and under PGD-10, on its first 64 samples.
+        """Adds to ``means`` the accuracy on the step's own examples and under PGD-10, on its first 64 samples, and beside them that
+        of naming the commonest label, which no attack lowers.
 
         Wong et al. 2020 tell catastrophic overfitting by this: single-step examples are classified ever better, PGD's no more.
         """
@@ -74,6 +75,7 @@ class Inner:
         assert some.adversarial is not None
         right = self._views(bare, [some], [some.adversarial])[0].logits.mean(0).argmax(-1) == some.targets
         means.add("fgsm_accuracy", right.sum(), len(some.targets))
+        means.add("majority_accuracy", some.targets.bincount().max(), len(some.targets))
         self._probe_space(bare, some, progress)
         right = self._views(bare, [some], [some.adversarial])[0].logits.mean(0).argmax(-1) == some.targets
         means.add("pgd_accuracy", right.sum(), len(some.targets))

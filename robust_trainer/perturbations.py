@@ -38,6 +38,7 @@ class Ball:
         """Steepest ascent of unit size per sample: sign of the gradient (linf) or gradient over its 2-norm (l2)."""
         if self.norm == "linf":
             return grad.sign()
+        grad = grad / grad.abs().amax(dim=tuple(range(1, grad.dim())), keepdim=True).clamp_min(1e-30)  # squares would underflow
         return grad / self.size(grad).clamp_min(torch.finfo(grad.dtype).tiny)
 
     def project(self, delta: Tensor) -> Tensor:

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
-from tqdm.auto import tqdm
 from transformers import default_data_collator
 
 from .attacks.autoattack import Named, check_name, make_attacks, read_eps
 from .attacks.base import Attack, Draws
 from .attacks.preflight import after, before, check_inputs, merge
+from .attacks.progress import Progress
 from .attacks.records import Records, digest_model, digest_tensors, processes
 from .attacks.target import Target
 from .data import INDEX, IndexCollator, Indexed, check_labels
@@ -68,10 +68,11 @@ class Robustness:
         ]
 
     def table(self) -> str:
-        """The table as text, with the radius in its first line."""
+        """The table as text, with the radius in its first line and the warnings below."""
         from .commands import show
 
-        return f"{self.norm}, eps {show_eps(self.eps)}\n{show(*self.rows())}"
+        told = "".join(f"\nwarning: {text}" for text in self.warnings)
+        return f"{self.norm}, eps {show_eps(self.eps)}\n{show(*self.rows())}{told}"
 
 
 def show_eps(eps: float) -> str:
@@ -108,8 +109,10 @@ def evaluate_robustness(
     attacks: names of `attacks.autoattack.NAMES` or `Attack`s. eps: radius in [0, 1] pixels, a number or a text; default 8/255
     for norm 'linf'; norm 'l2' needs one. max_samples: so many samples, drawn by ``seed`` without replacement; default all. seed: of
     that choice and of the attacks, whose random numbers are keyed by (seed, attack, sample): batch size, order and number of
-    processes do not matter beyond rounding. resume_from: a file (JSON lines) written batch by batch; where it exists, its samples
-    are not attacked again. Under several processes (accelerate launch, torchrun) each takes a share and all return the whole.
+    processes do not matter beyond rounding. resume_from: a file (JSON lines) written batch by batch, and within a batch attack by
+    attack where they take long; where it exists, its samples are not attacked again, and a batch that was begun goes on with its
+    next attack, given the same batch_size. Under several processes (accelerate launch, torchrun) each takes a share and all
+    return the whole.
 
     Raises one-line ``ValueError``s for bad settings, inputs that leave [0, 1] once the normalisation is undone, labels out of
     range, fewer than two classes, and a ``resume_from`` that was written with other settings, model or data.
@@ -123,8 +126,13 @@ def evaluate_robustness(
         if not callable(name):
             check_name(name)
     for what, number in (("batch_size", batch_size), ("max_samples", max_samples)):
-        if number is not None and number < 1:
-            raise ValueError(f"{what}={number} must be at least 1: give for instance 64.")
+        if number is not None and (not isinstance(number, int | np.integer) or number < 1):
+            raise ValueError(f"{what}={number!r} must be a whole number of at least 1: give for instance 64.")
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model is {type(model).__name__}, expected a torch module: load the model first.")
+    if not hasattr(dataset, "__len__"):
+        raise ValueError(f"dataset is {type(dataset).__name__} without a length: give a map-style data set, for instance a list.")
+    label_names = [label_names] if isinstance(label_names, str) else label_names
     if len(dataset) == 0:
         raise ValueError("dataset has 0 samples: give some to attack.")
     target = Target(model, processing_class=processing_class, image_mean=image_mean, image_std=image_std)
@@ -139,6 +147,8 @@ def evaluate_robustness(
         classes = reader.find_classes(x, y)
         groups = make_attacks(names, radius, norm, classes)
         warnings = before(target, x, y)
+        for told in warnings if rank == 0 else ():  # now: the attacks may take hours
+            logger.warning(told)
         members = {group.name: [repr(attack) for _, attack in group.members] for group in groups}
         settings: dict[str, Any] = {"attacks": members, "eps": radius, "norm": norm, "seed": seed, "samples": len(order)}
         if digest is not None:
@@ -146,48 +156,49 @@ def evaluate_robustness(
         records = Records(settings, resume_from, rank, world)
         done = records.done
         todo = np.array([i for i in order.tolist() if i not in done], dtype=np.int64)[rank::world]
-        bar = tqdm(
-            total=len(todo) * len(groups), desc="attacking", unit="sample", dynamic_ncols=True, disable=not progress or rank > 0
-        )
-        with bar:
+        with Progress(len(todo) * sum(len(group.members) for group in groups), progress and rank == 0) as bar:
             seen = left = 0
             for index, x, y in reader.batches(todo, batch_size):
-                row = _attack(target, groups, index, x, y, seed, bar)
+                row = _attack(target, groups, index, x, y, seed, bar, records)
                 records.add(row)
                 seen, left = seen + len(index), left + sum(_survived(row))
-                bar.set_postfix(robust=f"{100 * left / seen:.1f} %")
+                bar.robust(left / seen)
     found = _result(records.all(), order, groups)
     found.eps, found.norm, found.seed, found.members = radius, norm, seed, members
-    found.warnings = warnings + found.warnings
     for told in found.warnings if rank == 0 else ():
         logger.warning(told)
+    found.warnings = warnings + found.warnings
     return found
 
 
 def _attack(
-    target: Target, groups: Sequence[Named], index: list[int], x: Tensor, y: Tensor, seed: int, bar: Any
+    target: Target, groups: Sequence[Named], index: list[int], x: Tensor, y: Tensor, seed: int, bar: Progress, records: Records
 ) -> dict[str, Any]:
-    """One batch through every attack: the row for `Records`."""
-    clean = target.right(x, y)
-    row: dict[str, Any] = {"index": index, "clean": clean.int().tolist(), "broken": {}, "seconds": {}}
-    for group in groups:
-        start = time.perf_counter()
-        bar.set_description(group.name)
-        alive, broken = clean.clone(), torch.full((len(y),), -1, device=y.device)
-        for number, (name, attack) in enumerate(group.members):
-            left = alive.nonzero().flatten()
-            if not len(left):
-                break
-            draws = Draws(_key(seed, name), [index[i] for i in left.tolist()], target.device)
-            with torch.enable_grad():
-                x_adv = attack(target, x[left], y[left], draws).detach()
-            _check_within(name, x[left], x_adv, attack.eps, attack.norm)
-            still = target.right(x_adv, y[left])
-            alive[left] = still
-            broken[left[~still]] = number
-        row["broken"][group.name] = broken.tolist()
-        row["seconds"][group.name] = round(time.perf_counter() - start, 4)
-        bar.update(len(y))
+    """One batch through every attack, or through those that an interrupted evaluation left: the row for `Records`."""
+    row = records.begun.get(tuple(index))
+    if row is None:
+        row = {"index": index, "clean": target.right(x, y).int().tolist(), "broken": {}, "seconds": {}}
+    row = {**row, "broken": {**row["broken"]}, "seconds": {**row["seconds"]}}
+    begin = tuple(row.pop("next", (0, 0)))
+    clean = torch.tensor(row["clean"], device=y.device).bool()
+    for number, group in enumerate(groups):
+        broken = torch.tensor(row["broken"].get(group.name, [-1] * len(y)), device=y.device)
+        for place, (name, attack) in enumerate(group.members):
+            left = (clean & (broken < 0)).nonzero().flatten()
+            if len(left) and (number, place) >= begin:
+                start = time.perf_counter()
+                draws = Draws(_key(seed, name), [index[i] for i in left.tolist()], target.device)
+                forward = bar.watched(target, attack, name if len(group.members) == 1 else f"{group.name}: {name}")
+                with torch.enable_grad():
+                    x_adv = attack(forward, x[left], y[left], draws).detach()
+                _check_within(name, x[left], x_adv, attack.eps, attack.norm)
+                broken[left[~target.right(x_adv, y[left])]] = place
+                row["broken"][group.name] = broken.tolist()
+                row["seconds"][group.name] = round(row["seconds"].get(group.name, 0) + time.perf_counter() - start, 4)
+                records.keep({**row, "next": [number, place + 1]})
+            bar.visited(len(y))
+        row["broken"].setdefault(group.name, broken.tolist())
+        row["seconds"].setdefault(group.name, 0.0)
     return row
 
 

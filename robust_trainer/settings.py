@@ -26,7 +26,7 @@ _RANGES: Mapping[str, tuple[str, Any]] = {
     "relax_from": ("in (0, 1)", lambda v: 0 < v < 1),
     "memory_decay": ("in [0, 1)", lambda v: 0 <= v < 1),
     "memory_after_epochs": ("a whole number >= 1", _whole(1)),
-    "step_size": ("in (0, 1] pixels", lambda v: 0 < v <= 1),
+    "step_size": ("> 0 pixels", lambda v: v > 0),
     "steps": ("a whole number >= 1", _whole(1)),
     "bootstrap_beta": ("in [0, 1], the weight of the given label", lambda v: 0 <= v <= 1),
     "huber_delta": ("> 0, in the unit of the targets", lambda v: v > 0),
@@ -87,8 +87,10 @@ def check_settings(settings: Mapping[str, Any], changes: Mapping[str, Any], obje
     eps = settings.get("eps")
     if "eps" in settings and (not _is_number(eps) or settings["eps"] < 0):
         raise ValueError(f"eps={eps!r} must be >= 0, in the [0, 1] pixel scale.")
-    if eps is not None and settings.get("norm") == "linf" and eps > 1:
-        raise ValueError(f"eps={eps!r} looks like the 0-255 scale: give it in [0, 1] pixels, here {eps:g}/255.")
+    for key in ("eps", "step_size"):
+        value = settings.get(key)
+        if value is not None and settings.get("norm") == "linf" and value > 1:
+            raise ValueError(f"{key}={value!r} looks like the 0-255 scale: give it in [0, 1] pixels, here {value:g}/255.")
     if str(settings.get("inner_loss")).startswith("kl") and not settings.get("random_start"):
         raise ValueError(
             f"inner_loss={settings['inner_loss']!r} has no gradient at the clean input, where the divergence is 0: "

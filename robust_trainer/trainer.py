@@ -246,7 +246,7 @@ class RobustTrainer(PeerHooks):
         bare = self._bare[1]
         attack, shake = walk.recipe.perturbation, walk.recipe.weight_perturbation
         if attack is not None and walk.outer.front is None:
-            walk.outer.front = self._make_front(batches[0].inputs)
+            walk.set_front(self._make_front(batches[0].inputs))
 
         def crafting() -> AbstractContextManager:
             return untouched(bare, attack.attack_mode if attack is not None else "eval")

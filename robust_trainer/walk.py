@@ -17,7 +17,7 @@ from torch.nn import Parameter
 
 from .batch import Batch, RunningMeans, Step
 from .forwards import read_view
-from .fronts import Forward
+from .fronts import Forward, Front, TextFront
 from .inner import Inner
 from .ledger import SampleLedger
 from .noise_rate import RateEstimate, RateEstimator
@@ -93,6 +93,13 @@ class Walk:
         if shake is not None and progress.epoch >= shake.warmup_epochs:
             step.shaken = self._shaken(bare, traceless, step, progress, shake, weights)
         return step
+
+    def set_front(self, front: Front) -> None:
+        """Where the perturbation enters. The size of a text model's embeddings is the run's: resumed, it is not measured anew."""
+        if isinstance(front, TextFront):
+            kept = self.states.setdefault("front", {"unit": torch.tensor(front.unit)})
+            front = replace(front, unit=float(kept["unit"]))
+        self.outer.front = front
 
     def inner(self) -> Inner:
         """The inner maximisation, made at the first step: by then the front is known."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from adversarial_reference import samples
-from toy import NORMALISATION, resnet, settings
+from toy import CLASSES, NORMALISATION, resnet, settings
 
 from robust_trainer import RobustConfig, RobustTrainer
 from robust_trainer import collapse as module
@@ -37,10 +37,10 @@ def warnings(monkeypatch):
 
 
 def replay(pairs):
-    """The Trainer's log history of probes (accuracy on the step's own examples, under PGD), other logs between them."""
+    """The Trainer's log history of probes (accuracy on the step's own examples, under PGD), other logs between them; 4 classes."""
     history = []
     for step, (fgsm, pgd) in enumerate(pairs):
-        row = {"loss": 1.0, "step": step, "fgsm_accuracy": fgsm, "pgd_accuracy": pgd}
+        row = {"loss": 1.0, "step": step, "fgsm_accuracy": fgsm, "pgd_accuracy": pgd, "majority_accuracy": 0.28}
         row.update(collapse(history, row))
         history += [row, {"eval_loss": 1.0, "step": step}, {"loss": 1.0, "step": step}]
     return history
@@ -65,14 +65,20 @@ def test_a_collapse_is_told_once_and_stays(warnings):
     [
         [(0.2, 0.1), (0.3, 0.0), (0.3, 0.0)],  # 64 samples of an untrained network
         [(0.1, 0.1), (0.27, 0.17), (0.27, 0.05), (0.45, 0.2), (0.27, 0.05), (0.3, 0.06)],  # as measured on MNIST while it learned
+        [(0.23, 0.23), (0.27, 0.27), (0.33, 0.0), (0.33, 0.0), (0.62, 0.14), (0.5, 0.05), (0.66, 0.2)],  # one class for all first
         [*RISING, GONE, (0.6, 0.5), GONE, (0.6, 0.5)],  # single bad batches
         [*RISING, (0.1, 0.1), (0.1, 0.1), (0.1, 0.1)],  # diverged, which is another failure
         [*RISING, (0.6, 0.3), (0.6, 0.3), (0.6, 0.3)],  # slow robust overfitting: above half
-        [GONE, GONE, GONE],  # never robust
+        [(0.3, 0.1), (0.69, 0.4), (0.7, 0.38), (0.75, 0.4), (0.7, 0.35)],  # a large eps, still learning
     ],
 )
 def test_noise_and_other_failures_are_no_collapse(warnings, pairs):
     assert flagged(pairs) == [] and warnings == []
+
+
+def test_a_model_that_never_was_robust_is_told_too(warnings):
+    """FGSM's examples are all recognised by the perturbation itself (label leaking)."""
+    assert flagged([(0.3, 0.1), (0.7, 0.1), (0.9, 0.0), (0.95, 0.0)]) == [2, 3]
 
 
 def test_logs_without_a_probe_are_left_alone():
@@ -149,7 +155,7 @@ def test_what_a_probe_costs(tmp_path, every, probes):
     assert sizes.count(80) == 2 * 4  # the attack and the training forward
 
 
-@pytest.mark.parametrize("norm,eps", [("linf", EPS), ("l2", 1.5)])
+@pytest.mark.parametrize("norm,eps", [("linf", EPS), ("l2", 0.75)])
 def test_the_two_accuracies_are_those_of_a_plain_loop(tmp_path, norm, eps):
     model = resnet().double()
     data = samples(256)
@@ -191,6 +197,7 @@ def test_the_two_accuracies_are_those_of_a_plain_loop(tmp_path, norm, eps):
         rows = [data[(number * size + i) % len(data)] for i in range(64)]
         pixels = torch.stack([r["pixel_values"] for r in rows]) * 0.5 + 0.5
         y = torch.stack([r["labels"] for r in rows])
+        assert row["majority_accuracy"] == pytest.approx(max((y == k).double().mean().item() for k in range(CLASSES)), abs=1e-6)
         assert row["fgsm_accuracy"] == pytest.approx(ascend(pixels, y, 1.25 * eps, 1), abs=1e-6)
         assert row["pgd_accuracy"] == pytest.approx(ascend(pixels, y, eps / 4, 10), abs=1e-6)
     assert len({(row["fgsm_accuracy"], row["pgd_accuracy"]) for row in logs}) > 1
@@ -211,3 +218,59 @@ def test_the_row():
     assert (row["steps"], row["random_start"], row["collapse_check_steps"]) == (1, True, 100)
     assert row["step_size"] == pytest.approx(1.25 * row["eps"])  # Wong et al. 2020
     assert "collapse_check_steps" not in get_method("pgd-at").settings
+
+
+# ---- a network that collapses ---------------------------------------------------------------------------------------------------
+
+
+def textures(n=1000, side=16):
+    """Patches 0.1 lighter or darker as the class says, under noise: at eps 0.15 what FGSM adds tells more than what is left."""
+    g = torch.Generator().manual_seed(0)
+    patches = F.interpolate(torch.randn(4, 1, 4, 4, generator=g).sign(), side)
+    y = torch.randint(4, (n,), generator=g)
+    x = 0.5 + 0.1 * patches[y] + 0.2 * (torch.rand(n, 1, side, side, generator=g) * 2 - 1)
+    return [{"pixel_values": a, "labels": b} for a, b in zip(x, y)]
+
+
+class Net(torch.nn.Module):
+    def __init__(self, width=16):
+        super().__init__()
+        nn = torch.nn
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(),
+            nn.Conv2d(width, 2 * width, 3, 2, 1), nn.BatchNorm2d(2 * width), nn.ReLU(),
+            nn.Conv2d(2 * width, 2 * width, 3, 2, 1), nn.ReLU(),
+            nn.Flatten(), nn.Linear(32 * width, 64), nn.ReLU(), nn.Linear(64, 4),
+        )  # fmt: skip
+
+    def forward(self, pixel_values):
+        return self.layers(pixel_values)
+
+
+def textured(tmp_path, data, eps, steps, updates):
+    torch.manual_seed(0)
+    trainer = trainer_of(
+        tmp_path, Net(), data, eps=eps, steps=steps, step_size=eps if steps == 1 else eps / 4, random_start=False,
+        optim="adamw_torch", learning_rate=3e-3, max_steps=updates, per_device_train_batch_size=50, logging_steps=20,
+        collapse_check_steps=20, image_mean=[0.0], image_std=[1.0],
+    )  # fmt: skip
+    trainer.train()
+    return [row for row in trainer.state.log_history if "pgd_accuracy" in row]
+
+
+def test_a_real_collapse_is_told(tmp_path, warnings):
+    logs = textured(tmp_path, textures(), 0.15, 1, 280)
+    last = logs[-1]
+    assert last["fgsm_accuracy"] > 0.8 and last["pgd_accuracy"] < 0.1 and COLLAPSED in last
+    assert len(warnings) == 1
+    first = next(i for i, row in enumerate(logs) if COLLAPSED in row)
+    assert 0 < first < len(logs) - 1 and all(COLLAPSED in row for row in logs[first:])
+
+
+@pytest.mark.parametrize("eps,steps,updates", [(0.15, 10, 160), (0.07, 1, 200)])
+def test_training_that_does_not_collapse_is_not_flagged(tmp_path, warnings, eps, steps, updates):
+    """PGD-10 at the same eps, and single steps at half of it."""
+    logs = textured(tmp_path, textures(), eps, steps, updates)
+    assert warnings == [] and not any(COLLAPSED in row for row in logs)
+    if steps == 1:
+        assert logs[-1]["pgd_accuracy"] > 0.7  # and it did learn

@@ -1,116 +1,21 @@
-"""evaluate_robustness: exact truth on linear models, accounting, nothing left in the model, resuming, several processes."""
+"""evaluate_robustness: exact truth on linear models, accounting, names, nothing left in the model, resuming."""
 
 from __future__ import annotations
 
 import json
-import logging
-from dataclasses import dataclass, field
-from pathlib import Path
-from types import SimpleNamespace
+from dataclasses import dataclass
 
-import accelerate
-import datasets
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
-from torch import nn
-from toy import CLASSES, NORMALISATION, images, logits_module, resnet, vit
-from transformers import BertConfig, BertForSequenceClassification
+from robustness_toy import PIXELS, TOY, Bit, Flip, bits, fitted, linear_case
+from toy import images, logits_module, resnet
 
 import robust_trainer.attacks.autoattack as autoattack
-from robust_trainer.attacks.autoattack import NAMES, autoattack_members, check_name, make_attack, make_attacks, read_eps
-from robust_trainer.attacks.target import Target
-from robust_trainer.peers import PeerModel
-from robust_trainer.robustness import Robustness, evaluate_robustness, show_eps
-from robust_trainer.units import fraction
-
-PIXELS = dict(image_mean=[0.0], image_std=[1.0], progress=False)
-TOY = dict(NORMALISATION, progress=False)
-
-
-class Linear(nn.Module):
-    def __init__(self, classes: int, size: int, seed: int = 0):
-        super().__init__()
-        torch.manual_seed(seed)
-        self.map = nn.Linear(size, classes)
-        with torch.no_grad():
-            self.map.weight.mul_(3)
-
-    def forward(self, x):
-        return self.map(x.flatten(1))
-
-
-class Bit(nn.Module):
-    """Class 1 where the second pixel is above one half; counts what it sees in a buffer, also in eval mode."""
-
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("seen", torch.zeros(1))
-        self.scale = nn.Parameter(torch.tensor(4.0))
-
-    def forward(self, pixel_values):
-        self.seen += len(pixel_values)
-        z = self.scale * (pixel_values[:, 0, 0, 1] - 0.5)
-        return torch.stack([-z, z], 1)
-
-
-@dataclass
-class Flip:
-    """A stand-in attack on `Bit`: turns the second pixel of the images whose first pixel holds one of the wanted numbers."""
-
-    name: str
-    wins: frozenset = frozenset()
-    visited: list = field(default_factory=list, compare=False, repr=False)
-    fails_at: int | None = field(default=None, compare=False, repr=False)
-    eps: float = 0.3
-    norm: str = "linf"
-
-    def __call__(self, forward, x, y, draws):
-        numbers = (x[:, 0, 0, 0] * 100).round().int().tolist()
-        self.visited += numbers
-        if self.fails_at in numbers:
-            raise KeyboardInterrupt
-        out = x.clone()
-        wins = torch.tensor([n in self.wins for n in numbers])
-        out[wins, 0, 0, 1] = 1 - x[wins, 0, 0, 1]
-        return out
-
-
-def bits(n: int = 20, wrong: tuple[int, ...] = ()) -> datasets.Dataset:
-    labels = np.arange(n) % 2
-    x = np.zeros((n, 1, 2, 2), dtype=np.float32)
-    x[:, 0, 0, 0] = np.arange(n) / 100
-    x[:, 0, 0, 1] = np.where(labels == 1, 0.6, 0.4)
-    given = [1 - v if i in wrong else v for i, v in enumerate(labels)]
-    return datasets.Dataset.from_dict({"pixel_values": x, "labels": given}).with_format("torch")
-
-
-def linear_case(classes: int, n: int = 24):
-    """Model, normalised data, its mean and std, and the closed form: right iff every margin > eps x dual norm."""
-    rng = np.random.default_rng(classes)
-    model = Linear(classes, 27)
-    mean, std = np.array([0.4, 0.5, 0.6]), np.array([0.2, 0.3, 0.25])
-    pixels = rng.uniform(0.3, 0.7, (n, 3, 3, 3))
-    inputs = ((pixels - mean[:, None, None]) / std[:, None, None]).astype(np.float32)
-    logits = model(torch.tensor(inputs)).detach().double().numpy()
-    labels = logits.argmax(1)
-    labels[:2] = (labels[:2] + 1) % classes
-    weight = model.map.weight.detach().double().numpy().reshape(classes, 3, 3, 3) / std[:, None, None]
-
-    def truth(eps: float, norm: str) -> np.ndarray:
-        right = []
-        for z, label in zip(logits, labels):
-            ok = True
-            for other in range(classes):
-                difference = (weight[label] - weight[other]).ravel()
-                dual = np.abs(difference).sum() if norm == "linf" else np.sqrt((difference**2).sum())
-                ok = ok and (other == label or z[label] - z[other] > eps * dual)
-            right.append(ok)
-        return np.array(right)
-
-    data = datasets.Dataset.from_dict({"pixel_values": inputs, "label": labels}).with_format("torch")
-    return model, data, dict(image_mean=mean.tolist(), image_std=std.tolist()), truth
+from robust_trainer.attacks import progress, records
+from robust_trainer.attacks.autoattack import NAMES, autoattack_members, check_name, make_attack, make_attacks
+from robust_trainer.attacks.square import Square
+from robust_trainer.robustness import evaluate_robustness
 
 
 @pytest.mark.parametrize(
@@ -118,7 +23,11 @@ def linear_case(classes: int, n: int = 24):
 )
 def test_linear_models_have_their_exact_robustness(norm, eps, classes):
     model, data, space, truth = linear_case(classes)
-    attacks = {2: ["pgd-20", "apgd-ce", "fab"], 3: ["cw-50", "fab-t"], 5: ["cw-50", "apgd-t", "autoattack"]}[classes]
+    attacks = {
+        2: ["pgd-20", "pgd-20-t", "apgd-ce", "fab"],
+        3: ["cw-50-t", "fab-t"],
+        5: ["cw-50-t", "apgd-t", "autoattack"],
+    }[classes]
     found = evaluate_robustness(model, data, attacks, eps, norm, progress=False, **space)
     expected = truth(eps, norm)
     assert 0.1 < expected.mean() < 0.9 and found.clean_accuracy == 22 / 24
@@ -211,6 +120,9 @@ def test_names_become_attacks():
     many = make_attack("PGD-50x10", "8/255")
     assert (many.steps, many.restarts, many.step_size, many.loss, many.name) == (50, 10, 2 / 255, "ce", "pgd-50x10")
     assert make_attack("cw-5", 0.1).loss == "margin" and make_attack("cw-5", 0.1).step_size == pytest.approx(0.05)
+    towards = make_attack("pgd-20-tx2", "8/255", classes=5)
+    assert (towards.targeted, towards.targets, towards.restarts, towards.name, towards.loss) == (True, 4, 2, "pgd-20-tx2", "ce")
+    assert make_attack("cw-7-t", 0.1).targets == 9 and make_attack("cw-7-t", 0.1).loss == "margin" and not many.targeted
     one = make_attack("fgsm", 0.1, "l2")
     assert (one.steps, one.step_size, one.random_start, one.norm) == (1, 0.1, False, "l2")
     assert make_attack("apgd-dlr", 0.1).loss == "dlr" and make_attack("fab-tx2", 0.1).restarts == 2
@@ -267,185 +179,39 @@ def test_resumes_where_it_was_killed(tmp_path):
         evaluate_robustness(Bit(), bits(), [again], 0.3, resume_from=path, **PIXELS)
 
 
-def fitted(model: nn.Module, steps: int = 60) -> nn.Module:
-    """The toy model after some steps on its blobs, so that the attacks have something to break."""
-    batch = images(96, seed=1, noisy=0.0)[:]
-    x, y = batch["pixel_values"], batch["labels"]
-    optimizer = torch.optim.Adam(model.parameters(), 0.02)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
-    model.zero_grad()
-    return model.eval()
+def test_a_batch_resumes_with_its_next_attack(tmp_path, monkeypatch):
+    """Killed in AutoAttack's last member of the second batch: neither that batch's other members nor the first batch run again."""
+    made = {}
+
+    def stub(name, eps, norm, classes):
+        wins = {"apgd-ce": {0, 6}, "fab": {1, 7}, "square": {2, 8}, "pgd-1": {6, 9}}[name]
+        return made.setdefault(name, Flip(name, frozenset(wins)))
+
+    monkeypatch.setattr(autoattack, "make_attack", stub)
+    names, path = ["pgd-1", "autoattack"], tmp_path / "found.jsonl"
+    straight = evaluate_robustness(Bit(), bits(12, wrong=(11,)), names, 0.3, batch_size=6, **PIXELS)
+    for save_every, again in ((0.0, []), (1e9, [6, 7, 8, 9, 10])):
+        monkeypatch.setattr(records, "SAVE_EVERY", save_every)
+        path.unlink(missing_ok=True)
+        made.clear()
+        autoattack.make_attack("square", 0.3, "linf", 2).fails_at = 8
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_robustness(Bit(), bits(12, wrong=(11,)), names, 0.3, batch_size=6, resume_from=path, **PIXELS)
+        made.clear()
+        resumed = evaluate_robustness(Bit(), bits(12, wrong=(11,)), names, 0.3, batch_size=6, resume_from=path, **PIXELS)
+        assert made["pgd-1"].visited == again and made["square"].visited == [8, 9, 10]
+        assert all(np.array_equal(straight.per_sample[k], v) for k, v in resumed.per_sample.items())
+        made.clear()
+        other = evaluate_robustness(Bit(), bits(12, wrong=(11,)), names, 0.3, batch_size=5, resume_from=path, **PIXELS)
+        assert not made["pgd-1"].visited and other.worst_case == resumed.worst_case == straight.worst_case == 4 / 12
 
 
-def test_low_precision_is_attacked_with_float32_gradients():
-    model, data = fitted(logits_module()), images(40, noisy=0.0)
-    x, y = data[:]["pixel_values"] * 0.5 + 0.5, data[:]["labels"]
-    low = fitted(logits_module()).to(torch.bfloat16)
-    names = ["pgd-10", "apgd-ce"]
-    exact, found = (evaluate_robustness(m, data, names, 0.055, **TOY) for m in (model, low))
-    assert 0 < exact.worst_case < 1 and found.worst_case <= exact.worst_case + 2 / 40
-    assert next(low.parameters()).dtype == torch.bfloat16
-    with Target(low, **NORMALISATION) as target:
-        adversarial = make_attack("apgd-ce", 0.055)
-        from robust_trainer.attacks.base import Draws
-
-        x_adv = adversarial(target, x, y, Draws(0, range(40)))
-        leaf = x_adv.requires_grad_()
-        logits = target(leaf)
-        assert logits.dtype == torch.float32 and torch.equal(logits.argmax(1), target.judge(x_adv).argmax(1))
-        (grad,) = torch.autograd.grad(nn.functional.cross_entropy(logits, y), leaf)
-        assert grad.dtype == torch.float32 and not grad.flatten(1).eq(0).all(1).any()
-    with Target(model, **NORMALISATION) as target:
-        leaf32 = x_adv.detach().requires_grad_()
-        (grad32,) = torch.autograd.grad(nn.functional.cross_entropy(target(leaf32), y), leaf32)
-    assert nn.functional.cosine_similarity(grad.flatten(), grad32.flatten(), 0) > 0.999
-
-
-def test_accelerates_autocast_is_off_for_gradients_and_on_for_judging():
-    plain, data = fitted(logits_module()), images(12)
-    x, y = data[:]["pixel_values"] * 0.5 + 0.5, data[:]["labels"]
-    AcceleratorState._reset_state(reset_partial_state=True)  # another test may have left one
-    try:
-        wrapped = accelerate.Accelerator(mixed_precision="bf16", cpu=True).prepare_model(fitted(logits_module()))
-        grads, judged = [], []
-        for model in (plain, wrapped):
-            with Target(model, **NORMALISATION) as target:
-                leaf = x.clone().requires_grad_()
-                logits = target(leaf)
-                grads.append(torch.autograd.grad(logits.gather(1, y[:, None]).sum(), leaf)[0])
-                judged.append(target.judge(x))
-    finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
-    assert torch.equal(grads[0], grads[1]) and not torch.equal(judged[0], judged[1])
-
-
-def test_any_model_without_a_wrapper():
-    class Pair(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = logits_module()
-
-        def forward(self, images):
-            return self.inner(images), images
-
-    processor = SimpleNamespace(do_normalize=True, do_rescale=True, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    pairs = [(row["pixel_values"], int(row["labels"])) for row in images(6)]
-    for model in (vit(), resnet(), Pair(), PeerModel.of([logits_module(), logits_module()]), logits_module().double()):
-        found = evaluate_robustness(model, images(6), "pgd-1", processing_class=processor, progress=False)
-        again = evaluate_robustness(model, pairs, ["pgd-1"], "8/255", **TOY)
-        assert isinstance(found, Robustness) and found.eps == 8 / 255 and found.accuracies == again.accuracies
-    peers = PeerModel.of([vit(), vit()])
-    with torch.autocast("cpu", dtype=torch.bfloat16), Target(logits_module(), **NORMALISATION) as target:
-        x = torch.rand(64, 3, 8, 8)
-        assert torch.equal(target(x).argmax(1), target.judge(x).argmax(1)) and not torch.equal(target(x), target.judge(x))
-    with Target(peers, **NORMALISATION) as target:
-        x = images(6)[:]["pixel_values"]
-        mean = (peers.peers[0](x).logits + peers.peers[1](x).logits) / 2
-        assert torch.allclose(target(x * 0.5 + 0.5), mean, atol=1e-5)
-
-
-class Softmax(Linear):
-    def forward(self, x):
-        return super().forward(x).softmax(1)
-
-
-class Rounded(Linear):
-    def forward(self, x):
-        return super().forward((x * 20).round() / 20)
-
-
-class Noisy(Linear):
-    def forward(self, x):
-        return super().forward(x + 0.01 * torch.rand_like(x))
-
-
-@pytest.mark.parametrize(
-    "kind, page", [(Softmax, "probabilities"), (Rounded, "zero-gradients"), (Noisy, "randomised-output"), (Linear, "")]
-)
-def test_warnings_before(kind, page, caplog):
-    x = torch.rand(12, 3, 3, 3)
-    model = kind(4, 27)
-    data = list(zip(x, model(x).argmax(1).tolist()))
-    with caplog.at_level(logging.WARNING):
-        found = evaluate_robustness(model, data, ["pgd-2"], 0.02, **PIXELS)
-    assert len(found.warnings) == bool(page) and found.warnings == [r.message for r in caplog.records]
-    docs = (Path(__file__).parents[1] / "docs/robustness.md").read_text()
-    for told in found.warnings:
-        assert f"docs/robustness.md#{page})" in told and f"\n### {page.replace('-', ' ').capitalize()}\n" in docs
-
-
-def test_square_tells_masked_gradients():
-    x = torch.rand(12, 3, 6, 6)
-    model = Rounded(4, 108)
-    data = list(zip(x, model(x).argmax(1).tolist()))
-    found = evaluate_robustness(model, data, ["pgd-2", "square"], 0.1, **PIXELS)
-    assert found.accuracies["pgd-2"] > found.accuracies["square"]
-    assert any("square, which sees no gradient" in told and "#masked-gradients" in told for told in found.warnings)
-    from robust_trainer.attacks.preflight import after
-
-    two, one = np.array([True, True, False]), np.array([True, False, False])
-    assert "one step" in after({"fgsm": two, "pgd-20": one}, two)[0] and not after({"fgsm": one, "pgd-20": two}, two)
-
-
-@dataclass
-class Far(Flip):
-    def __call__(self, forward, x, y, draws):
-        return (x + 2 * self.eps).clamp(0, 1)
-
-
-def token_model():
-    return BertForSequenceClassification(
-        BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
-    )
-
-
-def bad_bits(**columns) -> datasets.Dataset:
-    return datasets.Dataset.from_dict({**bits(4).with_format(None)[:], **columns}).with_format("torch")
-
-
-BAD = [
-    (dict(eps="8"), r"did you mean 8/255\?"), (dict(eps="0"), "must be positive"), (dict(eps=-0.1), "must be positive"),
-    (dict(eps=float("nan")), "no finite number"), (dict(eps="eight"), "no finite number"), (dict(eps="8/0"), "no finite number"),
-    (dict(norm="l1"), "norm='l1' is unknown"), (dict(norm="l2", eps=None), "norm='l2' needs eps"),
-    (dict(attacks=["pdg-20"]), "did you mean 'pgd-20'"), (dict(attacks=["autoatack"]), "did you mean 'autoattack'"),
-    (dict(attacks=["pgd"]), "did you mean 'pgd-20'"), (dict(attacks=["pgd-0"]), "has 0 steps"),
-    (dict(attacks=["pgd-5x0"]), "has 0 restarts"), (dict(attacks=["fgsmx3"]), "takes no restarts"),
-    (dict(attacks=["nonsense"]), "choose from fgsm, pgd-K"), (dict(attacks=[]), "attacks is empty"), (dict(attacks=[3]), "neither"),
-    (dict(attacks=["pgd-1", "pgd-1"]), "given twice"), (dict(attacks=["apgd-t"]), "apgd-t needs at least 4 classes"),
-    (dict(attacks=[Flip("flip", eps=0.2)]), "has eps=0.2 in linf"), (dict(attacks=[Far("far", eps=0.1)], eps=0.1), "project them"),
-    (dict(batch_size=0), "batch_size=0"), (dict(max_samples=0), "max_samples=0"), (dict(dataset=[]), "has 0 samples"),
-    (dict(image_mean=None, image_std=None), "normalisation of the images is unknown"), (dict(image_std=None), "belong together"),
-    (dict(image_mean=[0.5], image_std=[0.9]), r"expected \[0, 1\] pixels"),
-    (dict(dataset=bad_bits(labels=[0, 1, 2, 0])), "labels reach 2"),
-    (dict(dataset=bad_bits(labels=[0, -1, 1, 0])), "'labels' is -1 in row 1"),
-    (dict(dataset=bad_bits(labels=[0.5, 1, 1, 0])), "expected integer class labels"),
-    (dict(dataset=bits(4).remove_columns("labels")), "no labels"),
-    (dict(dataset=bits(4).rename_column("pixel_values", "values")), "no 'pixel_values' in the batch"),
-    (dict(dataset=bad_bits(pixel_values=[[1, 2, 3]] * 4)), "token ids"),
-    (dict(dataset=bad_bits(pixel_values=[[[[1, 2]]]] * 4)), "let the image processor rescale"),
-    (dict(dataset=bad_bits(pixel_values=[[0.5, 0.5]] * 4)), "expected images"), (dict(model=token_model()), "takes token ids"),
-    (dict(model=nn.Sequential(nn.Flatten(), nn.Linear(4, 1))), "at least 2 classes"),
-    (dict(model=nn.Identity()), "expected (1, K)"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("kwargs, told", BAD, ids=[told[:24] for _, told in BAD])
-def test_bad_input_is_told_in_one_line(kwargs, told):
-    given = dict(model=Bit(), dataset=bits(4), attacks=["pgd-1"], eps=0.3) | PIXELS | kwargs
-    with pytest.raises(ValueError, match=told.replace("(1, K)", r"\(1, K\)")) as error:
-        evaluate_robustness(**given)
-    assert "\n" not in str(error.value)
-
-
-def test_numbers_as_people_write_them():
-    assert fraction("eps", "8/255") == 8 / 255 and fraction("eps", " 0.03 ") == 0.03 and fraction("eps", 1e-2) == 0.01
-    assert fraction("step_size", "-1/2") == -0.5 and fraction("eps", np.float32(0.5)) == 0.5 and fraction("eps", 2) == 2.0
-    for wrong in ("", "1/2/3", "8 /", None, True, [1], "inf", float("inf"), "1/0"):
-        with pytest.raises(ValueError, match="eps=.* is no finite number: give for instance 8/255 or 0.03."):
-            fraction("eps", wrong)
-    assert read_eps("128/255", "l2") == 128 / 255 and read_eps(3, "l2") == 3.0 and read_eps(1) == 1.0
-    assert (show_eps(8 / 255), show_eps(0.03), show_eps(3.0)) == ("8/255", "0.03", "3")
-    assert CLASSES == 4
+def test_the_bar_tells_what_a_long_attack_does(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "TELL_EVERY", 0.0)
+    model, data = fitted(logits_module()), images(12, noisy=0.0)
+    evaluate_robustness(model, data, ["pgd-3x2", Square(0.01, queries=40)], 0.01, batch_size=6, **{**TOY, "progress": True})
+    shown = capsys.readouterr().err
+    assert "square: 100%" in shown and "24/24" in shown  # two attacks on 12 samples
+    assert "images in forward 41 of at most 42" in shown and "pgd-3x2" in shown and "robust 100.0 %" in shown
+    evaluate_robustness(model, data, ["pgd-1"], 0.01, **TOY)
+    assert not capsys.readouterr().err

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_robustness import TOY, fitted
+from robustness_toy import TOY, fitted
 from toy import images, logits_module
 
 from robust_trainer.attacks.pgd import PGD
@@ -76,7 +76,7 @@ import json, os, sys
 sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
-from test_robustness import TOY, fitted
+from robustness_toy import TOY, fitted
 from toy import images, logits_module
 from robust_trainer.cli import main
 from robust_trainer.robustness import evaluate_robustness

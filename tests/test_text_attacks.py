@@ -370,7 +370,7 @@ def test_every_attack_trains_a_text_model(tmp_path, method):
 @pytest.mark.parametrize("kind", ["distilbert", "gpt2"])
 def test_gradient_checkpointing_changes_nothing(tmp_path, kind):
     shared = dict(method="trades", eps=0.5, steps=2)
-    ends = [trained(tmp_path, net(kind), gradient_checkpointing=on, **shared).model for on in (False, True)]
+    ends = [trained(tmp_path, net(kind), activation_checkpointing=on, **shared).model for on in (False, True)]
     assert distance(*ends) < 1e-12 and distance(ends[0], net(kind)) > 1e-4
 
 

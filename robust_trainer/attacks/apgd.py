@@ -78,6 +78,11 @@ class APGD:
         """The fewest classes the loss is defined for."""
         return MIN_CLASSES[self.loss]
 
+    @property
+    def forwards(self) -> int:
+        """The most forward passes over a batch."""
+        return 1 + self.restarts * (self.targets if self.loss == "dlr-targeted" else 1) * (self.steps + 1)
+
     @torch.no_grad()
     def __call__(self, forward: Forward, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         out = x.detach().clone()

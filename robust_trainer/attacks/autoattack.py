@@ -16,11 +16,13 @@ from .fab import FAB
 from .pgd import PGD
 from .square import Square
 
-#: Name -> what it is. K is a number of steps; all but fgsm and autoattack take a suffix such as x10, 10 restarts.
+#: Name -> what it is. K is a number of steps; all but fgsm and autoattack take a suffix such as x10, 10 restarts, after any -t.
 NAMES: dict[str, str] = {
     "fgsm": "one signed gradient step of size eps (Goodfellow et al. 2015, sec. 4)",
     "pgd-K": "K projected gradient steps on the cross-entropy (Madry et al. 2018, sec. 2.1)",
     "cw-K": "K projected gradient steps on the margin max_j z_j - z_y (Carlini & Wagner 2017, sec. V-B, f6)",
+    "pgd-K-t": "pgd-K towards up to 9 targets in turn, the likeliest wrong classes; any wrong class counts",
+    "cw-K-t": "the same with cw-K's margin",
     "apgd-ce": "PGD that sets its own step size, on the cross-entropy (Croce & Hein 2020, alg. 1)",
     "apgd-dlr": "the same on the difference-of-logits ratio (Croce & Hein 2020, eq. 6); 3 classes or more",
     "apgd-t": "the same on the targeted ratio, up to 9 targets (Croce & Hein 2020, eq. 7); 4 classes or more",
@@ -31,7 +33,7 @@ NAMES: dict[str, str] = {
 }
 NORMS = ("linf", "l2")
 _RESTARTS = re.compile(r"(?P<name>.+?)x(?P<restarts>\d+)")
-_STEPS = re.compile(r"(?P<kind>pgd|cw)-(?P<steps>\d+)")
+_STEPS = re.compile(r"(?P<kind>pgd|cw)-(?P<steps>\d+)(?P<targeted>-t)?")
 _PLAIN = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "fgsm", "square")
 
 
@@ -76,9 +78,10 @@ def check_name(name: Any) -> str:
         raise ValueError(f"attack {name!r}: {stem} takes no restarts, give {stem!r}; all others take them.")
     if steps or stem in _PLAIN or stem == "autoattack":
         return wanted
-    if stem in ("pgd", "cw"):
-        raise ValueError(f"attack {name!r} lacks its number of steps: did you mean '{stem}-20'?")
-    near = difflib.get_close_matches(stem, ["pgd-20", "cw-20", *_PLAIN, "autoattack"], 1, cutoff=0.5)
+    if stem in ("pgd", "cw", "pgd-t", "cw-t"):
+        kind, _, targeted = stem.partition("-")
+        raise ValueError(f"attack {name!r} lacks its number of steps: did you mean '{kind}-20{targeted and '-t'}'?")
+    near = difflib.get_close_matches(stem, ["pgd-20", "cw-20", "pgd-20-t", "cw-20-t", *_PLAIN, "autoattack"], 1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'? " if near else ""
     raise ValueError(f"attack {name!r} is unknown: {hint}choose from {', '.join(NAMES)}.")
 
@@ -108,7 +111,10 @@ def make_attack(name: str, eps: float | str, norm: str = "linf", classes: int = 
     if steps:
         count = int(steps["steps"])
         loss = "ce" if steps["kind"] == "pgd" else "margin"
-        return PGD(**told, name=wanted, steps=count, step_size=max(radius / 4, 2.5 * radius / count), restarts=restarts, loss=loss)
+        told |= {"step_size": max(radius / 4, 2.5 * radius / count), "restarts": restarts}
+        if steps["targeted"]:
+            told |= {"targeted": True, "targets": targets}
+        return PGD(**told, name=wanted, steps=count, loss=loss)
     if stem == "fgsm":
         return PGD(**told, name=wanted, steps=1, step_size=radius, random_start=False)
     if stem == "square":

@@ -51,7 +51,8 @@ class Attack(Protocol):
 
     Called with the images x (B, C, H, W) float32 in [0, 1], their labels y (B,) int64 and B streams of random numbers, it returns
     images like x within eps: one that is misclassified where it found one, else the best it has. Parameters' gradients are neither
-    read nor written. name: how the command line and the report call it.
+    read nor written. name: how the command line and the report call it. An attack may have ``forwards``, the most forward passes
+    over a batch; the progress bar shows it.
     """
 
     @property

@@ -141,6 +141,11 @@ class FAB:
     def name(self) -> str:
         return "fab-t" if self.targeted else "fab"
 
+    @property
+    def forwards(self) -> int:
+        """The most forward passes over a batch."""
+        return 1 + self.restarts * (self.targets if self.targeted else 1) * (2 * self.steps + SEARCH_STEPS)
+
     def __call__(self, forward: Forward, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
         with torch.no_grad():
             logits = forward(x)

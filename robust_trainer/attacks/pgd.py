@@ -158,6 +158,12 @@ class PGD:
             raise ValueError(f"step_size={self.step_size!r} must be above 0: leave it out for max(eps/4, 2.5*eps/steps).")
 
     @property
+    def forwards(self) -> int:
+        """The most forward passes over a batch."""
+        runs = self.restarts * (self.targets if self.targeted else 1)
+        return self.targeted + runs * (self.steps + (runs > 1))
+
+    @property
     def size(self) -> float:
         """The length of a step, in [0, 1] pixels."""
         return max(self.eps / 4, 2.5 * self.eps / self.steps) if self.step_size is None else self.step_size

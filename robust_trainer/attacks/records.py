@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,15 @@ from torch import Tensor, nn
 #: What a header is told by, and how a refusal calls its entries.
 _KIND = "robust-trainer evaluation"
 _TOLD = {"model": "for another model", "data": "for other data"}
+#: Seconds after which what is known of an unfinished batch is written down too.
+SAVE_EVERY = 10.0
 
 
 class Records:
     """Finished batches: ``rows`` of ``{"index": [...], "clean": [...], "broken": {attack: [...]}, "seconds": {attack: s}}``.
 
     index: the samples' positions; clean: right without attack; broken: the number of the member that broke the sample, -1 for none.
+    begun: a batch that was interrupted, by its positions: a row with ``next``, the numbers (attack, member) that come next.
     header: all that the numbers depend on. path: a file of JSON lines, the header first; processes other than the first write
     beside it (path.1, path.2, ...), and any number of them resumes from all of these. Raises a one-line ``ValueError`` where the
     file was written with another header or is no such record.
@@ -32,19 +36,22 @@ class Records:
         self.world = world
         self.path = None if path is None else Path(path)
         self.own = None if path is None else Path(path) if rank == 0 else Path(f"{path}.{rank}")
+        self.rows: list[dict[str, Any]] = []
         self.found: list[dict[str, Any]] = []
+        self.begun: dict[tuple[int, ...], dict[str, Any]] = {}
+        self._saved = time.monotonic()
         if self.path is not None and self.own is not None:
             mine: list[dict[str, Any]] = []
             for file in record_files(self.path):
                 rows = self._read(file)
-                self.found += rows
+                self.found += [row for row in rows if "next" not in row]
+                self.begun |= {tuple(row["index"]): row for row in rows if "next" in row}
                 mine = rows if file == self.own else mine
             self.found = self.merged([*self.found])  # also: nobody writes before everybody has read
             self.own.parent.mkdir(parents=True, exist_ok=True)
             fresh = self.own.with_name(self.own.name + ".new")
             fresh.write_text("".join(json.dumps(line) + "\n" for line in [self.header, *mine]), encoding="utf-8")
             os.replace(fresh, self.own)
-        self.rows: list[dict[str, Any]] = []
 
     @property
     def done(self) -> set[int]:
@@ -54,6 +61,15 @@ class Records:
     def add(self, row: dict[str, Any]) -> None:
         """Takes one finished batch, and writes it down where there is a file."""
         self.rows.append(row)
+        self._write(row)
+
+    def keep(self, row: dict[str, Any]) -> None:
+        """Writes an unfinished batch down, a row with ``next``, where there is a file and the last line is some seconds old."""
+        if time.monotonic() - self._saved >= SAVE_EVERY:
+            self._write(row)
+
+    def _write(self, row: dict[str, Any]) -> None:
+        self._saved = time.monotonic()
         if self.own is not None:
             with self.own.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")

@@ -95,6 +95,11 @@ class Square:
     def name(self) -> str:
         return "square"
 
+    @property
+    def forwards(self) -> int:
+        """The most forward passes over a batch."""
+        return 1 + self.restarts * (1 + self.queries)
+
     def side(self, query: int, height: int, width: int) -> int:
         """The side of the square in pixels at that query, counted from 0."""
         count = query * 10000 // self.queries if self.rescaled else query
