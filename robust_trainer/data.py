@@ -226,15 +226,15 @@ class InputSpace:
         return out.to(x.dtype)
 
 
-def input_space(processor: Any, mean: Sequence[float] | float | None = None, std: Sequence[float] | float | None = None) -> InputSpace | None:
+def input_space(processor: Any, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> InputSpace | None:
     """The `InputSpace` of an image processor, or of an explicit mean and std, which win; None where neither tells.
 
     Raises ``ValueError`` when only one of mean and std is given.
     """
     if (mean is None) != (std is None):
         raise ValueError(f"image_mean={mean} and image_std={std} belong together: give both or neither.")
-    if isinstance(mean, int | float) and isinstance(std, int | float):
-        mean, std = [mean], [std]
+    if isinstance(mean, int | float) or isinstance(std, int | float):
+        raise ValueError(f"image_mean={mean} and image_std={std} must be lists, one number per channel: give [{mean}] for one.")
     if mean is not None and std is not None:
         return InputSpace(tuple(map(float, mean)), tuple(map(float, std)))
     processor = getattr(processor, "image_processor", processor)

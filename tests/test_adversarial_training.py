@@ -3,7 +3,6 @@
 The networks have BatchNorm, so that the mode, number and order of the forwards show in its buffers.
 """
 
-import gc
 
 import pytest
 import torch
@@ -14,15 +13,6 @@ from robust_trainer import RobustConfig, RobustTrainer
 from robust_trainer.methods import get_method
 
 BALL = dict(eps=1 / 8, step_size=3 / 64, steps=3)  # exact in float32
-
-
-@pytest.fixture(scope="module", autouse=True)
-def frozen():
-    """Every training ends in a garbage collection, most of whose time goes to what the imports made."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def trainer_of(tmp_path, model, data=None, kind=RobustTrainer, **kwargs):

@@ -1,6 +1,5 @@
 """Catastrophic overfitting: the rule on written logs, a probe that leaves no trace, and a network that does collapse."""
 
-import gc
 from types import SimpleNamespace
 
 import pytest
@@ -15,15 +14,6 @@ from robust_trainer.collapse import COLLAPSED, collapse
 from robust_trainer.methods import get_method
 
 EPS = 1 / 8
-
-
-@pytest.fixture(scope="module", autouse=True)
-def frozen():
-    """Every training ends in a garbage collection, most of whose time goes to what the imports made."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

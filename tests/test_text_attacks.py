@@ -1,6 +1,5 @@
 """Adversarial training of text models: what the hook on the word embeddings does, against plain forwards on inputs_embeds."""
 
-import gc
 
 import pytest
 import torch
@@ -47,15 +46,6 @@ CONFIGS = {
         max_position_embeddings=16, bos_token_id=1, eos_token_id=1, **SHARED,
     ),
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def frozen():
-    """Every training ends in a garbage collection, most of whose time goes to what the imports made."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def net(kind="bert", **kwargs):
