@@ -90,7 +90,8 @@ def check_settings(settings: Mapping[str, Any], changes: Mapping[str, Any], obje
     for key in ("eps", "step_size"):
         value = settings.get(key)
         if value is not None and settings.get("norm") == "linf" and value > 1:
-            raise ValueError(f"{key}={value!r} looks like the 0-255 scale: give it in [0, 1] pixels, here {value:g}/255.")
+            mend = f"give it in [0, 1] pixels, here {value / 255:.4g} ({value:g}/255)"
+            raise ValueError(f"{key}={value!r} looks like the 0-255 scale: {mend}.")
     if str(settings.get("inner_loss")).startswith("kl") and not settings.get("random_start"):
         raise ValueError(
             f"inner_loss={settings['inner_loss']!r} has no gradient at the clean input, where the divergence is 0: "

@@ -196,7 +196,7 @@ def test_text_model_with_a_filter(tmp_path):
     trainer.train()
     assert int(trainer.ledger.seen.min()) == 2
     attacked = RobustConfig(**settings(tmp_path, method="prl-at", image_mean=[0.0], image_std=[1.0]))
-    with pytest.raises(ValueError, match="image method"):
+    with pytest.raises(ValueError, match="scope='batch' of method 'prl-at'.*set scope='sample'"):
         RobustTrainer(BertForSequenceClassification(config), attacked, train_dataset=data).train()
 
 
