@@ -47,7 +47,7 @@ def test_what_does_not_combine_is_told_in_one_line(tmp_path, name, told):
     "settings,told",
     [
         (dict(method="trades", noise_rate=0.3), "'prl.trades'"),
-        (dict(method="trades", eps="8"), "looks like the 0-255 scale.* 8/255"),
+        (dict(method="trades", eps="8"), "looks like the 0-255 scale.*8/255"),
         (dict(method="trades", eps="8/x"), "eps='8/x' is no finite number"),
         (dict(method="trades", step_size="0/255"), "step_size=0.0 must be"),
         (dict(method="trades", random_start=False), "no gradient at the clean input"),
