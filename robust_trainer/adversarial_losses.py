@@ -2,7 +2,7 @@
 
 p = softmax(z) of one sample, y its label; every loss is one number per sample, (M, B), in nats, computed in the logits' type,
 float32 at least, and finite with finite gradients for logits of +-800. Nothing is detached unless stated.
-Papers: 004 "NRAT" sec. 2 and 3; Zhang et al. 2019 (TRADES); Wang et al. 2020 (MART).
+Papers: 003 "ERAT" eq. 6; 004 "NRAT" sec. 2 and 3; Zhang et al. 2019 (TRADES); Wang et al. 2020 (MART).
 """
 
 from __future__ import annotations
@@ -132,11 +132,36 @@ def _kl_sym(adversarial: View, targets: Tensor, clean_logits: Tensor | None, obj
     return symmetric_kl(_constant("kl-sym", clean_logits), adversarial.logits)
 
 
+def _squared_difference(name: str, adversarial: View, clean_logits: Tensor | None) -> Tensor:
+    clean = full_precision(_constant(name, clean_logits)).softmax(-1)
+    return (full_precision(adversarial.logits).softmax(-1) - clean).square().sum(-1)
+
+
+def _consistency(adversarial: View, targets: Tensor, clean_logits: Tensor | None, objective: Objective, own: Objective) -> Tensor:
+    return _squared_difference("consistency", adversarial, clean_logits)
+
+
+def _ce_consistency(
+    adversarial: View, targets: Tensor, clean_logits: Tensor | None, objective: Objective, own: Objective
+) -> Tensor:
+    return own(adversarial, targets) + _squared_difference("ce+consistency", adversarial, clean_logits)
+
+
 #: What the inner maximisation raises, by name. ce: the problem's own loss, the cross-entropy of class labels (paper 004
 #: Algorithm 1); objective: the method's own loss on labels (paper 004 appendix D); kl: KL(p_clean || p_adv) (TRADES' and NRAT's
-#: code); kl-sym: its symmetric form (paper 004 eq. 16). The two divergences hold p_clean constant and use no labels.
-INNER: Mapping[str, InnerLoss] = {"ce": _own, "objective": _objective, "kl": _kl, "kl-sym": _kl_sym}
-_NEED_CLEAN = ("kl", "kl-sym")
+#: code); kl-sym: its symmetric form (paper 004 eq. 16); ce+consistency: the problem's own loss + ||p_adv - p_clean||_2^2 (paper 003
+#: eq. 6); consistency: the squared difference alone, which the authors' code of paper 003 amounts to (the labels have no effect
+#: there). p_clean is constant in all of them; the divergences and the squared difference use no labels, and have no gradient at the
+#: clean input.
+INNER: Mapping[str, InnerLoss] = {
+    "ce": _own,
+    "objective": _objective,
+    "kl": _kl,
+    "kl-sym": _kl_sym,
+    "ce+consistency": _ce_consistency,
+    "consistency": _consistency,
+}
+_NEED_CLEAN = ("kl", "kl-sym", "ce+consistency", "consistency")
 
 
 def needs_clean(name: str) -> bool:

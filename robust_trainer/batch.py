@@ -18,6 +18,8 @@ class Batch:
 
     adversarial: what the inner maximisation found, as `fronts.Front.forward` takes it; None without one.
     trusted: the rule's weights (M, B); weights: those that count, less the samples held out for the noise rate's estimate.
+    labelled: whose label counts, bool (M, B), for semi-supervised methods; strong: what the first of their training forwards takes;
+    second: what the second does, k views of each sample (k B, ...); pseudo: the targets of the unlabelled samples (M, B, C).
     """
 
     inputs: dict[str, Any]
@@ -28,6 +30,10 @@ class Batch:
     inner_weights: Tensor | None = None
     trusted: Tensor | None = None
     weights: Tensor | None = None
+    labelled: Tensor | None = None
+    strong: Tensor | None = None
+    second: Tensor | None = None
+    pseudo: Tensor | None = None
 
     @property
     def labels(self) -> Tensor:
@@ -43,10 +49,14 @@ class Batch:
 
 @dataclass
 class Step:
-    """One optimizer step: its micro-batches, what was decided for all of them together, and the weights as AWP moves them."""
+    """One optimizer step: its micro-batches, what was decided for all of them together, and the weights as AWP moves them.
+
+    kept: what the losses on labels are divided by, over all processes; dropped: the same of the unlabelled samples'.
+    """
 
     batches: list[Batch]
     kept: Tensor | float | None = None
+    dropped: Tensor | None = None
     shaken: Shaken | None = None
 
 

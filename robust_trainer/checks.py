@@ -24,6 +24,8 @@ def refuse(trainer: Trainer, recipe: Recipe, size: int | None, problem: str, mod
     """Raises ``ValueError`` for what the method cannot work with; nothing is silently ignored. size: rows, None for a stream."""
     _refuse_problem(trainer, recipe, problem)
     _refuse_peers(trainer, recipe, model)
+    if recipe.semi is not None:
+        _refuse_semi(trainer, recipe, size, problem, model)
     if recipe.gradients:
         if trainer.args.torch_compile or trainer.args.gradient_checkpointing or trainer.args.n_gpu > 1:
             raise ValueError(
@@ -63,6 +65,23 @@ def refuse(trainer: Trainer, recipe: Recipe, size: int | None, problem: str, mod
     uneven = getattr(trainer.accelerator, "even_batches", True) is False
     if recipe.selection is not None and uneven and trainer.accelerator.num_processes > 1:
         raise ValueError("accelerator_config.even_batches=False: ranks over processes need equal batches; set it to True.")
+
+
+def _refuse_semi(trainer: Trainer, recipe: Recipe, size: int | None, problem: str, model: nn.Module) -> None:
+    """Raises ``ValueError`` where views of images with one label each cannot be had; warns of a warm-up that never ends."""
+    if problem != SINGLE:
+        raise ValueError(f"method '{recipe.name}' needs one class label each, but problem_type={problem!r}: use prl or pgd-at.")
+    if getattr(model, "main_input_name", None) == "input_ids":
+        raise ValueError(f"method '{recipe.name}' augments images, the model reads texts: use prl, nrat, or 'rebalanced'.")
+    if isinstance(model, PeerModel) or recipe.weight_perturbation is not None or recipe.relabel is not None:
+        raise ValueError(f"method '{recipe.name}' trains one network, without AWP or relabelling: take these out of the recipe.")
+    epochs, semi = trainer.args.num_train_epochs, recipe.semi
+    assert semi is not None
+    if trainer.args.max_steps <= 0 and recipe.selection is not None and semi.warmup_epochs >= epochs:
+        logger.warning(
+            f"method '{recipe.name}' warms up for {semi.warmup_epochs:g} of {epochs:g} epochs, so no label is ever dropped: "
+            "train for longer, or lower warmup_epochs."
+        )
 
 
 def front_of(trainer: Trainer, recipe: Recipe, model: nn.Module) -> Callable[[Mapping[str, Any]], Front]:
@@ -132,7 +151,7 @@ def _refuse_problem(trainer: Trainer, recipe: Recipe, problem: str) -> None:
     if problem == SINGLE:
         return
     inner = recipe.settings.get("inner_loss", "ce")
-    if recipe.pair is not None or inner.startswith("kl") or recipe.collapse_check_steps is not None:
+    if recipe.pair is not None or inner.startswith("kl") or "consistency" in inner or recipe.collapse_check_steps is not None:
         raise ValueError(
             f"method '{recipe.name}' with inner_loss={inner!r} compares predicted classes, but problem_type={problem!r}: "
             "use pgd-at."

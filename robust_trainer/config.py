@@ -52,8 +52,18 @@ class RobustConfig(TrainingArguments):
         default=None, metadata={"help": f"Share dropped where relax starts, (0, 1). {_FROM_METHOD}"}
     )
     per_class: bool | None = field(default=None, metadata={"help": f"Rank within each given label. {_FROM_METHOD}"})
+    rebalance: bool | None = field(
+        default=None, metadata={"help": f"Share out the kept samples over the given labels by ERAT's class scores. {_FROM_METHOD}"}
+    )
+    rebalance_eta: float | None = field(
+        default=None, metadata={"help": f"Exponent of a class's rate, [0, 1]; 0: all classes the same number. {_FROM_METHOD}"}
+    )
     memory: str | None = field(
-        default=None, metadata={"help": f"Rank by: none (score of the moment), mean or ema of the ledger. {_FROM_METHOD}"}
+        default=None,
+        metadata={
+            "help": "Rank by: none (score of the moment), mean or ema of the ledger, or scan (all samples scored as an epoch "
+            f"starts). {_FROM_METHOD}"
+        },
     )
     memory_decay: float | None = field(
         default=None, metadata={"help": f"Weight of the past in memory=ema, [0, 1). {_FROM_METHOD}"}
@@ -83,7 +93,7 @@ class RobustConfig(TrainingArguments):
         default=None, metadata={"help": f"ignormclip: largest norm of one sample's gradient. {_FROM_METHOD}"}
     )
     warmup_epochs: float | None = field(
-        default=None, metadata={"help": f"decouple: epochs of plain training before disagreement decides, >= 0. {_FROM_METHOD}"}
+        default=None, metadata={"help": f"decouple, erat: epochs on all labels before samples are left out, >= 0. {_FROM_METHOD}"}
     )
     min_sgd_group: int | None = field(
         default=None, metadata={"help": f"min-sgd: samples of which the best is used; none: the whole step. {_FROM_METHOD}"}
@@ -97,7 +107,16 @@ class RobustConfig(TrainingArguments):
         default=None, metadata={"help": f"Attack step in [0, 1] pixels, e.g. 2/255; text: in word embeddings. {_FROM_METHOD}"}
     )
     steps: int | None = field(default=None, metadata={"help": f"Attack steps: 1 is FGSM, more is PGD. {_FROM_METHOD}"})
-    norm: str | None = field(default=None, metadata={"help": f"linf or l2. {_FROM_METHOD}"})
+    norm: str | None = field(
+        default=None,
+        metadata={"help": f"linf, l2, hybrid (each sample one of the two) or, for erat, both (two for each). {_FROM_METHOD}"},
+    )
+    eps_l2: float | str | None = field(
+        default=None, metadata={"help": f"hybrid, both: radius of the l_2 perturbation in [0, 1] pixels. {_FROM_METHOD}"}
+    )
+    step_size_l2: float | str | None = field(
+        default=None, metadata={"help": f"hybrid, both: l_2 attack step in [0, 1] pixels. {_FROM_METHOD}"}
+    )
     scope: str | None = field(
         default=None, metadata={"help": f"batch (one perturbation for the batch) or sample. {_FROM_METHOD}"}
     )
@@ -109,7 +128,10 @@ class RobustConfig(TrainingArguments):
     )
     inner_loss: str | None = field(
         default=None,
-        metadata={"help": f"What the attack raises: ce, objective (the method's loss on labels), kl or kl-sym. {_FROM_METHOD}"},
+        metadata={
+            "help": "What the attack raises: ce, objective (the method's loss on labels), kl, kl-sym, ce+consistency or "
+            f"consistency. {_FROM_METHOD}"
+        },
     )
     beta: float | None = field(
         default=None, metadata={"help": f"Weight of the divergence in trades, mart (its lambda) and nrat, >= 0. {_FROM_METHOD}"}
@@ -122,6 +144,33 @@ class RobustConfig(TrainingArguments):
     )
     collapse_check_steps: int | None = field(
         default=None, metadata={"help": f"fast-at: steps between two probes for catastrophic overfitting, 0: none. {_FROM_METHOD}"}
+    )
+    split_score: str | None = field(
+        default=None, metadata={"help": f"erat: score of the split, brier (eq. 1) or loss. {_FROM_METHOD}"}
+    )
+    score_scale: str | None = field(
+        default=None, metadata={"help": f"erat: none or minmax, how scores enter the class rates. {_FROM_METHOD}"}
+    )
+    strong_augmentation: str | None = field(
+        default=None, metadata={"help": f"erat: autoaugment, crop-flip, erase-flip, flip or none. {_FROM_METHOD}"}
+    )
+    weak_augmentation: str | None = field(default=None, metadata={"help": f"erat: as strong_augmentation. {_FROM_METHOD}"})
+    lambda_u: float | None = field(default=None, metadata={"help": f"erat: weight of the unlabelled samples, >= 0. {_FROM_METHOD}"})
+    lambda_ramp_epochs: float | None = field(
+        default=None, metadata={"help": f"erat: epochs that lambda_u takes to rise after the warm-up, > 0. {_FROM_METHOD}"}
+    )
+    temperature: float | None = field(
+        default=None, metadata={"help": f"erat: temperature of the pseudo-labels, 1 none, below sharpens. {_FROM_METHOD}"}
+    )
+    consistency: str | None = field(
+        default=None, metadata={"help": f"erat: squared difference to the pseudo-label, sum or mean over classes. {_FROM_METHOD}"}
+    )
+    labelled_share: float | None = field(
+        default=None, metadata={"help": f"erat: share of a step's samples that are labelled; 0: as in the data set. {_FROM_METHOD}"}
+    )
+    adversarial_training: bool | None = field(default=None, metadata={"help": f"erat: false leaves the attack out. {_FROM_METHOD}"})
+    sample_selection: bool | None = field(
+        default=None, metadata={"help": f"erat: false trains on all labels as given. {_FROM_METHOD}"}
     )
     attack_mode: str | None = field(
         default=None, metadata={"help": f"Model mode while crafting: eval or train. {_FROM_METHOD}"}
@@ -148,7 +197,7 @@ class RobustConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         self.noise_rate = _number_or_auto(self.noise_rate)
-        for name in ("eps", "step_size", "start_std"):
+        for name in ("eps", "step_size", "eps_l2", "step_size_l2", "start_std"):
             if isinstance(value := getattr(self, name), str) and not (name == "start_std" and value == UNIFORM):
                 setattr(self, name, fraction(name, value))
         recipe = self.recipe()

@@ -186,6 +186,14 @@ class InputSpace:
     def _as(self, values: tuple[float, ...], x: Tensor) -> Tensor:
         return _channel_tensor(values, x.device, x.dim())
 
+    def to_pixels(self, x: Tensor) -> Tensor:
+        """Pixels, float32, of the model's inputs x (B, C, ...)."""
+        return x.float() * self._as(self.std, x) + self._as(self.mean, x)
+
+    def from_pixels(self, pixels: Tensor) -> Tensor:
+        """The model's inputs of pixels (B, C, ...), of their dtype."""
+        return (pixels - self._as(self.mean, pixels)) / self._as(self.std, pixels)
+
     def check(self, x: Tensor) -> None:
         """Raises ``ValueError`` where x (B, C, ...) does not fit mean and std, or leaves [0, 1] once they are undone."""
         if x.dim() < 3 or len(self.mean) not in (1, x.shape[1]):
@@ -193,7 +201,7 @@ class InputSpace:
                 f"image_mean has {len(self.mean)} values but the inputs have shape {tuple(x.shape)}, (B, C, H, W): "
                 "give one mean and std per channel."
             )
-        pixels = x.detach().float() * self._as(self.std, x) + self._as(self.mean, x)
+        pixels = self.to_pixels(x.detach())
         low, high = float(pixels.min()), float(pixels.max())
         if low < -0.02 or high > 1.02:
             raise ValueError(
@@ -211,7 +219,7 @@ class InputSpace:
 
     def clip(self, x: Tensor, delta: Tensor) -> Tensor:
         """``delta`` in pixels, shortened so that x + delta stays in [0, 1] pixels."""
-        pixels = x.float() * self._as(self.std, x) + self._as(self.mean, x)
+        pixels = self.to_pixels(x)
         # a pixel that rounding put a hair outside [0, 1] must not be moved by a zero delta
         return torch.minimum(torch.maximum(delta, (0.0 - pixels).clamp_max(0.0)), (1.0 - pixels).clamp_min(0.0))
 

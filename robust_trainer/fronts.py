@@ -34,8 +34,11 @@ class Space(Protocol):
 class Front(Protocol):
     """What the inner maximisation moves, x (B, ...): read from the micro-batches, and put into a forward in their place."""
 
-    def join(self, batches: Sequence[Batch], norm: str) -> tuple[Tensor, Space]:
-        """x of all micro-batches, one row per sample, and the space it lives in."""
+    def join(self, batches: Sequence[Batch], norm: str, second: Tensor | None = None) -> tuple[Tensor, Space]:
+        """x of all micro-batches, one row per sample, and the space it lives in.
+
+        second: for norm ``hybrid`` the samples (B,) that are perturbed in the l_2 ball.
+        """
         ...
 
     def split(self, x: Tensor, batches: Sequence[Batch]) -> list[Tensor]:
@@ -54,7 +57,7 @@ class ImageFront:
     key: str
     space: InputSpace
 
-    def join(self, batches: Sequence[Batch], norm: str) -> tuple[Tensor, InputSpace]:
+    def join(self, batches: Sequence[Batch], norm: str, second: Tensor | None = None) -> tuple[Tensor, InputSpace]:
         x = [batch.inputs[self.key] for batch in batches]
         return (torch.cat(x) if len(x) > 1 else x[0]), self.space
 
@@ -71,9 +74,10 @@ class EmbeddingSpace:
 
     So eps = 1 is as large as a word, in both norms. Each token has a ball of its own (Miyato et al. 2017, virtual adversarial
     training on text, has one for the sentence); padding, where ``mask`` (B, L, 1) is 0, is not moved. x is what was added so far.
+    unit: a number, or (B, 1, 1) where the norm differs between the samples.
     """
 
-    unit: float
+    unit: float | Tensor
     mask: Tensor
 
     def check(self, x: Tensor) -> None:
@@ -128,7 +132,7 @@ class TextFront:
             unit = sum(float(module.weight.float().norm(dim=1).mean()) for module in found) / len(found)
         return cls(tuple(found), unit, found[0].weight.shape[1])
 
-    def join(self, batches: Sequence[Batch], norm: str) -> tuple[Tensor, EmbeddingSpace]:
+    def join(self, batches: Sequence[Batch], norm: str, second: Tensor | None = None) -> tuple[Tensor, EmbeddingSpace]:
         shapes = [batch.inputs["input_ids"].shape for batch in batches]
         longest = max(shape[1] for shape in shapes)
         device = batches[0].inputs["input_ids"].device
@@ -138,7 +142,11 @@ class TextFront:
             full = torch.ones(shape, device=device) if mask is None or mask.shape != shape else mask.float()
             masks.append(nn.functional.pad(full, (0, longest - shape[1])))
         mask = torch.cat(masks)
-        unit = self.unit if norm == "l2" else self.unit / self.width**0.5
+        entry = self.unit / self.width**0.5
+        unit: float | Tensor = self.unit if norm == "l2" else entry
+        if norm == "hybrid":
+            assert second is not None
+            unit = torch.full(second.shape, entry, device=device).masked_fill(second, self.unit).view(-1, 1, 1)
         return torch.zeros(*mask.shape, self.width, device=device), EmbeddingSpace(unit, mask.unsqueeze(-1))
 
     def split(self, x: Tensor, batches: Sequence[Batch]) -> list[Tensor]:

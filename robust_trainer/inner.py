@@ -13,7 +13,7 @@ from .adversarial_losses import INNER, needs_clean
 from .batch import Batch, RunningMeans
 from .fronts import Forward, Front
 from .objectives import make_objective
-from .perturbations import Perturbation
+from .perturbations import Perturbation, draw_second
 from .recipe import Progress, Recipe, View
 
 #: Of the probe for catastrophic overfitting: samples, steps, and the step as a share of eps (Rice et al. 2020 use PGD-10, eps / 4).
@@ -41,28 +41,53 @@ class Inner:
     _checked: bool = False
 
     def perturb(self, bare: Forward, batches: list[Batch], progress: Progress) -> None:
-        """Sets each batch's ``adversarial`` and its inner weights. bare: the forward of the unwrapped model."""
-        attack = self.attack
-        x, space = self.front.join(batches, attack.norm)
-        if not self._checked:
-            space.check(x)
-            self._checked = True
+        """Sets each batch's ``adversarial`` and its inner weights. bare: the forward of the unwrapped model.
+
+        ``adversarial`` is (B, ...), for norm ``both`` (2B, ...): the l_inf rows, then the l_2 rows of the same samples.
+        """
         clean: list[Tensor | None] = [None] * len(batches)
         keep = None
-        if needs_clean(attack.inner_loss):
+        if needs_clean(self.attack.inner_loss) or any(batch.labelled is not None for batch in batches):
             views = self._views(bare, batches)
             clean = [view.logits for view in views]
             keep = self.trust(views, batches, progress)
-        delta = attack.start(x, space, self._generator(x, progress))
+        found: list[list[Tensor]] = [[] for _ in batches]
+        for attack in self.attack.single():
+            rows, keep = self._craft(attack, bare, batches, progress, clean, keep)
+            for own, row in zip(found, rows):
+                own.append(row)
+        for batch, own in zip(batches, found):
+            batch.adversarial = own[0] if len(own) == 1 else torch.cat(own)
+
+    def _craft(
+        self, attack: Perturbation, bare: Forward, batches: list[Batch], progress: Progress, clean: list[Tensor | None],
+        keep: Tensor | None,
+    ) -> tuple[list[Tensor], Tensor]:  # fmt: skip
+        """The rows that one loop finds for each batch, and the weights (B,): from its first forward where ``keep`` is None."""
+        second = self._second(batches, progress) if attack.norm == "hybrid" else None
+        x, space = self.front.join(batches, attack.norm, second)
+        if not self._checked:
+            space.check(x)
+            self._checked = True
+        ball = attack.ball(space, second)
+        delta = attack.start(x, space, ball, self._generator(x, progress))
         for number in range(attack.steps):
             moved = x if number == 0 and not attack.random_start else attack.apply(x, delta, space)
             rows = self.front.split(moved, batches)
             found = [self._gradient(bare, batch, row, logits) for batch, row, logits in zip(batches, rows, clean)]
             if keep is None:
                 keep = self.trust([view for _, view in found], batches, progress)
-            delta = attack.step(x, delta, _stack([grad for grad, _ in found], x), keep, space, self.total)
-        for batch, row in zip(batches, self.front.split(attack.apply(x, delta, space), batches)):
-            batch.adversarial = row
+            delta = attack.step(x, delta, _stack([grad for grad, _ in found], x), keep, space, ball, self.total)
+        assert keep is not None
+        return self.front.split(attack.apply(x, delta, space), batches), keep
+
+    def _second(self, batches: list[Batch], progress: Progress) -> Tensor:
+        """The samples (B,) of the step that are perturbed in the l_2 ball; without an index a sample is its place in the step."""
+        index = [batch.index for batch in batches if batch.index is not None]
+        if len(index) < len(batches):
+            count = sum(len(batch.targets) for batch in batches)
+            index = [torch.arange(count, device=batches[0].targets.device) + self.rank * count]
+        return draw_second(torch.cat(index), self.seed, progress.global_step)
 
     @torch.no_grad()
     def probe(self, bare: Forward, batches: list[Batch], progress: Progress, means: RunningMeans) -> None:
@@ -70,20 +95,20 @@ class Inner:
         of naming the commonest label, which no attack lowers.
 
         Wong et al. 2020 tell catastrophic overfitting by this: single-step examples are classified ever better, PGD's no more.
+        Of norm ``both`` the l_inf examples are looked at.
         """
         some = _first(batches[0], PROBE_SAMPLES)
         assert some.adversarial is not None
         right = self._views(bare, [some], [some.adversarial])[0].logits.mean(0).argmax(-1) == some.targets
         means.add("fgsm_accuracy", right.sum(), len(some.targets))
         means.add("majority_accuracy", some.targets.bincount().max(), len(some.targets))
-        self._probe_space(bare, some, progress)
-        right = self._views(bare, [some], [some.adversarial])[0].logits.mean(0).argmax(-1) == some.targets
-        means.add("pgd_accuracy", right.sum(), len(some.targets))
-
-    def _probe_space(self, bare: Forward, some: Batch, progress: Progress) -> None:
-        strong = replace(self.attack, steps=PROBE_STEPS, step_size=PROBE_SHARE * self.attack.eps)
+        attack = self.attack.single()[0]
+        size, size_l2 = PROBE_SHARE * attack.eps, PROBE_SHARE * attack.eps_l2
+        strong = replace(attack, steps=PROBE_STEPS, step_size=size, step_size_l2=size_l2)
         ones = torch.ones(len(some.targets), device=some.targets.device)
         replace(self, attack=strong, trust=lambda views, batches, progress: ones, _checked=True).perturb(bare, [some], progress)
+        right = self._views(bare, [some], [some.adversarial])[0].logits.mean(0).argmax(-1) == some.targets
+        means.add("pgd_accuracy", right.sum(), len(some.targets))
 
     def _views(self, bare: Forward, batches: list[Batch], moved: list[Tensor] | None = None) -> list[View]:
         """Forwards without gradients, on the inputs as they came or where they were moved to."""
@@ -103,10 +128,21 @@ class Inner:
             view = self.view(self.front.forward(bare, batch.inputs, leaf), batch)
             relabel = self.recipe.relabel if self.recipe.inner_filter else None
             targets = relabel(view) if relabel is not None else view.given()
+            if batch.labelled is not None and clean is not None:
+                targets = _own_guess(targets, clean, batch.labelled)
             own = make_objective("auto", {}, self.problem)
             losses = INNER[self.attack.inner_loss](view, targets, clean, self.recipe.objective, own)
             (grad,) = torch.autograd.grad(losses.sum() * self.gradient_scale, leaf)
         return grad, View(view.logits.detach(), view.targets, view.index, problem=view.problem)
+
+
+def _own_guess(targets: Tensor, clean: Tensor, labelled: Tensor) -> Tensor:
+    """The targets (M, B) or (M, B, C), where not ``labelled`` (M, B) the class of the model's clean logits (M, B, C)."""
+    guess = clean.argmax(-1)
+    if targets.dim() == 3:
+        one_hot = torch.nn.functional.one_hot(guess, clean.shape[-1]).to(targets.dtype)
+        return torch.where(labelled.unsqueeze(-1), targets, one_hot)
+    return torch.where(labelled, targets, guess)
 
 
 def _stack(grads: list[Tensor], like: Tensor) -> Tensor:
@@ -119,7 +155,11 @@ def _stack(grads: list[Tensor], like: Tensor) -> Tensor:
 
 
 def _first(batch: Batch, count: int) -> Batch:
+    """The batch's first samples, with what the inner maximisation reads and (of norm ``both``) the first of two examples."""
     size = len(batch.targets)
+    count = min(count, size)
     inputs = {k: v[:count] if isinstance(v, Tensor) and v.dim() and len(v) == size else v for k, v in batch.inputs.items()}
     assert batch.adversarial is not None
-    return Batch(inputs, batch.targets[:count], None, adversarial=batch.adversarial[:count])
+    index = None if batch.index is None else batch.index[:count]
+    labelled = None if batch.labelled is None else batch.labelled[:, :count]
+    return Batch(inputs, batch.targets[:count], index, adversarial=batch.adversarial[:count], labelled=labelled)

@@ -1,8 +1,8 @@
 """Every published method as one row: its source, the numbers of its paper, and the recipe they make.
 
 ``METHODS["prl-at"](noise_rate=0.25)`` is a `Recipe`. Papers: 000 "Defending backdoor data poisoning attacks using noisy label
-defense algorithm"; 001 "Robust learning of deep neural networks under data corruption" (dissertation); 004 "NRAT: towards
-adversarial training with inherent label noise".
+defense algorithm"; 001 "Robust learning of deep neural networks under data corruption" (dissertation); 003 "Effective and robust
+adversarial training against data and label corruptions" (ERAT); 004 "NRAT: towards adversarial training with inherent label noise".
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .adversarial_losses import Mart, Nrat, PairObjective, Trades
+from .augmentations import make_augmentation
 from .objectives import HardBootstrap, make_objective
 from .perturbations import UNIFORM, Perturbation
+from .rebalance import Split
 from .recipe import Recipe, Selection
 from .scores import make_score
 from .selection import ClipSamples, KeepByScore, KeepDisputed, KeepSmallest
+from .semi_supervised import SemiSupervised
 from .settings import check_settings
 from .weight_perturbation import WeightPerturbation
 
@@ -45,6 +48,8 @@ KEEP: Mapping[str, Any] = {
     "memory": "none",
     "memory_decay": 0.5,
     "memory_after_epochs": 1,
+    "rebalance": False,
+    "rebalance_eta": 0.1,
 }
 FILTER: Mapping[str, Any] = {**KEEP, **OBJECTIVE}
 #: The inner maximisation of paper 000, Algorithm 1 and eq. 5: one l_inf step of size tau = 0.05 shared by the batch.
@@ -58,6 +63,8 @@ ATTACK: Mapping[str, Any] = {
     "start_std": UNIFORM,
     "attack_mode": "eval",
     "inner_loss": "objective",
+    "eps_l2": 0.5,
+    "step_size_l2": None,
 }
 #: The inner maximisation of paper 004 sec. 4.1: PGD-10 with a random start, l_inf, eps = 8/255, steps of 2/255.
 PGD10: Mapping[str, Any] = {
@@ -79,6 +86,37 @@ PAIRS: Mapping[str, Callable[[float], PairObjective]] = {"trades": Trades, "mart
 #: Networks trained side by side, each on what the one before it trusts.
 PEERS: Mapping[str, Any] = {"peers": 2}
 BOOTSTRAP: Mapping[str, Any] = {"bootstrap_beta": 0.8}
+#: ERAT's split of the data set, decided from all samples' scores at each epoch's start (paper 003 eq. 1 to 5 and sec. IV.B).
+SPLIT: Mapping[str, Any] = {
+    "split_score": "brier",
+    "score_scale": "none",
+    "rebalance": True,
+    "rebalance_eta": 0.1,
+    "warmup_epochs": 10.0,
+}
+#: ERAT (paper 003 eq. 6 to 10, sec. IV.B): 7 steps of eps / 5 (the authors' code; the paper names no step size) from x itself.
+ERAT: Mapping[str, Any] = {
+    **SPLIT,
+    **ATTACK,
+    "norm": "hybrid",
+    "eps": 8 / 255,
+    "step_size": 8 / 255 / 5,
+    "eps_l2": 0.5,
+    "step_size_l2": 0.1,
+    "steps": 7,
+    "scope": "sample",
+    "inner_loss": "ce+consistency",
+    "strong_augmentation": "autoaugment",
+    "weak_augmentation": "erase-flip",
+    "lambda_u": 25.0,
+    "lambda_ramp_epochs": 16.0,
+    "temperature": 1.0,
+    "consistency": "sum",
+    "labelled_share": 0.5,
+    "adversarial_training": True,
+    "sample_selection": True,
+    **OBJECTIVE,
+}
 #: Where the method's filter or relabelling acts: paper 000 Algorithm 1 has both; table 4 has one at a time.
 ABLATION: Mapping[str, Any] = {"inner_filter": True, "outer_filter": True}
 
@@ -91,6 +129,32 @@ def keep_all(s: Mapping[str, Any]) -> Selection | None:
 def keep_by_score(s: Mapping[str, Any]) -> Selection | None:
     """The rank rule, with the settings of `KEEP`; peers exchange what they trust."""
     return KeepByScore(**{k: s[k] for k in KEEP}, exchange="peers" in s)
+
+
+def keep_split(s: Mapping[str, Any]) -> Selection | None:
+    """ERAT's split, with the settings of `SPLIT`; none without ``sample_selection`` (paper 003 table VI "w/o SS")."""
+    if not s.get("sample_selection", True):
+        return None
+    scale = "minmax" if s["split_score"] == "loss" else s["score_scale"]  # a loss has no upper end to take 1 - S from
+    return Split(s["rebalance"], s["rebalance_eta"], scale, s["warmup_epochs"])
+
+
+def _semi(s: Mapping[str, Any]) -> SemiSupervised | None:
+    if "lambda_u" not in s:
+        return None
+    return SemiSupervised(
+        make_augmentation(s["strong_augmentation"]), make_augmentation(s["weak_augmentation"]), s["lambda_u"],
+        s["lambda_ramp_epochs"], s["warmup_epochs"], s["temperature"], s["consistency"], s["labelled_share"],
+    )  # fmt: skip
+
+
+def _perturbation(s: Mapping[str, Any]) -> Perturbation | None:
+    if "eps" not in s or not s.get("adversarial_training", True):
+        return None
+    attack = {k: s[k] for k in ATTACK}
+    if s["norm"] == "l2" and "lambda_u" in s:  # ERAT has a radius for each norm
+        attack.update(eps=s["eps_l2"], step_size=s["step_size_l2"])
+    return Perturbation(**attack)
 
 
 @dataclass(frozen=True)
@@ -123,12 +187,13 @@ class Method:
         delta = s["huber_delta"] if objective == "huber" else None
         return Recipe(
             name=self.name,
-            score=make_score(self.score, delta),
+            score=make_score(s.get("split_score", self.score), delta),
             objective=make_objective(objective, s, None),
             selection=self.rule(s),
             relabel=HardBootstrap(s["bootstrap_beta"]) if self.name in _RELABEL else None,
-            perturbation=Perturbation(**{k: s[k] for k in ATTACK}) if "eps" in s else None,
-            inner_filter=s.get("inner_filter", True),
+            perturbation=_perturbation(s),
+            semi=_semi(s),
+            inner_filter=s.get("inner_filter", "lambda_u" not in s),  # ERAT perturbs whom it does not trust, too
             outer_filter=s.get("outer_filter", True),
             trust=self.trust,
             peers=s.get("peers", 1),
@@ -173,6 +238,8 @@ _ROWS = (
            rule=keep_by_score),
     Method("min-sgd", "update on the sample with the smallest loss", "Shah et al. 2020; paper 001 table 4.1", "loss",
            {"min_sgd_group": None, **OBJECTIVE}, rule=lambda s: KeepSmallest(s["min_sgd_group"])),
+    Method("rebalanced", "ERAT's split of the data set alone: train on what it trusts", "paper 003 eq. 1 to 5", "brier",
+           {**SPLIT, **OBJECTIVE}, rule=keep_split),
     # ---- selection, two networks
     Method("co-teaching", "two networks, each on the other's small losses", "Han et al. 2018; paper 001 table 4.2", "loss",
            {**FILTER, **PEERS}, rule=keep_by_score),
@@ -226,6 +293,11 @@ _ADVERSARIAL = (
     Method("fast-at", "FGSM from a random start, probed for catastrophic overfitting", "Wong et al. 2020", "prl-l",
            {**PGD10, "step_size": 10 / 255, "steps": 1, "collapse_check_steps": 100, **OBJECTIVE}),
 )  # fmt: skip
+#: Poisoned inputs and wrong labels at once (paper 003).
+_DUAL = (
+    Method("erat", "ERAT: hybrid adversarial, semi-supervised training on class-rebalanced labels", "paper 003 Algorithm 1",
+           "brier", ERAT, rule=keep_split),
+)  # fmt: skip
 
 
 def _with_awp(row: Method) -> Method:
@@ -236,9 +308,11 @@ def _with_awp(row: Method) -> Method:
     )  # fmt: skip
 
 
-METHODS: Mapping[str, Method] = {row.name: row for row in (*_ROWS, *_ADVERSARIAL, *map(_with_awp, _ADVERSARIAL))}
+METHODS: Mapping[str, Method] = {row.name: row for row in (*_ROWS, *_ADVERSARIAL, *map(_with_awp, _ADVERSARIAL), *_DUAL)}
 #: The rows that select by a score: ``prl+trades`` is TRADES on the samples that PRL(L) trusts.
-SELECTING = tuple(row.name for row in _ROWS if row.rule is keep_by_score and "eps" not in row.settings and row.score != "prl-g")
+SELECTING = tuple(
+    row.name for row in _ROWS if row.rule in (keep_by_score, keep_split) and "eps" not in row.settings and row.score != "prl-g"
+)
 ATTACKING = tuple(name for name, row in METHODS.items() if "eps" in row.settings and row.rule is keep_all and name not in _RELABEL)
 
 

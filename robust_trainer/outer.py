@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from .augmentations import augment
 from .batch import Batch, RunningMeans
-from .fronts import Forward, Front
-from .recipe import Recipe, View
+from .forwards import logits_of
+from .fronts import Forward, Front, ImageFront
+from .recipe import Progress, Recipe, View
 
 if TYPE_CHECKING:
     from .sample_gradients import SampleGradients
@@ -27,9 +29,13 @@ class Outer:
     read: Callable[[Any, Batch], View]
     recorder: SampleGradients | None = None
     front: Front | None = None
+    _checked: bool = False
 
     def first(self, forward: Forward, batch: Batch) -> Any:
         """The outputs of the training forward: on the inputs as they came where a pair needs both, else on the perturbed ones."""
+        if batch.strong is not None:
+            assert self.front is not None
+            return self.front.forward(forward, batch.inputs, batch.strong)
         if batch.adversarial is None or self.recipe.pair is not None:
             return forward(batch.inputs)
         assert self.front is not None
@@ -42,7 +48,63 @@ class Outer:
             assert batch.adversarial is not None and self.front is not None
             # the bare model: a second forward of a distributed one would broadcast BatchNorm's buffers under the first's graph
             views.append(self.read(self.front.forward(bare, batch.inputs, batch.adversarial), batch))
+        if batch.second is not None:
+            assert self.front is not None
+            logits = logits_of(self.front.forward(bare, batch.inputs, batch.second))
+            assert logits is not None
+            views += [self.read(rows, batch) for rows in logits.split(len(batch.targets))]
         return views
+
+    def prepare(self, bare: Forward, batches: list[Batch], progress: Progress, seed: int, dropping: bool) -> None:
+        """What the training forwards of a semi-supervised step take, for all its micro-batches together, and the pseudo-labels.
+
+        Runs in evaluation mode. dropping: whether there may be unlabelled samples.
+        """
+        semi, front = self.recipe.semi, self.front
+        assert semi is not None and isinstance(front, ImageFront)
+        x, space = front.join(batches, "linf")
+        if not self._checked and self.recipe.perturbation is None:  # with one the inner maximisation has looked
+            space.check(x)
+            self._checked = True
+        formal = semi.formal(progress)
+        rows = front.split(augment(semi.strong, x, space, seed, "strong_augmentation"), batches)
+        for batch, row in zip(batches, rows):
+            batch.strong = row
+        if all(batch.adversarial is not None for batch in batches):
+            found = [batch.adversarial for batch in batches if batch.adversarial is not None]
+            kinds = len(found[0]) // len(batches[0].targets)
+            seconds: list[list[Tensor]] = [[] for _ in batches]
+            for kind in range(kinds):
+                moved = torch.cat([rows.chunk(kinds)[kind] for rows in found])
+                strong = augment(semi.strong, moved, space, seed + 1 + kind, "strong_augmentation")
+                for second, plain, augmented in zip(seconds, front.split(moved, batches), front.split(strong, batches)):
+                    second += [plain, augmented] if formal else [augmented]
+            for batch, second in zip(batches, seconds):
+                batch.second = torch.cat(second)
+        if formal and dropping:
+            weak = front.split(augment(semi.weak, x, space, seed - 1, "weak_augmentation"), batches)
+            with torch.no_grad():
+                for batch, row in zip(batches, weak):
+                    batch.pseudo = semi.pseudo_labels(self.read(front.forward(bare, batch.inputs, row), batch).logits)
+
+    def semi_loss(
+        self, views: list[View], batch: Batch, kept: Tensor, dropped: Tensor | None, progress: Progress, means: RunningMeans | None
+    ) -> Tensor:
+        """The mean loss of the labelled samples plus lambda times that of the unlabelled ones, each over the whole step, scalar."""
+        semi, weights = self.recipe.semi, batch.weights
+        assert semi is not None and weights is not None
+        formal, adversarial = semi.formal(progress), len(views) - 1
+        kinds = adversarial // 2 if formal else adversarial
+        labelled, apart = semi.terms(views, kinds, views[0].given(), batch.pseudo, self.recipe.objective)
+        loss = (torch.where(weights > 0, labelled * weights, torch.zeros_like(labelled)).sum(1) / kept).sum()
+        if means is not None:
+            means.add("loss_labelled", (labelled.detach() * weights).sum(), weights.sum())
+        if apart is None or dropped is None:
+            return loss
+        rest = 1.0 - weights
+        if means is not None:
+            means.add("loss_unlabelled", (apart.detach() * rest).sum(), rest.sum())
+        return loss + semi.weight(progress) * ((apart * rest).sum(1) / dropped.clamp_min(1.0)).sum()
 
     def recording(self, batch: Batch) -> AbstractContextManager:
         """What a training forward runs in: the recording of each sample's gradient, where the method asks for it."""

@@ -6,7 +6,7 @@ For text they count in the size of a word embedding (`fronts.EmbeddingSpace`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,18 +15,28 @@ from torch import Tensor
 if TYPE_CHECKING:
     from .fronts import Space
 
-NORMS = ("linf", "l2")
+#: The norms that have a ball.
+BALLS = ("linf", "l2")
+#: What a `Perturbation` may be bounded by: a ball for all samples, a ball drawn for each sample, both balls for each sample.
+NORMS = (*BALLS, "hybrid", "both")
 SCOPES = ("batch", "sample")
 UNIFORM = "uniform"
 
 
 @dataclass(frozen=True)
 class Ball:
-    """The l_inf or l_2 ball of radius ``eps`` >= 0 around 0: one per row of (B, ...) tensors, or per token of (B, L, D)."""
+    """The l_inf or l_2 ball of radius ``eps`` >= 0 around 0: one per row of (B, ...) tensors, or per token of (B, L, D).
+
+    Raises ``ValueError`` for another norm.
+    """
 
     norm: str
     eps: float
     per_token: bool = False
+
+    def __post_init__(self) -> None:
+        if self.norm not in BALLS:
+            raise ValueError(f"norm={self.norm!r} has no ball: choose one of {', '.join(BALLS)}.")
 
     def size(self, x: Tensor) -> Tensor:
         """The 2-norm of each row or token, in a shape that broadcasts against x."""
@@ -58,6 +68,60 @@ class Ball:
 
 
 @dataclass(frozen=True)
+class HybridBall:
+    """A ball for each row of (B, ...) tensors: ``l2`` where ``second`` (B,) is true, else ``linf`` (paper 003 eq. 7).
+
+    Every row is bit for bit what its own `Ball` makes of it. The other ball's result is made too and dropped: picking the rows
+    first would need their number on the host.
+    """
+
+    linf: Ball
+    l2: Ball
+    second: Tensor
+
+    def pick(self, linf: Tensor, l2: Tensor) -> Tensor:
+        """The rows (B, ...) of the two balls' results that count."""
+        return torch.where(self.second.view(-1, *[1] * (linf.dim() - 1)), l2, linf)
+
+    def direction(self, grad: Tensor) -> Tensor:
+        """As `Ball.direction`."""
+        return self.pick(self.linf.direction(grad), self.l2.direction(grad))
+
+    def project(self, delta: Tensor) -> Tensor:
+        """As `Ball.project`."""
+        return self.pick(self.linf.project(delta), self.l2.project(delta))
+
+    def random_start(self, like: Tensor, generator: torch.Generator) -> Tensor:
+        """As `Ball.random_start`; both balls draw from the generator's state of now."""
+        twin = generator.clone_state()
+        return self.pick(self.linf.random_start(like, twin), self.l2.random_start(like, generator))
+
+
+AnyBall = Ball | HybridBall
+
+
+def draw_second(index: Tensor, seed: int, step: int) -> Tensor:
+    """Which samples of the step are perturbed in the l_2 ball, bool like ``index`` (B,): each with probability 1/2.
+
+    Paper 003 eq. 7. A hash of seed, step and index: the draw depends neither on how a step is cut into micro-batches
+    and over processes, nor on what was drawn before.
+    """
+    key = hash((seed, step)) % 2**64
+    bits = _mix((index.long() ^ (key >> 32)) & _MASK)
+    return _mix(bits ^ (key & _MASK)) >= 2**31
+
+
+_MASK = 0xFFFFFFFF
+
+
+def _mix(bits: Tensor) -> Tensor:
+    """A bijection of [0, 2^32) after which every bit depends on every bit; no product leaves the range of int64."""
+    for _ in range(2):
+        bits = (((bits >> 16) ^ bits) * 0x45D9F3B) & _MASK
+    return (bits >> 16) ^ bits
+
+
+@dataclass(frozen=True)
 class Perturbation:
     """FGSM (steps = 1) and PGD, in the l_inf or l_2 ball, for each sample or for the batch as a whole.
 
@@ -69,6 +133,11 @@ class Perturbation:
     random_start: uniform in the ball, or Gaussian of standard deviation ``start_std`` where that is a number (TRADES: 0.001).
     inner_loss: what is maximised, a name of `adversarial_losses.INNER`; "objective" is the method's own loss on labels.
     attack_mode: ``eval`` or ``train``, the model's mode while crafting; BatchNorm's running statistics stay as they were.
+    norm ``hybrid``: every sample in the l_inf ball of radius eps or the l_2 ball of radius eps_l2, drawn with probability 1/2 each
+    (`draw_second`), in one loop (paper 003 eq. 7 and 10). norm ``both``: every sample in the one and, beside it, in the other.
+    eps_l2, step_size_l2: the l_2 ball's there, the latter by default as step_size is from eps; other norms do not look at them.
+    Deviation: in the l_2 ball the step is the gradient over its 2-norm; eq. 10 writes its sign for all norms.
+    Raises ``ValueError`` for ``hybrid`` in scope ``batch``.
     """
 
     eps: float
@@ -80,14 +149,40 @@ class Perturbation:
     start_std: float | str = UNIFORM
     attack_mode: str = "eval"
     inner_loss: str = "objective"
+    eps_l2: float = 0.5
+    step_size_l2: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.norm == "hybrid" and self.scope == "batch":
+            raise ValueError("norm='hybrid' draws a ball for each sample, got scope='batch': set scope='sample', or norm='both'.")
 
     @property
     def size(self) -> float:
-        if self.step_size is not None:
-            return self.step_size
-        return self.eps if self.steps == 1 else 2.5 * self.eps / self.steps
+        return self._size(self.step_size, self.eps)
 
-    def start(self, x: Tensor, space: Space, generator: torch.Generator) -> Tensor:
+    @property
+    def size_l2(self) -> float:
+        return self._size(self.step_size_l2, self.eps_l2)
+
+    def _size(self, given: float | None, eps: float) -> float:
+        if given is not None:
+            return given
+        return eps if self.steps == 1 else 2.5 * eps / self.steps
+
+    def single(self) -> tuple[Perturbation, ...]:
+        """The loops of a step, one after the other: this attack, or for norm ``both`` those in the l_inf and in the l_2 ball."""
+        if self.norm != "both":
+            return (self,)
+        return replace(self, norm="linf"), replace(self, norm="l2", eps=self.eps_l2, step_size=self.step_size_l2)
+
+    def ball(self, space: Space, second: Tensor | None = None) -> AnyBall:
+        """The step's ball. second: for norm ``hybrid`` the samples (B,) that are perturbed in the l_2 ball."""
+        if self.norm != "hybrid":
+            return space.ball(self.norm, self.eps)
+        assert second is not None
+        return HybridBall(space.ball("linf", self.eps), space.ball("l2", self.eps_l2), second)
+
+    def start(self, x: Tensor, space: Space, ball: AnyBall, generator: torch.Generator) -> Tensor:
         """The first delta, in pixels: (B, ...) for scope ``sample``, (1, ...) for scope ``batch``; zeros without a random start."""
         rows = x if self.scope == "sample" else x[:1]
         if not self.random_start:
@@ -95,26 +190,31 @@ class Perturbation:
         if not isinstance(self.start_std, str):
             delta = torch.randn(rows.shape, generator=generator, device=x.device) * self.start_std
         else:
-            delta = space.ball(self.norm, self.eps).random_start(rows.float(), generator)
+            delta = ball.random_start(rows.float(), generator)
         return delta if self.scope == "batch" else space.clip(x, delta)
 
     def step(
-        self, x: Tensor, delta: Tensor, grad: Tensor, keep: Tensor, space: Space, total: Callable[[Tensor], Tensor]
+        self, x: Tensor, delta: Tensor, grad: Tensor, keep: Tensor, space: Space, ball: AnyBall, total: Callable[[Tensor], Tensor]
     ) -> Tensor:
         """The next delta from the loss's gradient with respect to the model's input.
 
         x, grad: (B, ...) in the model's units. keep: (B,) in [0, 1]; samples of weight 0 steer nothing, and in scope
         ``sample`` stay unperturbed. total: sums a tensor over the processes.
         """
-        ball = space.ball(self.norm, self.eps)
         weight = keep.float().view(-1, *[1] * (x.dim() - 1))
         grad = grad.float()
-        direction = ball.direction(grad if self.norm == "linf" else space.to_pixel_gradient(grad))  # signs need no units
-        if self.scope == "batch":
+        if isinstance(ball, HybridBall):
+            linf, l2 = (_direction(one, grad, space) for one in (ball.linf, ball.l2))
+            moved = ball.pick(
+                ball.linf.project(delta.add(linf, alpha=self.size)), ball.l2.project(delta.add(l2, alpha=self.size_l2))
+            )
+        elif self.scope == "batch":
+            direction = _direction(ball, grad, space)
             summed = total(torch.cat([(direction * weight).sum(0).flatten(), weight.sum().view(1)]))
             mean = (summed[:-1] / summed[-1].clamp_min(1.0)).view_as(delta)
             return ball.project(delta + self.size * mean)
-        moved = ball.project(delta.add(direction, alpha=self.size))
+        else:
+            moved = ball.project(delta.add(_direction(ball, grad, space), alpha=self.size))
         if self.steps > 1:  # the last word on the range is `apply`'s
             moved = space.clip(x, moved)
         return moved.mul_(weight > 0)
@@ -122,3 +222,7 @@ class Perturbation:
     def apply(self, x: Tensor, delta: Tensor, space: Space) -> Tensor:
         """x_adv in the model's units and dtype, inside the valid range; exactly x where delta is 0."""
         return space.add(x, delta)
+
+
+def _direction(ball: Ball, grad: Tensor, space: Space) -> Tensor:
+    return ball.direction(grad if ball.norm == "linf" else space.to_pixel_gradient(grad))  # signs need no units

@@ -12,6 +12,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from .adversarial_losses import PairObjective
     from .perturbations import Perturbation
+    from .semi_supervised import SemiSupervised
     from .weight_perturbation import WeightPerturbation
 
 #: As transformers' ``problem_type``.
@@ -69,6 +70,8 @@ class Selection(Protocol):
 
     def divisor(self, weights: Tensor) -> Tensor: ...
 
+    def judging(self, progress: Progress) -> bool: ...
+
 
 #: ``View -> targets``: (M, B) labels or (M, B, C) mixtures that replace the given labels (bootstrap).
 Relabel = Callable[[View], Tensor]
@@ -84,7 +87,8 @@ class Recipe:
     minimisation (paper 000, Algorithm 1; table 4 is the ablation). ``trust`` names the forward whose scores decide in the
     outer step and are remembered: ``outer``, the training forward's (on the perturbed inputs in paper 000), or ``inner``, on the
     inputs as they came. pair: a loss of two training forwards, on the inputs as they came and perturbed (TRADES); its scores are
-    the former's. Without one the training forward is on the perturbed inputs alone. weight_perturbation: AWP.
+    the former's. Without one the training forward is on the perturbed inputs alone. semi: a loss of augmented and perturbed views,
+    on the trusted samples' labels and on the model's own predictions for the others (ERAT). weight_perturbation: AWP.
     collapse_check_steps: steps between two probes for catastrophic overfitting, None for none.
     peers: number of networks that are trained side by side; ``watch``: the score that the ledger keeps where the ranking is by
     another; gradients: the score is of each sample's parameter gradient; clip_norm: the norm that a step's gradient is clipped to
@@ -98,6 +102,7 @@ class Recipe:
     relabel: Relabel | None = None
     perturbation: Perturbation | None = None
     pair: PairObjective | None = None
+    semi: SemiSupervised | None = None
     weight_perturbation: WeightPerturbation | None = None
     inner_filter: bool = True
     outer_filter: bool = True

@@ -68,6 +68,24 @@ loss_layer_gradient_norm = LossLayerGradientNorm()
 
 
 @dataclass(frozen=True)
+class Brier:
+    """||p - y||_2^2 with p = softmax(z) and y the one-hot label, in [0, 2] (ERAT: paper 003 eq. 1; the Brier score).
+
+    Raises ``ValueError`` for regression and multi-label.
+    """
+
+    @torch.no_grad()
+    def __call__(self, view: View) -> Tensor:
+        if view.problem != SINGLE:
+            raise ValueError(f"score 'brier' is for one class label per sample, but problem_type={view.problem!r}: use 'prl-l'.")
+        p = full_precision(view.logits.detach()).softmax(-1)
+        own = p.gather(-1, view.given().unsqueeze(-1)).squeeze(-1)
+        # sum_k p_k^2 + 1 - 2 p_y, as a sum of squares lest it cancel near 0
+        rest = p.scatter(-1, view.given().unsqueeze(-1), 0.0)
+        return rest.square().sum(-1) + (1.0 - own).square()
+
+
+@dataclass(frozen=True)
 class GradientNorm:
     """The norm of the sample's gradient over all parameters (PRL(G): paper 001 Algorithm 3), as found in ``view.gradient_norms``.
 
@@ -102,6 +120,7 @@ SCORES: Mapping[str, Score] = {
     "prl-l": loss_layer_gradient_norm,
     "prl-g": GradientNorm(),
     "agreement": Agreement(),
+    "brier": Brier(),
 }
 
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .rebalance import class_scores, hand_out, minmax, quotas, sampling_rates, smallest
 from .recipe import Progress
 
 #: ``noise_rate``s that are estimated while training, and the estimator's kind that each means.
 ESTIMATED = {"auto": "held-out", "confident-joint": "confident-joint"}
 
 SCHEDULES = ("constant", "ramp", "relax")
-MEMORIES = ("none", "mean", "ema")
+MEMORIES = ("none", "mean", "ema", "scan")
 #: A batch smaller than this is ranked together with the latest scores before it, so that its ranks mean something.
 POOL = 128
 _TIE = 1e-4
@@ -35,8 +36,11 @@ class KeepByScore:
     (paper 001 sec. 4, R(T) = min(T/Tk * rate, rate), T from 1)
     or, where given, in four stairs over ``rate_ramp_steps`` optimizer steps; ``relax`` from ``relax_from`` down to
     the rate over ``rate_ramp_epochs``.
-    per_class: rank within each given label. memory: ``none`` (papers), ``mean`` or ``ema`` (m <- memory_decay m +
-    (1 - memory_decay) score, each epoch) of the ledger's scores, in force from the first epoch after
+    per_class: rank within each given label, dropping the same share of each. rebalance: within each given label too, but the kept
+    ones are shared out over the labels as ERAT does (paper 003 eq. 3 to 5, with ``rebalance_eta``), from scores stretched to
+    [0, 1] (`rebalance.minmax`) and averaged over all samples of a label that are ranked together.
+    memory: ``none`` (papers), ``mean`` or ``ema`` (m <- memory_decay m + (1 - memory_decay) score, each epoch) of the ledger's
+    scores, or ``scan``: all samples are scored anew at each epoch's start, in evaluation mode; in force from the first epoch after
     ``memory_after_epochs`` and ``rate_ramp_steps``; before, ranks are those in the batch.
     """
 
@@ -53,6 +57,8 @@ class KeepByScore:
     memory_decay: float = 0.5
     memory_after_epochs: int = 1
     exchange: bool = False
+    rebalance: bool = False
+    rebalance_eta: float = 0.1
 
     def rate(self, progress: Progress) -> float:
         """The share dropped at this moment, in [0, 1)."""
@@ -82,7 +88,7 @@ class KeepByScore:
 
     def new_state(self, classes: int, peers: int, device: torch.device) -> dict[str, Tensor]:
         """What the batch rule carries from one step to the next: the fractions owed per group, and the latest scores."""
-        groups = peers * (classes if self.per_class else 1)
+        groups = peers * (classes if self.per_class or self.rebalance else 1)
         return {
             "owed": torch.zeros(groups, dtype=_exact(device), device=device),
             "pool_scores": torch.zeros(peers, 0, device=device),
@@ -104,12 +110,15 @@ class KeepByScore:
         pool_labels = torch.cat([labels, state["pool_labels"]])
         groups = self._groups(pool_labels, peers, state["owed"].numel())
         rank, count = _rank_within(pool_scores, groups, state["owed"].numel())
-        count = count.gather(0, groups.flatten()).view_as(rank)
+        share = torch.full_like(count, 1.0 - rate)
+        if self.rebalance:
+            share = self._shares(pool_scores, pool_labels, count.view(peers, -1), 1.0 - rate).flatten()
+        asked = (share * count).gather(0, groups.flatten()).view_as(rank)
         owed = state["owed"].gather(0, groups.flatten()).view_as(rank)
-        keep = (rank + 1 <= (1.0 - rate) * count + owed + _TIE)[:, :size]
+        keep = (rank + 1 <= asked + owed + _TIE)[:, :size]
         batch_groups = groups[:, :size].flatten()
         # asked minus kept, per group: what the next batches still owe
-        error = (1.0 - rate) - keep.flatten().to(state["owed"].dtype)
+        error = share[batch_groups] - keep.flatten().to(state["owed"].dtype)
         state["owed"].scatter_add_(0, batch_groups, error)
         room = max(POOL - size, 0)
         state["pool_scores"] = pool_scores[:, :room].detach()
@@ -120,12 +129,34 @@ class KeepByScore:
         """What the sum over a step's samples is divided by, (M,): the kept ones."""
         return weights.sum(1)
 
-    def keep_mask(self, memory: Tensor, seen: Tensor, labels: Tensor, classes: int, progress: Progress) -> Tensor:
+    def _shares(self, scores: Tensor, labels: Tensor, count: Tensor, kept: float) -> Tensor:
+        """Which share of each label's samples to keep, (M, C), of ``kept`` of all; count: the samples of each label, (M, C)."""
+        everybody = torch.ones_like(labels, dtype=torch.bool)
+        rows = []
+        for row, size in zip(scores, count):
+            rates = sampling_rates(class_scores(minmax(row).to(size.dtype), labels, everybody, size.numel()), self.rebalance_eta)
+            rows.append(hand_out(kept * size.sum(), rates, size) / size.clamp_min(1.0))
+        return torch.stack(rows)
+
+    def keep_mask(
+        self, memory: Tensor, seen: Tensor, labels: Tensor, classes: int, progress: Progress, kept: Tensor | None = None
+    ) -> Tensor:
         """The samples to keep over the next epoch, bool (N,), from remembered scores (N,) of the samples already seen.
 
-        Exactly round((1 - rate) n_c) of each class c (or of all, without ``per_class``); unseen samples are kept.
+        Exactly round((1 - rate) n_c) of each class c (or of all, without ``per_class``; with ``rebalance`` as many of all, shared
+        out over the classes); unseen samples are kept. kept: those of the last epoch, which this rule does not look at.
         """
         rate = self.rate(progress)
+        if self.rebalance:
+            rows = (seen > 0).nonzero().flatten()
+            scores, given = memory[rows].double().cpu(), labels[rows].cpu()
+            sizes = torch.bincount(given, minlength=classes)
+            everybody = torch.ones_like(given, dtype=torch.bool)
+            rates = sampling_rates(class_scores(minmax(scores), given, everybody, classes), self.rebalance_eta)
+            chosen = smallest(scores, given, quotas(round((1.0 - rate) * len(rows)), rates, sizes))
+            mask = torch.ones_like(seen, dtype=torch.bool)
+            mask[rows] = chosen.to(mask.device)
+            return mask
         groups = labels if self.per_class else torch.zeros_like(labels)
         total = classes if self.per_class else 1
         known = seen > 0
@@ -136,7 +167,7 @@ class KeepByScore:
         return (rank[0] < allowed[groups]) | ~known
 
     def _groups(self, labels: Tensor, peers: int, total: int) -> Tensor:
-        base = labels if self.per_class else torch.zeros_like(labels)
+        base = labels if self.per_class or self.rebalance else torch.zeros_like(labels)
         step = total // peers
         return base.unsqueeze(0) + step * torch.arange(peers, device=labels.device).unsqueeze(1)
 
@@ -156,6 +187,10 @@ class _Simple:
     def divisor(self, weights: Tensor) -> Tensor:
         """The kept samples, (M,)."""
         return weights.sum(1)
+
+    def judging(self, progress: Progress) -> bool:
+        """Being left out of a step does not mean distrust."""
+        return False
 
 
 @dataclass(frozen=True)

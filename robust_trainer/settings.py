@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from .adversarial_losses import INNER
+from .augmentations import AUGMENTATIONS
 from .objectives import OBJECTIVES, SETTINGS_OF
 from .perturbations import NORMS, SCOPES, UNIFORM
+from .rebalance import SCALES
 from .selection import ESTIMATED, MEMORIES, SCHEDULES
+from .semi_supervised import CONSISTENCIES
 
 
 def _whole(least: int) -> Any:
@@ -38,6 +41,13 @@ _RANGES: Mapping[str, tuple[str, Any]] = {
     "clip_norm": ("> 0, the largest norm of a step's gradient", lambda v: v > 0),
     "sample_clip_norm": ("> 0, the largest norm of one sample's gradient", lambda v: v > 0),
     "warmup_epochs": (">= 0 epochs", lambda v: v >= 0),
+    "rebalance_eta": ("in [0, 1]: 0 trusts as many samples of each class", lambda v: 0 <= v <= 1),
+    "eps_l2": (">= 0, the l_2 radius in [0, 1] pixels", lambda v: v >= 0),
+    "step_size_l2": ("> 0 pixels", lambda v: v > 0),
+    "lambda_u": (">= 0, the weight of the unlabelled samples", lambda v: v >= 0),
+    "lambda_ramp_epochs": ("> 0 epochs", lambda v: v > 0),
+    "temperature": ("> 0, of the pseudo-labels' softmax", lambda v: v > 0),
+    "labelled_share": ("in [0, 1), 0: as in the data set", lambda v: 0 <= v < 1),
     "min_sgd_group": ("a whole number >= 2, or None: the whole step", _whole(2)),
     "start_std": (f"> 0 pixels, the standard deviation of the random start, or {UNIFORM!r} in the ball", lambda v: v > 0),
     "beta": (">= 0, the weight of the divergence between clean and adversarial predictions", lambda v: v >= 0),
@@ -46,8 +56,10 @@ _RANGES: Mapping[str, tuple[str, Any]] = {
     "collapse_check_steps": ("a whole number >= 0 of steps between two probes, 0 for none", _whole(0)),
     "peers": ("a whole number >= 2: networks exchange what they trust; for one network use method 'prl' or 'spl'", _whole(2)),
 }
-_OPTIONAL = ("step_size", "rate_ramp_steps", "apl_alpha", "apl_beta", "min_sgd_group")
-_SWITCHES = ("per_class", "random_start", "inner_filter", "outer_filter")
+_OPTIONAL = ("step_size", "rate_ramp_steps", "apl_alpha", "apl_beta", "min_sgd_group", "step_size_l2")
+_SWITCHES = (
+    "per_class", "random_start", "inner_filter", "outer_filter", "rebalance", "adversarial_training", "sample_selection",
+)  # fmt: skip
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "rate_schedule": SCHEDULES,
     "memory": MEMORIES,
@@ -56,6 +68,11 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "attack_mode": ("eval", "train"),
     "inner_loss": tuple(INNER),
     "objective": ("auto", *OBJECTIVES),
+    "split_score": ("brier", "loss"),
+    "score_scale": SCALES,
+    "consistency": CONSISTENCIES,
+    "strong_augmentation": tuple(AUGMENTATIONS),
+    "weak_augmentation": tuple(AUGMENTATIONS),
 }
 
 
@@ -89,12 +106,13 @@ def check_settings(settings: Mapping[str, Any], changes: Mapping[str, Any], obje
         raise ValueError(f"eps={eps!r} must be >= 0, in the [0, 1] pixel scale.")
     for key in ("eps", "step_size"):
         value = settings.get(key)
-        if value is not None and settings.get("norm") == "linf" and value > 1:
+        if value is not None and settings.get("norm") in ("linf", "hybrid", "both") and value > 1:
             mend = f"give it in [0, 1] pixels, here {value / 255:.4g} ({value:g}/255)"
             raise ValueError(f"{key}={value!r} looks like the 0-255 scale: {mend}.")
-    if str(settings.get("inner_loss")).startswith("kl") and not settings.get("random_start"):
+    _check_norms(settings, changes)
+    if str(settings.get("inner_loss")).startswith(("kl", "consistency")) and not settings.get("random_start"):
         raise ValueError(
-            f"inner_loss={settings['inner_loss']!r} has no gradient at the clean input, where the divergence is 0: "
+            f"inner_loss={settings['inner_loss']!r} has no gradient at the clean input, where the predictions are the same: "
             "set random_start=True."
         )
     rate = settings.get("noise_rate")
@@ -108,3 +126,24 @@ def check_settings(settings: Mapping[str, Any], changes: Mapping[str, Any], obje
             f"noise_rate={rate!r} x over_trim={settings['over_trim']!r} would drop every sample: "
             "lower one of them, or set max_rate below 0.99."
         )
+
+
+def _check_norms(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
+    """Raises ``ValueError`` for a radius of a norm that is not in force, and for settings without effect beside others."""
+    norm, semi = settings.get("norm"), "lambda_u" in settings
+    if norm == "both" and not semi:
+        raise ValueError("norm='both' perturbs every sample twice, which only method 'erat' trains on: use norm='hybrid'.")
+    if norm in ("hybrid", "both") and settings.get("scope") == "batch":
+        raise ValueError(f"norm={norm!r} draws each sample's norm, scope='batch' has one perturbation: set scope='sample'.")
+    idle_l2, idle_linf = norm == "linf" or (norm == "l2" and not semi), norm == "l2" and semi
+    told = {
+        "eps_l2": ("eps", idle_l2), "step_size_l2": ("step_size", idle_l2),
+        "eps": ("eps_l2", idle_linf), "step_size": ("step_size_l2", idle_linf),
+    }  # fmt: skip
+    for key, (other, idle) in told.items():
+        if key in changes and idle:
+            raise ValueError(f"{key}={changes[key]!r} has no effect with norm={norm!r}: give {other}, or set norm='hybrid'.")
+    if "rebalance_eta" in changes and not settings.get("rebalance"):
+        raise ValueError(f"rebalance_eta={changes['rebalance_eta']!r} has no effect without rebalancing: set rebalance=True.")
+    if settings.get("per_class") and settings.get("rebalance"):
+        raise ValueError("per_class=True and rebalance=True are two ways to share out the kept samples: set one of them.")

@@ -30,6 +30,8 @@ from .peer_hooks import PeerHooks
 from .plain_loss import plain_loss
 from .recipe import SINGLE, Progress, Recipe
 from .sample_gradients import SampleGradients
+from .scan import EpochScan
+from .streams import StreamSampler
 from .walk import Walk
 
 logger = logging.get_logger(__name__)
@@ -123,7 +125,7 @@ class RobustTrainer(PeerHooks):
         )
         if recipe.gradients:
             walk.outer.recorder = SampleGradients(bare.train())
-        if recipe.perturbation is not None:
+        if recipe.perturbation is not None or recipe.semi is not None:
             self._make_front = checks.front_of(self, recipe, bare)
         if size is not None:
             walk.ledger = SampleLedger(size, self.args.device, getattr(recipe.selection, "memory_decay", 0.5))
@@ -155,33 +157,43 @@ class RobustTrainer(PeerHooks):
     # ---- data: the index travels with the batch ------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> Any:
-        data = self.train_dataset
-        if not self._training or self._walk is None or self._walk.ledger is None or data is None:
+        data, walk = self.train_dataset, self._walk
+        if not self._training or walk is None or walk.ledger is None or data is None:
             return super().get_train_dataloader()
+        semi = walk.recipe.semi
+
+        def sampler(rows: Any) -> Any:
+            if semi is None or walk.recipe.selection is None:
+                return self._get_train_sampler(rows)
+            now = lambda: (int(self._progress().epoch), walk.split())  # noqa: E731
+            return StreamSampler(len(rows), now, semi.labelled_share, self.args.seed)
+
+        return self._train_loader(sampler, self._train_batch_size, "Training", training=True)
+
+    def _train_loader(self, sampler: Callable[[Any], Any], batch_size: int, told: str, training: bool) -> Any:
+        """A loader of the training set whose batches carry the positions of their samples."""
+        data, walk = self.train_dataset, self._walk
+        assert walk is not None
         if isinstance(data, datasets.Dataset):
             data = self._remove_unused_columns(data, description="training")
             collate = self.data_collator
         else:
             collate = self._get_collator_with_removed_columns(self.data_collator, description="training")
         users = self.data_collator
-
-        def sampler(_: Any) -> Any:
-            return self._get_train_sampler(data)
-
         names = [*self.label_names, "labels", "label"]
         main = getattr(self.accelerator.unwrap_model(self.model), "main_input_name", "pixel_values")
-        walk = self._walk
         self.data_collator = IndexCollator(collate, list(dict.fromkeys(names)), walk.classes or None, main, walk.problem)
+        dropping, self.args.dataloader_drop_last = self.args.dataloader_drop_last, self.args.dataloader_drop_last and training
         try:
             return self._get_dataloader(
                 dataset=Indexed(data),
-                description="Training",
-                batch_size=self._train_batch_size,
-                sampler_fn=sampler,
-                is_training=True,
+                description=told,
+                batch_size=batch_size,
+                sampler_fn=lambda _: sampler(data),
+                is_training=training,
             )
         finally:
-            self.data_collator = users
+            self.data_collator, self.args.dataloader_drop_last = users, dropping
 
     # ---- the step ------------------------------------------------------------------------------------------------------
 
@@ -241,11 +253,9 @@ class RobustTrainer(PeerHooks):
                 f"{type(self).__name__} overrides get_train_dataloader and the batches carry no sample index: "
                 "build on super().get_train_dataloader(), or set method=None."
             )
-        if self._bare is None or self._bare[0] is not model:
-            self._bare = (model, self.accelerator.unwrap_model(model, keep_torch_compile=True))
-        bare = self._bare[1]
+        bare = self._unwrapped(model)
         attack, shake = walk.recipe.perturbation, walk.recipe.weight_perturbation
-        if attack is not None and walk.outer.front is None:
+        if (attack is not None or walk.recipe.semi is not None) and walk.outer.front is None:
             walk.set_front(self._make_front(batches[0].inputs))
 
         def crafting() -> AbstractContextManager:
@@ -259,6 +269,12 @@ class RobustTrainer(PeerHooks):
 
         weights = shake.weights(bare) if shake is not None else []
         return walk.plan(self._forward, crafting, traceless, batches, progress, weights)
+
+    def _unwrapped(self, model: nn.Module) -> nn.Module:
+        """The model inside its wrappers, which `_forward` calls from now on."""
+        if self._bare is None or self._bare[0] is not model:
+            self._bare = (model, self.accelerator.unwrap_model(model, keep_torch_compile=True))
+        return self._bare[1]
 
     def _forward(self, inputs: dict[str, Any]) -> Any:
         """The unwrapped model's forward, under the same autocast as the wrapped one's."""
@@ -285,9 +301,12 @@ class RobustTrainer(PeerHooks):
     ) -> Any:
         self._open()
         self._training = True
+        scan = EpochScan(self)
+        self.add_callback(scan)
         try:
             return super()._inner_training_loop(batch_size=batch_size, args=args, **kwargs)
         finally:
+            self.remove_callback(scan)
             self._window, self._step, self._micro, self._bare, self._training = [], None, None, None, False
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from .batch import Batch, RunningMeans, Step
+from .decision import Decision
 from .forwards import read_view
 from .fronts import Forward, Front, TextFront
 from .inner import Inner
@@ -58,6 +59,7 @@ class Walk:
 
     def __post_init__(self) -> None:
         self.outer = Outer(self.recipe, self.view)
+        self.decision = Decision(self.recipe.selection, self.states)
 
     # ---- steps 3 to 5: trust early, perturb, shake -------------------------------------------------------------------
 
@@ -71,12 +73,18 @@ class Walk:
         """
         self._open_epoch(progress)
         progress = self._now(progress)
+        if self.recipe.semi is not None:
+            for batch, weight in zip(batches, self._known_weights(batches, True) or []):
+                batch.weights, batch.labelled = weight, weight > 0
         if self.recipe.perturbation is not None:
             inner, every = self.inner(), self.recipe.collapse_check_steps
             with crafting():
                 inner.perturb(bare, batches, progress)
                 if every is not None and progress.global_step % every == 0:
                     inner.probe(bare, batches, progress, self.means)
+        if self.recipe.semi is not None:
+            with crafting():
+                self.outer.prepare(bare, batches, progress, self._seed(progress), self.recipe.selection is not None)
         step = Step(batches)
         decided = [batch.weights for batch in batches if batch.weights is not None]
         known = decided if decided else self._known_weights(batches, self.recipe.outer_filter)
@@ -93,6 +101,9 @@ class Walk:
         if shake is not None and progress.epoch >= shake.warmup_epochs:
             step.shaken = self._shaken(bare, traceless, step, progress, shake, weights)
         return step
+
+    def _seed(self, progress: Progress) -> int:
+        return hash((self.seed, progress.global_step, self.rank)) % 2**63
 
     def set_front(self, front: Front) -> None:
         """Where the perturbation enters. The size of a text model's embeddings is the run's: resumed, it is not measured anew."""
@@ -145,9 +156,10 @@ class Walk:
     def _known_weights(self, batches: list[Batch], active: bool) -> list[Tensor] | None:
         """Weights that need no further score: nothing to filter, or the ledger has decided for this epoch."""
         selection = self.recipe.selection
-        if selection is None or not active:
+        nobody_left_out = self.recipe.semi is not None and not self.decision.made  # before the first split
+        if selection is None or not active or nobody_left_out:
             return [torch.ones(1, len(b.targets), device=b.targets.device) for b in batches]
-        if selection.memory != "none" and "keep" in self.states:
+        if selection.memory != "none" and self.decision.made:
             assert self.ledger is not None
             return [self.ledger.keep[b.positions].float().unsqueeze(0) for b in batches]
         return None
@@ -173,6 +185,8 @@ class Walk:
                 batch.weights = torch.where(estimator.hold_out(batch.positions), torch.zeros_like(weight), weight)
         selection, whole = self.recipe.selection, torch.cat([b.weights for b in step.batches if b.weights is not None], 1)
         step.kept = self.total(whole.sum(1) if selection is None else selection.divisor(whole))
+        if self.recipe.semi is not None:
+            step.dropped = self.total((1.0 - whole).sum(1))
 
     # ---- steps 6 to 9: forward (by the caller), trust, minimise, remember --------------------------------------------
 
@@ -191,7 +205,10 @@ class Walk:
         weights = batch.weights
         assert weights is not None and step.kept is not None
         divisor = torch.as_tensor(step.kept, device=view.logits.device).clamp_min(1.0)
-        loss = self.outer.loss(views, weights, divisor, own, self.means) * self.processes
+        if self.recipe.semi is not None:
+            loss = self.outer.semi_loss(views, batch, divisor, step.dropped, progress, self.means) * self.processes
+        else:
+            loss = self.outer.loss(views, weights, divisor, own, self.means) * self.processes
         assert batch.trusted is not None
         self._remember(view, scores, batch.trusted, batch, progress)
         return loss
@@ -217,7 +234,7 @@ class Walk:
         if (estimator := self._estimator()) is not None:
             estimator.update(index, self.gather(view.logits.float().softmax(-1).mean(0)), labels, int(progress.epoch))
         selection = self.recipe.selection
-        judging = isinstance(selection, KeepByScore) and selection.judging(progress)
+        judging = selection is not None and selection.judging(progress)
         self.ledger.record(index, row[:, 0], row[:, 1], labels, row[:, 2], int(progress.epoch), judging)
         if self.ledger.truth is not None:
             truth = self.ledger.truth[batch.index].float()
@@ -254,29 +271,27 @@ class Walk:
     # ---- the epoch's opening -----------------------------------------------------------------------------------------
 
     def _open_epoch(self, progress: Progress) -> None:
-        """At the first step of an epoch, once there is something to remember: decide from memory whom to keep during it."""
-        selection = self.recipe.selection
-        epoch = int(progress.epoch)
+        """At the first step of an epoch: a new estimate of the noise rate, and whom to keep where memory decides."""
         self.max_epochs = progress.max_epochs
         if self.estimator is not None:
             self.estimator.half = max(1.0, progress.max_epochs / 2)  # a resumed estimator was made before this was known
-            self.estimator.estimate(epoch)
-            progress = self._now(progress)
-        if not isinstance(selection, KeepByScore) or selection.memory == "none":
-            return
-        decided = self.states.get("keep")
-        if decided is not None and int(decided["epoch"]) == epoch:
-            return
-        started = progress.epoch - epoch < 1e-9  # a ramp may end within an epoch; memory waits for the next one
-        if decided is None and not (started and selection.remembers(progress)):
-            return
+            self.estimator.estimate(int(progress.epoch))
+        self.decision.remember(self.ledger, self.classes, self._now(progress))
+
+    # ---- the scan before an epoch -------------------------------------------------------------------------------------
+
+    def scan_due(self, progress: Progress) -> bool:
+        """Whether the epoch that starts now wants all samples scored first."""
+        return self.decision.scan_due(self.ledger, progress)
+
+    def scanned(self, scores: Tensor, labels: Tensor, predicted: Tensor, progress: Progress) -> list[int]:
+        """Takes up the scores, given labels and predictions of all samples, (N,); returns the classes that nobody is left of."""
         assert self.ledger is not None
-        ledger = self.ledger
-        mask = selection.keep_mask(
-            ledger.memory(selection.memory), ledger.seen, ledger.label.long().clamp_min(0), self.classes, progress
-        )
-        ledger.columns["keep"] = mask
-        self.states["keep"] = {"epoch": torch.tensor(epoch)}
+        return self.decision.scanned(self.ledger, scores, labels, predicted, self.classes, self._now(progress))
+
+    def split(self) -> Tensor | None:
+        """Whose labels the epoch trains on, bool (N,), None before there is a decision."""
+        return self.ledger.columns["keep"] if self.ledger is not None and self.decision.made else None
 
     def view(self, outputs: Any, batch: Batch) -> View:
         """The forward pass with its targets. Raises ``ValueError`` where the model's output does not fit them."""

@@ -220,6 +220,8 @@ def test_inner_losses_are_the_named_ones_and_hold_the_clean_side_constant(b, c, 
     z, adv, y = clean.logits.requires_grad_(True), adversarial.logits.requires_grad_(True), clean.given()
     slow = {"ce": loop(slow_ce, adv, y), "objective": loop(slow_apl, adv, y)}
     slow |= {"kl": loop(slow_kl, z, adv), "kl-sym": loop(slow_symmetric, z, adv)}
+    difference = (z.softmax(-1) - adv.softmax(-1)).square().sum(-1).detach()
+    slow |= {"consistency": difference, "ce+consistency": slow["ce"] + difference}
     assert set(slow) == set(INNER)
     for name, loss in INNER.items():
         got = loss(adversarial, y, z if needs_clean(name) else None, APL, CE)
@@ -231,12 +233,12 @@ def test_inner_losses_are_the_named_ones_and_hold_the_clean_side_constant(b, c, 
 
 
 def test_which_inner_losses_need_the_clean_logits():
-    assert [name for name in INNER if needs_clean(name)] == ["kl", "kl-sym"]
+    assert [name for name in INNER if needs_clean(name)] == ["kl", "kl-sym", "ce+consistency", "consistency"]
     clean, adversarial = views(2, 3)
     for name in ("kl", "kl-sym"):
         with pytest.raises(ValueError, match=f"^inner_loss='{name}' compares with the clean logits, got None"):
             INNER[name](adversarial, clean.given(), None, CE, CE)
-    with pytest.raises(ValueError, match="^unknown inner_loss 'klsym': choose one of ce, objective, kl, kl-sym.$"):
+    with pytest.raises(ValueError, match="^unknown inner_loss 'klsym': choose one of ce, objective, kl, kl-sym, ce"):
         needs_clean("klsym")
 
 

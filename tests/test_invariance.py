@@ -36,7 +36,11 @@ SHARP = {  # settings that make every room of the method work within a few steps
     "nrat-awp": dict(steps=2, eps=0.05, random_start=False),
     "prl+trades": dict(noise_rate=0.25, steps=2, eps=0.05, inner_loss="ce", random_start=False),
     **{name: dict(eps=0.05, collapse_check_steps=3) for name in ("fast-at", "fast-at-awp")},
+    "rebalanced": dict(warmup_epochs=1.0),
+    "erat": dict(steps=2, warmup_epochs=1.0, lambda_ramp_epochs=0.01),  # the epoch is counted in micro-batches: no ramp
 }
+#: Augmentations are drawn per process.
+ALIKE = {"erat": dict(strong_augmentation="none", weak_augmentation="none")}
 
 
 def ready(row):
@@ -77,10 +81,10 @@ WORKER = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
 from toy import images, robust, vit
-from test_invariance import SHARP, ready
+from test_invariance import ALIKE, SHARP, ready
 method, size, out = sys.argv[2], int(sys.argv[3]), sys.argv[4]
 trainer = robust(out, vit(), images(48), method=method, per_device_train_batch_size=size, num_train_epochs=3,
-                 learning_rate=1e-3, ddp_find_unused_parameters=False, **SHARP.get(method, {}))
+                 learning_rate=1e-3, ddp_find_unused_parameters=False, **SHARP.get(method, {}), **ALIKE.get(method, {}))
 trainer.train()
 rows = trainer.ledger.to_dataset().to_dict()
 if trainer.is_world_process_zero():
@@ -105,7 +109,7 @@ def launch(tmp_path, method, processes, size):
     return json.loads((out / "result.json").read_text())
 
 
-@pytest.mark.parametrize("method", ["prl-at-memory", "prl-g", "co-prl", "nrat-awp", "prl+trades"])
+@pytest.mark.parametrize("method", ["prl-at-memory", "prl-g", "co-prl", "nrat-awp", "prl+trades", "erat"])
 def test_two_processes_are_one(tmp_path, method):
     """gloo on the CPU, 3 steps of 2 x 8: the trajectory of one process with batches of 16."""
     one, rows = launch(tmp_path, method, 1, 16)
@@ -143,7 +147,7 @@ trainer.train()
 """
 
 
-@pytest.mark.parametrize("method", ["prl", "prl-at-memory", "co-prl", "nrat-awp"])
+@pytest.mark.parametrize("method", ["prl", "prl-at-memory", "co-prl", "nrat-awp", "erat"])
 def test_killed_and_resumed_is_a_straight_run(tmp_path, method):
     script = tmp_path / "killed.py"
     script.write_text(KILLED)

@@ -21,11 +21,12 @@ def setup(b=6):
 
 def craft(attack, model, x, y, keep, generator=None):
     """What walk.py does, on one process."""
-    delta = attack.start(x, SPACE, generator or torch.Generator().manual_seed(0)).double()
+    ball = attack.ball(SPACE)
+    delta = attack.start(x, SPACE, ball, generator or torch.Generator().manual_seed(0)).double()
     for _ in range(attack.steps):
         leaf = attack.apply(x, delta, SPACE).requires_grad_(True)
         (grad,) = torch.autograd.grad(torch.nn.functional.cross_entropy(model(leaf), y, reduction="sum"), leaf)
-        delta = attack.step(x, delta, grad, keep, SPACE, lambda t: t)
+        delta = attack.step(x, delta, grad, keep, SPACE, ball, lambda t: t)
     return attack.apply(x, delta, SPACE)
 
 
@@ -96,7 +97,8 @@ def test_shared_perturbation_is_the_mean_of_the_kept_signs():
     grad = torch.randn(6, 3, 8, 8)
     keep = torch.tensor([1, 1, 0, 1, 0, 0.0])
     attack = Perturbation(0.05)
-    c = attack.step(x, attack.start(x, SPACE, torch.Generator()), grad, keep, SPACE, lambda t: t)
+    ball = attack.ball(SPACE)
+    c = attack.step(x, attack.start(x, SPACE, ball, torch.Generator()), grad, keep, SPACE, ball, lambda t: t)
     expected = 0.05 * grad[keep > 0].sign().mean(0, keepdim=True)
     assert torch.allclose(c, expected) and c.abs().max() <= 0.05 + 1e-7
 

@@ -1,0 +1,80 @@
+"""The scan at an epoch's start: every training sample scored, in evaluation mode (ERAT's split, ``memory="scan"``)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import SequentialSampler
+from transformers import TrainerCallback
+from transformers.utils import logging
+
+from .forwards import untouched
+from .ledger import SampleLedger
+
+if TYPE_CHECKING:
+    from .trainer import RobustTrainer
+
+logger = logging.get_logger(__name__)
+
+
+class EpochScan(TrainerCallback):
+    """Scores the training set where the method asks for it, before the epoch's first batch is drawn."""
+
+    def __init__(self, trainer: RobustTrainer):
+        self.trainer = trainer
+        self.loader: Any = None
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer = self.trainer
+        walk = trainer._walk
+        if walk is None or not walk.scan_due(progress := trainer._progress()):
+            return
+        if self.loader is None:
+            self.loader = trainer._train_loader(SequentialSampler, args.eval_batch_size, "Scoring", training=False)
+        with _same_random_state(args.device):
+            scores, labels, predicted = scan(trainer, self.loader, walk.ledger)
+        emptied = walk.scanned(scores, labels, predicted, progress)
+        if emptied:
+            logger.warning(
+                f"epoch {int(progress.epoch)}: the selection leaves nobody of class {', '.join(map(str, emptied[:10]))}: "
+                "set rebalance=True or lower rebalance_eta, or warm up for longer."
+            )
+
+
+@torch.no_grad()
+def scan(trainer: RobustTrainer, loader: Any, ledger: SampleLedger | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Score, given label and prediction of every sample, (N,) each, equal on all processes."""
+    walk = trainer._walk
+    assert walk is not None and ledger is not None
+    bare: nn.Module = trainer._unwrapped(trainer.model_wrapped)
+    rows, indices = [], []
+    with untouched(bare, "eval"):
+        for inputs in loader:
+            batch = trainer._batch(trainer._prepare_inputs(inputs))
+            view = walk.view(trainer._forward(batch.inputs), batch)
+            score = walk.recipe.score(view).mean(0)
+            predicted = view.logits.mean(0).argmax(-1)
+            rows.append(torch.stack([score, batch.labels.to(score.dtype), predicted.to(score.dtype)], 1))
+            indices.append(batch.positions)
+    found, index = walk.gather(torch.cat(rows)), walk.gather(torch.cat(indices))
+    whole = torch.zeros(len(ledger), 3, dtype=found.dtype, device=found.device)
+    whole[index] = found
+    return whole[:, 0], whole[:, 1].long(), whole[:, 2].long()
+
+
+@contextmanager
+def _same_random_state(device: torch.device) -> Iterator[None]:
+    """Leaves every generator that a data loader or a data set's transform may use as it was: a scan changes no training."""
+    state, numbers = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(state)
+        np.random.set_state(numbers)
