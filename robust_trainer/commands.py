@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +13,14 @@ from typing import Any
 import torch
 
 from .config import RobustConfig, check_writable
+from .corruptions import IS_CORRUPTED, POISONS, write_card
 from .methods import METHODS
-from .options import CorruptionOptions, DataOptions, ModelOptions, make_parser, parse
+from .options import CorruptionOptions, DataOptions, ModelOptions, PoisonOptions, PreprocessOptions, make_parser, parse
 from .preprocess import image_shape
 from .report import write_report
 from .results import environment, percent, results, suspects, table, write_json
 from .robustness import show_eps
-from .runs import prepare, train_run
+from .runs import Prepared, prepare, train_run
 
 #: What `train` has otherwise than TrainingArguments: figures every epoch, and columns left to the image transform.
 TRAIN_DEFAULTS: dict[str, Any] = {
@@ -52,12 +54,12 @@ class CorruptOutput:
 def train(argv: Sequence[str]) -> None:
     """robust-trainer train: writes the model, its image processor, results.json, ledger.parquet and report.html."""
     about = "Train an image classifier robustly. Methods: " + "; ".join(f"{m.name}: {m.summary}" for m in METHODS.values())
-    parser = make_parser("train", [DataOptions, CorruptionOptions, ModelOptions, RobustConfig], about)
+    parser = make_parser("train", [DataOptions, CorruptionOptions, PreprocessOptions, ModelOptions, RobustConfig], about)
     parser.epilog = "With small-cnn and resnet32: " + ", ".join(f"{k} {v}" for k, v in SMALL_DEFAULTS.items()) + "."
     parser.set_defaults(**TRAIN_DEFAULTS, dataloader_pin_memory=torch.cuda.is_available())
-    data, corruption, model, args = parse(parser, argv, small=SMALL_DEFAULTS)
+    data, corruption, preprocess, model, args = parse(parser, argv, small=SMALL_DEFAULTS)
     with args.main_process_first(desc="preparing the data"):
-        prepared = prepare(data, corruption)
+        prepared = prepare(data, corruption, preprocess)
     tell_rates(prepared.corruption, per_class=True)
     if image_shape(prepared.train)[1] <= 16 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # on so few pixels a second thread costs more than it brings
@@ -66,7 +68,7 @@ def train(argv: Sequence[str]) -> None:
     if not trainer.is_world_process_zero():
         return
     folder = Path(args.output_dir)
-    content = results([record], command_line("train", argv), prepared, data, corruption, model)
+    content = results([record], command_line("train", argv), prepared, data, corruption, preprocess, model)
     write_json(folder / "results.json", content)
     written = ["model.safetensors", "results.json", "report.html"]
     if trainer.ledger is not None:
@@ -86,20 +88,62 @@ def train(argv: Sequence[str]) -> None:
 
 def corrupt(argv: Sequence[str]) -> None:
     """robust-trainer corrupt: writes a poisoned or mislabelled data set and prints nominal and realised rates."""
-    about = "Corrupt a data set and save it: train (with is_corrupted and clean_label), test, and for a trigger test_triggered."
-    data, corruption, output = parse(make_parser("corrupt", [DataOptions, CorruptionOptions, CorruptOutput], about), argv)
-    if not corruption.wanted:
+    about = (
+        "Corrupt a data set and save it: train (with is_corrupted and clean_label, is_poisoned for a poison), test, and for a "
+        "trigger test_triggered. Poisons: " + "; ".join(f"{p.name}: {p.summary}" for p in POISONS.values())
+    )
+    parser = make_parser("corrupt", [DataOptions, CorruptionOptions, PoisonOptions, CorruptOutput], about)
+    data, corruption, poison, output = parse(parser, argv)
+    if not corruption.wanted and poison.poison is None:
         raise ValueError(
-            "corrupt='none' leaves the data set as it is: give --corrupt patch, blend or a label noise, or --noisy_label_column."
+            "corrupt='none' leaves the data set as it is: give --corrupt patch, blend or a label noise, --noisy_label_column, or "
+            "--poison."
         )
     corruption.trigger()
     check_writable(output.output_dir)
-    prepared = prepare(data, corruption)
-    splits = prepared.splits()
-    splits.save_to_disk(output.output_dir)
-    write_json(Path(output.output_dir) / "corruption.json", prepared.corruption)
+    if poison.poison is not None:
+        prepared = _poisoned(data, corruption, poison, Path(output.output_dir))
+    else:
+        prepared = prepare(data, corruption)
+        prepared.splits().save_to_disk(output.output_dir)
+        write_json(Path(output.output_dir) / "corruption.json", prepared.corruption)
     tell_rates(prepared.corruption, per_class=True)
-    say(f"written to {output.output_dir}: " + ", ".join(f"{name} ({len(split)} rows)" for name, split in splits.items()))
+    told = ", ".join(f"{name} ({len(split)} rows)" for name, split in prepared.splits().items())
+    say(f"written to {output.output_dir}: {told}")
+
+
+def _poisoned(data: DataOptions, corruption: CorruptionOptions, poison: PoisonOptions, folder: Path) -> Prepared:
+    """The data with an availability poison and then, where asked for, wrong labels: saved with its card. Stopped, it goes on."""
+    from .poison_run import check_poison, poison_splits
+
+    if corruption.trigger() is not None:
+        raise ValueError(
+            f"corrupt={corruption.corrupt!r} is a trigger and poison={poison.poison!r} perturbs the same images: leave one out, or "
+            "give a label noise."
+        )
+    check_poison(poison)
+    work, record = folder / ".unfinished", {}
+
+    def first(found: Any) -> Any:
+        if corruption.wanted and IS_CORRUPTED in found["train"].column_names:
+            return found  # `prepare` refuses these, before hours of crafting
+        splits, made = poison_splits(found, poison, work, say)
+        record.update(made)
+        return splits
+
+    prepared = prepare(data, corruption, poison_first=first)
+    prepared.splits().save_to_disk(str(folder))
+    write_json(folder / "corruption.json", {**(prepared.corruption or {}), "poison": record})
+    labels = "true" if prepared.corruption is None else f"{percent(prepared.corruption['mislabelled'])} % wrong"
+    noise = f" ({corruption.describe()}, after the poison)" if corruption.wanted else ""
+    write_card(folder, record, data=data.dataset.rstrip("/").rpartition("/")[2], labels=labels + noise)
+    shutil.rmtree(work)
+    norms = record["realised"]
+    say(
+        f"poisoned: {record['poison']}, {record['norm']} {show_eps(record['eps'])}, {record['rows']} images; as stored linf "
+        f"at most {norms['linf_max'] * 255:.0f}/255, l2 at most {norms['l2_max']:.4f}, mean {norms['l2_mean']:.4f}"
+    )
+    return prepared
 
 
 def env(argv: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,21 +25,23 @@ from .corruptions import (
 )
 from .evaluation import compute_accuracy, evaluate_backdoor
 from .models import build_model
-from .options import CorruptionOptions, DataOptions, ModelOptions
+from .options import CorruptionOptions, DataOptions, ModelOptions, PreprocessOptions
 from .preprocess import ImageTransform, image_shape, model_channels
 from .results import CURVES, curves, mean_last, percent
 from .sources import TEST, TRAIN, TRIGGERED, label_names, load_data
+from .squeezing import Squeeze, squeeze_images
 from .trainer import RobustTrainer
 
 
 @dataclass
 class Prepared:
-    """Data ready to train on: images and labels, the triggered test set where there is a trigger, and what was corrupted."""
+    """Data ready to train on: images and labels, the triggered test set of a trigger, what was corrupted and how squeezed."""
 
     train: datasets.Dataset
     test: datasets.Dataset
     triggered: datasets.Dataset | None
     corruption: dict[str, Any] | None
+    squeeze: Squeeze | None = None
 
     def splits(self) -> datasets.DatasetDict:
         """The data as splits for ``save_to_disk``."""
@@ -46,18 +49,29 @@ class Prepared:
         return datasets.DatasetDict(named)
 
 
-def prepare(data: DataOptions, corruption: CorruptionOptions) -> Prepared:
+def prepare(
+    data: DataOptions,
+    corruption: CorruptionOptions,
+    preprocess: PreprocessOptions | None = None,
+    poison_first: Callable[[datasets.DatasetDict], datasets.DatasetDict] | None = None,
+) -> Prepared:
     """Returns the data set, poisoned as the options say; one that was saved poisoned comes with its own triggered test set.
+
+    The training images, corrupted ones too, are squeezed at last where ``preprocess`` says so; the others are not. poison_first:
+    what is done to the clean splits before all else.
 
     Wrong labels alone leave the test set as it is, and there is no triggered one. Raises ``ValueError`` for settings out of range,
     and for a second poison on a poisoned data set.
     """
     trigger, rule, noise = corruption.trigger(), corruption.rule(), corruption.noise()
+    squeeze = preprocess.squeezer() if preprocess is not None else None
     found = load_data(
         data.dataset, config=data.dataset_config, image_column=data.image_column, label_column=data.label_column,
         test_split=data.test_split, max_train_samples=data.max_train_samples, max_test_samples=data.max_test_samples,
         seed=data.split_seed,
     )  # fmt: skip
+    if poison_first is not None:
+        found = poison_first(found)
     train, test, triggered = found[TRAIN], found[TEST], found.get(TRIGGERED)
     told = None
     if IS_CORRUPTED in train.column_names:
@@ -91,7 +105,9 @@ def prepare(data: DataOptions, corruption: CorruptionOptions) -> Prepared:
             )
         train = use_noisy_labels(train, corruption.noisy_label_column)
         told = {"corrupt": "real", "noise": corruption.describe(), **realised_rates(train)}
-    return Prepared(train, test, triggered, told)
+    if squeeze is not None:
+        train = squeeze_images(train, squeeze, image_column="image")
+    return Prepared(train, test, triggered, told, squeeze)
 
 
 class EpochBar(TrainerCallback):
@@ -174,6 +190,8 @@ def train_run(
         "epochs": args.num_train_epochs, "batch_size": args.train_batch_size * args.world_size, "learning_rate": args.learning_rate,
         "train_samples": len(data.train), "seconds": round(seconds, 2), "curves": curves(trainer.state.log_history),
     }  # fmt: skip
+    if data.squeeze is not None:
+        record["squeeze"] = str(data.squeeze)
     record["final"] = _final(trainer, data)
     record["mean_last_k"] = mean_last(record["curves"], options.last_k)
     if (estimate := trainer.estimated_noise_rate) is not None:

@@ -1,10 +1,13 @@
 """Corruptions of a `datasets` data set, done once before training: triggers, wrong labels, wrong targets."""
 
+from .availability import POISONS, Poison, poison_images, realised_norms, self_check
 from .backdoor import ATTACK_TARGET, BackdoorMap, TriggerMap, poison, trigger_all
 from .human import use_noisy_labels
 from .instance import InstanceNoiseMap
 from .labels import LabelNoiseMap, corrupt_labels, nominal_rates
 from .mapping import CLEAN_LABEL, IS_CORRUPTED
+from .poison_card import poison_record, write_card
+from .poison_pixels import IS_POISONED
 from .rates import realised_rates, realised_transition
 from .regression import TARGET_KINDS, corrupt_target_array, corrupt_targets
 from .rules import LABEL_RULES, AllToOne, LabelRule, MultiTarget
@@ -16,8 +19,10 @@ __all__ = [
     "CLASS_MAPS",
     "CLEAN_LABEL",
     "IS_CORRUPTED",
+    "IS_POISONED",
     "LABEL_RULES",
     "NOISES",
+    "POISONS",
     "TARGET_KINDS",
     "AllToOne",
     "BackdoorMap",
@@ -27,6 +32,7 @@ __all__ = [
     "LabelRule",
     "MultiTarget",
     "PatchTrigger",
+    "Poison",
     "TriggerMap",
     "corrupt_labels",
     "corrupt_target_array",
@@ -34,8 +40,13 @@ __all__ = [
     "noise_transition",
     "nominal_rates",
     "poison",
+    "poison_images",
+    "poison_record",
+    "realised_norms",
     "realised_rates",
     "realised_transition",
+    "self_check",
     "trigger_all",
     "use_noisy_labels",
+    "write_card",
 ]
