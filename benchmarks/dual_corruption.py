@@ -348,7 +348,11 @@ def train(
     set_seed(seed)
     shape = data.inputs.shape[1:]
     model = network(args, shape, classes).to(memory_format=layout())  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=0.9, weight_decay=args.weight_decay)
+    optimizer: torch.optim.Optimizer
+    if args.optim == "sgd":
+        optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=0.9, weight_decay=args.weight_decay)
+    else:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
     an_epoch = -(-len(data) // args.batch_size)
     schedule: Any = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.epochs * an_epoch)
     if args.lr_schedule == "step":
@@ -431,8 +435,8 @@ def dry_run(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace, out: Path) -> None:
     data = clean_data(args)
     test = Part(model_inputs(data.test), torch.tensor(data.test["label"][:]))
-    names = ("model", "width", "side", "epochs", "batch_size", "lr", "lr_schedule", "milestones", "weight_decay", "max_grad_norm",
-             "bf16", "class_map")  # fmt: skip
+    names = ("model", "width", "side", "epochs", "batch_size", "optim", "lr", "lr_schedule", "milestones", "weight_decay",
+             "max_grad_norm", "bf16", "class_map")  # fmt: skip
     protocol = {name: getattr(args, name) for name in names}
     protocol |= {"data": Path(args.data).name, "train": len(data.train), "test": len(data.test)}
     for seed, noise, poison, name in jobs(args):
@@ -491,6 +495,7 @@ def arguments() -> argparse.ArgumentParser:
     add("--epochs", type=int, default=100)
     add("--batch_size", type=int, default=64)
     add("--lr", type=float, default=0.05)
+    add("--optim", default="sgd", choices=("sgd", "adamw"), help="sgd with momentum 0.9")
     add("--lr_schedule", default="step", choices=("step", "cosine"))
     add("--milestones", type=float, nargs="*", default=[0.6], help="shares of training; the learning rate falls tenfold")
     add("--weight_decay", type=float, default=5e-4)
