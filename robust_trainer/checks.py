@@ -75,6 +75,8 @@ def _refuse_semi(trainer: Trainer, recipe: Recipe, size: int | None, problem: st
         raise ValueError(f"method '{recipe.name}' augments images, the model reads texts: use prl, nrat, or 'rebalanced'.")
     if isinstance(model, PeerModel) or recipe.weight_perturbation is not None or recipe.relabel is not None:
         raise ValueError(f"method '{recipe.name}' trains one network, without AWP or relabelling: take these out of the recipe.")
+    if trainer.compute_loss_func is not None:
+        raise ValueError(f"method '{recipe.name}' takes the loss of several views of a sample: drop compute_loss_func.")
     epochs, semi = trainer.args.num_train_epochs, recipe.semi
     assert semi is not None
     if trainer.args.max_steps <= 0 and recipe.selection is not None and semi.warmup_epochs >= epochs:

@@ -15,7 +15,8 @@ import torch
 from .config import RobustConfig, check_writable
 from .corruptions import IS_CORRUPTED, POISONS, write_card
 from .methods import METHODS
-from .options import CorruptionOptions, DataOptions, ModelOptions, PoisonOptions, PreprocessOptions, make_parser, parse
+from .options import CorruptionOptions, DataOptions, ModelOptions, PreprocessOptions, make_parser, parse
+from .poison_options import PoisonOptions
 from .preprocess import image_shape
 from .report import write_report
 from .results import environment, percent, results, suspects, table, write_json

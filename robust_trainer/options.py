@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from .corruptions import CLASS_MAPS, LABEL_RULES, NOISES, POISONS, AllToOne, BlendTrigger, LabelRule, PatchTrigger
+from .corruptions import CLASS_MAPS, LABEL_RULES, NOISES, AllToOne, BlendTrigger, LabelRule, PatchTrigger
 from .squeezing import SQUEEZES, Squeeze, make_squeeze
 
 CORRUPTIONS = ("none", "patch", "blend", *NOISES)
@@ -178,42 +178,6 @@ class PreprocessOptions:
         if self.squeeze == "none":
             return None
         return make_squeeze(self.squeeze, jpeg_quality=self.squeeze_jpeg_quality, bits=self.squeeze_bits)
-
-
-@dataclass
-class PoisonOptions:
-    """An availability poison: every training image is perturbed, crafted from the true labels, before labels are corrupted."""
-
-    _argument_group_name = "availability poison"
-
-    poison: str | None = field(default=None, metadata={"help": f"One of {', '.join(POISONS)}. Default: none."})
-    norm: str = field(default="linf", metadata={"help": "linf or l2."})
-    eps: str | None = field(default=None, metadata={"help": "Radius in [0, 1] pixels, as 8/255. Default: 8/255 (linf), 0.5 (l2)."})
-    poison_model: str = field(
-        default="small-cnn",
-        metadata={"help": "small-cnn, plain-cnn or resnet32, trained first where that is needed; or a trained model's folder."},
-    )
-    poison_model_epochs: int = field(default=20, metadata={"help": "Epochs of that training."})
-    poison_batch_size: int = field(default=128, metadata={"help": "Images per batch while crafting."})
-    poison_settings: str | None = field(
-        default=None, metadata={"help": "The poison's own settings: name=value pairs as steps=50,restarts=2, or JSON."}
-    )
-    poison_seed: int = field(default=0, metadata={"help": "Seed of the poison, of its network and of the self-check."})
-    self_check_epochs: int = field(
-        default=10, metadata={"help": "Train so long on clean and on poisoned images and compare the test accuracies; 0 skips it."}
-    )
-
-    def settings(self) -> dict[str, Any]:
-        """Returns ``poison_settings`` by name. Raises a one-line ``ValueError`` where they are no such pairs."""
-        text = (self.poison_settings or "").strip()
-        pairs = [pair.partition("=") for pair in text.split(",")] if text and not text.startswith("{") else []
-        try:
-            found = {name.strip(): yaml.safe_load(value) for name, _, value in pairs} if pairs else json.loads(text or "{}")
-        except (ValueError, yaml.YAMLError) as error:
-            raise ValueError(f"poison_settings={text!r} cannot be read: give for instance steps=50,restarts=2.") from error
-        if any(not mark or not name.strip() or not value.strip() for name, mark, value in pairs):
-            raise ValueError(f"poison_settings={text!r} are no name=value pairs: give for instance steps=50,restarts=2.")
-        return found
 
 
 def read_class_map(text: str | None) -> str | dict[Any, Any]:

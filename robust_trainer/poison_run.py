@@ -18,7 +18,7 @@ from .corruptions.poison_pixels import IS_POISONED, read_levels, read_pixels
 from .corruptions.poison_table import FRESH, NONE, check_settings, find_poison, make_ball
 from .corruptions.poison_task import Work
 from .models import SMALL, load_model
-from .options import PoisonOptions
+from .poison_options import PoisonOptions
 from .sources import TEST, TRAIN, label_names
 
 

@@ -1,4 +1,4 @@
-"""RobustTrainer: with `PeerHooks`, the only file that knows the Trainer's hooks (HOOKS in docs/architecture.md)."""
+"""RobustTrainer: with `DataHooks`, `PeerHooks` and `EpochScan`, all that knows the Trainer's hooks (docs/architecture.md)."""
 
 from __future__ import annotations
 
@@ -19,25 +19,24 @@ from . import checkpoints, checks
 from .batch import Batch, Step
 from .collapse import collapse
 from .config import RobustConfig
-from .data import INDEX, IndexCollator, Indexed
+from .data import INDEX
+from .data_hooks import DataHooks
 from .forwards import untouched
 from .fronts import Front
 from .ledger import SampleLedger
 from .methods import get_method
 from .noise_rate import RateEstimate
 from .objectives import CrossEntropy, UserLoss, make_objective
-from .peer_hooks import PeerHooks
 from .plain_loss import plain_loss
 from .recipe import SINGLE, Progress, Recipe
 from .sample_gradients import SampleGradients
 from .scan import EpochScan
-from .streams import StreamSampler
 from .walk import Walk
 
 logger = logging.get_logger(__name__)
 
 
-class RobustTrainer(PeerHooks):
+class RobustTrainer(DataHooks):
     """`transformers.Trainer` that trains by a robust method; without one it is the plain Trainer, bit for bit.
 
     recipe: a `Recipe`, or a method's name, for use with plain `TrainingArguments`; a `RobustConfig` names its method itself.
@@ -154,47 +153,6 @@ class RobustTrainer(PeerHooks):
     def _sum_over_processes(self, value: Tensor) -> Tensor:
         return self.accelerator.reduce(value, reduction="sum") if self.accelerator.num_processes > 1 else value
 
-    # ---- data: the index travels with the batch ------------------------------------------------------------------------
-
-    def get_train_dataloader(self) -> Any:
-        data, walk = self.train_dataset, self._walk
-        if not self._training or walk is None or walk.ledger is None or data is None:
-            return super().get_train_dataloader()
-        semi = walk.recipe.semi
-
-        def sampler(rows: Any) -> Any:
-            if semi is None or walk.recipe.selection is None:
-                return self._get_train_sampler(rows)
-            now = lambda: (int(self._progress().epoch), walk.split())  # noqa: E731
-            return StreamSampler(len(rows), now, semi.labelled_share, self.args.seed)
-
-        return self._train_loader(sampler, self._train_batch_size, "Training", training=True)
-
-    def _train_loader(self, sampler: Callable[[Any], Any], batch_size: int, told: str, training: bool) -> Any:
-        """A loader of the training set whose batches carry the positions of their samples."""
-        data, walk = self.train_dataset, self._walk
-        assert walk is not None
-        if isinstance(data, datasets.Dataset):
-            data = self._remove_unused_columns(data, description="training")
-            collate = self.data_collator
-        else:
-            collate = self._get_collator_with_removed_columns(self.data_collator, description="training")
-        users = self.data_collator
-        names = [*self.label_names, "labels", "label"]
-        main = getattr(self.accelerator.unwrap_model(self.model), "main_input_name", "pixel_values")
-        self.data_collator = IndexCollator(collate, list(dict.fromkeys(names)), walk.classes or None, main, walk.problem)
-        dropping, self.args.dataloader_drop_last = self.args.dataloader_drop_last, self.args.dataloader_drop_last and training
-        try:
-            return self._get_dataloader(
-                dataset=Indexed(data),
-                description=told,
-                batch_size=batch_size,
-                sampler_fn=lambda _: sampler(data),
-                is_training=training,
-            )
-        finally:
-            self.data_collator, self.args.dataloader_drop_last = users, dropping
-
     # ---- the step ------------------------------------------------------------------------------------------------------
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
@@ -301,12 +259,15 @@ class RobustTrainer(PeerHooks):
     ) -> Any:
         self._open()
         self._training = True
-        scan = EpochScan(self)
-        self.add_callback(scan)
+        scanning = getattr(self._walk.recipe.selection, "memory", "none") == "scan" if self._walk is not None else False
+        scan = [EpochScan(self)] if scanning else []
+        for callback in scan:
+            self.add_callback(callback)
         try:
             return super()._inner_training_loop(batch_size=batch_size, args=args, **kwargs)
         finally:
-            self.remove_callback(scan)
+            for callback in scan:
+                self.remove_callback(callback)
             self._window, self._step, self._micro, self._bare, self._training = [], None, None, None, False
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -6,18 +6,19 @@ from datasets import Value
 from toy import curve, images, logits_module, resnet, robust
 
 from robust_trainer import METHODS, RobustConfig
-from robust_trainer.methods import ATTACKING, KEEP, SELECTING, get_method
+from robust_trainer.methods import ATTACKING, KEEP, SELECTING, SPLIT, get_method
 from robust_trainer.peers import PeerModel
 
 
 @pytest.mark.parametrize("first", SELECTING)
 @pytest.mark.parametrize("second", ATTACKING)
 def test_a_combination_has_both_rows_settings(first, second):
-    row, recipe = get_method(f"{first}+{second}"), get_method(f"{first}+{second}")(noise_rate=0.3)
+    told = {"noise_rate": 0.3} if "noise_rate" in METHODS[first].settings else {}
+    row, recipe = get_method(f"{first}+{second}"), get_method(f"{first}+{second}")(**told)
     assert row.name == recipe.name == f"{first}+{second}"
     own, choice = METHODS[second].settings, METHODS[first].settings
     assert all(row.settings[key] == value for key, value in own.items())
-    assert all(row.settings[key] == choice[key] for key in KEEP)
+    assert all(row.settings[key] == choice[key] for key in {*KEEP, *SPLIT} & set(choice))
     assert recipe.peers == choice.get("peers", 1)
     assert recipe.selection is not None and recipe.perturbation is not None
     alone = METHODS[second]()

@@ -12,7 +12,8 @@ import pytest
 from robust_trainer import commands, poison_run
 from robust_trainer.cli import main
 from robust_trainer.corruptions.poison_pixels import read_levels
-from robust_trainer.options import PoisonOptions, make_parser, parse
+from robust_trainer.options import make_parser, parse
+from robust_trainer.poison_options import PoisonOptions
 from robust_trainer.sources import load_data
 
 TINY = ["--max_train_samples", "60", "--max_test_samples", "30"]
