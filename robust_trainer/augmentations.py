@@ -20,8 +20,10 @@ from .data import InputSpace
 AUGMENTATIONS: Mapping[str, str] = {
     "none": "the image as it is",
     "flip": "mirrored from left to right, or not",
-    "erase-flip": "a black rectangle in every second image, and flip",
-    "crop-flip": "shifted by up to an eighth of the side, black outside, and flip",
+    "erase": "a black rectangle in every second image",
+    "erase-flip": "erase and flip",
+    "crop": "shifted by up to an eighth of the side, black outside",
+    "crop-flip": "crop and flip",
     "autoaugment": "crop-flip, then AutoAugment's CIFAR-10 policy (needs kornia)",
 }
 #: How far beyond [0, 1] a user's own augmentation may go; clamped.
@@ -90,7 +92,9 @@ class Augmentation:
 _SETTINGS: Mapping[str, Augmentation] = {
     "none": Augmentation(),
     "flip": Augmentation(flip=True),
+    "erase": Augmentation(erase=0.5),
     "erase-flip": Augmentation(erase=0.5, flip=True),
+    "crop": Augmentation(crop=1 / 8),
     "crop-flip": Augmentation(crop=1 / 8, flip=True),
     "autoaugment": Augmentation(crop=1 / 8, flip=True, policy=True),
 }

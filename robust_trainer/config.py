@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from .augmentations import AUGMENTATIONS
 from .methods import get_method
 from .perturbations import UNIFORM
 from .recipe import PROBLEMS, Recipe
@@ -152,7 +153,7 @@ class RobustConfig(TrainingArguments):
         default=None, metadata={"help": f"erat: none or minmax, how scores enter the class rates. {_FROM_METHOD}"}
     )
     strong_augmentation: str | None = field(
-        default=None, metadata={"help": f"erat: autoaugment, crop-flip, erase-flip, flip or none. {_FROM_METHOD}"}
+        default=None, metadata={"help": f"erat: {', '.join(AUGMENTATIONS)}. {_FROM_METHOD}"}
     )
     weak_augmentation: str | None = field(default=None, metadata={"help": f"erat: as strong_augmentation. {_FROM_METHOD}"})
     lambda_u: float | None = field(default=None, metadata={"help": f"erat: weight of the unlabelled samples, >= 0. {_FROM_METHOD}"})
