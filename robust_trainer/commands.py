@@ -81,9 +81,11 @@ def train(argv: Sequence[str]) -> None:
     if isinstance(args.noise_rate, str):
         say(f"noise rate, estimated while training: {trainer.estimated_noise_rate or 'none, nobody was dropped'}")
     say(f"written to {folder}: {', '.join(written)}")
-    settings = record["settings"]
-    if "inner_loss" in settings and prepared.triggered is None:
-        norm, eps = settings["norm"], show_eps(settings["eps"])
+    recipe = trainer.recipe()
+    attack = recipe.perturbation if recipe is not None else None
+    if attack is not None and prepared.triggered is None:
+        one = attack.single()[0]  # of two norms: the l_inf ball's
+        norm, eps = "linf" if one.norm == "hybrid" else one.norm, show_eps(one.eps)
         say(f"robust accuracy: robust-trainer evaluate {folder} --attacks pgd-20 cw-20 autoattack --norm {norm} --eps {eps}")
 
 
