@@ -23,6 +23,18 @@ def logits_of(outputs: Any) -> Tensor | None:
     return getattr(outputs, "logits", None)
 
 
+def image_logits(outputs: Any, model: nn.Module, images: int) -> Tensor:
+    """The logits (B, K) float32 of an image classifier's output. Raises a one-line ``ValueError`` where it has none."""
+    logits = logits_of(outputs)
+    if logits is None or logits.dim() != 2 or len(logits) != images:
+        got = "none" if logits is None else str(tuple(logits.shape))
+        raise ValueError(
+            f"{type(model).__name__} returned logits {got} for {images} images, expected ({images}, K): "
+            "use an image classification model."
+        )
+    return logits.float()
+
+
 def read_view(outputs: Any, targets: Tensor, index: Tensor | None, problem: str, method: str) -> View:
     """The forward pass with its targets, (B,) class labels or (B, K) floats; peers' logits (B, M, K) become rows (M, B, K).
 

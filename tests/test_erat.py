@@ -173,6 +173,23 @@ def test_prl_with_a_scan_keeps_the_smallest_of_all(tmp_path):
     assert int(keep.sum()) == 45 and scores[keep].max() <= scores[~keep].min()
 
 
+@pytest.mark.parametrize(
+    "method,changes",
+    [
+        ("co-prl", dict(noise_rate=0.25, memory="scan", rebalance=True)),
+        ("rebalanced+trades", dict(warmup_epochs=1.0, steps=1, norm="hybrid")),
+        ("prl+pgd-at", dict(noise_rate=0.25, memory="scan", rebalance=True, steps=2, norm="hybrid")),
+        ("rebalanced", dict(warmup_epochs=0.0, rebalance=False)),
+    ],
+)
+def test_its_parts_work_inside_other_methods(tmp_path, method, changes):
+    trainer = robust(tmp_path, data=images(64), method=method, num_train_epochs=3, **changes)
+    trainer.train()
+    kept = [r["kept_fraction"] for r in trainer.state.log_history if "kept_fraction" in r]
+    assert 0 < sum(kept) / len(kept) < 1 and 0 < int(trainer.ledger.keep.sum()) < 64
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+
+
 def test_a_class_that_selection_empties_is_told(tmp_path, caplog):
     """A model that predicts class 0 for all, without rebalancing: only class 0 is below the mean."""
     model = logits_module()

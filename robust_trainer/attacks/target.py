@@ -13,7 +13,7 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
 from ..data import InputSpace, input_space
-from ..forwards import logits_of, untouched
+from ..forwards import image_logits, untouched
 
 _LOW = (torch.float16, torch.bfloat16)
 
@@ -93,8 +93,7 @@ class Target:
         """The images (B, C, H, W) float32 in [0, 1] of a batch of model inputs. Raises ``ValueError`` where they leave [0, 1]."""
         inputs = inputs.to(self.device, torch.float32)
         self.space.check(inputs)
-        space = self.space
-        return (inputs * space._as(space.std, inputs) + space._as(space.mean, inputs)).clamp(0, 1)
+        return self.space.to_pixels(inputs).clamp(0, 1)
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._stack is None:
@@ -118,15 +117,8 @@ class Target:
         return (logits.argmax(1) == y) & ~logits.isnan().any(1)
 
     def _logits(self, call: Callable[..., Any], x: Tensor, dtype: torch.dtype) -> Tensor:
-        inputs = ((x - self.space._as(self.space.mean, x)) / self.space._as(self.space.std, x)).to(dtype)
-        logits = logits_of(call(**{self.input_name: inputs}) if self._by_name else call(inputs))
-        if logits is None or logits.dim() != 2 or len(logits) != len(x):
-            got = "none" if logits is None else str(tuple(logits.shape))
-            raise ValueError(
-                f"{type(self.model).__name__} returned logits {got} for {len(x)} images, expected ({len(x)}, K): "
-                "use an image classification model."
-            )
-        return logits.float()
+        inputs = self.space.from_pixels(x).to(dtype)
+        return image_logits(call(**{self.input_name: inputs}) if self._by_name else call(inputs), self.model, len(x))
 
 
 def _put_back(buffers: list[tuple[Tensor, Tensor]]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import InputSpace, input_space
-from ..forwards import logits_of
+from ..forwards import image_logits
 
 
 class PixelModel(nn.Module):
@@ -34,15 +34,8 @@ class PixelModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[1] == 1 and self.channels == 3:
             x = x.expand(-1, 3, -1, -1)
-        inputs = (x - self.space._as(self.space.mean, x)) / self.space._as(self.space.std, x)
-        logits = logits_of(self.model(**{self.input_name: inputs}) if self.by_name else self.model(inputs))
-        if logits is None or logits.dim() != 2 or len(logits) != len(x):
-            got = "none" if logits is None else str(tuple(logits.shape))
-            raise ValueError(
-                f"{type(self.model).__name__} returned logits {got} for {len(x)} images, expected ({len(x)}, K): "
-                "use an image classification model."
-            )
-        return logits.float()
+        inputs = self.space.from_pixels(x)
+        return image_logits(self.model(**{self.input_name: inputs}) if self.by_name else self.model(inputs), self.model, len(x))
 
 
 def pixel_model(
