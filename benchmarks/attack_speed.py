@@ -20,12 +20,12 @@ import argparse
 import os
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import transformers
+from common import seconds
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -109,18 +109,6 @@ def make_pairs(args: argparse.Namespace) -> dict[str, tuple[Callable[[], Any], C
             lambda norm=norm, eps=eps: evaluated_by_hand(model, data, args.batch_size, norm, eps), evaluate,
         )  # fmt: skip
     return pairs
-
-
-def seconds(run: Callable[[], Any], device: str) -> float:
-    """CPU seconds of one run; on CUDA the wall's."""
-    clock = time.process_time if device == "cpu" else time.perf_counter
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = clock()
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return clock() - start
 
 
 def main() -> None:

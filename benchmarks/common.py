@@ -10,6 +10,8 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,18 @@ def machine() -> dict[str, Any]:
 def machine_line(m: dict[str, Any]) -> str:
     """`machine` in words."""
     return f"{m['device']}, {m['cores']} cores, torch {m['torch']}, transformers {m['transformers']}, commit {m['commit']}"
+
+
+def seconds(run: Callable[[], Any], device: str) -> float:
+    """CPU seconds of one run; on CUDA the wall's."""
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = clock()
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return clock() - start
 
 
 def commit() -> str | None:

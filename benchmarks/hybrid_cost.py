@@ -19,12 +19,12 @@ import argparse
 import os
 import platform
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import transformers
+from common import seconds
 from torch import Tensor, nn
 
 from robust_trainer.adversarial_losses import INNER
@@ -74,18 +74,6 @@ def make_runs(args: argparse.Namespace, name: str) -> dict[str, Callable[[], Any
         inner, numbers = Inner(recipe, attack, front, SINGLE, view, trust, lambda t: t), [0]
         runs[norm] = lambda inner=inner, numbers=numbers: run(inner, model, numbers)
     return runs
-
-
-def seconds(run: Callable[[], Any], device: str) -> float:
-    """CPU seconds of one run; on CUDA the wall's."""
-    clock = time.process_time if device == "cpu" else time.perf_counter
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = clock()
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return clock() - start
 
 
 def middle(ratios: list[float]) -> str:
