@@ -32,7 +32,8 @@ class DataHooks(PeerHooks):
             if semi is None or walk.recipe.selection is None:
                 return self._get_train_sampler(rows)
             now = lambda: (int(self._progress().epoch), walk.split())  # noqa: E731
-            return StreamSampler(len(rows), now, semi.labelled_share, self.args.seed)
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            return StreamSampler(len(rows), now, semi.labelled_share, seed)
 
         return self._train_loader(sampler, self._train_batch_size, "Training", training=True)
 
