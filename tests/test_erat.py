@@ -347,6 +347,23 @@ def test_a_text_model_has_no_images_to_augment(tmp_path):
         RobustTrainer(model=BertForSequenceClassification(config), args=args, train_dataset=rows).train()
 
 
+@pytest.mark.parametrize(
+    "given,config,told",
+    [
+        (dict(trainer=dict(compute_loss_func=lambda outputs, labels, **_: outputs)), {}, "several views.*drop compute_loss_func"),
+        ({}, dict(problem_type="multi_label_classification"), "compares predicted classes.*use pgd-at"),
+    ],
+)
+def test_set_ups_that_do_not_fit_are_refused(tmp_path, given, config, told):
+    with pytest.raises(ValueError, match=told):
+        robust(tmp_path, **given, **SHORT, **config).train()
+
+
+def test_a_streaming_data_set_has_no_split(tmp_path):
+    with pytest.raises(ValueError, match="needs a data set with a length"):
+        robust(tmp_path, data=images().to_iterable_dataset(), max_steps=2, **SHORT).train()
+
+
 def test_unknown_normalisation_and_out_of_range_inputs(tmp_path):
     args = RobustConfig(**{**settings(tmp_path), "method": "erat"})
     with pytest.raises(ValueError, match="must know their normalisation"):
