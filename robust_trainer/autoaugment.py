@@ -108,7 +108,7 @@ def load_kornia() -> Any:
             warnings.simplefilter("ignore")
             import kornia.enhance
     except ImportError as error:
-        raise ValueError(f"autoaugment needs kornia ({error}): pip install robust-trainer[augment].") from error
+        raise ValueError(f"autoaugment needs kornia ({error}): pip install kornia.") from error
     return kornia.enhance
 
 
