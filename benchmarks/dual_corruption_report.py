@@ -180,15 +180,18 @@ def _heading(rows: Rows, figure: str) -> list[str]:
     size = f"{p['side']}x{p['side']} pixels" if p["side"] else "their own size"
     which = "of the last epoch" if figure == "last" else "of the best epoch on the test set (an oracle's choice)"
     width = f", width {p['width']}" if p["width"] else ""
+    told = {"sgd": "SGD", "adamw": "AdamW"}[p.get("optim", "sgd")]
+    found = list(dict.fromkeys(row["machine"]["commit"] for row in rows))
+    commits = f"{found[0]} to {found[-1]}" if len(found) > 1 else found[0]
     return [
         f"## Dual corruption: {p['data']}, {p['train']} training and {p['test']} test images of {size}",
         "",
-        f"{p['model']}{width}, {p['epochs']} epochs, SGD {p['lr']:g} ({p['lr_schedule']}), batch {p['batch_size']}; test accuracy "
+        f"{p['model']}{width}, {p['epochs']} epochs, {told} {p['lr']:g} ({p['lr_schedule']}), batch {p['batch_size']}; test accuracy "
         f"{which}, percent, mean ± standard deviation (n) over seeds {', '.join(map(str, seeds))}; {len(rows)} runs, "
         f"{sum(row['train_seconds'] for row in rows) / 3600:.1f} hours of training. In brackets paper 003's ({PAPER['setting']}): "
         "where data or network differ, compare orders, not values.",
         "",
-        "Machine: " + "; ".join(sorted({machine_line(row["machine"]) for row in rows})),
+        "Machine: " + "; ".join(sorted({machine_line({**row["machine"], "commit": commits}) for row in rows})),
         "",
         *(f"`benchmarks/dual_corruption.py {command}`  " for command in dict.fromkeys(row["command"] for row in rows)),
         "",
