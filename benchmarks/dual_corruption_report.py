@@ -186,7 +186,8 @@ def _heading(rows: Rows, figure: str) -> list[str]:
     return [
         f"## Dual corruption: {p['data']}, {p['train']} training and {p['test']} test images of {size}",
         "",
-        f"{p['model']}{width}, {p['epochs']} epochs, {told} {p['lr']:g} ({p['lr_schedule']}), batch {p['batch_size']}; test accuracy "
+        f"{p['model']}{width}, {p['epochs']} epochs, {told} {p['lr']:g} ({p['lr_schedule']}), batch {p['batch_size']}; "
+        "test accuracy "
         f"{which}, percent, mean ± standard deviation (n) over seeds {', '.join(map(str, seeds))}; {len(rows)} runs, "
         f"{sum(row['train_seconds'] for row in rows) / 3600:.1f} hours of training. In brackets paper 003's ({PAPER['setting']}): "
         "where data or network differ, compare orders, not values.",
