@@ -17,6 +17,7 @@ class Batch:
     """One micro-batch: the model's inputs without labels and index, the targets (B,) or (B, K), the positions (B,) or None.
 
     adversarial: what the inner maximisation found, as `fronts.Front.forward` takes it; None without one.
+    clean_scores, first_logits: (M, B) and (M, B, C), of the inner maximisation's first forward.
     trusted: the rule's weights (M, B); weights: those that count, less the samples held out for the noise rate's estimate.
     labelled: whose label counts, bool (M, B), for semi-supervised methods; strong: what the first of their training forwards takes;
     second: what the second does, k views of each sample (k B, ...); pseudo: the targets of the unlabelled samples (M, B, C).
@@ -27,6 +28,7 @@ class Batch:
     index: Tensor | None
     adversarial: Tensor | None = None
     clean_scores: Tensor | None = None
+    first_logits: Tensor | None = None
     inner_weights: Tensor | None = None
     trusted: Tensor | None = None
     weights: Tensor | None = None

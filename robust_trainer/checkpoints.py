@@ -19,7 +19,10 @@ STATE_FILE = "robust_state.safetensors"
 def save(folder: str, walk: Walk) -> None:
     """Writes the ledger and the filter's state, and the method's name and settings."""
     tensors = {name: tensor.contiguous() for name, tensor in walk.state().items()}
-    safetensors.torch.save_file(tensors, os.path.join(folder, STATE_FILE), metadata=_identity(walk.recipe))
+    metadata = _identity(walk.recipe)
+    if walk.ledger is not None:
+        metadata["run"] = json.dumps(walk.ledger.run, default=str)
+    safetensors.torch.save_file(tensors, os.path.join(folder, STATE_FILE), metadata=metadata)
 
 
 def clear(folder: str) -> None:

@@ -189,6 +189,10 @@ class RobustConfig(TrainingArguments):
         default=None,
         metadata={"help": "single_label_classification, regression or multi_label_classification. Default: the model's config."},
     )
+    ledger_predictions: bool = field(
+        default=False,
+        metadata={"help": "Keep each sample's mean predicted probabilities in the ledger, 4 bytes per class and sample."},
+    )
     image_mean: list[float] | None = field(
         default=None, metadata={"help": "Per-channel mean of the input normalisation; default: the image processor's."}
     )
@@ -228,7 +232,7 @@ SETTINGS: tuple[str, ...] = tuple(
     f.name
     for f in fields(RobustConfig)
     if f.name not in {g.name for g in fields(TrainingArguments)}
-    and f.name not in ("method", "problem_type", "image_mean", "image_std")
+    and f.name not in ("method", "problem_type", "image_mean", "image_std", "ledger_predictions")
 )
 
 

@@ -13,6 +13,17 @@ from .recipe import Progress, Selection
 from .selection import KeepByScore
 
 
+@dataclass(frozen=True)
+class Scanned:
+    """What a scan found of all samples: score, given label and prediction (N,), `trace`'s numbers (N, 5), probabilities (N, C)."""
+
+    scores: Tensor
+    labels: Tensor
+    predicted: Tensor
+    told: Tensor
+    probs: Tensor | None = None
+
+
 @dataclass
 class Decision:
     """The decision in force: the ledger's column ``keep`` and, in the walk's states, its epoch; so both are in a checkpoint."""
@@ -52,15 +63,14 @@ class Decision:
         return selection.remembers(progress) and not self._of(int(progress.epoch))
 
     @torch.no_grad()
-    def scanned(
-        self, ledger: SampleLedger, scores: Tensor, labels: Tensor, predicted: Tensor, classes: int, progress: Progress
-    ) -> list[int]:
-        """Decides over the epoch from all samples' scores, (N,), and records them; returns the classes that nobody is left of."""
-        selection, epoch = self.selection, int(progress.epoch)
+    def scanned(self, ledger: SampleLedger, found: Scanned, classes: int, progress: Progress) -> list[int]:
+        """Decides over the epoch from all samples' scores and records them; returns the classes that nobody is left of."""
+        selection, epoch, scores, labels = self.selection, int(progress.epoch), found.scores, found.labels
         assert isinstance(selection, KeepByScore | Split)
         mask = selection.keep_mask(scores, torch.ones_like(labels), labels, classes, progress, ledger.columns["keep"])
         self._settle(ledger, mask, epoch)
         everybody = torch.arange(len(scores), device=scores.device)
-        ledger.record(everybody, scores, mask.float(), labels, predicted, epoch, selection.judging(progress))
+        judging = selection.judging(progress)
+        ledger.record(everybody, scores, mask.float(), labels, found.predicted, epoch, judging, found.told, found.probs)
         sizes, left = torch.bincount(labels, minlength=classes), torch.bincount(labels[mask], minlength=classes)
         return ((sizes > 0) & (left == 0)).nonzero().flatten().tolist()

@@ -18,6 +18,7 @@ from .results import percent, table
 PLOTS: Mapping[str, tuple[str, str]] = {
     "clean_accuracy": ("Clean accuracy", "On the untouched test images; higher is better."),
     "poison_accuracy": ("Poison accuracy", "On the test images with the trigger, against their true labels; higher is better."),
+    "robust_accuracy": ("Robust accuracy", "On images perturbed by the attack that was trained against; higher is better."),
     "kept_clean": ("Kept of the clean samples", "The share of the clean training samples that was trained on; higher is better."),
     "kept_corrupted": (
         "Kept of the corrupted samples", "The share of the corrupted training samples that was trained on; lower is better."
@@ -39,10 +40,10 @@ def write_report(
     """
     runs = content["runs"]
     heading, rows = table(runs)
-    page = _template().render(
+    page = template("report.html").render(
         title=title, content=content, runs=runs, heading=heading, rows=rows, figures=figures(runs),
         suspects=[{**row, "image": image_uri(row["image"])} for row in suspects], suspects_of=suspects_of,
-        options=_options(content), settings=_settings(runs),
+        options=options_told(content), settings=settings_told(runs),
     )  # fmt: skip
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +70,12 @@ def image_uri(image: Image.Image) -> str:
     small.thumbnail((_THUMBNAIL, _THUMBNAIL))
     buffer = io.BytesIO()
     small.save(buffer, "PNG")
-    return _uri(buffer)
+    return png_uri(buffer)
+
+
+def png_uri(buffer: io.BytesIO) -> str:
+    """Returns a PNG in memory as a data URI."""
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _plot(lines: Mapping[str, Sequence[tuple[float, float]]]) -> str:
@@ -91,17 +97,16 @@ def _plot(lines: Mapping[str, Sequence[tuple[float, float]]]) -> str:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    legend = figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    return _uri(buffer)
+    return png_uri(buffer)
 
 
-def _uri(buffer: io.BytesIO) -> str:
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _options(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+def options_told(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns what `results.results` says of command, data, model and corruption: name and value."""
     told: list[tuple[str, Any]] = [("command", content["command"])]
     told += [(name, content["options"][name]) for name in ("dataset", "model") if name in content["options"]]
     told += [("training samples", content["train_samples"]), ("test samples", content["test_samples"])]
@@ -117,8 +122,8 @@ def _options(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in told]
 
 
-def _settings(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Per method: what it was trained with."""
+def settings_told(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Returns per run the method and what it was trained with."""
     out = []
     for run in runs:
         told = {name: run[name] for name in ("seed", "epochs", "batch_size", "learning_rate", "parameters")} | run["settings"]
@@ -128,8 +133,9 @@ def _settings(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 
 @cache
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """Returns a template of the package; whatever is filled in is escaped."""
     loader = jinja2.PackageLoader("robust_trainer", "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["percent"] = percent
-    return environment.get_template("report.html")
+    return environment.get_template(name)

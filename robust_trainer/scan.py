@@ -14,8 +14,10 @@ from torch.utils.data import SequentialSampler
 from transformers import TrainerCallback
 from transformers.utils import logging
 
+from .decision import Scanned
 from .forwards import untouched
 from .ledger import SampleLedger
+from .trajectory import trace
 
 if TYPE_CHECKING:
     from .trainer import RobustTrainer
@@ -38,8 +40,8 @@ class EpochScan(TrainerCallback):
         if self.loader is None:
             self.loader = trainer._train_loader(SequentialSampler, args.eval_batch_size, "Scoring", training=False)
         with _same_random_state(args.device):
-            scores, labels, predicted = scan(trainer, self.loader, walk.ledger)
-        emptied = walk.scanned(scores, labels, predicted, progress)
+            found = scan(trainer, self.loader, walk.ledger)
+        emptied = walk.scanned(found, progress)
         if emptied:
             logger.warning(
                 f"epoch {int(progress.epoch)}: the selection leaves nobody of class {', '.join(map(str, emptied[:10]))}: "
@@ -48,24 +50,33 @@ class EpochScan(TrainerCallback):
 
 
 @torch.no_grad()
-def scan(trainer: RobustTrainer, loader: Any, ledger: SampleLedger | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Score, given label and prediction of every sample, (N,) each, equal on all processes."""
+def scan(trainer: RobustTrainer, loader: Any, ledger: SampleLedger | None) -> Scanned:
+    """What the model says of every sample, equal on all processes."""
     walk = trainer._walk
     assert walk is not None and ledger is not None
     bare: nn.Module = trainer._unwrapped(trainer.model_wrapped)
-    rows, indices = [], []
+    rows, probs, indices = [], [], []
     with untouched(bare, "eval"):
         for inputs in loader:
             batch = trainer._batch(trainer._prepare_inputs(inputs))
             view = walk.view(trainer._forward(batch.inputs), batch)
             score = walk.recipe.score(view).mean(0)
             predicted = view.logits.mean(0).argmax(-1)
-            rows.append(torch.stack([score, batch.labels.to(score.dtype), predicted.to(score.dtype)], 1))
+            told = trace(view.logits, batch.labels, ledger.rival[batch.positions])
+            rows.append(torch.cat([torch.stack([score, batch.labels.to(score.dtype), predicted.to(score.dtype)], 1), told], 1))
+            if ledger.mean_probs is not None:
+                probs.append(view.logits.float().softmax(-1).mean(0))
             indices.append(batch.positions)
-    found, index = walk.gather(torch.cat(rows)), walk.gather(torch.cat(indices))
-    whole = torch.zeros(len(ledger), 3, dtype=found.dtype, device=found.device)
+    index = walk.gather(torch.cat(indices))
+    whole = _in_order(walk.gather(torch.cat(rows)), index, len(ledger))
+    means = _in_order(walk.gather(torch.cat(probs)), index, len(ledger)) if probs else None
+    return Scanned(whole[:, 0], whole[:, 1].long(), whole[:, 2].long(), whole[:, 3:], means)
+
+
+def _in_order(found: Tensor, index: Tensor, size: int) -> Tensor:
+    whole = torch.zeros(size, found.shape[1], dtype=found.dtype, device=found.device)
     whole[index] = found
-    return whole[:, 0], whole[:, 1].long(), whole[:, 2].long()
+    return whole
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from .data import INDEX
 from .data_hooks import DataHooks
 from .forwards import untouched
 from .fronts import Front
+from .identity import new_ledger
 from .ledger import SampleLedger
 from .methods import get_method
 from .noise_rate import RateEstimate
@@ -127,12 +128,7 @@ class RobustTrainer(DataHooks):
         if recipe.perturbation is not None or recipe.semi is not None:
             self._make_front = checks.front_of(self, recipe, bare)
         if size is not None:
-            walk.ledger = SampleLedger(size, self.args.device, getattr(recipe.selection, "memory_decay", 0.5))
-            if isinstance(data, datasets.Dataset) and "is_corrupted" in data.column_names:
-                truth = np.asarray(data.with_format(None)["is_corrupted"][:])
-                if truth.dtype != bool and not (np.issubdtype(truth.dtype, np.integer) and set(np.unique(truth)) <= {0, 1}):
-                    raise ValueError(f"'is_corrupted' is {truth.dtype}, expected booleans: cast or drop the column.")
-                walk.ledger.truth = torch.from_numpy(truth.astype(bool)).to(self.args.device)
+            walk.ledger = new_ledger(self, walk.recipe, problem, classes, size, getattr(bare, "config", None))
         self._walk = walk
         self._auroc_epoch = 0
         logger.info(f"robust method '{recipe.name}': {dict(recipe.settings)}")

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from .batch import Batch, RunningMeans, Step
-from .decision import Decision
+from .decision import Decision, Scanned
 from .forwards import read_view
 from .fronts import Forward, Front, TextFront
 from .inner import Inner
@@ -25,6 +25,7 @@ from .noise_rate import RateEstimate, RateEstimator
 from .outer import Outer
 from .recipe import SINGLE, Progress, Recipe, View
 from .selection import ESTIMATED, KeepByScore
+from .trajectory import trace
 from .weight_perturbation import Shaken, WeightPerturbation, sum_over_processes
 
 Context = Callable[[], AbstractContextManager]
@@ -139,8 +140,8 @@ class Walk:
     def _trust_early(self, views: list[View], batches: list[Batch], progress: Progress) -> Tensor:
         """The weights (B,) of the samples in the inner maximisation, from the views of its first forward."""
         scores = [self.recipe.score(view) for view in views]
-        for batch, score in zip(batches, scores):
-            batch.clean_scores = score
+        for batch, score, view in zip(batches, scores, views):
+            batch.clean_scores, batch.first_logits = score, view.logits
         recipe = self.recipe
         first = recipe.trust == "inner" and recipe.outer_filter  # this forward decides for the outer step too
         weights = self._known_weights(batches, recipe.inner_filter or first)
@@ -223,21 +224,29 @@ class Walk:
             scores = self.recipe.watch(view)
         score, weight = scores.mean(0), weights.mean(0)
         self.means.add("kept_fraction", weight.sum(), weight.numel())
-        if self.ledger is None or batch.index is None:
+        ledger = self.ledger
+        if ledger is None or batch.index is None:
             return
         # class labels and predictions; -1 where the targets are numbers
         single = view.problem == SINGLE
-        predicted = view.logits.mean(0).argmax(-1).float() if single else torch.full_like(score, -1.0)
+        logits = view.logits if batch.first_logits is None else batch.first_logits
+        predicted = logits.mean(0).argmax(-1).float() if single else torch.full_like(score, -1.0)
         row = torch.stack([score, weight, predicted], 1)
+        if single:
+            row = torch.cat([row, trace(logits, batch.targets, ledger.rival[batch.index])], 1)
         labels = batch.targets if single else batch.labels - 1
         row, index, labels = self.gather(row), self.gather(batch.index), self.gather(labels)
-        if (estimator := self._estimator()) is not None:
-            estimator.update(index, self.gather(view.logits.float().softmax(-1).mean(0)), labels, int(progress.epoch))
+        probs, estimator = None, self._estimator()
+        if estimator is not None or ledger.mean_probs is not None:
+            probs = self.gather(logits.float().softmax(-1).mean(0))
+        if estimator is not None and probs is not None:
+            estimator.update(index, probs, labels, int(progress.epoch))
         selection = self.recipe.selection
         judging = selection is not None and selection.judging(progress)
-        self.ledger.record(index, row[:, 0], row[:, 1], labels, row[:, 2], int(progress.epoch), judging)
-        if self.ledger.truth is not None:
-            truth = self.ledger.truth[batch.index].float()
+        told = row[:, 3:] if single else None
+        ledger.record(index, row[:, 0], row[:, 1], labels, row[:, 2], int(progress.epoch), judging, told, probs)
+        if ledger.truth is not None:
+            truth = ledger.truth[batch.index].float()
             self.means.add("kept_corrupted", (weight * truth).sum(), truth.sum())
             self.means.add("kept_clean", (weight * (1 - truth)).sum(), (1 - truth).sum())
 
@@ -284,10 +293,10 @@ class Walk:
         """Whether the epoch that starts now wants all samples scored first."""
         return self.decision.scan_due(self.ledger, progress)
 
-    def scanned(self, scores: Tensor, labels: Tensor, predicted: Tensor, progress: Progress) -> list[int]:
-        """Takes up the scores, given labels and predictions of all samples, (N,); returns the classes that nobody is left of."""
+    def scanned(self, found: Scanned, progress: Progress) -> list[int]:
+        """Takes up what a scan of all samples found; returns the classes that nobody is left of."""
         assert self.ledger is not None
-        return self.decision.scanned(self.ledger, scores, labels, predicted, self.classes, self._now(progress))
+        return self.decision.scanned(self.ledger, found, self.classes, self._now(progress))
 
     def split(self) -> Tensor | None:
         """Whose labels the epoch trains on, bool (N,), None before there is a decision."""
