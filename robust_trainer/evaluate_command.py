@@ -77,7 +77,9 @@ def evaluate(argv: Sequence[str]) -> None:
     if argv and not argv[0].startswith("-"):
         argv = [f"--run={argv[0]}", *argv[1:]]
     run = parser.parse_known_args(argv)[0].run
-    parser.set_defaults(**_stored(run, {f.name for t in (DataOptions, CorruptionOptions) for f in fields(t)}))
+    kinds: Any = (DataOptions, CorruptionOptions)
+    told = stored(run)[1]
+    parser.set_defaults(**{f.name: told[f.name] for kind in kinds for f in fields(kind) if f.name in told})
     options, attack, data, corruption = parse(parser, argv)
     if corruption.wanted and corruption.trigger() is None:
         corruption = CorruptionOptions()  # wrong labels were for training alone
@@ -173,10 +175,10 @@ def _beside(path: Path, output: str | None, name: str) -> Path:
     return path.with_name(name if output is None else f"{path.stem}_{name}")
 
 
-def _stored(run: str, names: set[str]) -> dict[str, Any]:
-    """Data and corruption options from the run's results.json, where there is one."""
+def stored(run: str) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """The run's results.json and the options in it; None and {} where there is none."""
     try:
         content = json.loads((Path(run) / "results.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}
-    return {name: value for name, value in content.get("options", {}).items() if name in names}
+        return None, {}
+    return content, content.get("options", {})

@@ -20,8 +20,14 @@ SAMPLES = 64
 NOT_CONTENT = ("is_corrupted", "clean_label", "is_poisoned", "attack_target")
 
 
-def data_fingerprint(data: Any, label_names: Sequence[str] = ("labels", "label")) -> str:
-    """Returns 16 hexadecimal digits: of the number of rows, all labels, and the content of 64 rows.
+def label_column(data: Any, label_names: Sequence[str]) -> str | None:
+    """The column of the given labels: the first of the Trainer's label names, labels and label; None where there is none."""
+    columns = data.column_names if isinstance(data, datasets.Dataset) else ()
+    return next((n for n in (*label_names, "labels", "label") if n in columns), None)
+
+
+def data_fingerprint(data: Any, label: str | None) -> str:
+    """Returns 16 hexadecimal digits: of the number of rows, all labels (the column ``label``), and the content of 64 rows.
 
     For a `datasets.Dataset`; its formats and transforms do not count, nor do the columns that tell of a corruption. Of any other
     data set, whose rows may be drawn anew each time, only the number of rows counts. Image files are told by their bytes, or by
@@ -29,9 +35,8 @@ def data_fingerprint(data: Any, label_names: Sequence[str] = ("labels", "label")
     """
     digest = hashlib.sha256(f"rows {len(data)}".encode())
     if isinstance(data, datasets.Dataset) and len(data):
-        name = next((n for n in label_names if n in data.column_names), None)
-        if name is not None:
-            digest.update(_content(data.select_columns([name]).with_format("arrow")[:].column(0)))
+        if label in data.column_names:
+            digest.update(_content(data.select_columns([label]).with_format("arrow")[:].column(0)))
         rows = np.unique(np.linspace(0, len(data) - 1, SAMPLES).astype(int))
         kept = [n for n in sorted(data.column_names) if n not in NOT_CONTENT]
         table: Any = data.select_columns(kept).with_format("arrow").select(rows)[:] if kept else None
@@ -60,11 +65,10 @@ def _content(column: Any) -> bytes:
 
 
 def class_names(data: Any, label_names: Sequence[str], config: Any, classes: int | None) -> list[str]:
-    """The names of the classes, from the label column's feature, else from the model's config, else their numbers; [] if unknown."""
-    for name in label_names:
-        feature = data.features.get(name) if isinstance(data, datasets.Dataset) else None
-        if isinstance(feature, datasets.ClassLabel) and feature.names:
-            return list(feature.names)
+    """The names of the classes, by the label column's feature, else by the model's config, else their numbers; [] if unknown."""
+    feature = data.features.get(label_column(data, label_names)) if isinstance(data, datasets.Dataset) else None
+    if isinstance(feature, datasets.ClassLabel) and feature.names:
+        return list(feature.names)
     named = getattr(config, "id2label", None) or {}
     if classes and len(named) == classes and not all(str(v) == f"LABEL_{k}" for k, v in named.items()):
         return [str(named[k]) for k in sorted(named)]
@@ -74,7 +78,7 @@ def class_names(data: Any, label_names: Sequence[str], config: Any, classes: int
 def new_ledger(trainer: Any, recipe: Recipe, problem: str, classes: int | None, size: int, config: Any) -> SampleLedger:
     """The ledger of a run that starts, with the truth where the data set tells it.
 
-    Raises ``ValueError`` for an ``is_corrupted`` column that holds no booleans, and for predictions of what are no classes.
+    Raises ``ValueError`` for an ``is_corrupted`` column without booleans, and for predictions of what are no classes.
     """
     args, data = trainer.args, trainer.train_dataset
     steps_per_epoch = size / (args.train_batch_size * args.world_size * args.gradient_accumulation_steps)
@@ -82,13 +86,14 @@ def new_ledger(trainer: Any, recipe: Recipe, problem: str, classes: int | None, 
     predictions = getattr(args, "ledger_predictions", False)
     if predictions and (problem != SINGLE or not classes):
         raise ValueError(
-            f"ledger_predictions=True keeps class probabilities, not problem_type={problem!r} with {classes or 'unknown'} classes: "
+            f"ledger_predictions=True is for class labels, not problem_type={problem!r} with {classes or 'unknown'} classes: "
             "leave it out, or give the model a config with num_labels."
         )
+    label = label_column(data, trainer.label_names)
     run = {
         "method": recipe.name, "settings": dict(recipe.settings), "problem": problem,
         "names": class_names(data, trainer.label_names, config, classes) if problem == SINGLE else [],
-        "rows": size, "fingerprint": data_fingerprint(data, trainer.label_names), "seed": args.seed,
+        "rows": size, "fingerprint": data_fingerprint(data, label), "label_column": label, "seed": args.seed,
     }  # fmt: skip
     decay = getattr(recipe.selection, "memory_decay", 0.5)
     wide = SampleLedger.needs_wide(classes if problem == SINGLE else 1, epochs)

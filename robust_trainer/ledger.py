@@ -176,8 +176,8 @@ class SampleLedger:
         missing = [name for name in self.columns if f"ledger.{name}" not in state]
         if missing:
             raise ValueError(
-                f"the checkpoint's ledger has no {', '.join(missing)}: give the ledger's settings that it was made with, or start a "
-                "new run (an earlier version kept fewer columns)."
+                f"the checkpoint's ledger has no {', '.join(missing)}: give the ledger's settings that it was made with, or start "
+                "a new run (an earlier version kept fewer columns)."
             )
         size = state["ledger.seen"].numel()
         if size != len(self):

@@ -23,7 +23,9 @@ class Audit:
     table: one row per sample, in the order of the data set, with the columns of docs/audit.md. names: of the C classes, () where
     targets are numbers. threshold: the suspicion from which on a sample is flagged. noise_rate: estimated share of wrong labels in
     [0, 1], None where targets are numbers. transition: (C, C), row i: how the samples whose label should be i are labelled, sums to
-    1. groups_told: what the groups rest on, in words. run: method, settings, fingerprint of the data and other facts of the run.
+    1. meaning: of suspicion; groups_told: what the groups rest on, in words. pattern: what triggered samples have more or less of
+    than others, (H, W, channels) in [-1, 1] pixels, None where there is none. run: method, settings, fingerprint of the data and
+    other facts of the run.
     """
 
     table: datasets.Dataset
@@ -31,7 +33,9 @@ class Audit:
     threshold: float
     noise_rate: float | None = None
     transition: np.ndarray | None = None
+    meaning: str = ""
     groups_told: str = ""
+    pattern: np.ndarray | None = None
     run: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -46,6 +50,12 @@ class Audit:
         """Positions of the samples to look at, most suspicious first."""
         rows = np.flatnonzero(self.column("flagged"))
         return rows[np.argsort(-self.column("suspicion")[rows], kind="stable")]
+
+    def clean(self, data: datasets.Dataset, action: str = "drop", confidence: float = 0.8) -> datasets.Dataset:
+        """The data set without the flagged samples, or with the sure ones relabelled: see `cleaned.clean`."""
+        from .cleaned import clean
+
+        return clean(self, data, action, confidence)
 
     def to_parquet(self, path: str | Path) -> Path:
         """Writes the table, whole or not at all, and returns its path."""

@@ -1,0 +1,91 @@
+"""An audit from the ledger's columns and the data they were written about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import datasets
+import numpy as np
+
+from ..identity import data_fingerprint
+from .audit import GROUPS, Audit
+from .groups import make_groups
+from .inputs import open_inputs
+from .suspicion import judge, judge_numbers, transition_matrix
+
+#: What the table takes over from the ledger as it is.
+LEDGER_COLUMNS = ("distrusted", "seen", "kept", "mean_score", "ema_score", "last_score", "aum", "forgetting")
+
+
+def make_audit(
+    rows: Mapping[str, np.ndarray],
+    run: Mapping[str, Any] | None = None,
+    data: Any = None,
+    *,
+    threshold: float = 0.5,
+    look: bool = True,
+    seed: int = 0,
+) -> Audit:
+    """The `Audit` of a ledger's ``rows`` (`SampleLedger.rows`).
+
+    run: the ledger's facts. data: the data set of the run, row i for row i, to tell groups apart by; ``look=False`` leaves its
+    inputs alone. threshold: suspicion in (0, 1) from which a sample is flagged. A sample that carries what distrusted samples share
+    (`patterns`) is raised from suspicion s to (1 + s) / 2, so it is flagged whatever training thought of it. seed: of the samples
+    that are compared, of many. Raises ``ValueError`` for a threshold out of range and for data that is not the run's.
+    """
+    if not isinstance(threshold, int | float) or not 0.0 < threshold < 1.0:
+        raise ValueError(f"threshold={threshold!r} must be in (0, 1): give for instance 0.5.")
+    run = dict(run or {})
+    size = len(rows["index"])
+    if data is not None:
+        check_data(data, size, run)
+    names = tuple(run.get("names") or ()) or _numbered(rows["label"])
+    classes = len(names)
+    rate = run.get("settings", {}).get("noise_rate")
+    judged = judge(rows, classes) if classes else judge_numbers(rows, rate if isinstance(rate, float) else None)
+    suspicion, label = judged.suspicion, rows["label"].astype(np.int64)
+    doubted, rival = suspicion >= threshold, rows["rival"].astype(np.int64)
+    suggested, confidence = judged.suggested, judged.confidence
+    inputs = open_inputs(data) if look else None
+    groups = make_groups(inputs, label, rival, suggested, confidence, doubted, classes, seed)
+    suspicion = np.where(groups.carries, (1.0 + suspicion) / 2.0, suspicion)
+    flagged = suspicion >= threshold
+    if classes:
+        raised = groups.carries & (suggested == label) & (rival >= 0)
+        suggested = np.where(raised, rival, suggested)
+        confidence = np.where(raised, rows["rival_confidence"], confidence)
+    columns: dict[str, Any] = {
+        "index": rows["index"].astype(np.int64), "label": label, "suggested_label": suggested,
+        "suggested_confidence": confidence.astype(np.float32), "suspicion": suspicion.astype(np.float32), "flagged": flagged,
+        **{name: rows[name] for name in LEDGER_COLUMNS}, "group": groups.group.astype(np.int64),
+    }  # fmt: skip
+    if "is_corrupted" in rows:
+        columns["is_corrupted"] = rows["is_corrupted"]
+    table = datasets.Dataset.from_dict(columns).cast_column("group", datasets.ClassLabel(names=list(GROUPS)))
+    pattern = None
+    if groups.pattern is not None and inputs is not None and inputs.kind == "images":
+        pattern = groups.pattern.difference.reshape(inputs.shape)
+    seen = rows["seen"] > 0
+    return Audit(
+        table=table, names=names, threshold=float(threshold),
+        noise_rate=float(flagged[seen].mean()) if classes and seen.any() else None,
+        transition=transition_matrix(label[seen], suggested[seen], classes) if classes else None,
+        meaning=judged.meaning, groups_told=groups.told, pattern=pattern, run=run,
+    )  # fmt: skip
+
+
+def check_data(data: Any, size: int, run: Mapping[str, Any]) -> None:
+    """Raises a one-line ``ValueError`` where the data set is not the one that the ledger was written about."""
+    told = f"the ledger was made on another data set ({size} rows, fingerprint {run.get('fingerprint', 'unknown')}"
+    mend = "give the data set of the run, with the same corruption, seeds and order."
+    if len(data) != size:
+        raise ValueError(f"{told}), this one has {len(data)} rows: {mend}")
+    known = run.get("fingerprint")
+    if known and (found := data_fingerprint(data, run.get("label_column"))) != known:
+        raise ValueError(f"{told}), this one has {len(data)} rows and fingerprint {found}: {mend}")
+
+
+def _numbered(label: np.ndarray) -> tuple[str, ...]:
+    return tuple(str(i) for i in range(int(label.max(initial=-1)) + 1))
+

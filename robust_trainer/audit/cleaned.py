@@ -1,0 +1,153 @@
+"""The cleaned data set: flagged samples dropped, or relabelled where the suggestion is sure; its card tells what was done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+
+from .audit import GROUPS, Audit
+from .files import replacing, write_parquet, write_text
+from .model_card import escape
+from .samples import plain
+
+ACTIONS = ("drop", "relabel")
+#: What was done to a sample.
+KEPT, DROPPED, RELABELLED = range(3)
+
+
+def plan(audit: Audit, action: str = "drop", confidence: float = 0.8) -> np.ndarray:
+    """What becomes of each sample, (N,): KEPT, DROPPED or RELABELLED.
+
+    drop: the flagged ones go. relabel: those whose suggested label is another one, with ``confidence`` in (0, 1] or more, get it,
+    and the other flagged ones go; triggered ones go in any case, since the trigger would stay. Raises ``ValueError`` for an unknown
+    action, a confidence out of range, and relabelling where targets are no classes.
+    """
+    if action not in ACTIONS:
+        raise ValueError(f"clean={action!r} is unknown: choose one of {', '.join(ACTIONS)}.")
+    if not isinstance(confidence, int | float) or not 0.0 < confidence <= 1.0:
+        raise ValueError(f"relabel_confidence={confidence!r} must be in (0, 1]: give for instance 0.8.")
+    flagged = audit.column("flagged").astype(bool)
+    out = np.where(flagged, DROPPED, KEPT)
+    if action == "relabel":
+        if not audit.names:
+            raise ValueError("clean='relabel' needs class labels, but the run's targets are numbers: use clean='drop'.")
+        other = (audit.column("suggested_label") != audit.column("label")) & (audit.column("suggested_label") >= 0)
+        sure = audit.column("suggested_confidence") >= confidence
+        triggered = audit.column("group") == GROUPS.index("triggered")
+        out[flagged & other & sure & ~triggered] = RELABELLED
+    return out
+
+
+def clean(audit: Audit, data: datasets.Dataset, action: str = "drop", confidence: float = 0.8) -> datasets.Dataset:
+    """Returns the data set that is left, in its order and with its columns; `plan` says what is done.
+
+    data: the run's, row i for row i of the audit. Raises ``ValueError`` as `plan`, and where nobody is left.
+    """
+    done = plan(audit, action, confidence)
+    data = data.with_format(None)
+    if len(data) != len(done):
+        raise ValueError(f"data has {len(data)} rows, the audit {len(done)}: pass the data set that was audited, in its order.")
+    if bool((done == DROPPED).all()):
+        raise ValueError(f"threshold={audit.threshold} flags all {len(done)} samples, so the cleaned set is empty: raise it.")
+    if bool((done == RELABELLED).any()):
+        name = audit.run.get("label_column") or ("label" if "label" in data.column_names else "labels")
+        if name not in data.column_names:
+            raise ValueError(f"label column {name!r} is not among {data.column_names}: pass the data set that was audited.")
+        old, feature = np.asarray(data.with_format("numpy")[:][name]), data.features[name]
+        labels = np.where(done == RELABELLED, audit.column("suggested_label"), old)
+        place = data.column_names
+        data = data.remove_columns(name).add_column(name, labels.tolist()).cast_column(name, feature).select_columns(place)
+    return data.select(np.flatnonzero(done != DROPPED))
+
+
+def write_cleaned(
+    folder: str | Path, audit: Audit, data: datasets.Dataset, action: str = "drop", confidence: float = 0.8, *,
+    test: datasets.Dataset | None = None, source: str = "", command: str = "",
+) -> Path:  # fmt: skip
+    """Writes the cleaned data set as the Hub takes it, and returns the folder: parquet files, README.md (its card), removed.csv.
+
+    train.parquet, and test.parquet where ``test`` is given, load with ``load_dataset(folder)``, and go to the Hub with
+    ``HfApi().upload_folder``. removed.csv: a row per sample that was dropped or relabelled. source: the data set's name.
+    Each file is written whole or not at all. Raises ``ValueError`` as `clean`.
+    """
+    folder = Path(folder)
+    left, done = clean(audit, data, action, confidence), plan(audit, action, confidence)
+    write_parquet(left, folder / "train.parquet")
+    if test is not None:
+        write_parquet(test, folder / "test.parquet")
+    with replacing(folder / "removed.csv") as new:
+        _changes(audit, done).to_csv(str(new))
+    write_text(folder / "README.md", dataset_card(audit, action, confidence, test is not None, source, command))
+    return folder
+
+
+def _changes(audit: Audit, done: np.ndarray) -> datasets.Dataset:
+    rows = np.flatnonzero(done != KEPT)
+    part = audit.table.select(rows)
+    columns: Mapping[str, Any] = {
+        "index": part["index"][:], "action": ["dropped" if d == DROPPED else "relabelled" for d in done[rows]],
+        "label": part["label"][:], "suggested_label": part["suggested_label"][:],
+        "suggested_confidence": part["suggested_confidence"][:], "suspicion": part["suspicion"][:],
+        "group": [GROUPS[g] for g in part["group"][:]],
+    }  # fmt: skip
+    return datasets.Dataset.from_dict(dict(columns))
+
+
+def dataset_card(
+    audit: Audit, action: str = "drop", confidence: float = 0.8, test: bool = False, source: str = "", command: str = ""
+) -> str:
+    """Returns the card of a cleaned set, Markdown with front matter: what was removed, what was relabelled, and why."""
+    done = plan(audit, action, confidence)
+    group, label, run = audit.column("group"), audit.column("label").astype(np.int64), audit.run
+    dropped, relabelled = int((done == DROPPED).sum()), int((done == RELABELLED).sum())
+    rows = [["rows before", f"{len(done)}"], ["rows left", f"{len(done) - dropped}"], ["dropped", f"{dropped}"],
+            ["relabelled", f"{relabelled}" + (f" (confidence {confidence:g} or more)" if action == "relabel" else "")],
+            ["flagged from a suspicion of", f"{audit.threshold:g}"],
+            ["estimated share of wrong labels before", "none" if audit.noise_rate is None else f"{100 * audit.noise_rate:.1f} %"],
+            ["source", source or "not told"], ["fingerprint of the source", run.get("fingerprint", "unknown")],
+            ["training that distrusted them", f"{run.get('method', 'unknown')} {json.dumps(run.get('settings', {}), default=str)}"],
+            ["command", command or "not told"]]  # fmt: skip
+    why = [[name, str(int(((group == i) & (done == DROPPED)).sum())), str(int(((group == i) & (done == RELABELLED)).sum()))]
+           for i, name in enumerate(GROUPS) if i or int(((group == i) & (done != KEPT)).sum())]  # fmt: skip
+    counts = [(i, name, np.bincount(done[label == i], minlength=3)) for i, name in enumerate(audit.names)]
+    worst = sorted(counts, key=lambda c: -int(c[2][DROPPED] + c[2][RELABELLED]))[:50]
+    classes = [[_told(name), str(int(n.sum())), str(int(n[DROPPED])), str(int(n[RELABELLED]))] for _, name, n in worst]
+    files = [{"split": "train", "path": "train.parquet"}] + ([{"split": "test", "path": "test.parquet"}] if test else [])
+    front = json.dumps([{"config_name": "default", "data_files": files}])
+    told = f"## Given labels\n\n{_table(['class', 'rows before', 'dropped', 'relabelled'], classes)}\n" if classes else ""
+    more = f"\nThe {len(worst)} classes with most changes, of {len(counts)}.\n" if len(worst) < len(counts) else ""
+    return f"""---
+configs: {front}
+tags: ["robust-trainer", "cleaned"]
+---
+
+# Cleaned training data
+
+An audit of one training run distrusted some of the samples of this data set; they were removed here, or relabelled. Nobody has
+looked at them one by one: `removed.csv` lists each with its suspicion, so that a mistake can be undone. A test split is unchanged.
+
+{_table(["", ""], [[name, _told(text)] for name, text in rows])}
+
+## Why
+
+{audit.meaning} {_told(audit.groups_told)}
+
+{_table(["group", "dropped", "relabelled"], why)}
+
+{told}{more}
+Groups: mislabelled, another class is suggested with confidence 1/2 or more; triggered, the input carries a pattern that distrusted
+samples share; perturbed, an image far noisier than the trusted ones; unclear, the rest.
+"""
+
+
+def _told(text: str) -> str:
+    return escape(plain(text, 1000))
+
+
+def _table(heading: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in [heading, ["---"] * len(heading), *rows])

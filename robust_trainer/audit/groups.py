@@ -1,0 +1,86 @@
+"""To which group a sample belongs: what the inputs say, beside the ledger, of those that training distrusted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .audit import GROUPS
+from .inputs import Inputs, noise_levels
+from .patterns import FEWEST, Pattern, shared_pattern
+
+FINE, MISLABELLED, TRIGGERED, PERTURBED, UNCLEAR = range(len(GROUPS))
+#: Samples that are compared with one another, and flagged ones beyond them that are looked at.
+COMPARED, MORE = 20_000, 50_000
+#: A suggestion counts as evidence of a wrong label from this confidence on.
+CONFIDENT = 0.5
+#: An image is perturbed where its fine noise is so many robust deviations beyond that of the trusted ones, on a log scale.
+NOISY = 4.0
+
+
+@dataclass(frozen=True)
+class Groups:
+    """group (N,): numbers of GROUPS. carries (N,) bool: the pattern's carriers. told: what the groups rest on, in words."""
+
+    group: np.ndarray
+    carries: np.ndarray
+    told: str
+    pattern: Pattern | None = None
+
+
+def make_groups(
+    inputs: Inputs | None, label: np.ndarray, rival: np.ndarray, suggested: np.ndarray, confidence: np.ndarray, doubted: np.ndarray,
+    classes: int, seed: int = 0,
+) -> Groups:  # fmt: skip
+    """The groups of samples with given labels, rivals, suggestions and doubts (all (N,)).
+
+    A doubted sample is ``triggered`` where it carries what doubted samples share, else ``perturbed`` where it is an image far
+    noisier than the trusted ones, else ``mislabelled`` where another class is suggested with confidence 1/2 or more, else
+    ``unclear``. Without inputs triggers are not told from wrong labels, so all doubted samples are ``unclear``. A sample that was
+    not doubted and carries the pattern is ``triggered`` too. Of more than 20,000 samples that many are compared, drawn by ``seed``.
+    """
+    carries = np.zeros(len(label), dtype=bool)
+    group = np.where(doubted, UNCLEAR, FINE)
+    if inputs is None:
+        return Groups(group, carries, "No inputs at hand: wrong labels, triggers and perturbations are not told apart.")
+    known = np.flatnonzero(label >= 0) if classes else np.arange(len(label))
+    compared = known
+    if len(known) > COMPARED:
+        compared = np.sort(np.random.default_rng(seed).choice(known, COMPARED, replace=False))
+    vectors = inputs.read(compared)
+    readable = np.isfinite(vectors).all(1)
+    compared, vectors = compared[readable], vectors[readable]
+    own = np.where(doubted & (rival >= 0), rival, label) if classes else np.zeros(len(label), dtype=np.int64)
+    pattern = shared_pattern(vectors, own[compared], doubted[compared], max(classes, 1), seed)
+    told = [f"Compared: the {inputs.kind} of {len(compared):,} of {len(label):,} samples."]
+    more = np.setdiff1d(np.flatnonzero(doubted), compared)[:MORE]
+    more = more if pattern is not None or inputs.kind == "images" else more[:0]
+    beyond = inputs.read(more) if len(more) else vectors[:0]
+    group[doubted & (confidence >= CONFIDENT) & (suggested != label)] = MISLABELLED
+    if inputs.kind == "images" and int(doubted[compared].sum()):
+        quiet = np.log(noise_levels(vectors[~doubted[compared]], inputs.shape) + 1e-3)
+        noisy = _beyond(quiet, np.log(noise_levels(np.concatenate([vectors, beyond]), inputs.shape) + 1e-3))
+        rows = np.concatenate([compared, more])
+        group[rows[noisy & doubted[rows]]] = PERTURBED
+    if pattern is not None:
+        carries[compared] = pattern.carries
+        if len(more):
+            carries[more] = pattern.carried_by(beyond, own[more])
+        group[carries] = TRIGGERED
+        told.append(
+            f"{int(carries.sum()):,} share a pattern (triggered): {pattern.apart:.1f} standard deviations apart from the others, "
+            f"{pattern.enriched:.1f} times as often distrusted."
+        )
+    else:
+        few = int(doubted[compared].sum()) < FEWEST
+        told.append("Too few are distrusted to look for a shared pattern." if few else "The distrusted ones share no pattern.")
+    return Groups(group, carries, " ".join(told), pattern)
+
+
+def _beyond(usual: np.ndarray, values: np.ndarray) -> np.ndarray:
+    if len(usual) < FEWEST:
+        return np.zeros(len(values), dtype=bool)
+    middle = np.median(usual)
+    spread = max(1.4826 * float(np.median(np.abs(usual - middle))), 0.05)
+    return values > middle + NOISY * spread

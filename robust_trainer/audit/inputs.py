@@ -1,0 +1,126 @@
+"""The samples' inputs as vectors in [0, 1], to compare them by: small images, hashed words, or the numbers that the model takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from .samples import Unshown, _columns, thumbnail
+
+#: The longer side of an image that is compared, in pixels; features of a text; least and largest number of features of an array.
+SIDE, WORDS, FEWEST, MOST = 64, 2048, 16, 20_000
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """kind: images, texts or numbers. read: positions (n,) to vectors (n, D) float32 in [0, 1], NaN rows for what is unreadable.
+
+    shape: of an image (H, W, channels), else (D,).
+    """
+
+    kind: str
+    read: Callable[[np.ndarray], np.ndarray]
+    shape: tuple[int, ...]
+
+
+def open_inputs(data: Any) -> Inputs | None:
+    """How the data set's inputs are read: its images, else its texts, else its arrays; None where it has none of these."""
+    if data is None or len(data) == 0:
+        return None
+    if isinstance(data, datasets.Dataset):
+        image, texts, _ = _columns(data)
+        if image is not None:
+            return _images(data.select_columns([image]).with_format("arrow"), image)
+        if texts:
+            return _texts(data.select_columns(texts).with_format("arrow"), texts)
+        data = data.with_format("numpy")
+    return _numbers(data)
+
+
+def _images(data: datasets.Dataset, name: str) -> Inputs | None:
+    def picture(row: int) -> Image.Image | None:
+        try:
+            return thumbnail(data[int(row)].column(name).to_pylist()[0])[0]
+        except Unshown:
+            return None
+
+    first = [found for row in range(min(len(data), 16)) if (found := picture(row)) is not None]
+    if not first:
+        return None
+    width, height = first[0].size
+    if any(found.size != (width, height) for found in first):
+        width = height = max(max(found.size) for found in first)
+    scale = min(1.0, SIDE / max(width, height))
+    size = (max(round(width * scale), 1), max(round(height * scale), 1))
+    mode = "RGB" if any(found.mode == "RGB" for found in first) else "L"
+    shape = (size[1], size[0], 3 if mode == "RGB" else 1)
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        out = np.full((len(rows), int(np.prod(shape))), np.nan, dtype=np.float32)
+        for i, row in enumerate(rows):
+            if (found := picture(row)) is not None:
+                found = found.convert(mode)
+                found = found if found.size == size else found.resize(size, Image.Resampling.BOX)
+                out[i] = np.asarray(found, dtype=np.float32).ravel() / 255
+        return out
+
+    return Inputs("images", read, shape)
+
+
+def _texts(data: datasets.Dataset, names: list[str]) -> Inputs:
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    words = HashingVectorizer(n_features=WORDS, binary=True, norm=None, alternate_sign=False, token_pattern=r"(?u)\S+")
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        table = data.select(rows)[:]
+        columns = [table.column(name).to_pylist() for name in names]
+        return words.transform([" ".join(part or "" for part in parts) for parts in zip(*columns)]).toarray().astype(np.float32)
+
+    return Inputs("texts", read, (WORDS,))
+
+
+def _numbers(data: Any) -> Inputs | None:
+    example = data[0]
+    if not hasattr(example, "items"):
+        return None
+    found = {key: _array(value) for key, value in example.items()}
+    key = next((k for k, v in found.items() if v is not None and FEWEST <= v.size <= MOST), None)
+    if key is None:
+        return None
+    shape = found[key].shape  # type: ignore[union-attr]
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        values = [_array(data[int(row)][key]) for row in rows]
+        fits = [v if v is not None and v.shape == shape else np.full(shape, np.nan) for v in values]
+        return np.stack(fits).reshape(len(rows), -1).astype(np.float32)
+
+    sample = read(np.unique(np.linspace(0, len(data) - 1, 64).astype(int)))
+    low, high = float(np.nanmin(sample)), float(np.nanmax(sample))
+    scale = max(high - low, 1e-12)
+    return Inputs("numbers", lambda rows: (read(rows) - low) / scale, (int(np.prod(shape)),))
+
+
+def _array(value: Any) -> np.ndarray | None:
+    """A float array of the value, None where it is none."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().float().numpy() if value.is_floating_point() else None
+    try:
+        found = np.asarray(value)
+    except ValueError:
+        return None
+    return found if found.dtype.kind == "f" and found.ndim else None
+
+
+def noise_levels(vectors: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The standard deviation of fine noise in images (n, H W channels) of ``shape``: MAD / 0.6745 of the diagonal Haar details."""
+    x = vectors.reshape(-1, *shape)
+    x = x[:, : shape[0] // 2 * 2, : shape[1] // 2 * 2]
+    detail = (x[:, ::2, ::2] - x[:, 1::2, ::2] - x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 2
+    return np.median(np.abs(detail.reshape(len(x), -1)), axis=1) / 0.6745

@@ -1,0 +1,134 @@
+"""The audit's plots: the histogram of suspicion, and which class is given for which."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..report import png_uri
+from .samples import SIDE, encode, plain
+
+BLUE, RED, GREY = "#2471a3", "#c0392b", "#d5d8dc"
+#: Classes whose names are written at the heat map; of more, the numbers.
+NAMED = 50
+BINS = 50
+
+
+def drawable(text: str) -> str:
+    """Returns the text with '?' for what the plots' font cannot draw and for a leading underscore, which legends hide."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    glyphs = get_font(findfont(FontProperties())).get_charmap()
+    known = "".join(c if ord(c) in glyphs else "?" for c in text)
+    return "?" + known[1:] if known.startswith("_") else known
+
+
+def histogram(suspicion: np.ndarray, threshold: float, corrupted: np.ndarray | None = None) -> str:
+    """Returns the histogram of suspicion (N,) in [0, 1] with the cut, as a PNG data URI.
+
+    corrupted: bool (N,) where the truth is known; then both kinds are drawn, one over the other. The counts are logarithmic where
+    the tallest bar is more than 50 times the median one.
+    """
+    values = suspicion[np.isfinite(suspicion)]
+    edges = np.linspace(0.0, 1.0, BINS + 1)
+    counts = np.histogram(values, edges)[0]
+    shown = counts[counts > 0]
+    figure, axes = _axes(5.6, 3.4)
+    if corrupted is None:
+        axes.stairs(counts, edges, fill=True, color=BLUE, label="samples")
+    else:
+        known = corrupted[np.isfinite(suspicion)]
+        for part, colour, label in ((~known, BLUE, "known clean"), (known, RED, "known corrupted")):
+            bars = np.histogram(values[part], edges)[0]
+            axes.stairs(bars, edges, fill=True, color=colour, alpha=0.45)
+            axes.stairs(bars, edges, color=colour, linewidth=1.6, label=label)
+    if np.isfinite(threshold):
+        axes.axvline(threshold, color="#1b2631", linestyle="--", linewidth=1.4, label=f"flagged from {threshold:.3f}")
+    if shown.size and shown.max() > 50 * np.median(shown):
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=0.5)
+    axes.set(xlabel="suspicion", ylabel="samples", xlim=(-0.01, 1.01))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    return _save(figure)
+
+
+def heat_map(transition: np.ndarray, names: Sequence[str]) -> str:
+    """Returns the transition (C, C) as a PNG data URI: rows should be, columns are given; the diagonal is left grey."""
+    values = 100 * off_diagonal(transition)
+    np.fill_diagonal(values, np.nan)
+    figure, axes = _axes(6.4, 5.6)
+    axes.set_facecolor(GREY)
+    top = np.nanmax(values, initial=0.0)
+    image = axes.imshow(values, cmap="Reds", vmin=0, vmax=max(top, 1e-9), interpolation="nearest" if len(values) <= 400 else "auto")
+    figure.colorbar(image, ax=axes, label="% of the class", shrink=0.8)
+    if len(values) <= NAMED:
+        for axis, rotation in ((axes.xaxis, 90), (axes.yaxis, 0)):
+            axis.set_ticks(range(len(values)), [drawable(plain(name, 24)) for name in names], fontsize=6, rotation=rotation)
+            for label in axis.get_ticklabels():
+                label.set_parse_math(False)
+    unit = "" if len(values) <= NAMED else " (class number)"
+    axes.set(xlabel="given label" + unit, ylabel="should be" + unit)
+    return _save(figure)
+
+
+def off_diagonal(transition: np.ndarray) -> np.ndarray:
+    """Returns a copy of the transition (C, C) with 0 in the diagonal and for what is no number."""
+    values = np.nan_to_num(np.array(transition, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    np.fill_diagonal(values, 0.0)
+    return values
+
+
+def pattern_picture(pattern: np.ndarray | None) -> tuple[str, float] | None:
+    """Returns a pattern (H, W, channels) as a data URI, grey for no difference, and the largest difference, which is stretched to
+    black or white. None where there is none, or none with 1 or 3 channels."""
+    if pattern is None or pattern.ndim != 3 or pattern.shape[-1] not in (1, 3):
+        return None
+    values = np.nan_to_num(pattern.astype(np.float64))
+    largest = float(np.abs(values).max(initial=0.0))
+    if not largest:
+        return None
+    levels = np.rint(127.5 + 127.5 * values / largest).astype(np.uint8)
+    image = Image.fromarray(levels[..., 0] if levels.shape[-1] == 1 else levels)
+    image.thumbnail((SIDE, SIDE))
+    return encode(image), largest
+
+
+def cells(transition: np.ndarray) -> list[list[tuple[str, str]]]:
+    """Returns per cell of the transition (C, C) its percent in words and its CSS: red for wrong labels, darker for more; the
+    diagonal is grey-blue. The text is dark or white, whichever is readable on the cell."""
+    off = off_diagonal(transition)
+    top = max(off.max(initial=0.0), 1e-9)
+    values = np.nan_to_num(np.asarray(transition, dtype=np.float64))
+    return [
+        [_cell(float(values[i, j]), 0.25 if i == j else float(off[i, j] / top), i == j) for j in range(len(off))]
+        for i in range(len(off))
+    ]  # fmt: skip
+
+
+def _cell(value: float, depth: float, diagonal: bool) -> tuple[str, str]:
+    end = (36, 113, 163) if diagonal else (169, 50, 38)
+    mixed = [round(255 + min(max(depth, 0.0), 1.0) * (part - 255)) for part in end]
+    light = 0.299 * mixed[0] + 0.587 * mixed[1] + 0.114 * mixed[2]
+    words = "\u00b7" if value <= 0 else "<0.1" if value < 0.0005 else f"{100 * value:.1f}"
+    return words, f"background: rgb({mixed[0]}, {mixed[1]}, {mixed[2]}); color: {'#1b2631' if light > 150 else '#fff'}"
+
+
+def _axes(width: float, height: float) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def _save(figure: Any) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return png_uri(buffer)

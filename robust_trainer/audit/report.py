@@ -1,0 +1,126 @@
+"""The audit's report: one HTML file that needs no network and no other file, of at most 5 MB, safe on data that nobody vetted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+
+from ..report import figures, template
+from ..results import environment as this_environment
+from ..results import table
+from .audit import GROUPS, Audit
+from .files import write_text
+from .pictures import NAMED, cells, drawable, heat_map, histogram, pattern_picture
+from .samples import Shown, plain, show
+from .summary import CLASSES, FILTER, NAME, VALUE, Summary, class_name, settings, summarise, versions
+
+#: The most classes of which the transition is a table; of more it is a picture.
+TABLE_CLASSES = 20
+#: The most samples in the grid.
+SAMPLES = 300
+_COLUMNS = ("index", "suggested_label", "suggested_confidence", "suspicion", "group", "seen", "kept", "aum", "forgetting")
+
+
+def write_audit_report(
+    path: str | Path, audit: Audit, *, data: datasets.Dataset | None = None, content: Mapping[str, Any] | None = None,
+    curves: Sequence[Mapping[str, float]] | None = None, command: str = "", environment: Mapping[str, Any] | None = None,
+    per_class: int = 8, title: str = "Audit of the training data",
+) -> Path:  # fmt: skip
+    """Writes an audit as one HTML file, whole or not at all, and returns its path.
+
+    data: the raw data set, row i for row i of the table, for pictures and texts; None: the grid has numbers alone. content: the
+    run's `results.results`; curves: of `results.curves`, for runs without. environment: default the content's, else this one.
+    per_class: samples shown per given class, most suspicious first, SAMPLES in all. Names, texts and images may be hostile: they
+    are escaped, cut and decoded with limits (`samples`). Raises ``ValueError`` for per_class < 1 and for data of another length.
+    """
+    if per_class < 1:
+        raise ValueError(f"per_class={per_class} must be at least 1: give for instance 8.")
+    summary = summarise(audit)
+    runs = [{**run, "method": drawable(plain(run["method"], NAME))} for run in _runs(audit, content, curves)]
+    heading, rows = table(content["runs"]) if content is not None else ([], [])
+    environment = environment or (content or {}).get("environment") or this_environment()
+    truth = audit.column("is_corrupted").astype(bool) if summary.known else None
+    grid, left_out = _grid(audit, data, summary, per_class)
+    page = template("audit.html").render(
+        title=plain(title, 200), audit=audit, told=plain(audit.groups_told, 2 * VALUE), s=summary, groups=GROUPS,
+        command=plain(command or (content or {}).get("command", ""), 4 * VALUE), settings=settings(audit, content),
+        heading=heading, rows=[[plain(cell, NAME) for cell in row] for row in rows], figures=figures(runs),
+        filter=FILTER if "distrusted" in heading else "", numbered=audit.transition is not None and len(audit.transition) > NAMED,
+        histogram=histogram(audit.column("suspicion"), audit.threshold, truth), classes=summary.classes[:CLASSES],
+        transition=_transition(audit), pattern=pattern_picture(audit.pattern), grid=grid, left_out=left_out,
+        environment=versions(environment),
+    )  # fmt: skip
+    return write_text(path, page)
+
+
+def _runs(audit: Audit, content: Mapping[str, Any] | None, curves: Sequence[Mapping[str, float]] | None) -> list[dict[str, Any]]:
+    if content is not None:
+        return [dict(run) for run in content["runs"]]
+    return [{"method": str(audit.run.get("method", "this run")), "curves": curves}] if curves else []
+
+
+def _transition(audit: Audit) -> dict[str, Any] | None:
+    """Names, and the cells of a table or a picture; None where there is no transition or nothing in it."""
+    matrix = audit.transition
+    if matrix is None or len(matrix) < 2:
+        return None
+    names = [class_name(audit, i) for i in range(len(matrix))]
+    if len(matrix) > TABLE_CLASSES:
+        return {"names": names, "uri": heat_map(matrix, names)}
+    short = [plain(name, 14) for name in names]
+    return {"names": names, "uri": "", "short": short, "upright": max(map(len, short)) <= 4, "rows": cells(matrix)}
+
+
+def _grid(
+    audit: Audit, data: datasets.Dataset | None, summary: Summary, per_class: int
+) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """The samples to show by given class, and what was left out: classes and pictures."""
+    label, order = audit.column("label"), audit.flagged
+    parts = []
+    if len(order) == 0:
+        top = np.argsort(-audit.column("suspicion"), kind="stable")[: min(per_class, SAMPLES)]
+        parts = [("None is flagged; these are the highest", top)]
+    elif not summary.classes:
+        parts = [("", order[: min(3 * per_class, SAMPLES)])]
+    else:
+        wanted = [(c.number, f"given {c.name}: {c.flagged} of {c.n} flagged") for c in summary.classes if c.flagged]
+        if (label[order] < 0).any():
+            wanted.append((-1, "given no class"))
+        given = label[order]
+        most = max(1, SAMPLES // per_class)
+        parts = [(words, order[given == c][: min(per_class, SAMPLES)]) for c, words in wanted[:most]]
+    positions = [int(i) for _, part in parts for i in part]
+    tiles = _tiles(audit, positions, show(data, positions, len(audit)))
+    out, start = [], 0
+    for words, part in parts:
+        out.append({"words": words, "tiles": tiles[start : start + len(part)]})
+        start += len(part)
+    classes = sum(c.flagged > 0 for c in summary.classes)
+    return out, {"classes": max(classes - len(parts), 0), "pictures": sum(tile["shown"].left_out for tile in tiles)}
+
+
+def _tiles(audit: Audit, positions: Sequence[int], shown: Sequence[Shown]) -> list[dict[str, Any]]:
+    part = Audit(audit.table.select(positions), audit.names, audit.threshold)
+    columns = {name: part.column(name).tolist() for name in _COLUMNS}
+    label = part.column("label").tolist()
+    truth = part.column("is_corrupted").tolist() if "is_corrupted" in audit.table.column_names else [None] * len(label)
+    out = []
+    for i, sample in enumerate(shown):
+        row = {name: values[i] for name, values in columns.items()}
+        lines = [f"suggested {class_name(audit, row['suggested_label'])} ({row['suggested_confidence']:.2f})"]
+        lines = lines if row["suggested_label"] >= 0 else []
+        lines += [f"suspicion {row['suspicion']:.3f}", GROUPS[row["group"]] if row["group"] < len(GROUPS) else "-"]
+        learned = ", never learned" if row["forgetting"] < 0 else f", forgotten {row['forgetting']}x"
+        margin = "" if not np.isfinite(row["aum"]) else f", AUM {row['aum']:.2f}"
+        given = class_name(audit, label[i]) if label[i] >= 0 else sample.target
+        out.append(
+            {
+                "shown": sample, "given": given, "lines": lines, "corrupted": None if truth[i] is None else bool(truth[i]),
+                "quiet": f"#{row['index']}, kept {row['kept']} of {row['seen']}{margin}{learned if label[i] >= 0 else ''}",
+            }
+        )  # fmt: skip
+    return out

@@ -1,0 +1,205 @@
+"""What is shown of a sample: a thumbnail and its texts. The data is untrusted: nothing here decodes more than it has to."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import os
+import unicodedata
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..corruptions.columns import IMAGE_NAMES, check_dataset
+
+#: Formats that are opened; Pillow knows many more, which nobody trains on and which few have looked at.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+#: An image with more pixels is not decoded; all images of a report together may have ALL_PIXELS.
+MAX_PIXELS, ALL_PIXELS = 50_000_000, 1_500_000_000
+#: The longer side of a thumbnail, in pixels; up to PNG_SIDE it is stored without loss.
+SIDE, PNG_SIDE = 96, 32
+#: Characters of a text that are shown, and bytes of HTML that texts and thumbnails may take together.
+TEXT, BYTES = 400, 3_000_000
+TEXT_NAMES = ("text", "sentence", "sentence1", "sentence2", "premise", "hypothesis", "question", "content", "review", "document")
+TARGET_NAMES = ("label", "labels", "target", "score", "y")
+_JOINERS = "\u200c\u200d"  # zero width, but words of several scripts and emoji need them
+
+
+class Unshown(Exception):
+    """Why there is no thumbnail, in words."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """uri: of the thumbnail, '' for none, then reason says why (both '' where the data has no images). tiny: to be magnified
+    without smoothing. texts: (column, text). file: name of the image's file. target: the number to predict, '' for none."""
+
+    uri: str = ""
+    reason: str = ""
+    tiny: bool = False
+    texts: tuple[tuple[str, str], ...] = ()
+    file: str = ""
+    target: str = ""
+    left_out: bool = False
+
+
+def plain(value: Any, limit: int) -> str:
+    """Returns a value as one line of at most ``limit`` characters.
+
+    White space becomes one space. Control characters, bidi overrides and other invisible characters become U+FFFD, so that a text
+    can neither reorder what is around it nor break UTF-8.
+    """
+    text = str(value)
+    start = text[: 4 * limit]
+    cut = " ".join((start if start.isprintable() else "".join(map(_visible, start))).split())
+    return cut if len(cut) <= limit and len(text) <= 4 * limit else cut[: limit - 1] + "\u2026"
+
+
+def _visible(character: str) -> str:
+    if character.isspace() or character in _JOINERS:
+        return character
+    return "\ufffd" if unicodedata.category(character) in ("Cc", "Cf", "Cs") else character
+
+
+def show(data: datasets.Dataset | None, rows: Sequence[int], size: int, budget: int = BYTES) -> list[Shown]:
+    """Returns what is shown of the data set's rows, in that order.
+
+    size: rows that the data set must have. budget: bytes of HTML; what does not fit any more is left out (``left_out``).
+    Raises a one-line ``ValueError`` where data is no data set or has another number of rows.
+    """
+    if data is None or not rows:
+        return [Shown()] * len(rows)
+    check_dataset(data)
+    if len(data) != size:
+        raise ValueError(f"data has {len(data)} rows, the audit {size}: pass the data set that was audited, in its order.")
+    image, texts, target = _columns(data)
+    wanted = [name for name in (image, *texts, target) if name is not None]
+    if not wanted:
+        return [Shown()] * len(rows)
+    out, pixels = [], ALL_PIXELS
+    for row in _read(data, rows, wanted):
+        told = tuple((plain(name, 40), "missing" if row[name] is None else plain(row[name], TEXT)) for name in texts)
+        file = _file(row[image]) if image else ""
+        cost = sum(len(html.escape(part).encode()) for pair in told for part in pair)
+        if cost > budget:
+            out.append(Shown(reason="left out: the report would be too large", left_out=True))
+            continue
+        budget -= cost
+        uri, reason, tiny, left_out = "", "", False, False
+        if image is not None:
+            try:
+                picture, decoded = thumbnail(row[image], most=min(MAX_PIXELS, pixels) if pixels > 0 else 0)
+                pixels -= decoded
+                uri, tiny = encode(picture), max(picture.size) <= PNG_SIDE
+                if len(uri) > budget:
+                    uri, reason, left_out = "", "left out: the report would be too large", True
+            except Unshown as error:
+                reason = str(error)
+            budget -= len(uri)
+        number = f"{row[target]:.6g}" if target is not None and row[target] is not None else ""
+        out.append(Shown(uri, reason, tiny, told, file, number, left_out))
+    return out
+
+
+def thumbnail(value: Mapping[str, Any] | None, most: int = MAX_PIXELS) -> tuple[Image.Image, int]:
+    """Returns a copy of at most 96 x 96 pixels, mode L or RGB without metadata, and the number of pixels that were decoded.
+
+    value: ``bytes`` and ``path`` of an undecoded `datasets.Image`. Formats other than FORMATS are not tried, a size of more than
+    ``most`` pixels is refused by its header. The first frame of several, turned as its EXIF data says; transparent is white;
+    16 bits, integers and floats are stretched from their least to their largest value. Raises `Unshown`.
+    """
+    source = _source(value)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, on odd metadata and large sizes
+            with Image.open(source, formats=FORMATS) as image:
+                width, height = image.size
+                if width * height > most:
+                    raise Unshown(f"too large: {width} x {height} pixels")
+                image.draft(None, (2 * SIDE, 2 * SIDE))
+                decoded = image.width * image.height
+                return _small(image), decoded
+    except Unshown:
+        raise
+    except Image.DecompressionBombError:
+        raise Unshown("too large: more pixels than can be decoded") from None
+    except UnidentifiedImageError:
+        raise Unshown("damaged, or not PNG, JPEG, WebP, GIF, BMP, TIFF or PPM") from None
+    except Exception as error:  # whatever a decoder makes of hostile bytes, the report is written
+        raise Unshown(f"damaged ({type(error).__name__})") from None
+
+
+def encode(image: Image.Image) -> str:
+    """Returns an image of mode L or RGB as a data URI: PNG where that is small, else JPEG."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    kind = "png"
+    if max(image.size) > PNG_SIDE and buffer.tell() > 6000:
+        buffer, kind = io.BytesIO(), "jpeg"
+        image.save(buffer, "JPEG", quality=85)
+    return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _small(image: Image.Image) -> Image.Image:
+    if image.mode in ("1", "P", "PA"):
+        image = image.convert("L" if image.mode == "1" else "RGBA")
+    if image.mode.startswith("I") or image.mode == "F":
+        image = image.convert("F")
+        image.thumbnail((SIDE, SIDE))
+        return _levels(ImageOps.exif_transpose(image))
+    clear = "transparency" in image.info
+    image.thumbnail((SIDE, SIDE))
+    image = ImageOps.exif_transpose(image)
+    if clear or image.mode in ("RGBA", "LA", "RGBa", "La"):
+        over = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
+    if image.mode != "L":
+        image = image.convert("RGB")
+    return Image.frombytes(image.mode, image.size, image.tobytes())  # leaves EXIF, comments and profiles behind
+
+
+def _levels(image: Image.Image) -> Image.Image:
+    values = np.asarray(image, dtype=np.float64)
+    values = np.where(np.isfinite(values), values, 0.0)
+    low, high = values.min(), values.max()
+    return Image.fromarray(np.rint(255 * (values - low) / max(high - low, 1e-12)).astype(np.uint8))
+
+
+def _source(value: Mapping[str, Any] | None) -> io.BytesIO | str:
+    if value is None or not (value.get("bytes") or value.get("path")):
+        raise Unshown("missing")
+    if value.get("bytes"):
+        return io.BytesIO(value["bytes"])
+    if not os.path.isfile(value["path"]):
+        raise Unshown("its file was not found on this machine")
+    return str(value["path"])
+
+
+def _file(value: Mapping[str, Any] | None) -> str:
+    path = (value or {}).get("path") or ""
+    return plain(str(path).replace("\\", "/").rsplit("/", 1)[-1], 60)
+
+
+def _columns(data: datasets.Dataset) -> tuple[str | None, list[str], str | None]:
+    """The columns with the image, up to two texts and the number to predict."""
+    images = [name for name, feature in data.features.items() if isinstance(feature, datasets.Image)]
+    image = next((name for name in images if name in IMAGE_NAMES), images[0] if images else None)
+    strings = [name for name, f in data.features.items() if getattr(f, "dtype", "") in ("string", "large_string")]
+    texts = [name for name in strings if name.lower() in TEXT_NAMES][:2]
+    if not texts and image is None:
+        texts = [name for name in strings if "label" not in name.lower()][:1]
+    numbers = [name for name, f in data.features.items() if isinstance(f, datasets.Value) and f.dtype.startswith("float")]
+    return image, texts, next((name for name in numbers if name in TARGET_NAMES), None)
+
+
+def _read(data: datasets.Dataset, rows: Sequence[int], names: list[str]) -> Iterator[dict[str, Any]]:
+    """One row at a time as it is stored: the arrow format decodes no image and runs no transform."""
+    part = data.select_columns(names).with_format("arrow")
+    for row in rows:
+        yield part[int(row)].to_pylist()[0]

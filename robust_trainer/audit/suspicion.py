@@ -1,0 +1,92 @@
+"""From the ledger's columns to a suspicion in [0, 1], a suggested label, the share of wrong labels and what is given for what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+#: A label is called wrong where the model prefers another class by this part of that class's typical margin, at least by LEAST
+#: (in logits: odds of e to 1). STEEP: how fast suspicion grows, per typical margin.
+CUT, LEAST, STEEP = 0.5, 1.0, 3.0
+MEANING = (
+    "Suspicion is a logistic curve over the area under the margin (AUM), the mean over the visits of training of the given label's "
+    "logit less the largest other. 0.5 is the cut: there the model preferred another class by half of the margin that trusted "
+    "samples of that class have, and by 1 at least. A typical trusted sample has 0.01; one just as far on the wrong side 0.8."
+)
+NUMBERS_MEANING = (
+    "Suspicion is s / (s + cut) of a sample's mean score s over the visits of training. 0: the target is predicted exactly. 0.5: "
+    "the score is at the cut, {cut}. Towards 1: far beyond it."
+)
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """Per sample (N,): suspicion in [0, 1], suggested label (-1 for none) and confidence in it in [0, 1]; what suspicion means."""
+
+    suspicion: np.ndarray
+    suggested: np.ndarray
+    confidence: np.ndarray
+    meaning: str
+
+
+def judge(rows: Mapping[str, np.ndarray], classes: int) -> Suspicion:
+    """What the ledger's ``rows`` (`SampleLedger.rows`) say of each sample's label, from the margins of class labels.
+
+    With a a sample's area under the margin, r its rival class, A_r the median of the positive areas of the samples given r and A
+    the median of the A_r: the cut is c = -max(A_r / 2, 1) and suspicion 1 / (1 + exp(3 (a - c) / A)). A sample that was never
+    visited has suspicion 0, one whose predictions were not finite 1. From suspicion 1/2 on the rival is suggested, with its running
+    confidence; below, the given label, with confidence (1 + m) / 2 for the mean margin m of probabilities.
+    """
+    label, seen, area = rows["label"].astype(np.int64), rows["seen"] > 0, rows["aum"].astype(np.float64)
+    rival, finite = rows["rival"].astype(np.int64), np.isfinite(area)
+    a = np.where(finite, area, 0.0)
+    typical = _typical(a, label, finite & seen & (a > 0) & (label >= 0), classes)
+    scale = max(float(np.median(typical[typical > 0])) if (typical > 0).any() else 0.0, LEAST)
+    cut = -np.maximum(CUT * typical[rival.clip(0)], LEAST) if classes else -LEAST
+    suspicion = 1.0 / (1.0 + np.exp(np.clip(STEEP * (a - cut) / scale, -700.0, 700.0)))
+    suspicion = np.where(seen, np.where(finite, suspicion, 1.0), 0.0)
+    m = np.nan_to_num(rows["margin"].astype(np.float64))
+    doubted = (suspicion >= 0.5) & (rival >= 0)
+    suggested = np.where(doubted, rival, label)
+    confidence = np.where(doubted, rows["rival_confidence"], (1.0 + m) / 2.0) * seen
+    return Suspicion(suspicion, suggested, confidence, MEANING)
+
+
+def _typical(area: np.ndarray, label: np.ndarray, trusted: np.ndarray, classes: int) -> np.ndarray:
+    """The median area of each class's trusted samples (C,), 0 where there are none."""
+    out = np.zeros(classes)
+    order = np.argsort(label[trusted], kind="stable")
+    kinds, starts = np.unique(label[trusted][order], return_index=True)
+    for kind, part in zip(kinds, np.split(area[trusted][order], starts[1:])):
+        out[kind] = np.median(part)
+    return out
+
+
+def judge_numbers(rows: Mapping[str, np.ndarray], rate: float | None) -> Suspicion:
+    """The same where targets are numbers or several labels: s / (s + cut) of the mean score s >= 0.
+
+    The cut is the (1 - rate) quantile of the scores for the ``rate`` that the run was told, else median + 3 * 1.4826 * MAD.
+    """
+    seen = rows["seen"] > 0
+    score = np.where(seen, rows["mean_score"], 0.0).astype(np.float64)
+    finite = np.isfinite(score)
+    known = score[seen & finite]
+    if rate is not None and 0.0 < rate < 1.0 and len(known):
+        cut = float(np.quantile(known, 1.0 - rate))
+    else:
+        middle = float(np.median(known)) if len(known) else 0.0
+        cut = middle + 3.0 * 1.4826 * float(np.median(np.abs(known - middle))) if len(known) else 0.0
+    cut = max(cut, 1e-12)
+    suspicion = np.where(finite, score / (np.where(finite, score, 0.0) + cut), 1.0)
+    none = np.full(len(score), -1, dtype=np.int64)
+    return Suspicion(suspicion, none, np.zeros(len(score)), NUMBERS_MEANING.format(cut=f"{cut:.4g}"))
+
+
+def transition_matrix(label: np.ndarray, suggested: np.ndarray, classes: int) -> np.ndarray:
+    """(C, C): row i, how the samples whose label should be i (``suggested``) are labelled; sums to 1, where there are none at i."""
+    known = (label >= 0) & (suggested >= 0)
+    counts = np.bincount(suggested[known] * classes + label[known], minlength=classes * classes).reshape(classes, classes)
+    total = counts.sum(1, keepdims=True)
+    return np.where(total > 0, counts / np.maximum(total, 1), np.eye(classes))

@@ -1,0 +1,158 @@
+"""The subcommand audit: which samples of a finished run to distrust, a report, a model card, and the data set without them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+
+from .audit import Audit, load_ledger, make_audit, write_audit_report, write_cleaned, write_model_card
+from .audit.cleaned import ACTIONS
+from .audit.files import remove_unfinished, write_parquet
+from .audit.summary import summarise
+from .commands import command_line, say, show
+from .detectors import DETECTORS, collect_evidence, detect
+from .evaluate_command import stored
+from .models import load_model
+from .options import CorruptionOptions, DataOptions, PreprocessOptions, make_parser, parse
+from .preprocess import ImageTransform, model_channels
+from .results import environment, percent, write_json
+from .runs import Prepared, prepare
+
+#: What the audit leaves in its folder.
+TABLE, REPORT, CARD, FIGURES, CLEANED, DETECTED = (
+    "audit.parquet", "report.html", "MODEL_CARD.md", "audit.json", "cleaned", "detectors.parquet"
+)  # fmt: skip
+
+
+@dataclass
+class AuditOptions:
+    """What `audit` looks at, and what it writes."""
+
+    _argument_group_name = "audit"
+
+    run: str = field(default="robust_run", metadata={"help": "Folder of a training with a ledger: its output_dir."})
+    output_dir: str | None = field(default=None, metadata={"help": "Folder to write to. Default: audit in the run's folder."})
+    threshold: float = field(default=0.5, metadata={"help": "Suspicion in (0, 1) from which a sample is flagged."})
+    clean: str = field(default="drop", metadata={"help": "The cleaned data set: drop flagged samples, relabel sure ones, or none."})
+    relabel_confidence: float = field(default=0.8, metadata={"help": "For clean=relabel: from this confidence on, (0, 1]."})
+    per_class: int = field(default=8, metadata={"help": "Samples shown per class in the report."})
+    look: bool = field(default=True, metadata={"help": "Look at the images, to tell triggers from wrong labels."})
+    detectors: list[str] | None = field(
+        default=None, metadata={"help": f"Other detectors to run on the saved model, to compare: any of {', '.join(DETECTORS)}."}
+    )
+    detector_rate: float | None = field(
+        default=None, metadata={"help": "Share of bad samples that the detectors are told, (0, 1). Default: what the audit flags."}
+    )
+
+
+def audit(argv: Sequence[str]) -> None:
+    """robust-trainer audit: writes audit.parquet, report.html, MODEL_CARD.md, audit.json and the cleaned data set."""
+    about = (
+        "Audit a finished training: which samples it distrusted, and the data set without them. Data and corruption are those of "
+        "the run, where its results.json tells, unless given here. Detectors: "
+        + "; ".join(f"{d.name}: {d.summary}" for d in DETECTORS.values()) + "."
+    )  # fmt: skip
+    parser = make_parser("audit", [AuditOptions, DataOptions, CorruptionOptions, PreprocessOptions], about, first="run_folder")
+    argv, given = list(argv), list(argv)
+    if argv and not argv[0].startswith("-"):
+        argv = [f"--run={argv[0]}", *argv[1:]]
+    run = parser.parse_known_args(argv)[0].run
+    kinds: Any = (DataOptions, CorruptionOptions, PreprocessOptions)
+    content, known = stored(run)
+    parser.set_defaults(**{f.name: known[f.name] for kind in kinds for f in fields(kind) if f.name in known})
+    options, data, corruption, preprocess = parse(parser, argv)
+    if options.clean not in (*ACTIONS, "none"):
+        raise ValueError(f"clean={options.clean!r} is unknown: choose one of {', '.join(ACTIONS)}, none.")
+    for name in options.detectors or ():
+        if name not in DETECTORS:
+            raise ValueError(f"detector {name!r} is unknown: choose one of {', '.join(DETECTORS)}.")
+    rows, facts = load_ledger(options.run)
+    told = bool(known) or any(word.split("=")[0] == "--dataset" for word in argv)
+    prepared = prepare(data, corruption, preprocess) if told else None
+    if prepared is None and options.detectors:
+        raise ValueError(f"detectors need the data, which run={options.run!r} does not tell: give --dataset.")
+    found = make_audit(rows, facts, prepared and prepared.train, threshold=options.threshold, look=options.look)
+    folder = Path(options.output_dir or Path(options.run) / "audit")
+    command = command_line("audit", given)
+    written = _write(found, prepared, folder, options, content, command, data.dataset)
+    say(_told(found))
+    if options.detectors and prepared is not None:
+        say(_detect(found, prepared, folder, options))
+        written.append(DETECTED)
+    if prepared is None:
+        say("no data set known, so no pictures, groups or cleaned data: give --dataset, as the training had it")
+    say(f"written to {folder}: {', '.join(written)}")
+
+
+def _write(
+    found: Audit, prepared: Prepared | None, folder: Path, options: AuditOptions, content: Any, command: str, source: str
+) -> list[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(folder)
+    train = None if prepared is None else prepared.train
+    written = [TABLE, REPORT, CARD, FIGURES]
+    found.to_parquet(folder / TABLE)
+    write_audit_report(folder / REPORT, found, data=train, content=content, command=command, per_class=options.per_class)
+    write_model_card(folder / CARD, found, content=content, command=command)
+    write_json(folder / FIGURES, _figures(found, command))
+    if train is not None and prepared is not None and options.clean != "none":
+        write_cleaned(
+            folder / CLEANED, found, train, options.clean, options.relabel_confidence, test=prepared.test,
+            source=source.rstrip("/").rpartition("/")[2], command=command,
+        )  # fmt: skip
+        written.append(f"{CLEANED}/")
+    return written
+
+
+def _figures(found: Audit, command: str) -> dict[str, Any]:
+    summary = summarise(found)
+    return {
+        "command": command, "samples": summary.n, "flagged": summary.flagged, "threshold": found.threshold,
+        "noise_rate": found.noise_rate, "groups": {name: n for name, n, _ in summary.groups}, "groups_told": found.groups_told,
+        "known_truth": dict(summary.known), "classes": list(found.names),
+        "transition": None if found.transition is None else np.round(found.transition, 5).tolist(),
+        "run": dict(found.run), "environment": environment(),
+    }  # fmt: skip
+
+
+def _told(found: Audit) -> str:
+    summary = summarise(found)
+    rows = [[name, value] for name, value in (*summary.facts, *summary.known)]
+    rows += [[name, f"{n} ({share} %)"] for name, n, share in summary.groups]
+    return show(["figure", "value"], rows) + f"\n{found.groups_told}"
+
+
+def _detect(found: Audit, prepared: Prepared, folder: Path, options: AuditOptions) -> str:
+    """Runs the detectors on the saved model, writes their scores, and returns a table of how they agree with the audit."""
+    model, processor = load_model(options.run)
+    data = prepared.train.with_transform(ImageTransform(processor, model_channels(model)))
+    evidence = collect_evidence(model, data)
+    flagged = found.column("flagged").astype(bool)
+    rate = options.detector_rate if options.detector_rate is not None else float(np.clip(flagged.mean(), 0.001, 0.999))
+    truth = torch.from_numpy(found.column("is_corrupted").astype(bool)) if "is_corrupted" in found.table.column_names else None
+    columns: dict[str, Any] = {"index": found.column("index"), "suspicion": found.column("suspicion"), "flagged": flagged}
+    rows = [_line("audit", found.column("suspicion"), flagged, flagged, truth)]
+    for name in options.detectors or ():
+        result = detect(name, evidence, rate=rate)
+        columns |= {f"{name}_score": result.scores, f"{name}_flagged": result.flagged}
+        rows.append(_line(name, result.scores, result.flagged, flagged, truth))
+    write_parquet(datasets.Dataset.from_dict(columns), folder / DETECTED)
+    heading = ["detector", "flagged", "of these by the audit %"]
+    return show(heading + (["precision %", "recall %", "AUROC %"] if truth is not None else []), rows)
+
+
+def _line(name: str, scores: np.ndarray, flagged: np.ndarray, ours: np.ndarray, truth: torch.Tensor | None) -> list[str]:
+    from .ledger import auroc
+
+    row = [name, str(int(flagged.sum())), percent(float((flagged & ours).sum() / max(flagged.sum(), 1)))]
+    if truth is None:
+        return row
+    hits = float((truth.numpy() & flagged).sum())
+    area = auroc(torch.from_numpy(np.asarray(scores, dtype=np.float64)), truth)
+    return [*row, percent(hits / max(flagged.sum(), 1)), percent(hits / max(int(truth.sum()), 1)), percent(area)]
