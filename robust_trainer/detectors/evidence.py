@@ -1,0 +1,116 @@
+"""What detectors judge by: given labels, features, predicted probabilities and losses of every training sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .passes import Pass, last_linear, traceless, watched
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """N samples in the data set's order; what a detector does not need may be None.
+
+    labels (N,) int64, the given ones; features (N, D) float32, the input of the model's last linear layer; probs (N, C) float32,
+    predicted probabilities (confident-joint: out-of-sample ones, or running means over training); losses (N,) float32, the
+    cross-entropy of the given labels in nats (loss-isolation: early in training).
+    Raises a one-line ``ValueError`` for shapes that do not fit, labels out of range and numbers that are not finite.
+    """
+
+    labels: np.ndarray
+    features: np.ndarray | None = None
+    probs: np.ndarray | None = None
+    losses: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        labels = np.asarray(self.labels)
+        if labels.ndim != 1 or labels.dtype.kind not in "iu" or len(labels) == 0:
+            raise ValueError(f"labels are {labels.shape} {labels.dtype}, expected integers (N,) with N of at least 1.")
+        if labels.min() < 0:
+            raise ValueError(f"labels go down to {labels.min()}, expected classes from 0: drop or mend these rows.")
+        object.__setattr__(self, "labels", labels.astype(np.int64))
+        for name, axes in (("features", 2), ("probs", 2), ("losses", 1)):
+            given = getattr(self, name)
+            if given is None:
+                continue
+            array = np.asarray(given)
+            if array.ndim != axes or len(array) != len(labels) or array.size == 0 or array.dtype.kind not in "fiu":
+                expected = f"({len(labels)},)" if axes == 1 else f"({len(labels)}, {'D' if name == 'features' else 'C'})"
+                raise ValueError(f"{name} are {array.shape} {array.dtype}, expected numbers {expected}, a row for each label.")
+            array = array.astype(np.float32)
+            broken = ~np.isfinite(array.reshape(len(array), -1)).all(1)
+            if broken.any():
+                told = f"{int(broken.sum())} of {len(array)} rows of {name} are not finite, first row {int(broken.argmax())}"
+                raise ValueError(f"{told}: training diverged? Train with a smaller learning rate.")
+            object.__setattr__(self, name, array)
+        if self.probs is not None and labels.max() >= self.probs.shape[1]:
+            raise ValueError(f"labels go up to {labels.max()} but probs have {self.probs.shape[1]} classes: give one column each.")
+        if self.probs is not None and (self.probs.min() < -1e-4 or self.probs.max() > 1 + 1e-4):
+            raise ValueError(f"probs reach from {self.probs.min():g} to {self.probs.max():g}, expected 0 to 1: apply a softmax.")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def classes(self) -> int:
+        """The number of classes: the columns of probs, without them the largest label and one."""
+        return int(self.labels.max()) + 1 if self.probs is None else self.probs.shape[1]
+
+
+def collect_evidence(
+    model: nn.Module,
+    dataset: Any,
+    *,
+    collate: Callable[[list[Any]], Any] | None = None,
+    batch_size: int = 256,
+    label_names: Sequence[str] = ("labels", "label"),
+    device: torch.device | str | None = None,
+) -> Evidence:
+    """All of the evidence from one pass of a classifier over a map-style data set, in evaluation mode, in its order.
+
+    Features: the input of the last linear layer that ran and is as wide as the logits; where it runs on every token (decoders that
+    classify texts), at the token that gives the logits. probs: softmax of the logits. losses: cross-entropy of the given labels.
+    The model returns logits, a tuple that they head, or a transformers output; of a `PeerModel` the features are the first
+    network's, the logits the mean. Keys of a batch that its forward does not name are left out. A data set that augments at random
+    gives one such view. collate None: transformers' default. device None: where the model is; it is not moved.
+    Mode, hooks and random state are as before, also after an exception. Raises a one-line ``ValueError`` for a model without such
+    a layer, for no or unfit labels, and where a number is not finite.
+    """
+    reading = Pass(dataset, collate, batch_size, label_names, device)
+    labels, features, probs, losses = [], [], [], []
+    with traceless(model), watched(model) as layers:
+        for outputs, logits, given in reading.outputs(model):
+            features.append(last_linear(layers, outputs, logits)[1].cpu())
+            probs.append(logits.softmax(-1).cpu())
+            losses.append(F.cross_entropy(logits, given.long().to(logits.device), reduction="none").cpu())
+            labels.append(given.long().cpu())
+            layers.linear.clear()
+    found = [torch.cat(parts).numpy() for parts in (labels, features, probs, losses)]
+    return Evidence(*found)
+
+
+def evidence_of(trainer: Any) -> Evidence:
+    """`collect_evidence` of a trained `RobustTrainer` on its own training set, with its collator.
+
+    The batch size is ``args.per_device_eval_batch_size``. Where the ledger has mean predictions over the training
+    (``ledger_predictions=True``) they are the probs. Raises ``ValueError`` without a training set that has a length.
+    """
+    if trainer.train_dataset is None:
+        raise ValueError("train_dataset=None: give the trainer the data set that is to be judged.")
+    evidence = collect_evidence(
+        trainer.model,
+        trainer.train_dataset,
+        collate=trainer._get_collator_with_removed_columns(trainer.data_collator),
+        batch_size=trainer.args.per_device_eval_batch_size,
+        label_names=tuple(dict.fromkeys([*(trainer.label_names or []), "labels", "label"])),
+        device=trainer.args.device,
+    )
+    means = getattr(trainer.ledger, "mean_probs", None)
+    return evidence if means is None else replace(evidence, probs=means.detach().float().cpu().numpy())
