@@ -5,10 +5,10 @@
     python benchmarks/detection.py --report --out runs/detection_digits.jsonl runs/detection_mnist.jsonl
 
 A cell is a corruption (a patch or blend trigger with the next class's label; symmetric, pairflip or instance noise), a rate and a
-seed. Three trainings from scratch per cell: the robust one that the audit belongs to (--method, told the true rate), a standard one,
-which the baselines' own papers work on, and the first stage of anti-backdoor learning for the loss isolation (a third of the epochs).
-Every detector judges the robust run and the standard run; rules that take the rate are told the true one. Then standard training on
-what the audit leaves, and on the truly clean samples. One JSON line per cell; cells found in --out are skipped.
+seed. Three trainings from scratch per cell: the robust one that the audit belongs to (--method, told the true rate), a standard
+one, which the baselines' own papers work on, and the first stage of anti-backdoor learning for the loss isolation (a third of the
+epochs). Every detector judges the robust run and the standard run; rules that take the rate are told the true one. Then standard
+training on what the audit leaves, and on the truly clean samples. One JSON line per cell; cells found in --out are skipped.
 """
 
 from __future__ import annotations
@@ -211,7 +211,8 @@ def _means(members: list[dict[str, Any]]) -> list[str]:
 
 def _cells(members: list[dict[str, Any]]) -> list[str]:
     out = ["Each cell, %: the audit (precision, recall, AUROC, estimated rate of wrong labels) and the best baseline by AUROC:", "",
-           "| corruption | rate | precision | recall | AUROC | estimate | best baseline | its AUROC |", "|---" * 8 + "|"]  # fmt: skip
+           "| corruption | rate | precision | recall | AUROC | estimate | best baseline | its AUROC |",
+           "|---" * 8 + "|"]  # fmt: skip
     for line in sorted(members, key=lambda m: (KINDS.index(m["kind"]), m["rate"], m["seed"])):
         ours = line["found"][OURS]
         best = max((row for row in line["found"] if not row.startswith("audit")), key=lambda r: line["found"][r]["auroc"])

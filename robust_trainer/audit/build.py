@@ -46,9 +46,10 @@ def make_audit(
     judged = judge(rows, classes) if classes else judge_numbers(rows, rate if isinstance(rate, float) else None)
     suspicion, label = judged.suspicion, rows["label"].astype(np.int64)
     doubted, rival = suspicion >= threshold, rows["rival"].astype(np.int64)
+    leaning = (rows["aum"] < 0) & (rows["seen"] > 0) if classes else doubted
     suggested, confidence = judged.suggested, judged.confidence
     inputs = open_inputs(data) if look else None
-    groups = make_groups(inputs, label, rival, suggested, confidence, doubted, classes, seed)
+    groups = make_groups(inputs, label, rival, suggested, confidence, doubted, leaning, classes, seed)
     suspicion = np.where(groups.carries, (1.0 + suspicion) / 2.0, suspicion)
     flagged = suspicion >= threshold
     if classes:
@@ -62,7 +63,9 @@ def make_audit(
     }  # fmt: skip
     if "is_corrupted" in rows:
         columns["is_corrupted"] = rows["is_corrupted"]
-    table = datasets.Dataset.from_dict(columns).cast_column("group", datasets.ClassLabel(names=list(GROUPS)))
+    kinds = {name: datasets.Value(str(np.asarray(column).dtype)) for name, column in columns.items()}
+    features = datasets.Features({**kinds, "group": datasets.ClassLabel(names=list(GROUPS))})
+    table = datasets.Dataset.from_dict(columns, features=features)
     pattern = None
     if groups.pattern is not None and inputs is not None and inputs.kind == "images":
         pattern = groups.pattern.difference.reshape(inputs.shape)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow
+import pyarrow.csv
 
 from .audit import GROUPS, Audit
 from .files import replacing, write_parquet, write_text
@@ -81,21 +81,18 @@ def write_cleaned(
     if test is not None:
         write_parquet(test, folder / "test.parquet")
     with replacing(folder / "removed.csv") as new:
-        _changes(audit, done).to_csv(str(new))
+        pyarrow.csv.write_csv(_changes(audit, done), new)
     write_text(folder / "README.md", dataset_card(audit, action, confidence, test is not None, source, command))
     return folder
 
 
-def _changes(audit: Audit, done: np.ndarray) -> datasets.Dataset:
+def _changes(audit: Audit, done: np.ndarray) -> pyarrow.Table:
     rows = np.flatnonzero(done != KEPT)
-    part = audit.table.select(rows)
-    columns: Mapping[str, Any] = {
-        "index": part["index"][:], "action": ["dropped" if d == DROPPED else "relabelled" for d in done[rows]],
-        "label": part["label"][:], "suggested_label": part["suggested_label"][:],
-        "suggested_confidence": part["suggested_confidence"][:], "suspicion": part["suspicion"][:],
-        "group": [GROUPS[g] for g in part["group"][:]],
-    }  # fmt: skip
-    return datasets.Dataset.from_dict(dict(columns))
+    told = ("label", "suggested_label", "suggested_confidence", "suspicion")
+    columns = {"index": rows, "action": np.where(done[rows] == DROPPED, "dropped", "relabelled")}
+    columns |= {name: audit.column(name)[rows] for name in told}
+    columns["group"] = np.asarray(GROUPS)[audit.column("group")[rows]]
+    return pyarrow.table(columns)
 
 
 def dataset_card(

@@ -31,14 +31,15 @@ class Groups:
 
 def make_groups(
     inputs: Inputs | None, label: np.ndarray, rival: np.ndarray, suggested: np.ndarray, confidence: np.ndarray, doubted: np.ndarray,
-    classes: int, seed: int = 0,
+    leaning: np.ndarray, classes: int, seed: int = 0,
 ) -> Groups:  # fmt: skip
     """The groups of samples with given labels, rivals, suggestions and doubts (all (N,)).
 
-    A doubted sample is ``triggered`` where it carries what doubted samples share, else ``perturbed`` where it is an image far
-    noisier than the trusted ones, else ``mislabelled`` where another class is suggested with confidence 1/2 or more, else
-    ``unclear``. Without inputs triggers are not told from wrong labels, so all doubted samples are ``unclear``. A sample that was
-    not doubted and carries the pattern is ``triggered`` too. Of more than 20,000 samples that many are compared, drawn by ``seed``.
+    A doubted sample is ``triggered`` where it carries a shared pattern, else ``perturbed`` where it is an image far noisier than the
+    trusted ones, else ``mislabelled`` where another class is suggested with confidence 1/2 or more, else ``unclear``. The pattern is
+    looked for among the ``leaning``, of whom the model preferred another class on average; whoever carries it is ``triggered``,
+    doubted or not. Without inputs triggers are not told from wrong labels, so all doubted samples are ``unclear``. Of more than
+    20,000 samples that many are compared, drawn by ``seed``.
     """
     carries = np.zeros(len(label), dtype=bool)
     group = np.where(doubted, UNCLEAR, FINE)
@@ -51,10 +52,10 @@ def make_groups(
     vectors = inputs.read(compared)
     readable = np.isfinite(vectors).all(1)
     compared, vectors = compared[readable], vectors[readable]
-    own = np.where(doubted & (rival >= 0), rival, label) if classes else np.zeros(len(label), dtype=np.int64)
-    pattern = shared_pattern(vectors, own[compared], doubted[compared], max(classes, 1), seed)
+    own = np.where(leaning & (rival >= 0), rival, label) if classes else np.zeros(len(label), dtype=np.int64)
+    pattern = shared_pattern(vectors, own[compared], leaning[compared], max(classes, 1), seed)
     told = [f"Compared: the {inputs.kind} of {len(compared):,} of {len(label):,} samples."]
-    more = np.setdiff1d(np.flatnonzero(doubted), compared)[:MORE]
+    more = np.setdiff1d(np.flatnonzero(leaning | doubted), compared)[:MORE]
     more = more if pattern is not None or inputs.kind == "images" else more[:0]
     beyond = inputs.read(more) if len(more) else vectors[:0]
     group[doubted & (confidence >= CONFIDENT) & (suggested != label)] = MISLABELLED
@@ -69,12 +70,12 @@ def make_groups(
             carries[more] = pattern.carried_by(beyond, own[more])
         group[carries] = TRIGGERED
         told.append(
-            f"{int(carries.sum()):,} share a pattern (triggered): {pattern.apart:.1f} standard deviations apart from the others, "
-            f"{pattern.enriched:.1f} times as often distrusted."
+            f"{int(carries.sum()):,} share a pattern (triggered): they are {pattern.apart:.0f} standard deviations apart from the "
+            f"others, and the model preferred another class {min(pattern.enriched, 999):.1f} times as often."
         )
     else:
-        few = int(doubted[compared].sum()) < FEWEST
-        told.append("Too few are distrusted to look for a shared pattern." if few else "The distrusted ones share no pattern.")
+        few = int(leaning[compared].sum()) < FEWEST
+        told.append("Too few are doubted to look for a shared pattern." if few else "Those whose label is doubted share no pattern.")
     return Groups(group, carries, " ".join(told), pattern)
 
 

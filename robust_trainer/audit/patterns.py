@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 #: The two groups along the direction must be so many of their common standard deviations apart.
-APART = 4.0
+APART = 5.0
 #: Distrusted samples must be so many times as frequent among the carriers as among the others.
 ENRICHED = 3.0
 #: How well the direction must tell distrusted from trusted samples it was not found on (area under the ROC curve).
