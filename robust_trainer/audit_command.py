@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from .audit import Audit, load_ledger, make_audit, write_audit_report, write_cleaned, write_model_card
 from .audit.cleaned import ACTIONS
 from .audit.files import remove_unfinished, write_parquet
+from .audit.load import load_curves
 from .audit.summary import summarise
 from .commands import command_line, say, show
 from .detectors import DETECTORS, collect_evidence, detect
@@ -24,6 +25,8 @@ from .preprocess import ImageTransform, model_channels
 from .results import environment, percent, write_json
 from .runs import Prepared, prepare
 
+#: The detectors that judge a finished run; loss isolation needs losses of a training of its own.
+AFTERWARDS = tuple(name for name in DETECTORS if name != "loss-isolation")
 #: What the audit leaves in its folder.
 TABLE, REPORT, CARD, FIGURES, CLEANED, DETECTED = (
     "audit.parquet", "report.html", "MODEL_CARD.md", "audit.json", "cleaned", "detectors.parquet"
@@ -44,7 +47,7 @@ class AuditOptions:
     per_class: int = field(default=8, metadata={"help": "Samples shown per class in the report."})
     look: bool = field(default=True, metadata={"help": "Look at the images, to tell triggers from wrong labels."})
     detectors: list[str] | None = field(
-        default=None, metadata={"help": f"Other detectors to run on the saved model, to compare: any of {', '.join(DETECTORS)}."}
+        default=None, metadata={"help": f"Other detectors to run on the saved model, to compare: any of {', '.join(AFTERWARDS)}."}
     )
     detector_rate: float | None = field(
         default=None, metadata={"help": "Share of bad samples that the detectors are told, (0, 1). Default: what the audit flags."}
@@ -56,7 +59,7 @@ def audit(argv: Sequence[str]) -> None:
     about = (
         "Audit a finished training: which samples it distrusted, and the data set without them. Data and corruption are those of "
         "the run, where its results.json tells, unless given here. Detectors: "
-        + "; ".join(f"{d.name}: {d.summary}" for d in DETECTORS.values()) + "."
+        + "; ".join(f"{name}: {DETECTORS[name].summary}" for name in AFTERWARDS) + "."
     )  # fmt: skip
     parser = make_parser("audit", [AuditOptions, DataOptions, CorruptionOptions, PreprocessOptions], about, first="run_folder")
     argv, given = list(argv), list(argv)
@@ -70,8 +73,8 @@ def audit(argv: Sequence[str]) -> None:
     if options.clean not in (*ACTIONS, "none"):
         raise ValueError(f"clean={options.clean!r} is unknown: choose one of {', '.join(ACTIONS)}, none.")
     for name in options.detectors or ():
-        if name not in DETECTORS:
-            raise ValueError(f"detector {name!r} is unknown: choose one of {', '.join(DETECTORS)}.")
+        if name not in AFTERWARDS:
+            raise ValueError(f"detector {name!r} is unknown here: choose one of {', '.join(AFTERWARDS)}.")
     rows, facts = load_ledger(options.run)
     told = bool(known) or any(word.split("=")[0] == "--dataset" for word in argv)
     prepared = prepare(data, corruption, preprocess) if told else None
@@ -83,7 +86,7 @@ def audit(argv: Sequence[str]) -> None:
     written = _write(found, prepared, folder, options, content, command, data.dataset)
     say(_told(found))
     if options.detectors and prepared is not None:
-        say(_detect(found, prepared, folder, options))
+        say(_detect(found, prepared, folder, options, rows.get("mean_probs")))
         written.append(DETECTED)
     if prepared is None:
         say("no data set known, so no pictures, groups or cleaned data: give --dataset, as the training had it")
@@ -98,7 +101,10 @@ def _write(
     train = None if prepared is None else prepared.train
     written = [TABLE, REPORT, CARD, FIGURES]
     found.to_parquet(folder / TABLE)
-    write_audit_report(folder / REPORT, found, data=train, content=content, command=command, per_class=options.per_class)
+    curves = load_curves(options.run) if content is None else None
+    write_audit_report(
+        folder / REPORT, found, data=train, content=content, curves=curves, command=command, per_class=options.per_class
+    )
     write_model_card(folder / CARD, found, content=content, command=command)
     write_json(folder / FIGURES, _figures(found, command))
     if train is not None and prepared is not None and options.clean != "none":
@@ -128,11 +134,12 @@ def _told(found: Audit) -> str:
     return show(["figure", "value"], rows) + f"\n{found.groups_told}"
 
 
-def _detect(found: Audit, prepared: Prepared, folder: Path, options: AuditOptions) -> str:
+def _detect(found: Audit, prepared: Prepared, folder: Path, options: AuditOptions, probs: np.ndarray | None) -> str:
     """Runs the detectors on the saved model, writes their scores, and returns a table of how they agree with the audit."""
     model, processor = load_model(options.run)
     data = prepared.train.with_transform(ImageTransform(processor, model_channels(model)))
     evidence = collect_evidence(model, data)
+    evidence = evidence if probs is None else replace(evidence, probs=probs)
     flagged = found.column("flagged").astype(bool)
     rate = options.detector_rate if options.detector_rate is not None else float(np.clip(flagged.mean(), 0.001, 0.999))
     truth = torch.from_numpy(found.column("is_corrupted").astype(bool)) if "is_corrupted" in found.table.column_names else None

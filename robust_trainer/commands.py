@@ -81,6 +81,8 @@ def train(argv: Sequence[str]) -> None:
     if isinstance(args.noise_rate, str):
         say(f"noise rate, estimated while training: {trainer.estimated_noise_rate or 'none, nobody was dropped'}")
     say(f"written to {folder}: {', '.join(written)}")
+    if trainer.ledger is not None:
+        say(f"which samples it distrusted: robust-trainer audit {folder}")
     recipe = trainer.recipe()
     attack = recipe.perturbation if recipe is not None else None
     if attack is not None and prepared.triggered is None:

@@ -40,7 +40,7 @@ def make_audit(
     size = len(rows["index"])
     if data is not None:
         check_data(data, size, run)
-    names = tuple(run.get("names") or ()) or _numbered(rows["label"])
+    names = _all_names(tuple(run.get("names") or ()), rows)
     classes = len(names)
     rate = run.get("settings", {}).get("noise_rate")
     judged = judge(rows, classes) if classes else judge_numbers(rows, rate if isinstance(rate, float) else None)
@@ -51,7 +51,7 @@ def make_audit(
     inputs = open_inputs(data) if look else None
     groups = make_groups(inputs, label, rival, suggested, confidence, doubted, leaning, classes, seed)
     suspicion = np.where(groups.carries, (1.0 + suspicion) / 2.0, suspicion)
-    flagged = suspicion >= threshold
+    flagged = (suspicion >= threshold) | groups.carries
     if classes:
         raised = groups.carries & (suggested == label) & (rival >= 0)
         suggested = np.where(raised, rival, suggested)
@@ -89,6 +89,8 @@ def check_data(data: Any, size: int, run: Mapping[str, Any]) -> None:
         raise ValueError(f"{told}), this one has {len(data)} rows and fingerprint {found}: {mend}")
 
 
-def _numbered(label: np.ndarray) -> tuple[str, ...]:
-    return tuple(str(i) for i in range(int(label.max(initial=-1)) + 1))
+def _all_names(names: tuple[str, ...], rows: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    """The names of the classes, by number where they have none: a model may have more outputs than the data set has classes."""
+    most = max(int(rows["label"].max(initial=-1)), int(rows["rival"].max(initial=-1)))
+    return names + tuple(str(i) for i in range(len(names), most + 1))
 

@@ -35,11 +35,11 @@ def make_groups(
 ) -> Groups:  # fmt: skip
     """The groups of samples with given labels, rivals, suggestions and doubts (all (N,)).
 
-    A doubted sample is ``triggered`` where it carries a shared pattern, else ``perturbed`` where it is an image far noisier than the
-    trusted ones, else ``mislabelled`` where another class is suggested with confidence 1/2 or more, else ``unclear``. The pattern is
-    looked for among the ``leaning``, of whom the model preferred another class on average; whoever carries it is ``triggered``,
-    doubted or not. Without inputs triggers are not told from wrong labels, so all doubted samples are ``unclear``. Of more than
-    20,000 samples that many are compared, drawn by ``seed``.
+    A doubted sample is ``triggered`` where it carries a shared pattern, else ``perturbed`` where it is an image far noisier than
+    the trusted ones, else ``mislabelled`` where another class is suggested with confidence 1/2 or more, else ``unclear``. The
+    pattern is looked for among the ``leaning``, of whom the model preferred another class on average; whoever carries it is
+    ``triggered``, doubted or not. Without inputs triggers are not told from wrong labels, so all doubted samples are ``unclear``.
+    Of more than 20,000 samples that many are compared, drawn by ``seed``.
     """
     carries = np.zeros(len(label), dtype=bool)
     group = np.where(doubted, UNCLEAR, FINE)
@@ -49,7 +49,7 @@ def make_groups(
     compared = known
     if len(known) > COMPARED:
         compared = np.sort(np.random.default_rng(seed).choice(known, COMPARED, replace=False))
-    vectors = inputs.read(compared)
+    vectors = inputs.read(compared) if len(compared) else np.zeros((0, int(np.prod(inputs.shape))), np.float32)
     readable = np.isfinite(vectors).all(1)
     compared, vectors = compared[readable], vectors[readable]
     own = np.where(leaning & (rival >= 0), rival, label) if classes else np.zeros(len(label), dtype=np.int64)
@@ -75,7 +75,7 @@ def make_groups(
         )
     else:
         few = int(leaning[compared].sum()) < FEWEST
-        told.append("Too few are doubted to look for a shared pattern." if few else "Those whose label is doubted share no pattern.")
+        told.append("Too few are doubted to look for a shared pattern." if few else "Those that are doubted share no pattern.")
     return Groups(group, carries, " ".join(told), pattern)
 
 

@@ -102,7 +102,8 @@ def _numbers(data: Any) -> Inputs | None:
         return np.stack(fits).reshape(len(rows), -1).astype(np.float32)
 
     sample = read(np.unique(np.linspace(0, len(data) - 1, 64).astype(int)))
-    low, high = float(np.nanmin(sample)), float(np.nanmax(sample))
+    finite = sample[np.isfinite(sample)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     scale = max(high - low, 1e-12)
     return Inputs("numbers", lambda rows: (read(rows) - low) / scale, (int(np.prod(shape)),))
 
@@ -123,4 +124,6 @@ def noise_levels(vectors: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     x = vectors.reshape(-1, *shape)
     x = x[:, : shape[0] // 2 * 2, : shape[1] // 2 * 2]
     detail = (x[:, ::2, ::2] - x[:, 1::2, ::2] - x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 2
+    if not detail.size:  # no images, or of one pixel's width
+        return np.zeros(len(x))
     return np.median(np.abs(detail.reshape(len(x), -1)), axis=1) / 0.6745

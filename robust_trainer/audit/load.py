@@ -17,6 +17,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..checkpoints import STATE_FILE
 from ..ledger import SampleLedger
+from ..results import curves
 from .files import read_run
 
 LEDGER_FILE = "ledger.parquet"
@@ -42,6 +43,18 @@ def load_ledger(run: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]
         f"run={str(run)!r} has no ledger (no {LEDGER_FILE}, no {STATE_FILE}, no checkpoint with one): train with a method; "
         "method='standard' trains as usual and only watches."
     )
+
+
+def load_curves(run: str | Path) -> list[dict[str, float]]:
+    """Returns a run's per-epoch figures (`results.curves`) from the Trainer's own state file, [] where there is none."""
+    folder = Path(run)
+    newest = get_last_checkpoint(str(folder))
+    for place in (folder, *([Path(newest)] if newest else [])):
+        try:
+            return curves(json.loads((place / "trainer_state.json").read_text(encoding="utf-8"))["log_history"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return []
 
 
 def _from_parquet(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -35,8 +35,8 @@ def judge(rows: Mapping[str, np.ndarray], classes: int) -> Suspicion:
     """What the ledger's ``rows`` (`SampleLedger.rows`) say of each sample's label, from the margins of class labels.
 
     With a a sample's area under the margin, r its rival class, A_r the median of the positive areas of the samples given r and A
-    the median of the A_r: the cut is c = -max(A_r / 2, 1) and suspicion 1 / (1 + exp(3 (a - c) / A)). A sample that was never
-    visited has suspicion 0, one whose predictions were not finite 1. From suspicion 1/2 on the rival is suggested, with its running
+    the median of the A_r, at least 1: the cut is c = -max(A_r / 2, 1) and suspicion 1 / (1 + exp(3 (a - c) / A)). A sample that was
+    never visited, or has no rival since there is one class, has suspicion 0, one whose predictions were not finite 1. From suspicion 1/2 on the rival is suggested, with its running
     confidence; below, the given label, with confidence (1 + m) / 2 for the mean margin m of probabilities.
     """
     label, seen, area = rows["label"].astype(np.int64), rows["seen"] > 0, rows["aum"].astype(np.float64)
@@ -46,7 +46,7 @@ def judge(rows: Mapping[str, np.ndarray], classes: int) -> Suspicion:
     scale = max(float(np.median(typical[typical > 0])) if (typical > 0).any() else 0.0, LEAST)
     cut = -np.maximum(CUT * typical[rival.clip(0)], LEAST) if classes else -LEAST
     suspicion = 1.0 / (1.0 + np.exp(np.clip(STEEP * (a - cut) / scale, -700.0, 700.0)))
-    suspicion = np.where(seen, np.where(finite, suspicion, 1.0), 0.0)
+    suspicion = np.where(seen & (rival >= 0), np.where(finite, suspicion, 1.0), 0.0)
     m = np.nan_to_num(rows["margin"].astype(np.float64))
     doubted = (suspicion >= 0.5) & (rival >= 0)
     suggested = np.where(doubted, rival, label)
@@ -65,13 +65,15 @@ def _typical(area: np.ndarray, label: np.ndarray, trusted: np.ndarray, classes: 
 
 
 def judge_numbers(rows: Mapping[str, np.ndarray], rate: float | None) -> Suspicion:
-    """The same where targets are numbers or several labels: s / (s + cut) of the mean score s >= 0.
+    """The same where targets are numbers or several labels: s / (s + cut) of the mean score s, counted from the least if below 0.
 
     The cut is the (1 - rate) quantile of the scores for the ``rate`` that the run was told, else median + 3 * 1.4826 * MAD.
     """
     seen = rows["seen"] > 0
     score = np.where(seen, rows["mean_score"], 0.0).astype(np.float64)
     finite = np.isfinite(score)
+    low = min(float(score[finite].min(initial=0.0)), 0.0)  # a loss of the user's may be negative
+    score = np.where(seen, score - low, 0.0)
     known = score[seen & finite]
     if rate is not None and 0.0 < rate < 1.0 and len(known):
         cut = float(np.quantile(known, 1.0 - rate))
@@ -81,7 +83,7 @@ def judge_numbers(rows: Mapping[str, np.ndarray], rate: float | None) -> Suspici
     cut = max(cut, 1e-12)
     suspicion = np.where(finite, score / (np.where(finite, score, 0.0) + cut), 1.0)
     none = np.full(len(score), -1, dtype=np.int64)
-    return Suspicion(suspicion, none, np.zeros(len(score)), NUMBERS_MEANING.format(cut=f"{cut:.4g}"))
+    return Suspicion(suspicion, none, np.zeros(len(score)), NUMBERS_MEANING.format(cut=f"{cut + low:.4g}"))
 
 
 def transition_matrix(label: np.ndarray, suggested: np.ndarray, classes: int) -> np.ndarray:
