@@ -22,9 +22,11 @@ from transformers import (
 )
 
 from robust_trainer import RobustConfig, RobustTrainer
+from robust_trainer.audit import write_audit_report
 from robust_trainer.corruptions import corrupt_labels
 from robust_trainer.evaluation import compute_accuracy
 from robust_trainer.options import make_parser, parse
+from robust_trainer.results import curves
 
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
 
@@ -113,6 +115,10 @@ def main() -> None:
         for row in distrusted.select(range(min(10, len(distrusted)))):
             given, seen = names[row["label"]], names[row["predicted"]]
             print(f"{row['mean_score']:.3f}  given {given}, predicted {seen}: {train[row['index']]['text']}")
+        # more of it, with suggested labels, and a page to open
+        page, figures = os.path.join(args.output_dir, "audit.html"), curves(trainer.state.log_history)
+        report = write_audit_report(page, trainer.audit(), data=train, curves=figures)
+        print(f"written: {report}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from .results import percent, table
 PLOTS: Mapping[str, tuple[str, str]] = {
     "clean_accuracy": ("Clean accuracy", "On the untouched test images; higher is better."),
     "poison_accuracy": ("Poison accuracy", "On the test images with the trigger, against their true labels; higher is better."),
+    "eval_accuracy": ("Accuracy", "On the evaluation data; higher is better."),
     "robust_accuracy": ("Robust accuracy", "On images perturbed by the attack that was trained against; higher is better."),
     "kept_clean": ("Kept of the clean samples", "The share of the clean training samples that was trained on; higher is better."),
     "kept_corrupted": (

@@ -23,6 +23,7 @@ CURVES: Mapping[str, str] = {
     "clean_accuracy": "eval_clean_accuracy",
     "poison_accuracy": "eval_poison_accuracy",
     "robust_accuracy": "robust_accuracy",
+    "eval_accuracy": "eval_accuracy",
     "kept_fraction": "kept_fraction",
     "kept_clean": "kept_clean",
     "kept_corrupted": "kept_corrupted",
