@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -12,8 +13,8 @@ import numpy as np
 import torch
 
 from .audit import Audit, load_ledger, make_audit, write_audit_report, write_cleaned, write_model_card
-from .audit.cleaned import ACTIONS
-from .audit.files import remove_unfinished, write_parquet
+from .audit.cleaned import ACTIONS, plan
+from .audit.files import remove_unfinished, write_parquet, write_text
 from .audit.load import load_curves
 from .audit.summary import summarise
 from .commands import command_line, say, show
@@ -22,7 +23,7 @@ from .evaluate_command import stored
 from .models import load_model
 from .options import CorruptionOptions, DataOptions, PreprocessOptions, make_parser, parse
 from .preprocess import ImageTransform, model_channels
-from .results import environment, percent, write_json
+from .results import environment, percent
 from .runs import Prepared, prepare
 
 #: The detectors that judge a finished run; loss isolation needs losses of a training of its own.
@@ -68,6 +69,7 @@ def audit(argv: Sequence[str]) -> None:
     run = parser.parse_known_args(argv)[0].run
     kinds: Any = (DataOptions, CorruptionOptions, PreprocessOptions)
     content, known = stored(run)
+    content = content if content and "runs" in content else None  # a script's own results.json
     parser.set_defaults(**{f.name: known[f.name] for kind in kinds for f in fields(kind) if f.name in known})
     options, data, corruption, preprocess = parse(parser, argv)
     if options.clean not in (*ACTIONS, "none"):
@@ -75,12 +77,18 @@ def audit(argv: Sequence[str]) -> None:
     for name in options.detectors or ():
         if name not in AFTERWARDS:
             raise ValueError(f"detector {name!r} is unknown here: choose one of {', '.join(AFTERWARDS)}.")
+    if options.per_class < 1:
+        raise ValueError(f"per_class={options.per_class} must be at least 1: give for instance 8.")
+    if options.detector_rate is not None and not 0.0 < options.detector_rate < 1.0:
+        raise ValueError(f"detector_rate={options.detector_rate} must be in (0, 1): give for instance 0.1.")
     rows, facts = load_ledger(options.run)
     told = bool(known) or any(word.split("=")[0] == "--dataset" for word in argv)
     prepared = prepare(data, corruption, preprocess) if told else None
     if prepared is None and options.detectors:
         raise ValueError(f"detectors need the data, which run={options.run!r} does not tell: give --dataset.")
     found = make_audit(rows, facts, prepared and prepared.train, threshold=options.threshold, look=options.look)
+    if prepared is not None and options.clean != "none":
+        plan(found, options.clean, options.relabel_confidence)  # complains before anything is written
     folder = Path(options.output_dir or Path(options.run) / "audit")
     command = command_line("audit", given)
     written = _write(found, prepared, folder, options, content, command, data.dataset)
@@ -98,6 +106,7 @@ def _write(
 ) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     remove_unfinished(folder)
+    remove_unfinished(folder / CLEANED)
     train = None if prepared is None else prepared.train
     written = [TABLE, REPORT, CARD, FIGURES]
     found.to_parquet(folder / TABLE)
@@ -106,7 +115,7 @@ def _write(
         folder / REPORT, found, data=train, content=content, curves=curves, command=command, per_class=options.per_class
     )
     write_model_card(folder / CARD, found, content=content, command=command)
-    write_json(folder / FIGURES, _figures(found, command))
+    write_text(folder / FIGURES, json.dumps(_figures(found, command), indent=2, default=str) + "\n")
     if train is not None and prepared is not None and options.clean != "none":
         write_cleaned(
             folder / CLEANED, found, train, options.clean, options.relabel_confidence, test=prepared.test,
@@ -131,7 +140,7 @@ def _told(found: Audit) -> str:
     summary = summarise(found)
     rows = [[name, value] for name, value in (*summary.facts, *summary.known)]
     rows += [[name, f"{n} ({share} %)"] for name, n, share in summary.groups]
-    return show(["figure", "value"], rows) + f"\n{found.groups_told}"
+    return "\n".join([show(["figure", "value"], rows), found.groups_told, *found.cautions])
 
 
 def _detect(found: Audit, prepared: Prepared, folder: Path, options: AuditOptions, probs: np.ndarray | None) -> str:

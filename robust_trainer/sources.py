@@ -99,7 +99,13 @@ def _load_folder(name: str, path: str) -> Any:
         return datasets.load_from_disk(path)
     tables = sorted(glob.glob(os.path.join(path, "**", "*.parquet"), recursive=True))
     if tables:
-        return datasets.load_dataset("parquet", data_files=_by_split(path, tables))
+        try:
+            return datasets.load_dataset("parquet", data_files=_by_split(path, tables))
+        except datasets.exceptions.DatasetGenerationError as error:
+            reason = " ".join(str(error.__cause__ or error).split())[:200]
+            raise ValueError(
+                f"dataset={name!r} has parquet files that cannot be loaded together ({reason}): give all the same columns."
+            ) from error
     for _, _, files in os.walk(path):
         if any(file.lower().endswith(_IMAGES) for file in files):
             return datasets.load_dataset("imagefolder", data_dir=path)

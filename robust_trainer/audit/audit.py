@@ -23,9 +23,9 @@ class Audit:
     table: one row per sample, in the order of the data set, with the columns of docs/audit.md. names: of the C classes, () where
     targets are numbers. threshold: the suspicion from which on a sample is flagged. noise_rate: estimated share of wrong labels in
     [0, 1], None where targets are numbers. transition: (C, C), row i: how the samples whose label should be i are labelled, sums to
-    1. meaning: of suspicion; groups_told: what the groups rest on, in words. pattern: what triggered samples have more or less of
-    than others, (H, W, channels) in [-1, 1] pixels, None where there is none. run: method, settings, fingerprint of the data and
-    other facts of the run.
+    1. meaning: of suspicion; cautions: why this audit tells less than others; groups_told: what the groups rest on, in words.
+    pattern: what triggered samples have more or less of than others, (H, W, channels) in [-1, 1] pixels, None without one. run:
+    method, settings, fingerprint of the data and other facts of the run.
     """
 
     table: datasets.Dataset
@@ -34,6 +34,7 @@ class Audit:
     noise_rate: float | None = None
     transition: np.ndarray | None = None
     meaning: str = ""
+    cautions: tuple[str, ...] = ()
     groups_told: str = ""
     pattern: np.ndarray | None = None
     run: Mapping[str, Any] = field(default_factory=dict)

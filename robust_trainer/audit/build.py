@@ -14,6 +14,8 @@ from .groups import make_groups
 from .inputs import open_inputs
 from .suspicion import judge, judge_numbers, transition_matrix
 
+#: Fewer visits of a sample than this say little about it.
+FEW_VISITS = 3
 #: What the table takes over from the ledger as it is.
 LEDGER_COLUMNS = ("distrusted", "seen", "kept", "mean_score", "ema_score", "last_score", "aum", "forgetting")
 
@@ -74,8 +76,25 @@ def make_audit(
         table=table, names=names, threshold=float(threshold),
         noise_rate=float(flagged[seen].mean()) if classes and seen.any() else None,
         transition=transition_matrix(label[seen], suggested[seen], classes) if classes else None,
-        meaning=judged.meaning, groups_told=groups.told, pattern=pattern, run=run,
+        meaning=judged.meaning, cautions=_cautions(rows, classes), groups_told=groups.told, pattern=pattern, run=run,
     )  # fmt: skip
+
+
+def _cautions(rows: Mapping[str, np.ndarray], classes: int) -> tuple[str, ...]:
+    """What makes the run a poor witness, in words."""
+    seen = rows["seen"]
+    visited, out = seen > 0, []
+    if not visited.all():
+        out.append(f"{int((~visited).sum()):,} of {len(seen):,} samples were never visited in training; their suspicion is 0.")
+    if not visited.any():
+        return tuple(out)
+    if np.median(seen[visited]) < FEW_VISITS:
+        out.append(f"Samples were visited {int(np.median(seen[visited]))} times (median): train for longer to know more of them.")
+    if (rows["kept"] == seen).all():
+        out.append("This run trained on every sample; what it has learned by heart is not doubted. A run that filters tells more.")
+    if classes > 1 and float(np.mean(rows["aum"][visited] > 0)) < 0.5:
+        out.append("The model preferred the given label for fewer than half of the samples: it hardly learned.")
+    return tuple(out)
 
 
 def check_data(data: Any, size: int, run: Mapping[str, Any]) -> None:

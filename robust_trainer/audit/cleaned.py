@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow
 import pyarrow.csv
 
+from ..corruptions.columns import check_dataset
 from .audit import GROUPS, Audit
 from .files import replacing, write_parquet, write_text
 from .model_card import escape
@@ -23,9 +24,9 @@ KEPT, DROPPED, RELABELLED = range(3)
 def plan(audit: Audit, action: str = "drop", confidence: float = 0.8) -> np.ndarray:
     """What becomes of each sample, (N,): KEPT, DROPPED or RELABELLED.
 
-    drop: the flagged ones go. relabel: those whose suggested label is another one, with ``confidence`` in (0, 1] or more, get it,
-    and the other flagged ones go; triggered ones go in any case, since the trigger would stay. Raises ``ValueError`` for an unknown
-    action, a confidence out of range, and relabelling where targets are no classes.
+    drop: the flagged ones go. relabel: those whose suggested label is another class of the data, with ``confidence`` in (0, 1] or
+    more, get it, and the other flagged ones go; triggered ones go in any case, since the trigger would stay. Raises ``ValueError``
+    for an unknown action, a confidence out of range, and relabelling where targets are no classes.
     """
     if action not in ACTIONS:
         raise ValueError(f"clean={action!r} is unknown: choose one of {', '.join(ACTIONS)}.")
@@ -36,7 +37,8 @@ def plan(audit: Audit, action: str = "drop", confidence: float = 0.8) -> np.ndar
     if action == "relabel":
         if not audit.names:
             raise ValueError("clean='relabel' needs class labels, but the run's targets are numbers: use clean='drop'.")
-        other = (audit.column("suggested_label") != audit.column("label")) & (audit.column("suggested_label") >= 0)
+        suggested, named = audit.column("suggested_label"), len(audit.run.get("names") or audit.names)
+        other = (suggested != audit.column("label")) & (suggested >= 0) & (suggested < named)
         sure = audit.column("suggested_confidence") >= confidence
         triggered = audit.column("group") == GROUPS.index("triggered")
         out[flagged & other & sure & ~triggered] = RELABELLED
@@ -46,9 +48,11 @@ def plan(audit: Audit, action: str = "drop", confidence: float = 0.8) -> np.ndar
 def clean(audit: Audit, data: datasets.Dataset, action: str = "drop", confidence: float = 0.8) -> datasets.Dataset:
     """Returns the data set that is left, in its order and with its columns; `plan` says what is done.
 
-    data: the run's, row i for row i of the audit. Raises ``ValueError`` as `plan`, and where nobody is left.
+    data: the run's, row i for row i of the audit. Raises ``ValueError`` as `plan`, for what is no data set, and where nothing is
+    left.
     """
     done = plan(audit, action, confidence)
+    check_dataset(data)
     data = data.with_format(None)
     if len(data) != len(done):
         raise ValueError(f"data has {len(data)} rows, the audit {len(done)}: pass the data set that was audited, in its order.")
@@ -58,7 +62,7 @@ def clean(audit: Audit, data: datasets.Dataset, action: str = "drop", confidence
         name = audit.run.get("label_column") or ("label" if "label" in data.column_names else "labels")
         if name not in data.column_names:
             raise ValueError(f"label column {name!r} is not among {data.column_names}: pass the data set that was audited.")
-        old, feature = np.asarray(data.with_format("numpy")[:][name]), data.features[name]
+        old, feature = np.asarray(data.select_columns(name).with_format("numpy")[:][name]), data.features[name]
         labels = np.where(done == RELABELLED, audit.column("suggested_label"), old)
         place = data.column_names
         data = data.remove_columns(name).add_column(name, labels.tolist()).cast_column(name, feature).select_columns(place)
@@ -72,18 +76,30 @@ def write_cleaned(
     """Writes the cleaned data set as the Hub takes it, and returns the folder: parquet files, README.md (its card), removed.csv.
 
     train.parquet, and test.parquet where ``test`` is given, load with ``load_dataset(folder)``, and go to the Hub with
-    ``HfApi().upload_folder``. removed.csv: a row per sample that was dropped or relabelled. source: the data set's name.
-    Each file is written whole or not at all. Raises ``ValueError`` as `clean`.
+    ``HfApi().upload_folder``. Splits must have the same columns there: the test split gets those of the other, null where it has
+    none, and loses its own. removed.csv: a row per sample that was dropped or relabelled. source: the data set's name. Each file is written whole or not at
+    all. Raises ``ValueError`` as `clean`.
     """
     folder = Path(folder)
     left, done = clean(audit, data, action, confidence), plan(audit, action, confidence)
     write_parquet(left, folder / "train.parquet")
     if test is not None:
-        write_parquet(test, folder / "test.parquet")
+        write_parquet(_like(test, left), folder / "test.parquet")
     with replacing(folder / "removed.csv") as new:
         pyarrow.csv.write_csv(_changes(audit, done), new)
     write_text(folder / "README.md", dataset_card(audit, action, confidence, test is not None, source, command))
     return folder
+
+
+def _like(test: datasets.Dataset, left: datasets.Dataset) -> datasets.Dataset:
+    """The test split with the columns of the other, null where it has none: splits that differ in columns cannot be loaded."""
+    table = test.with_format("arrow")[:]
+    for name in left.column_names:
+        if name not in test.column_names:
+            kind = left.features.arrow_schema.field(name).type
+            table = table.append_column(name, pyarrow.nulls(len(test), kind))
+    table = table.select(left.column_names).cast(left.features.arrow_schema)
+    return datasets.Dataset(datasets.table.InMemoryTable(table), info=datasets.DatasetInfo(features=left.features))
 
 
 def _changes(audit: Audit, done: np.ndarray) -> pyarrow.Table:

@@ -55,7 +55,7 @@ def write_parquet(data: datasets.Dataset, path: str | Path, run: Mapping[str, An
     metadata = {**(data.features.arrow_schema.metadata or {}), **({RUN_KEY: json.dumps(run, default=str)} if run else {})}
     schema = data.features.arrow_schema.with_metadata(metadata)
     with replacing(path) as new, pq.ParquetWriter(new, schema) as writer:
-        for start in range(0, max(len(data), 1), ROWS):
+        for start in range(0, len(data), ROWS):
             part = plain[start : start + ROWS]
             writer.write_table(embed_table_storage(part).cast(schema))
     return Path(path)

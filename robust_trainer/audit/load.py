@@ -21,7 +21,10 @@ from ..results import curves
 from .files import read_run
 
 LEDGER_FILE = "ledger.parquet"
-_NEEDED = ("index", "label", "seen", "kept", "mean_score", "margin", "aum", "forgetting", "rival", "rival_confidence", "distrusted")
+_NEEDED = (
+    "index", "label", "seen", "kept", "mean_score", "ema_score", "last_score", "margin", "aum", "forgetting", "rival",
+    "rival_confidence", "distrusted",
+)  # fmt: skip
 
 
 def load_ledger(run: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

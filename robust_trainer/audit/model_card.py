@@ -42,7 +42,7 @@ def write_model_card(
         heading, rows = table(content["runs"])
         parts += ["## Results", "Accuracies in percent, on the test data.", _table(heading, rows)]
         parts += [FILTER] if "distrusted" in heading else []
-    parts += ["## Training data", _table(("figure", "value"), summary.facts), escape(summary.meaning)]
+    parts += ["## Training data", _table(("figure", "value"), summary.facts), *map(escape, audit.cautions), escape(summary.meaning)]
     parts += ["### Groups", _table(("group", "samples", "%"), summary.groups)]
     parts += [escape(plain(audit.groups_told, 2 * VALUE))] if audit.groups_told else []
     if summary.known:

@@ -36,8 +36,9 @@ def judge(rows: Mapping[str, np.ndarray], classes: int) -> Suspicion:
 
     With a a sample's area under the margin, r its rival class, A_r the median of the positive areas of the samples given r and A
     the median of the A_r, at least 1: the cut is c = -max(A_r / 2, 1) and suspicion 1 / (1 + exp(3 (a - c) / A)). A sample that was
-    never visited, or has no rival since there is one class, has suspicion 0, one whose predictions were not finite 1. From suspicion 1/2 on the rival is suggested, with its running
-    confidence; below, the given label, with confidence (1 + m) / 2 for the mean margin m of probabilities.
+    never visited has suspicion 0, as has one without a rival (there is one class); one whose predictions were not finite has 1.
+    From suspicion 1/2 on the rival is suggested, with its running confidence; below, the given label, with confidence (1 + m) / 2
+    for the mean margin m of probabilities.
     """
     label, seen, area = rows["label"].astype(np.int64), rows["seen"] > 0, rows["aum"].astype(np.float64)
     rival, finite = rows["rival"].astype(np.int64), np.isfinite(area)
