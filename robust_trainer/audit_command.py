@@ -122,7 +122,19 @@ def _write(
             source=source.rstrip("/").rpartition("/")[2], command=command,
         )  # fmt: skip
         written.append(f"{CLEANED}/")
+    else:
+        _remove(folder / CLEANED, ("train.parquet", "test.parquet", "removed.csv", "README.md"))
+    if not options.detectors:
+        _remove(folder, (DETECTED,))
     return written
+
+
+def _remove(folder: Path, names: Sequence[str]) -> None:
+    """Removes what an earlier audit left and this one does not write, lest the two be taken for one."""
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    if folder.name == CLEANED and folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _figures(found: Audit, command: str) -> dict[str, Any]:

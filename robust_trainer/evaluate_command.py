@@ -181,4 +181,6 @@ def stored(run: str) -> tuple[dict[str, Any] | None, dict[str, Any]]:
         content = json.loads((Path(run) / "results.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None, {}
+    if not isinstance(content, dict):
+        return None, {}
     return content, content.get("options", {})

@@ -11,6 +11,7 @@ import pyarrow
 import pyarrow.csv
 
 from ..corruptions.columns import check_dataset
+from ..corruptions.mapping import CLEAN_LABEL, IS_CORRUPTED
 from .audit import GROUPS, Audit
 from .files import replacing, write_parquet, write_text
 from .model_card import escape
@@ -66,7 +67,21 @@ def clean(audit: Audit, data: datasets.Dataset, action: str = "drop", confidence
         labels = np.where(done == RELABELLED, audit.column("suggested_label"), old)
         place = data.column_names
         data = data.remove_columns(name).add_column(name, labels.tolist()).cast_column(name, feature).select_columns(place)
+        data = _known_anew(data, name, done == RELABELLED)
     return data.select(np.flatnonzero(done != DROPPED))
+
+
+def _known_anew(data: datasets.Dataset, name: str, relabelled: np.ndarray) -> datasets.Dataset:
+    """The column that tells which samples are corrupted, true again after relabelling; dropped where true labels are unknown."""
+    if IS_CORRUPTED not in data.column_names:
+        return data
+    if CLEAN_LABEL not in data.column_names:
+        return data.remove_columns(IS_CORRUPTED)
+    part = data.select_columns([IS_CORRUPTED, name, CLEAN_LABEL]).with_format("numpy")[:]
+    columns = {key: np.asarray(column) for key, column in part.items()}
+    now = np.where(relabelled, columns[name] != columns[CLEAN_LABEL], columns[IS_CORRUPTED].astype(bool))
+    place = data.column_names
+    return data.remove_columns(IS_CORRUPTED).add_column(IS_CORRUPTED, now.tolist()).select_columns(place)
 
 
 def write_cleaned(
@@ -77,8 +92,8 @@ def write_cleaned(
 
     train.parquet, and test.parquet where ``test`` is given, load with ``load_dataset(folder)``, and go to the Hub with
     ``HfApi().upload_folder``. Splits must have the same columns there: the test split gets those of the other, null where it has
-    none, and loses its own. removed.csv: a row per sample that was dropped or relabelled. source: the data set's name. Each file is written whole or not at
-    all. Raises ``ValueError`` as `clean`.
+    none, and loses its own. removed.csv: a row per sample that was dropped or relabelled. source: the data set's name. Each file is
+    written whole or not at all. Raises ``ValueError`` as `clean`.
     """
     folder = Path(folder)
     left, done = clean(audit, data, action, confidence), plan(audit, action, confidence)

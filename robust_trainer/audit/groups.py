@@ -11,8 +11,9 @@ from .inputs import Inputs, noise_levels
 from .patterns import FEWEST, Pattern, shared_pattern
 
 FINE, MISLABELLED, TRIGGERED, PERTURBED, UNCLEAR = range(len(GROUPS))
-#: Samples that are compared with one another, and flagged ones beyond them that are looked at.
-COMPARED, MORE = 20_000, 50_000
+#: Samples that are compared with one another, fewer where they have more than so many numbers together (1.2 GB of memory), and
+#: doubted ones beyond them that are looked at.
+COMPARED, NUMBERS, MORE = 20_000, 60_000_000, 50_000
 #: A suggestion counts as evidence of a wrong label from this confidence on.
 CONFIDENT = 0.5
 #: An image is perturbed where its fine noise is so many robust deviations beyond that of the trusted ones, on a log scale.
@@ -39,23 +40,23 @@ def make_groups(
     the trusted ones, else ``mislabelled`` where another class is suggested with confidence 1/2 or more, else ``unclear``. The
     pattern is looked for among the ``leaning``, of whom the model preferred another class on average; whoever carries it is
     ``triggered``, doubted or not. Without inputs triggers are not told from wrong labels, so all doubted samples are ``unclear``.
-    Of more than 20,000 samples that many are compared, drawn by ``seed``.
+    Of more than 20,000 samples (fewer if they are large) that many are compared, drawn by ``seed``.
     """
     carries = np.zeros(len(label), dtype=bool)
     group = np.where(doubted, UNCLEAR, FINE)
     if inputs is None:
         return Groups(group, carries, "No inputs at hand: wrong labels, triggers and perturbations are not told apart.")
     known = np.flatnonzero(label >= 0) if classes else np.arange(len(label))
-    compared = known
-    if len(known) > COMPARED:
-        compared = np.sort(np.random.default_rng(seed).choice(known, COMPARED, replace=False))
+    compared, most = known, min(COMPARED, NUMBERS // int(np.prod(inputs.shape)))
+    if len(known) > most:
+        compared = np.sort(np.random.default_rng(seed).choice(known, most, replace=False))
     vectors = inputs.read(compared) if len(compared) else np.zeros((0, int(np.prod(inputs.shape))), np.float32)
     readable = np.isfinite(vectors).all(1)
     compared, vectors = compared[readable], vectors[readable]
     own = np.where(leaning & (rival >= 0), rival, label) if classes else np.zeros(len(label), dtype=np.int64)
     pattern = shared_pattern(vectors, own[compared], leaning[compared], max(classes, 1), seed)
     told = [f"Compared: the {inputs.kind} of {len(compared):,} of {len(label):,} samples."]
-    more = np.setdiff1d(np.flatnonzero(leaning | doubted), compared)[:MORE]
+    more = np.setdiff1d(np.flatnonzero(leaning | doubted), compared)[: min(MORE, 2 * most)]
     more = more if pattern is not None or inputs.kind == "images" else more[:0]
     beyond = inputs.read(more) if len(more) else vectors[:0]
     group[doubted & (confidence >= CONFIDENT) & (suggested != label)] = MISLABELLED

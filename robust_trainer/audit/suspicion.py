@@ -81,7 +81,7 @@ def judge_numbers(rows: Mapping[str, np.ndarray], rate: float | None) -> Suspici
     else:
         middle = float(np.median(known)) if len(known) else 0.0
         cut = middle + 3.0 * 1.4826 * float(np.median(np.abs(known - middle))) if len(known) else 0.0
-    cut = max(cut, 1e-12)
+    cut = max(cut * (1.0 + 1e-9), 1e-12)  # a score that all samples share is not beyond the cut
     suspicion = np.where(finite, score / (np.where(finite, score, 0.0) + cut), 1.0)
     none = np.full(len(score), -1, dtype=np.int64)
     return Suspicion(suspicion, none, np.zeros(len(score)), NUMBERS_MEANING.format(cut=f"{cut + low:.4g}"))
