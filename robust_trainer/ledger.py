@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,11 +52,12 @@ class SampleLedger:
         self._scores = torch.zeros(size, len(_SCORES), device=device)
         counts = torch.tensor(_START, dtype=torch.int32 if wide else torch.int16, device=device)
         self._counts = counts.repeat(size, 1)
-        self.columns: dict[str, Tensor] = {name: self._scores[:, i] for i, name in enumerate(_SCORES)}
-        self.columns.update({name: self._counts[:, i] for i, name in enumerate(_COUNTS)})
-        self.columns["keep"] = torch.ones(size, dtype=torch.bool, device=device)
+        self._columns: dict[str, Tensor] = {name: self._scores[:, i] for i, name in enumerate(_SCORES)}
+        self._columns.update({name: self._counts[:, i] for i, name in enumerate(_COUNTS)})
+        self._columns["keep"] = torch.ones(size, dtype=torch.bool, device=device)
         if classes is not None:
-            self.columns["mean_probs"] = torch.zeros(size, classes, device=device)
+            self._columns["mean_probs"] = torch.zeros(size, classes, device=device)
+        self.before_read: Callable[[], None] | None = None
         self.truth: Tensor | None = None
 
     @property
@@ -64,8 +65,20 @@ class SampleLedger:
         """The running mean of each sample's predicted probabilities (N, C), None where it is not kept."""
         return self.columns.get("mean_probs")
 
+    @property
+    def columns(self) -> dict[str, Tensor]:
+        """All columns by their names, with the visits of the steps so far."""
+        if self.before_read is not None:
+            self.before_read()
+        return self._columns
+
+    @property
+    def keep(self) -> Tensor:
+        """The decision in force, bool (N,); no visit changes it."""
+        return self._columns["keep"]
+
     def __len__(self) -> int:
-        return self.columns["seen"].numel()
+        return len(self._counts)
 
     @staticmethod
     def needs_wide(classes: int | None, epochs: float) -> bool:
@@ -73,9 +86,8 @@ class SampleLedger:
         return not classes or classes >= _NARROW or epochs >= _NARROW - 1
 
     def __getattr__(self, name: str) -> Tensor:
-        columns = self.__dict__.get("columns", {})
-        if name in columns:
-            return columns[name]
+        if name in self.__dict__.get("_columns", {}):
+            return self.columns[name]
         raise AttributeError(name)
 
     @torch.no_grad()
@@ -108,9 +120,9 @@ class SampleLedger:
         # plain assignment, so that a sample that occurs twice in one step counts once
         self._counts[index] = torch.where(fresh, new_counts.to(counts.dtype), counts)
         self._scores[index] = torch.where(fresh, torch.stack([scores, mean, ema, aum, margin], 1), remembered)
-        if self.mean_probs is not None and probs is not None:
-            means = self.mean_probs[index]
-            self.mean_probs[index] = torch.where(fresh, means + (probs - means) / (seen + 1).unsqueeze(1), means)
+        if (every := self._columns.get("mean_probs")) is not None and probs is not None:
+            means = every[index]
+            every[index] = torch.where(fresh, means + (probs - means) / (seen + 1).unsqueeze(1), means)
 
     def memory(self, kind: str) -> Tensor:
         """The remembered scores (N,): ``mean`` or ``ema``."""

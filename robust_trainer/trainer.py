@@ -138,7 +138,7 @@ class RobustTrainer(DataHooks):
         if recipe.perturbation is not None or recipe.semi is not None:
             self._make_front = checks.front_of(self, recipe, bare)
         if size is not None:
-            walk.ledger = new_ledger(self, walk.recipe, problem, classes, size, getattr(bare, "config", None))
+            walk.watch(new_ledger(self, walk.recipe, problem, classes, size, getattr(bare, "config", None)))
         self._walk = walk
         self._auroc_epoch = 0
         logger.info(f"robust method '{recipe.name}': {dict(recipe.settings)}")

@@ -25,7 +25,7 @@ from .noise_rate import RateEstimate, RateEstimator
 from .outer import Outer
 from .recipe import SINGLE, Progress, Recipe, View
 from .selection import ESTIMATED, KeepByScore
-from .trajectory import trace
+from .visits import Visit, Visits, record
 from .weight_perturbation import Shaken, WeightPerturbation, sum_over_processes
 
 Context = Callable[[], AbstractContextManager]
@@ -55,12 +55,19 @@ class Walk:
     max_epochs: float = 1.0
     states: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     means: RunningMeans = field(default_factory=RunningMeans)
+    visits: Visits = field(default_factory=Visits)
     labels_checked: bool = True
     _inner: Inner | None = None
 
     def __post_init__(self) -> None:
         self.outer = Outer(self.recipe, self.view)
         self.decision = Decision(self.recipe.selection, self.states)
+        if self.ledger is not None:
+            self.watch(self.ledger)
+
+    def watch(self, ledger: SampleLedger) -> None:
+        """Writes to this ledger, which takes up what waits before it is read."""
+        self.ledger, ledger.before_read = ledger, self.take_up
 
     # ---- steps 3 to 5: trust early, perturb, shake -------------------------------------------------------------------
 
@@ -223,35 +230,29 @@ class Walk:
         if self.recipe.watch is not None:
             scores = self.recipe.watch(view)
         score, weight = scores.mean(0), weights.mean(0)
-        self.means.add("kept_fraction", weight.sum(), weight.numel())
-        ledger = self.ledger
-        if ledger is None or batch.index is None:
+        if self.ledger is None or batch.index is None:
+            self.means.add("kept_fraction", weight.sum(), weight.numel())
             return
-        # class labels and predictions; -1 where the targets are numbers
-        single = view.problem == SINGLE
         logits = view.logits if batch.first_logits is None else batch.first_logits
-        predicted = logits.mean(0).argmax(-1).float() if single else torch.full_like(score, -1.0)
-        row = torch.stack([score, weight, predicted], 1)
-        if single:
-            row = torch.cat([row, trace(logits, batch.targets, ledger.rival[batch.index])], 1)
-        labels = batch.targets if single else batch.labels - 1
-        row, index, labels = self.gather(row), self.gather(batch.index), self.gather(labels)
-        probs, estimator = None, self._estimator()
-        if estimator is not None or ledger.mean_probs is not None:
-            probs = self.gather(logits.float().softmax(-1).mean(0))
-        if estimator is not None and probs is not None:
-            estimator.update(index, probs, labels, int(progress.epoch))
+        labels = batch.targets if view.problem == SINGLE else batch.labels - 1
         selection = self.recipe.selection
         judging = selection is not None and selection.judging(progress)
-        told = row[:, 3:] if single else None
-        ledger.record(index, row[:, 0], row[:, 1], labels, row[:, 2], int(progress.epoch), judging, told, probs)
-        if ledger.truth is not None:
-            truth = ledger.truth[batch.index].float()
-            self.means.add("kept_corrupted", (weight * truth).sum(), truth.sum())
-            self.means.add("kept_clean", (weight * (1 - truth)).sum(), (1 - truth).sum())
+        visit = Visit(logits.detach(), score, weight, labels, batch.index, int(progress.epoch), judging)
+        if not self.visits.fits(visit):
+            self.take_up()
+        self.visits.waiting.append(visit)
+        if self.processes > 1 or self.visits.full:  # a ledger that is read on one process alone must not wait for the others
+            self.take_up()
+
+    def take_up(self) -> None:
+        """Records the visits that wait, in the ledger, the running means and the noise rate's estimator."""
+        visit = self.visits.take()
+        if visit is not None and self.ledger is not None:
+            record(visit, self.ledger, self.means, self._estimator(), self.problem == SINGLE, self.gather)
 
     def take_logs(self) -> dict[str, float]:
         """The running means since the last call, over all processes (one host sync)."""
+        self.take_up()
         logs = self.means.take(self.total)
         if (estimate := self.estimate) is not None:
             logs.update(noise_rate=estimate.rate, noise_rate_low=estimate.low, noise_rate_high=estimate.high)
@@ -283,6 +284,7 @@ class Walk:
         """At the first step of an epoch: a new estimate of the noise rate, and whom to keep where memory decides."""
         self.max_epochs = progress.max_epochs
         if self.estimator is not None:
+            self.take_up()
             self.estimator.half = max(1.0, progress.max_epochs / 2)  # a resumed estimator was made before this was known
             self.estimator.estimate(int(progress.epoch))
         self.decision.remember(self.ledger, self.classes, self._now(progress))
@@ -300,7 +302,7 @@ class Walk:
 
     def split(self) -> Tensor | None:
         """Whose labels the epoch trains on, bool (N,), None before there is a decision."""
-        return self.ledger.columns["keep"] if self.ledger is not None and self.decision.made else None
+        return self.ledger.keep if self.ledger is not None and self.decision.made else None
 
     def view(self, outputs: Any, batch: Batch) -> View:
         """The forward pass with its targets. Raises ``ValueError`` where the model's output does not fit them."""
@@ -316,6 +318,7 @@ class Walk:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a resumed run needs, as CPU tensors."""
+        self.take_up()
         out = {f"state.{place}.{k}": v.cpu() for place, state in self.states.items() for k, v in state.items()}
         out["classes"] = torch.tensor(self.classes)
         if self.estimator is not None:

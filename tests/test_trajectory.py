@@ -71,18 +71,18 @@ def test_a_training_records_what_the_first_forward_said(tmp_path, method):
     trainer = robust(tmp_path, resnet(), images(24), method=method, num_train_epochs=3)
     seen = []
     import robust_trainer.scan as scan_room
-    import robust_trainer.walk as walk_room
+    import robust_trainer.visits as visits_room
 
-    def watched(logits, labels, rivals, real=walk_room.trace):
+    def watched(logits, labels, rivals, real=visits_room.trace):
         seen.append((logits.detach().clone(), labels.clone()))
         return real(logits, labels, rivals)
 
-    real = walk_room.trace
-    walk_room.trace = scan_room.trace = watched
+    real = visits_room.trace
+    visits_room.trace = scan_room.trace = watched
     try:
         trainer.train()
     finally:
-        walk_room.trace = scan_room.trace = real
+        visits_room.trace = scan_room.trace = real
     rows = trainer.ledger.rows()
     assert np.isfinite(rows["aum"]).all() and (np.abs(rows["margin"]) <= 1).all() and (rows["rival"] != rows["label"]).all()
     assert (rows["rival"] >= 0).all() and (rows["rival"] < CLASSES).all() and seen
