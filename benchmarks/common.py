@@ -58,6 +58,13 @@ def machine_line(m: dict[str, Any]) -> str:
     return f"{m['device']}, {m['cores']} cores, torch {m['torch']}, transformers {m['transformers']}, commit {m['commit']}"
 
 
+def machines_line(rows: list[dict[str, Any]]) -> str:
+    """The machines of several results in words, and the commits that they were run at."""
+    commits = sorted({str(row["machine"]["commit"]) for row in rows})
+    told = sorted({machine_line({**row["machine"], "commit": ""}).removesuffix(", commit ") for row in rows})
+    return f"{'; '.join(told)}; commits {', '.join(commits)}"
+
+
 def seconds(run: Callable[[], Any], device: str) -> float:
     """CPU seconds of one run; on CUDA the wall's."""
     clock = time.process_time if device == "cpu" else time.perf_counter

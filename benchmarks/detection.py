@@ -26,7 +26,7 @@ import datasets
 import numpy as np
 import torch
 from backdoor import Examples, Images, to_images
-from common import add_result, defaults_from_yaml, key_of, machine, machine_line, read_results
+from common import add_result, defaults_from_yaml, key_of, machine, machines_line, read_results
 from sklearn.metrics import average_precision_score, roc_auc_score
 from transformers import set_seed
 
@@ -185,7 +185,7 @@ def report(lines: list[dict[str, Any]]) -> str:
         out += [
             f"### {told['data_name']}: {one['n_train']} training and {one['n_test']} test images, {told['model']}, "
             f"{told['epochs']} epochs, batch {told['batch_size']}, AdamW {told['lr']:g}; robust run: {told['method']}",
-            "", "; ".join(sorted({machine_line(line["machine"]) for line in members})), "",
+            "", machines_line(members), "",
             *_means(members), "", *_cells(members), "", *_cleaned(members), "",
         ]  # fmt: skip
     return "\n".join(out)

@@ -21,7 +21,7 @@ from typing import Any
 import datasets
 import torch
 from backdoor import Examples, Images, to_images
-from common import add_result, defaults_from_yaml, key_of, machine, machine_line, read_results
+from common import add_result, defaults_from_yaml, key_of, machine, machines_line, read_results
 from detection import PROTOCOL, TRIGGERS, accuracy, corrupted, told_rate, train
 from transformers import TrainingArguments
 
@@ -90,7 +90,7 @@ def report(lines: list[dict[str, Any]]) -> str:
         f"{told['data_name']}: {one['n_train']} training and {one['n_test']} test images, {told['model']}, {told['epochs']} "
         f"epochs, {len({line['seed'] for line in lines})} seeds, last epoch; robust: {told['method']} [paper: PRL-AT]. Clean / "
         "poison accuracy, %; in brackets paper 000 table 7 (CIFAR-10, another network, three seeds).",
-        "", "; ".join(sorted({machine_line(line["machine"]) for line in lines})), "",
+        "", machines_line(lines), "",
         "| | " + " | ".join(f"{rate:g}" for rate in rates) + " |", "|---" * (len(rates) + 1) + "|",
     ]  # fmt: skip
     for kind in TRIGGERS:

@@ -7,6 +7,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow
 
 from ..identity import data_fingerprint
 from .audit import GROUPS, Audit
@@ -67,7 +68,9 @@ def make_audit(
         columns["is_corrupted"] = rows["is_corrupted"]
     kinds = {name: datasets.Value(str(np.asarray(column).dtype)) for name, column in columns.items()}
     features = datasets.Features({**kinds, "group": datasets.ClassLabel(names=list(GROUPS))})
-    table = datasets.Dataset.from_dict(columns, features=features)
+    # `Dataset.from_dict` with features goes through the values one by one
+    arrow = pyarrow.table({name: np.asarray(column) for name, column in columns.items()}).cast(features.arrow_schema)
+    table = datasets.Dataset(datasets.table.InMemoryTable(arrow), info=datasets.DatasetInfo(features=features))
     pattern = None
     if groups.pattern is not None and inputs is not None and inputs.kind == "images":
         pattern = groups.pattern.difference.reshape(inputs.shape)
