@@ -111,6 +111,7 @@ class SampleLedger:
         labels, predicted = labels.to(seen.dtype), predicted.to(seen.dtype)
         events, rival, confidence = counts[:, 6], counts[:, 7], counts[:, 8]
         if told is not None:
+            told = told.float()
             aum = aum + (told[:, LOGIT_MARGIN] - aum) / (seen + 1)
             margin = margin + (told[:, MARGIN] - margin) / (seen + 1)
             events = forgotten(events, seen, counts[:, 3] == counts[:, 2], predicted == labels)

@@ -153,6 +153,13 @@ def test_the_rival_needs_more_than_one_odd_visit():
     assert int(rival) == 1
 
 
+def test_a_model_in_double_precision(tmp_path):
+    data = images(24).map(lambda row: {"pixel_values": row["pixel_values"].double()})
+    trainer = robust(tmp_path, vit().double(), data.with_format("numpy"), method="prl-at-memory", num_train_epochs=1)
+    trainer.train()
+    assert np.isfinite(trainer.ledger.rows()["aum"]).all()
+
+
 @pytest.mark.parametrize("wide", [False, True])
 def test_size_and_checkpoint(wide):
     ledger = SampleLedger(100, wide=wide)
