@@ -20,7 +20,7 @@ import torch
 from common import machine, machine_line
 from transformers import TrainerCallback
 
-from robust_trainer import RobustConfig, RobustTrainer
+from robust_trainer import RobustConfig, RobustTrainer, visits
 from robust_trainer.walk import Walk
 
 
@@ -88,8 +88,10 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--waiting", type=int, default=visits.STEPS, help="steps that are recorded at once")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    visits.STEPS = args.waiting
     print(f"{args.classes} classes, batch {args.batch_size}, {2 * args.steps} steps; {machine_line(machine())}")
     for model in args.models:
         for predictions in (False, True):
