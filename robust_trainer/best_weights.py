@@ -30,7 +30,7 @@ def save_best(folder: str | Path, model: nn.Module, processor: Any, row: Mapping
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     saves: list[Any] = [part for part in (model, processor) if hasattr(part, "save_pretrained")]
-    with _no_bars():
+    with no_bars():
         for part in saves:
             part.save_pretrained(str(folder))
     if not isinstance(model, PreTrainedModel):
@@ -48,7 +48,7 @@ def load_best(model: nn.Module, folder: str | Path) -> None:
             safetensors.torch.load_model(model, str(single))
         else:  # sharded, or under the hub's names
             assert isinstance(model, PreTrainedModel)
-            with _no_bars():
+            with no_bars():
                 saved = type(model).from_pretrained(folder, config=model.config, dtype=next(model.parameters()).dtype)
             model.load_state_dict(saved.state_dict())
     if distributed:
@@ -57,7 +57,7 @@ def load_best(model: nn.Module, folder: str | Path) -> None:
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
+def no_bars() -> Iterator[None]:
     """No progress bar of transformers for one small file."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

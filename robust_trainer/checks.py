@@ -15,7 +15,7 @@ from .data import input_space
 from .fronts import Front, ImageFront, TextFront
 from .objectives import CrossEntropy, UserLoss, make_objective
 from .peers import PeerModel
-from .recipe import PROBLEMS, REGRESSION, SINGLE, Recipe
+from .recipe import PROBLEMS, REGRESSION, SINGLE, UNSUPERVISED, Recipe
 
 logger = logging.get_logger(__name__)
 
@@ -141,6 +141,8 @@ def _smooths(recipe: Recipe, problem: str) -> bool:
 
 def _refuse_problem(trainer: Trainer, recipe: Recipe, problem: str) -> None:
     """Raises ``ValueError`` where method and ``problem_type`` do not fit."""
+    if problem == UNSUPERVISED:
+        return _refuse_unlabelled(trainer, recipe)
     name = recipe.settings.get("objective", "auto")
     if trainer.compute_loss_func is None:
         make_objective(name, {**recipe.settings}, problem)  # raises where the named loss does not fit
@@ -166,6 +168,22 @@ def _refuse_problem(trainer: Trainer, recipe: Recipe, problem: str) -> None:
         raise ValueError(
             f"method '{recipe.name}' compares predicted classes, but problem_type={problem!r}: use standard, spl, prl or co-prl."
         )
+
+
+def _refuse_unlabelled(trainer: Trainer, recipe: Recipe) -> None:
+    """Raises ``ValueError`` for what needs labels, or images, where the model has only losses of its own."""
+    fits = UNSUPERVISED in getattr(recipe.objective, "problems", ()) or isinstance(recipe.objective, CrossEntropy)
+    attack = recipe.perturbation is not None or recipe.semi is not None
+    grouped = recipe.settings.get("per_class") or recipe.settings.get("rebalance") or hasattr(recipe.selection, "score_scale")
+    if not fits or attack or grouped or recipe.relabel is not None or recipe.watch is not None or recipe.gradients:
+        raise ValueError(
+            f"method '{recipe.name}' with these settings needs labelled samples, the model has only losses of its own: use standard, "
+            "spl, trim, co-teaching or rca, as they come."
+        )
+    if isinstance(recipe.settings.get("noise_rate"), str):
+        raise ValueError(f"noise_rate={recipe.settings['noise_rate']!r} needs one class label per sample: give a number.")
+    if trainer.compute_loss_func is not None:
+        raise ValueError("compute_loss_func has no effect on a model that returns each sample's loss itself: leave it out.")
 
 
 def _refuse_peers(trainer: Trainer, recipe: Recipe, model: nn.Module) -> None:
@@ -194,6 +212,10 @@ def problem_of(model: nn.Module, asked: str | None) -> str:
 
     A ``problem_type`` that is asked for is written to a config that names none. Raises ``ValueError`` where the two differ.
     """
+    if unsupervised(model):
+        if asked is not None:
+            raise ValueError(f"problem_type={asked!r} but {type(model).__name__} has no labels, only its own losses: leave it out.")
+        return UNSUPERVISED
     models = [model, *(model.peers if isinstance(model, PeerModel) else [])]
     configs: list[Any] = [m.config for m in models if hasattr(m, "config")]
     told = next((c.problem_type for c in configs if getattr(c, "problem_type", None) is not None), None)
@@ -205,6 +227,11 @@ def problem_of(model: nn.Module, asked: str | None) -> str:
     if asked is None and told is None and number_of_classes(model) == 1:
         return REGRESSION  # as transformers' own heads decide it
     return asked or told or SINGLE
+
+
+def unsupervised(model: Any) -> bool:
+    """Whether the model returns a loss of each sample itself, without labels (class attribute ``sample_losses``)."""
+    return bool(getattr(model.peers[0] if isinstance(model, PeerModel) else model, "sample_losses", False))
 
 
 def number_of_classes(model: nn.Module) -> int | None:

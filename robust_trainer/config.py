@@ -52,6 +52,9 @@ class RobustConfig(TrainingArguments):
     relax_from: float | None = field(
         default=None, metadata={"help": f"Share dropped where relax starts, (0, 1). {_FROM_METHOD}"}
     )
+    rate_decay_share: float | None = field(
+        default=None, metadata={"help": f"Share of all epochs after which decay drops its full share, (0, 1]. {_FROM_METHOD}"}
+    )
     per_class: bool | None = field(default=None, metadata={"help": f"Rank within each given label. {_FROM_METHOD}"})
     rebalance: bool | None = field(
         default=None, metadata={"help": f"Share out the kept samples over the given labels by ERAT's class scores. {_FROM_METHOD}"}
@@ -100,6 +103,10 @@ class RobustConfig(TrainingArguments):
         default=None, metadata={"help": f"min-sgd: samples of which the best is used; none: the whole step. {_FROM_METHOD}"}
     )
     peers: int | None = field(default=None, metadata={"help": f"Networks trained side by side, >= 2. {_FROM_METHOD}"})
+    exchange: str | None = field(
+        default=None,
+        metadata={"help": f"Who trains on what a network trusts: next, or shuffled (any other, drawn each step). {_FROM_METHOD}"},
+    )
     eps: float | str | None = field(
         default=None,
         metadata={"help": f"Radius of the perturbation in [0, 1] pixels, e.g. 8/255; text: in word embeddings. {_FROM_METHOD}"},

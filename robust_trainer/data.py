@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .perturbations import Ball
-from .recipe import MULTI, SINGLE
+from .recipe import MULTI, SINGLE, UNSUPERVISED
 
 #: Key of the positions in a batch; named so that no user column is called the same.
 INDEX = "_robust_index"
@@ -72,7 +72,8 @@ class IndexCollator:
             raise _collation_error(error, [f.example for f in features], index) from error
         if not isinstance(batch, Mapping):
             raise ValueError(f"data_collator returned {type(batch).__name__}, expected a mapping: return a dict of tensors.")
-        check_labels(batch, self.label_names, self.classes, index, features[0].example, self.problem)
+        if self.problem != UNSUPERVISED:
+            check_labels(batch, self.label_names, self.classes, index, features[0].example, self.problem)
         for key, value in batch.items():
             if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value.sum())):
                 # an attention mask may hold -inf; the model's main input may not

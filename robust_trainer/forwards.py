@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .recipe import SINGLE, View
+from .recipe import SINGLE, UNSUPERVISED, View
 
 
 def logits_of(outputs: Any) -> Tensor | None:
@@ -40,6 +40,8 @@ def read_view(outputs: Any, targets: Tensor, index: Tensor | None, problem: str,
 
     Raises a one-line ``ValueError`` where the model's output is no (B, K) logits, or K is not the targets' K.
     """
+    if problem == UNSUPERVISED:
+        return View(_losses_and_scores(outputs, len(targets), method), targets, index, outputs, problem)
     stacked = outputs.get("peer_logits") if isinstance(outputs, dict) else None
     logits = logits_of(outputs) if stacked is None else stacked.transpose(0, 1)
     single = problem == SINGLE
@@ -61,6 +63,21 @@ def read_view(outputs: Any, targets: Tensor, index: Tensor | None, problem: str,
             f"pass num_labels={targets.shape[1]} to the model."
         )
     return View(logits, targets, index, outputs, problem)
+
+
+def _losses_and_scores(outputs: Any, size: int, method: str) -> Tensor:
+    """(M, B, 2) of a model's output with ``losses`` and ``scores``: (B,) each, or for several networks ``peer_losses`` (B, M, 2)."""
+    found = outputs if isinstance(outputs, dict) else {}
+    if (stacked := found.get("peer_losses")) is not None:
+        return stacked.transpose(0, 1)
+    losses, scores = found.get("losses"), found.get("scores")
+    if losses is None or losses.shape != (size,):
+        got = "none" if losses is None else str(tuple(losses.shape))
+        raise ValueError(
+            f"method '{method}' needs one loss per sample of shape ({size},), the model's losses are {got}: "
+            "return an AnomalyOutput, see docs/anomaly.md."
+        )
+    return torch.stack([losses, losses.detach() if scores is None else scores], 1).unsqueeze(0)
 
 
 @contextmanager

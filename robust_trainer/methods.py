@@ -50,6 +50,7 @@ KEEP: Mapping[str, Any] = {
     "memory_after_epochs": 1,
     "rebalance": False,
     "rebalance_eta": 0.1,
+    "rate_decay_share": 0.5,
 }
 FILTER: Mapping[str, Any] = {**KEEP, **OBJECTIVE}
 #: The inner maximisation of paper 000, Algorithm 1 and eq. 5: one l_inf step of size tau = 0.05 shared by the batch.
@@ -84,7 +85,7 @@ APL: Mapping[str, Any] = {**OBJECTIVE, "objective": "nce-rce"}
 AWP: Mapping[str, Any] = {"awp_gamma": 0.005, "awp_warmup_epochs": 0.0}
 PAIRS: Mapping[str, Callable[[float], PairObjective]] = {"trades": Trades, "mart": Mart, "nrat": Nrat}
 #: Networks trained side by side, each on what the one before it trusts.
-PEERS: Mapping[str, Any] = {"peers": 2}
+PEERS: Mapping[str, Any] = {"peers": 2, "exchange": "next"}
 BOOTSTRAP: Mapping[str, Any] = {"bootstrap_beta": 0.8}
 #: ERAT's split of the data set, decided from all samples' scores at each epoch's start (paper 003 eq. 1 to 5 and sec. IV.B).
 SPLIT: Mapping[str, Any] = {
@@ -128,7 +129,7 @@ def keep_all(s: Mapping[str, Any]) -> Selection | None:
 
 def keep_by_score(s: Mapping[str, Any]) -> Selection | None:
     """The rank rule, with the settings of `KEEP`; peers exchange what they trust."""
-    return KeepByScore(**{k: s[k] for k in KEEP}, exchange="peers" in s)
+    return KeepByScore(**{k: s[k] for k in KEEP}, exchange=s.get("exchange"))
 
 
 def keep_split(s: Mapping[str, Any]) -> Selection | None:
@@ -248,8 +249,13 @@ _ROWS = (
     Method("co-prl", "Co-PRL(L): two networks, each on the other's small loss-layer gradients", "paper 001 Algorithm 5", "prl-l",
            {**FILTER, **PEERS}, rule=keep_by_score),
     Method("decouple", "two networks, updated where they disagree", "Malach and Shalev-Shwartz 2017; paper 001 table 4.2",
-           "agreement", {**PEERS, "warmup_epochs": 1.0, **OBJECTIVE}, rule=lambda s: KeepDisputed(s["warmup_epochs"]),
+           "agreement", {"peers": 2, "warmup_epochs": 1.0, **OBJECTIVE}, rule=lambda s: KeepDisputed(s["warmup_epochs"]),
            watch="prl-l"),
+    # ---- data without labels; on classifiers they filter by the loss
+    Method("rca", "networks in training mode, each on what another trusts in evaluation mode", "paper 001 Algorithm 1", "loss",
+           {**FILTER, **PEERS, "exchange": "shuffled", "rate_schedule": "decay"}, rule=keep_by_score, trust="eval"),
+    Method("trim", "drop the samples of lowest density, from the first twentieth of the epochs on", "paper 001 Algorithm 2", "loss",
+           {**FILTER, "rate_schedule": "decay", "rate_decay_share": 0.05}, rule=keep_by_score),
     # ---- backdoors
     Method("spl-at", "SPL in both steps", "paper 000 Algorithm 1", "loss", {**FILTER, **ATTACK, **ABLATION}, rule=keep_by_score),
     Method("prl-at", "PRL(L) in both steps", "paper 000 Algorithm 1, eq. 5", "prl-l", {**FILTER, **ATTACK, **ABLATION},
@@ -311,7 +317,8 @@ def _with_awp(row: Method) -> Method:
 METHODS: Mapping[str, Method] = {row.name: row for row in (*_ROWS, *_ADVERSARIAL, *map(_with_awp, _ADVERSARIAL), *_DUAL)}
 #: The rows that select by a score: ``prl+trades`` is TRADES on the samples that PRL(L) trusts.
 SELECTING = tuple(
-    row.name for row in _ROWS if row.rule in (keep_by_score, keep_split) and "eps" not in row.settings and row.score != "prl-g"
+    row.name for row in _ROWS
+    if row.rule in (keep_by_score, keep_split) and "eps" not in row.settings and row.score != "prl-g" and row.trust == "outer"
 )
 ATTACKING = tuple(name for name, row in METHODS.items() if "eps" in row.settings and row.rule is keep_all and name not in _RELABEL)
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .recipe import MULTI, PROBLEMS, REGRESSION, SINGLE, Objective, View
+from .recipe import MULTI, REGRESSION, SINGLE, UNSUPERVISED, Objective, View
 from .robust_losses import (
     ActivePassive,
     BoostedCrossEntropy,
@@ -121,6 +121,16 @@ class BinaryCrossEntropy:
 
 
 @dataclass(frozen=True)
+class ModelLoss:
+    """The model's own loss of each sample, (M, B): for models of unlabelled samples that return one (reconstruction, likelihood)."""
+
+    problems: ClassVar[tuple[str, ...]] = (UNSUPERVISED,)
+
+    def __call__(self, view: View, targets: Tensor) -> Tensor:
+        return full_precision(view.logits)[..., 0]
+
+
+@dataclass(frozen=True)
 class UserLoss:
     """The user's ``compute_loss_func``, honoured where it returns one loss per sample, shape (B,).
 
@@ -178,9 +188,10 @@ OBJECTIVES: Mapping[str, type[Any]] = {
     "nce-rce": ActivePassive,
     "bootstrap-soft": SoftBootstrap,
     "boosted-ce": BoostedCrossEntropy,
+    "model": ModelLoss,
 }
 #: What ``auto`` means: the loss that transformers' models have for the problem.
-OWN: Mapping[str, str] = {SINGLE: "ce", REGRESSION: "mse", MULTI: "bce"}
+OWN: Mapping[str, str] = {SINGLE: "ce", REGRESSION: "mse", MULTI: "bce", UNSUPERVISED: "model"}
 _FIELDS: Mapping[str, Mapping[str, str]] = {
     "huber": {"huber_delta": "delta"},
     "gce": {"gce_q": "q"},
@@ -190,7 +201,7 @@ _FIELDS: Mapping[str, Mapping[str, str]] = {
 }
 #: The settings that each loss reads; no other has an effect on it.
 SETTINGS_OF: Mapping[str, tuple[str, ...]] = {name: tuple(_FIELDS.get(name, ())) for name in OBJECTIVES}
-_KINDS = {SINGLE: "class labels", REGRESSION: "regression values", MULTI: "sets of labels"}
+_KINDS = {SINGLE: "class labels", REGRESSION: "regression values", MULTI: "sets of labels", UNSUPERVISED: "samples without labels"}
 
 
 def make_objective(name: str, settings: Mapping[str, Any], problem: str | None = SINGLE) -> Objective:
@@ -199,8 +210,8 @@ def make_objective(name: str, settings: Mapping[str, Any], problem: str | None =
     ``auto`` is the problem's `OWN` loss. problem None: not known yet, nothing is checked, ``auto`` is the cross-entropy.
     Raises ``ValueError`` for an unknown name or problem, and for a loss that does not fit the problem.
     """
-    if problem is not None and problem not in PROBLEMS:
-        raise ValueError(f"unknown problem_type {problem!r}: choose one of {', '.join(PROBLEMS)}.")
+    if problem is not None and problem not in OWN:
+        raise ValueError(f"unknown problem_type {problem!r}: choose one of {', '.join(OWN)}.")
     if name == "auto":
         name = OWN[problem or SINGLE]
     if not isinstance(name, str) or name not in OBJECTIVES:

@@ -15,6 +15,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForAudioClassification,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
@@ -27,16 +28,22 @@ from transformers.utils import ModelOutput, logging
 from .forwards import logits_of
 
 logger = logging.get_logger(__name__)
-_AUTO = (AutoModelForImageClassification, AutoModelForSequenceClassification, AutoModelForAudioClassification)
+_AUTO = (AutoModelForImageClassification, AutoModelForSequenceClassification, AutoModelForAudioClassification, AutoModel)
 
 
 @dataclass
 class PeerOutput(ModelOutput):
-    """loss: mean of the peers' own, scalar; logits: mean of the peers', (B, C); peer_logits: each peer's, (B, M, C)."""
+    """loss: mean of the peers' own, scalar; logits: mean of the peers', (B, C); peer_logits: each peer's, (B, M, C).
+
+    Of peers that return each sample's loss and score themselves: losses, scores (B,), their means; peer_losses: both, (B, M, 2).
+    """
 
     loss: Tensor | None = None
     logits: Tensor | None = None
     peer_logits: Tensor | None = None
+    losses: Tensor | None = None
+    scores: Tensor | None = None
+    peer_losses: Tensor | None = None
 
 
 class PeerConfig(PreTrainedConfig):
@@ -46,7 +53,7 @@ class PeerConfig(PreTrainedConfig):
 
     def __init__(self, peer: dict[str, Any] | None = None, architecture: str | None = None, peers: int = 2, **kwargs: Any):
         self.peer, self.architecture, self.peers = peer, architecture, peers
-        kwargs.setdefault("keys_to_ignore_at_inference", ["peer_logits"])
+        kwargs.setdefault("keys_to_ignore_at_inference", ["peer_logits", "peer_losses"])
         super().__init__(**kwargs)
 
 
@@ -92,12 +99,20 @@ class PeerModel(PreTrainedModel):
     def init_weights(self) -> None:
         """The peers come with their weights."""
 
-    def forward(self, *args: Any, labels: Tensor | None = None, **inputs: Any) -> PeerOutput:
+    def floating_point_ops(self, inputs: Any, exclude_embeddings: bool = True) -> int:
+        """The sum of the peers' own."""
+        return sum(peer.floating_point_ops(inputs, exclude_embeddings) for peer in self.peers if hasattr(peer, "floating_point_ops"))
+
+    def forward(self, *args: Any, labels: Tensor | None = None, return_loss: bool = True, **inputs: Any) -> PeerOutput:
         if labels is not None:  # named here so that the Trainer finds it
             inputs["labels"] = labels
         if "return_dict" in inputs:
             inputs["return_dict"] = True
         outputs = [peer(*args, **inputs) for peer in self.peers]
+        if getattr(self.peers[0], "sample_losses", False):
+            both = torch.stack([torch.stack([output.losses, output.scores], 1) for output in outputs], 1)
+            losses, scores = both.mean(1).unbind(1)
+            return PeerOutput(loss=losses.mean(), losses=losses, scores=scores, peer_losses=both)
         found = [logits_of(output) for output in outputs]
         logits = torch.stack([z for z in found if z is not None], 1)
         losses = [output["loss"] for output in outputs if isinstance(output, dict) and output.get("loss") is not None]

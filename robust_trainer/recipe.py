@@ -17,19 +17,23 @@ if TYPE_CHECKING:
 
 #: As transformers' ``problem_type``.
 SINGLE, REGRESSION, MULTI = PROBLEMS = ("single_label_classification", "regression", "multi_label_classification")
+#: No labels: the model itself returns a loss and a score of each sample (`anomaly.AnomalyOutput`). No ``problem_type`` names it.
+UNSUPERVISED = "unsupervised"
 
 
 @dataclass(frozen=True)
 class Progress:
     """Where training stands: ``epoch`` counts finished epochs as a float (0.0 at the start), as the trainer's state does.
 
-    noise_rate: the share of corrupted samples estimated so far (``noise_rate="auto"``), None before the first estimate.
+    noise_rate: the share of corrupted samples estimated so far (``noise_rate="auto"``), None before the first estimate. seed: of
+    the run, for what is drawn in a step.
     """
 
     epoch: float
     max_epochs: float
     global_step: int = 0
     noise_rate: float | None = None
+    seed: int = 0
 
 
 @dataclass
@@ -37,6 +41,7 @@ class View:
     """One forward pass kept together: logits (M, B, C), what is to be predicted and, where known, sample indices (B,).
 
     targets: class labels (B,), or for the problems ``regression`` and ``multi_label_classification`` floats (B, C).
+    For the problem ``unsupervised`` the logits are (M, B, 2): what the model returned as each sample's loss and score.
     gradient_norms: (M, B), the norm of each sample's gradient over all parameters, for methods that ask for it.
     """
 
@@ -85,8 +90,8 @@ class Recipe:
 
     ``inner_filter`` and ``outer_filter`` switch selection and relabelling on in the inner maximisation and in the outer
     minimisation (paper 000, Algorithm 1; table 4 is the ablation). ``trust`` names the forward whose scores decide in the
-    outer step and are remembered: ``outer``, the training forward's (on the perturbed inputs in paper 000), or ``inner``, on the
-    inputs as they came. pair: a loss of two training forwards, on the inputs as they came and perturbed (TRADES); its scores are
+    outer step and are remembered: ``outer``, the training forward's (on the perturbed inputs in paper 000), ``inner``, on the
+    inputs as they came, or ``eval``, one more forward in evaluation mode, so without dropout (RCA). pair: a loss of two training forwards, on the inputs as they came and perturbed (TRADES); its scores are
     the former's. Without one the training forward is on the perturbed inputs alone. semi: a loss of augmented and perturbed views,
     on the trusted samples' labels and on the model's own predictions for the others (ERAT). weight_perturbation: AWP.
     collapse_check_steps: steps between two probes for catastrophic overfitting, None for none.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .objectives import OWN, Huber, make_objective
-from .recipe import MULTI, REGRESSION, SINGLE, Score, View
+from .recipe import MULTI, REGRESSION, SINGLE, UNSUPERVISED, Score, View
 from .robust_losses import full_precision
 
 
@@ -22,12 +22,15 @@ class Loss:
 
     Class labels: cross-entropy, in nats. Multi-label: binary cross-entropy, mean over labels. Regression: squared error, mean over
     outputs, or Huber's loss where ``huber_delta`` is given (in the targets' unit; without effect on the other problems).
+    Without labels: the score that the model itself returns (reconstruction error, negative log-likelihood).
     """
 
     huber_delta: float | None = None
 
     @torch.no_grad()
     def __call__(self, view: View) -> Tensor:
+        if view.problem == UNSUPERVISED:
+            return full_precision(view.logits.detach())[..., 1]
         if view.problem == REGRESSION and self.huber_delta is not None:
             return Huber(self.huber_delta)(view, view.given())
         return make_objective(OWN[view.problem], {}, view.problem)(view, view.given())
@@ -40,7 +43,8 @@ class LossLayerGradientNorm:
     Class labels: ``||softmax(z) - onehot(y)||_2``, in [0, sqrt 2]. Regression: ``||yhat - y||_2`` over the K outputs, in the
     targets' unit; with ``huber_delta`` ``||clip(yhat - y, -delta, delta)||_2``, at most delta sqrt K. Multi-label:
     ``||sigmoid(z) - y||_2``, in [0, sqrt K]. Constant factors (2 / K, 1 / K) are left out, as in the paper. The authors' code uses
-    the square; the order of the samples is the same.
+    the square; the order of the samples is the same. Without labels: the model's own score, which for a squared reconstruction
+    error has the order of its gradient's norm.
     """
 
     huber_delta: float | None = None
@@ -48,6 +52,8 @@ class LossLayerGradientNorm:
     @torch.no_grad()
     def __call__(self, view: View) -> Tensor:
         logits = full_precision(view.logits)
+        if view.problem == UNSUPERVISED:
+            return loss(view)
         if view.problem == SINGLE:
             # ||p - e_y||^2 = sum_{k != y} p_k^2 + (1 - p_y)^2, with 1 - p_y as the sum of the others to stay exact near 0
             others = logits.softmax(-1).scatter(-1, view.given().unsqueeze(-1), 0.0)
@@ -103,13 +109,13 @@ class GradientNorm:
 class Agreement:
     """1 where all peers predict the same, 0 where not, (M, B) (decoupling, Malach and Shalev-Shwartz 2017).
 
-    Class labels: the class with the largest logit. Multi-label: all labels, each at logit > 0. ``ValueError`` for regression.
+    Class labels: the class with the largest logit. Multi-label: all labels, each at logit > 0. ``ValueError`` for others.
     """
 
     @torch.no_grad()
     def __call__(self, view: View) -> Tensor:
-        if view.problem == REGRESSION:
-            raise ValueError("score 'agreement' compares predicted classes, but problem_type='regression': choose another method.")
+        if view.problem not in (SINGLE, MULTI):
+            raise ValueError(f"score 'agreement' compares predicted classes, not for {view.problem!r}: choose another method.")
         predicted = view.logits > 0 if view.problem == MULTI else view.logits.argmax(-1, keepdim=True)
         return (predicted == predicted[:1]).all(-1).all(0).float().expand(view.logits.shape[:2])
 

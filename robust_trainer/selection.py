@@ -6,6 +6,7 @@ memory it is ranked in the whole data set by what the ledger remembers of it, de
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,9 @@ from .recipe import Progress
 #: ``noise_rate``s that are estimated while training, and the estimator's kind that each means.
 ESTIMATED = {"auto": "held-out", "confident-joint": "confident-joint"}
 
-SCHEDULES = ("constant", "ramp", "relax")
+SCHEDULES = ("constant", "ramp", "relax", "decay")
+#: Who trains on what a network trusts: the next one, or any other, drawn anew at each step.
+EXCHANGES = ("next", "shuffled")
 MEMORIES = ("none", "mean", "ema", "scan")
 #: A batch smaller than this is ranked together with the latest scores before it, so that its ranks mean something.
 POOL = 128
@@ -30,12 +33,15 @@ class KeepByScore:
 
     noise_rate: expected share of corrupted samples, in [0, 1), or a key of ESTIMATED: the run's own estimate, nobody is dropped
     before the first one. over_trim: factor on it (> 1 drops more than expected; over-estimating is safe, paper 001 table 4.4).
-    max_rate: upper limit of the product, in (0, 1). exchange: each of the M peers trains on what the peer before it trusts
-    (co-teaching; paper 001 Algorithm 5).
+    max_rate: upper limit of the product, in (0, 1). exchange: ``next``, each of the M peers trains on what the peer before it trusts
+    (co-teaching; paper 001 Algorithm 5); ``shuffled``, on what some other one trusts, all such orders equally likely, drawn from
+    run's seed and step (RCA with K networks; paper 001 sec. 2.4); None: on what it trusts itself. For two both are the same.
     rate_schedule: ``constant``; ``ramp`` from ``ramp_from`` x rate (0 in the papers) to the rate over ``rate_ramp_epochs``
     (paper 001 sec. 4, R(T) = min(T/Tk * rate, rate), T from 1)
     or, where given, in four stairs over ``rate_ramp_steps`` optimizer steps; ``relax`` from ``relax_from`` down to
-    the rate over ``rate_ramp_epochs``.
+    the rate over ``rate_ramp_epochs``; ``decay`` from 0 in the first epoch to the rate over the share ``rate_decay_share`` (alpha) of
+    all epochs, so that the kept share is beta = max(1 - t eps / (alpha max_epoch), 1 - eps) in epoch t = 0, 1, ... (paper 001
+    Algorithm 1).
     per_class: rank within each given label, dropping the same share of each. rebalance: within each given label too, but the kept
     ones are shared out over the labels as ERAT does (paper 003 eq. 3 to 5, with ``rebalance_eta``), from scores stretched to
     [0, 1] (`rebalance.minmax`) and averaged over all samples of a label that are ranked together.
@@ -56,9 +62,10 @@ class KeepByScore:
     memory: str = "none"
     memory_decay: float = 0.5
     memory_after_epochs: int = 1
-    exchange: bool = False
+    exchange: str | None = None
     rebalance: bool = False
     rebalance_eta: float = 0.1
+    rate_decay_share: float = 0.5
 
     def rate(self, progress: Progress) -> float:
         """The share dropped at this moment, in [0, 1)."""
@@ -72,6 +79,8 @@ class KeepByScore:
                 stair = min(1.0, self.rate_ramp_epochs / 4)
                 done = (int(progress.epoch / stair + 1e-9) + 1) * stair / self.rate_ramp_epochs
             return min(asked * (self.ramp_from + (1.0 - self.ramp_from) * min(done, 1.0)), self.max_rate)
+        if self.rate_schedule == "decay":
+            return min(asked * min(int(progress.epoch + 1e-9) / (self.rate_decay_share * progress.max_epochs), 1.0), self.max_rate)
         if self.rate_schedule == "relax" and final > 0 and self.relax_from > final:
             return self.relax_from + (final - self.relax_from) * min(progress.epoch / self.rate_ramp_epochs, 1.0)
         return final
@@ -123,7 +132,15 @@ class KeepByScore:
         room = max(POOL - size, 0)
         state["pool_scores"] = pool_scores[:, :room].detach()
         state["pool_labels"] = pool_labels[:room]
-        return (keep.roll(1, 0) if self.exchange else keep).to(scores.dtype)
+        return self._exchanged(keep, progress).to(scores.dtype)
+
+    def _exchanged(self, keep: Tensor, progress: Progress) -> Tensor:
+        peers = len(keep)
+        if self.exchange is None or peers == 1:
+            return keep
+        if self.exchange == "next" or peers == 2:
+            return keep.roll(1, 0)
+        return keep[derangement(peers, hash((progress.seed, progress.global_step)))]
 
     def divisor(self, weights: Tensor) -> Tensor:
         """What the sum over a step's samples is divided by, (M,): the kept ones."""
@@ -243,6 +260,15 @@ class ClipSamples(_Simple):
     def divisor(self, weights: Tensor) -> Tensor:
         """All samples, (M,): clipping shortens a gradient, it does not leave it out of the mean."""
         return torch.full_like(weights[:, 0], weights.shape[1])
+
+
+def derangement(size: int, seed: int) -> list[int]:
+    """A permutation of ``size`` >= 2 places that leaves none where it is, drawn uniformly from these."""
+    draw = random.Random(seed)
+    order = list(range(size))
+    while any(place == found for place, found in enumerate(order)):
+        draw.shuffle(order)
+    return order
 
 
 def _exact(device: torch.device) -> torch.dtype:

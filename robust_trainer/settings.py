@@ -11,7 +11,7 @@ from .augmentations import AUGMENTATIONS
 from .objectives import OBJECTIVES, SETTINGS_OF
 from .perturbations import NORMS, SCOPES, UNIFORM
 from .rebalance import SCALES
-from .selection import ESTIMATED, MEMORIES, SCHEDULES
+from .selection import ESTIMATED, EXCHANGES, MEMORIES, SCHEDULES
 from .semi_supervised import CONSISTENCIES
 
 
@@ -27,6 +27,7 @@ _RANGES: Mapping[str, tuple[str, Any]] = {
     "rate_ramp_steps": ("a whole number >= 1, or None", _whole(1)),
     "ramp_from": ("in [0, 1], a share of the final rate", lambda v: 0 <= v <= 1),
     "relax_from": ("in (0, 1)", lambda v: 0 < v < 1),
+    "rate_decay_share": ("in (0, 1], a share of all epochs", lambda v: 0 < v <= 1),
     "memory_decay": ("in [0, 1)", lambda v: 0 <= v < 1),
     "memory_after_epochs": ("a whole number >= 1", _whole(1)),
     "step_size": ("> 0 pixels", lambda v: v > 0),
@@ -63,6 +64,7 @@ _SWITCHES = (
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "rate_schedule": SCHEDULES,
     "memory": MEMORIES,
+    "exchange": EXCHANGES,
     "norm": NORMS,
     "scope": SCOPES,
     "attack_mode": ("eval", "train"),

@@ -30,7 +30,7 @@ from .methods import get_method
 from .noise_rate import RateEstimate
 from .objectives import CrossEntropy, UserLoss, make_objective
 from .plain_loss import plain_loss
-from .recipe import SINGLE, Progress, Recipe
+from .recipe import SINGLE, UNSUPERVISED, Progress, Recipe
 from .sample_gradients import SampleGradients
 from .scan import EpochScan
 from .walk import Walk
@@ -57,7 +57,7 @@ class RobustTrainer(DataHooks):
         self._auroc_epoch = -1
         self._make_front: Callable[[Mapping[str, Any]], Front]
         super().__init__(*args, **kwargs)
-        if self.recipe() is not None and not self.label_names:
+        if self.recipe() is not None and not self.label_names and not checks.unsupervised(self.model):
             self.label_names = ["labels"]  # a module that returns bare logits names none
 
     # ---- the method --------------------------------------------------------------------------------------------------
@@ -119,7 +119,9 @@ class RobustTrainer(DataHooks):
         checks.refuse(self, recipe, size, problem, bare)
         classes = checks.number_of_classes(bare)
         if isinstance(data, datasets.Dataset):
-            checks.label_column(data, self.label_names, classes if problem == SINGLE else None, self.args.remove_unused_columns)
+            named = classes if problem == SINGLE else None
+            if problem != UNSUPERVISED:
+                checks.label_column(data, self.label_names, named, self.args.remove_unused_columns)
         walk = Walk(
             recipe=self._with_objective(recipe, problem),
             classes=classes or 0,
@@ -247,6 +249,10 @@ class RobustTrainer(DataHooks):
 
     def _batch(self, inputs: Mapping[str, Any]) -> Batch:
         index = inputs.get(INDEX)
+        if self._walk is not None and self._walk.problem == UNSUPERVISED:
+            rest = {k: v for k, v in inputs.items() if k not in (INDEX, *self.label_names, "labels", "label")}
+            size = len(next(v for v in rest.values() if isinstance(v, Tensor)))
+            return Batch(rest, torch.zeros(size, 1, device=self.args.device), index)
         name = next((n for n in (*self.label_names, "labels", "label") if n in inputs), None)
         if name is None:
             raise ValueError(f"no labels in the batch: expected one of {self.label_names}, got {sorted(inputs)}.")
@@ -256,7 +262,8 @@ class RobustTrainer(DataHooks):
         return Batch(rest, targets.long() if single else targets.float().view(len(targets), -1), index)
 
     def _progress(self) -> Progress:
-        return Progress(self.state.epoch or 0.0, float(self.state.num_train_epochs or 1), self.state.global_step)
+        epochs = float(self.state.num_train_epochs or 1)
+        return Progress(self.state.epoch or 0.0, epochs, self.state.global_step, seed=self.args.seed)
 
     # ---- life cycle: start, log, save, resume ----------------------------------------------------------------------------
 

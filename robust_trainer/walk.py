@@ -96,12 +96,14 @@ class Walk:
         step = Step(batches)
         decided = [batch.weights for batch in batches if batch.weights is not None]
         known = decided if decided else self._known_weights(batches, self.recipe.outer_filter)
-        if known is None and len(batches) > 1:
+        apart = self.recipe.trust == "eval"
+        if known is None and (len(batches) > 1 or apart):
             # ranks need the scores of every micro-batch before the first backward: one more forward each, only here
             scores = []
             for batch in batches:
-                with traceless():
+                with crafting() if apart else traceless():
                     scores.append(self.outer.scores(bare, batch))
+                    batch.clean_scores = scores[-1] if apart else None
             known = self._rank(scores, batches, progress, "outer")
         if known is not None:
             self._settle(step, known)
@@ -225,7 +227,7 @@ class Walk:
     def _remember(self, view: View, scores: Tensor, weights: Tensor, batch: Batch, progress: Progress) -> None:
         if not self.recipe.outer_filter and batch.inner_weights is not None:
             weights = batch.inner_weights
-        if self.recipe.trust == "inner" and batch.clean_scores is not None:
+        if self.recipe.trust != "outer" and batch.clean_scores is not None:
             scores = batch.clean_scores
         if self.recipe.watch is not None:
             scores = self.recipe.watch(view)

@@ -43,7 +43,7 @@ def test_exchange_rolls_the_peers():
     scores = torch.stack([torch.arange(200.0), torch.arange(200.0).flip(0)])
     rule = KeepByScore(0.5)
     own = rule.weights(scores, torch.zeros(200, dtype=torch.long), START, rule.new_state(2, 2, torch.device("cpu")))
-    rule = KeepByScore(0.5, exchange=True)
+    rule = KeepByScore(0.5, exchange="next")
     theirs = rule.weights(scores, torch.zeros(200, dtype=torch.long), START, rule.new_state(2, 2, torch.device("cpu")))
     assert torch.equal(own.flip(0), theirs) and own[0, :100].all() and theirs[1, :100].all()
 

@@ -1,0 +1,91 @@
+"""RCA's scores at test time: the reconstruction error over many networks thinned by dropout, all of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .autoencoder import SLOPE, AutoencoderModel
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Which of a layer's units V thinned copies keep: their numbers (V, k), and what each counts, 1 / (1 - r), or 0 for a filler."""
+
+    units: Tensor
+    weight: Tensor
+
+    @classmethod
+    def draw(cls, size: int, rate: float, passes: int, generator: torch.Generator) -> Kept:
+        """Each unit is left out with probability ``rate``; passes come in antithetic pairs, which keep opposite units where they can."""
+        numbers = torch.rand(-(-passes // 2), size, generator=generator)
+        keep = torch.stack([numbers, 1.0 - numbers], 1).flatten(0, 1)[:passes] >= rate
+        count = keep.sum(1)
+        width = max(int(count.max()), 1)
+        units = torch.argsort((~keep).long(), dim=1, stable=True)[:, :width]
+        return cls(units, (torch.arange(width) < count.unsqueeze(1)).float() / (1.0 - rate))
+
+    def to(self, device: torch.device) -> Kept:
+        """On that device."""
+        return Kept(self.units.to(device), self.weight.to(device))
+
+
+class Thinned:
+    """V thinned copies of one autoencoder, made of what it keeps in the four layers that dropout follows (none: a VAE's bottleneck)."""
+
+    def __init__(self, network: AutoencoderModel, passes: int, generator: torch.Generator):
+        config = network.config
+        h, r, variational = config.hidden_size, config.dropout, config.variational
+        sizes = ((h, r), (h, r), (config.latent_size, 0.0 if variational else r), (h, r))
+        encode1, encode2, code, decode1 = (
+            Kept.draw(size, rate, passes, generator).to(network.decode3.weight.device) for size, rate in sizes
+        )
+        self.network, self.first = network, encode1.units
+        self.layers = [
+            _thin(network.encode2, encode1, encode2), _thin(network.encode3, encode2, code),
+            _thin(network.decode1, code, decode1), _thin(network.decode2, decode1, None),
+            (network.decode3.weight.expand(passes, -1, -1), network.decode3.bias.view(1, -1, 1)),
+        ]  # fmt: skip
+
+    def errors(self, x: Tensor) -> Tensor:
+        """The mean over the copies of the squared reconstruction error of rows x (B, d), a sum over the columns, (B,).
+
+        Rows are columns here, so that leaving units out is picking rows of memory; the products shrink with the layers.
+        """
+        net, rows = self.network, x.T
+        hidden = torch.addmm(net.encode1.bias.unsqueeze(1), net.encode1.weight, rows)
+        hidden = F.leaky_relu_(hidden, SLOPE)[self.first]
+        for number, (weight, bias) in enumerate(self.layers):
+            hidden = torch.baddbmm(bias, weight, hidden)
+            if number < len(self.layers) - 1 and not (number == 1 and net.config.variational):
+                F.leaky_relu_(hidden, SLOPE)
+        return hidden.sigmoid_().sub_(rows).square_().mean(0).sum(0)
+
+
+def _thin(layer: nn.Linear, below: Kept, wanted: Kept | None) -> tuple[Tensor, Tensor]:
+    """Weights (V, k', k) and biases (V, k', 1) from the units kept ``below`` to the layer's ``wanted`` ones, all of them for None."""
+    copies, size = len(below.units), layer.out_features
+    units = torch.arange(size, device=below.units.device).expand(copies, -1)
+    if wanted is not None:  # a VAE's code layer has variances after the means: they are not wanted
+        units = wanted.units
+    weight = layer.weight[units].gather(2, below.units.unsqueeze(1).expand(-1, units.shape[1], -1))
+    return weight * below.weight.unsqueeze(1), layer.bias[units].unsqueeze(2)
+
+
+@torch.no_grad()
+def make_scorer(networks: Sequence[AutoencoderModel], passes: int, seed: int) -> Callable[[Tensor], Tensor]:
+    """From rows (B, d) to scores (B,): the reconstruction error's mean over ``passes`` thinned copies of each network.
+
+    Paper 001 Algorithm 1, lines 11 to 15, with one set of units left out for all rows of a pass, which the seed decides: a row's
+    score does not depend on the rows beside it, and rows are compared by the same networks, so that few passes tell them apart
+    (docs/anomaly.md). passes 0: the networks as they are, without dropout.
+    """
+    if passes == 0:
+        return lambda x: torch.stack([network(x).scores for network in networks]).mean(0)
+    generator = torch.Generator().manual_seed(seed)
+    thinned = [Thinned(network, passes, generator) for network in networks]
+    return lambda x: torch.stack([copies.errors(x) for copies in thinned]).mean(0)

@@ -1,0 +1,192 @@
+"""What anomaly detectors have in common: fit, scores, threshold, labels, probabilities; scikit-learn's and PyOD's conventions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from scipy.special import erf
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..ledger import SampleLedger
+from ..peers import PeerModel
+from .preparation import IMPUTATIONS, SCALINGS, Preparation
+from .training import fit_model
+
+#: The share that a training with contamination="auto" leaves out: too many cost little (paper 001 table 2.3).
+AUTO_SHARE = 0.1
+#: contamination="auto": a score is an anomaly's beyond so many deviations above the median (Iglewicz and Hoaglin 1993).
+AUTO_DEVIATIONS = 3.5
+#: Rows that are scored at a time.
+CHUNK = 512
+
+
+class AnomalyDetector(BaseEstimator):
+    """Base class of the detectors: ``fit`` trains a network on rows without labels, some of which are abnormal.
+
+    As in PyOD a higher score is more abnormal, and labels are 0 (normal) and 1 (abnormal). After ``fit``:
+
+    - ``decision_scores_`` (n,): of the training rows; ``labels_`` (n,); ``threshold_``: beyond it a row is abnormal
+    - ``contamination_``: the share of the training rows beyond it
+    - ``model_``: the trained `transformers.PreTrainedModel`; ``ledger_``: what training learned of each row (`SampleLedger`)
+    - ``n_features_in_``, ``feature_names_in_`` as in scikit-learn
+
+    NaN is a missing value: it is filled by the column's mean or median (``imputation``), and columns are scaled (``scaling``), both
+    by the training rows alone. Infinite values are refused. Results depend on ``random_state`` and not on the global generators.
+    """
+
+    _models: ClassVar[tuple[type[PreTrainedModel], ...]] = ()
+    contamination: float | str
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    hidden_size: int
+    scaling: str
+    imputation: str
+    random_state: Any
+    device: str | None
+    verbose: bool
+
+    # ---- what each kind of detector says ----------------------------------------------------------------------------------
+
+    def _make_model(self, features: int) -> PreTrainedModel:
+        """A network for that many columns, not yet trained."""
+        raise NotImplementedError
+
+    def _method(self, share: float) -> dict[str, Any]:
+        """The method's name and its settings, for `RobustConfig`. share: of the rows to leave out."""
+        raise NotImplementedError
+
+    def _scorer(self) -> Callable[[Tensor], Tensor]:
+        """From prepared rows (B, d) to their scores (B,), by ``model_``."""
+        return lambda x: self.model_(x).scores
+
+    # ---- scikit-learn and PyOD ----------------------------------------------------------------------------------------------
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Trains on rows X (n, d), n and d at least 2; y is ignored. Raises a one-line ``ValueError`` for bad rows or settings."""
+        self._check()
+        rows = self._rows(X, fitting=True)
+        names = [str(n) for n in getattr(self, "feature_names_in_", range(rows.shape[1]))]
+        prepared = Preparation.of(rows, self.scaling, self.imputation, names)
+        self.preparation_ = prepared
+        x = prepared(rows)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        share = AUTO_SHARE if isinstance(self.contamination, str) else float(self.contamination)
+        trainer = fit_model(
+            lambda: self._make_model(rows.shape[1]), x, seed, self.verbose, num_train_epochs=self.epochs,
+            per_device_train_batch_size=min(self.batch_size, len(x)), learning_rate=self.learning_rate,
+            use_cpu=self.device == "cpu", **self._method(share),
+        )  # fmt: skip
+        self._adopt(trainer.accelerator.unwrap_model(trainer.model), seed)
+        self.ledger_: SampleLedger | None = trainer.ledger
+        self.decision_scores_ = self._scores(x)
+        self.threshold_ = self._threshold(self.decision_scores_)
+        self.labels_ = (self.decision_scores_ > self.threshold_).astype(int)
+        self.contamination_ = float(self.labels_.mean())
+        return self
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Scores (n,) of rows X (n, d), float64: higher is more abnormal. A row's score does not depend on the rows beside it."""
+        check_is_fitted(self)
+        return self._scores(self.preparation_(self._rows(X, fitting=False)))
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Labels (n,) of rows X (n, d): 1 where the score is beyond ``threshold_``, else 0."""
+        return (self.decision_function(X) > self.threshold_).astype(int)
+
+    def fit_predict(self, X: Any, y: Any = None) -> np.ndarray:
+        """`fit`, then ``labels_``."""
+        return self.fit(X).labels_
+
+    def predict_proba(self, X: Any, method: str = "linear") -> np.ndarray:
+        """Probabilities (n, 2) of being normal and abnormal, a map of the score to [0, 1] (Kriegel et al. 2011), not calibrated.
+
+        linear: from the smallest to the largest training score; unify: max(0, erf((score - mean) / (std sqrt 2))).
+        """
+        if method not in ("linear", "unify"):
+            raise ValueError(f"method={method!r} is unknown: choose linear or unify.")
+        scores, known = self.decision_function(X), self.decision_scores_
+        if method == "linear":
+            p = (scores - known.min()) / max(float(np.ptp(known)), np.finfo(float).tiny)
+        else:
+            p = erf((scores - known.mean()) / max(float(known.std()) * math.sqrt(2.0), np.finfo(float).tiny))
+        p = np.clip(p, 0.0, 1.0)
+        return np.stack([1.0 - p, p], 1)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags
+
+    # ---- inside ---------------------------------------------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        """Raises ``ValueError`` for the first setting that is out of range."""
+        share = self.contamination
+        if not (share == "auto" if isinstance(share, str) else _is(share, float) and 0 < share <= 0.5):
+            raise ValueError(f"contamination={share!r} must be in (0, 0.5], the share of abnormal rows, or 'auto'.")
+        ranges: Mapping[str, tuple[type, float]] = {"epochs": (int, 1), "batch_size": (int, 1), "hidden_size": (int, 1)}
+        for name, (kind, least) in ranges.items():
+            if not _is(value := getattr(self, name), kind) or value < least:
+                raise ValueError(f"{name}={value!r} must be a whole number >= {least:g}.")
+        if not _is(self.learning_rate, float) or not self.learning_rate > 0:
+            raise ValueError(f"learning_rate={self.learning_rate!r} must be a number > 0.")
+        for name, choices in (("scaling", SCALINGS), ("imputation", IMPUTATIONS), ("device", (None, "cpu"))):
+            if getattr(self, name) not in choices:
+                told = ", ".join(map(str, choices))
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown: choose one of {told}.")
+
+    def _rows(self, X: Any, fitting: bool) -> np.ndarray:
+        """The rows (n, d) as float64, checked."""
+        rows = validate_data(
+            self, X, reset=fitting, dtype=np.float64, ensure_all_finite=False, ensure_min_samples=2 if fitting else 1,
+            ensure_min_features=2,
+        )  # fmt: skip
+        infinite = np.isinf(rows)
+        if infinite.any():
+            row, column = np.argwhere(infinite)[0]
+            name = getattr(self, "feature_names_in_", np.arange(rows.shape[1]))[column]
+            raise ValueError(
+                f"X contains infinity in {int(infinite.any(1).sum())} rows (row {row}, column {str(name)!r}): write NaN where a value "
+                "is missing, or a number."
+            )
+        return rows
+
+    def _adopt(self, model: PreTrainedModel, seed: int) -> None:
+        self.model_, self.seed_ = model.eval(), seed
+
+    @property
+    def networks_(self) -> list[Any]:
+        """The trained networks: one, or the peers."""
+        return list(self.model_.peers) if isinstance(self.model_, PeerModel) else [self.model_]
+
+    @torch.no_grad()
+    def _scores(self, x: Tensor) -> np.ndarray:
+        where, score = next(self.model_.parameters()).device, self._scorer()
+        found = [score(part.to(where)).double().cpu() for part in x.split(CHUNK)]
+        return torch.cat(found).numpy()
+
+    def _threshold(self, scores: np.ndarray) -> float:
+        """The score beyond which a row is abnormal: that of the asked share, or of ``auto`` the training scores' far tail.
+
+        auto: median + 3.5 d, with d = 1.4826 times the median distance of the scores above the median from it (the upper half alone,
+        since scores are skewed).
+        """
+        if not isinstance(self.contamination, str):
+            return float(np.quantile(scores, 1.0 - self.contamination))
+        middle = float(np.median(scores))
+        above = scores[scores >= middle] - middle
+        return middle + AUTO_DEVIATIONS * 1.4826 * float(np.median(above))
+
+
+def _is(value: Any, kind: type) -> bool:
+    """Whether the value is such a number, numpy's among them, and no truth value."""
+    kinds = (int, np.integer) if kind is int else (int, float, np.integer, np.floating)
+    return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
