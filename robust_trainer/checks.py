@@ -177,8 +177,8 @@ def _refuse_unlabelled(trainer: Trainer, recipe: Recipe) -> None:
     grouped = recipe.settings.get("per_class") or recipe.settings.get("rebalance") or hasattr(recipe.selection, "score_scale")
     if not fits or attack or grouped or recipe.relabel is not None or recipe.watch is not None or recipe.gradients:
         raise ValueError(
-            f"method '{recipe.name}' with these settings needs labelled samples, the model has only losses of its own: use standard, "
-            "spl, trim, co-teaching or rca, as they come."
+            f"method '{recipe.name}' with these settings needs labelled samples, the model has only losses of its own: use "
+            "standard, spl, trim, co-teaching or rca, as they come."
         )
     if isinstance(recipe.settings.get("noise_rate"), str):
         raise ValueError(f"noise_rate={recipe.settings['noise_rate']!r} needs one class label per sample: give a number.")

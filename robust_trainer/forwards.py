@@ -66,7 +66,7 @@ def read_view(outputs: Any, targets: Tensor, index: Tensor | None, problem: str,
 
 
 def _losses_and_scores(outputs: Any, size: int, method: str) -> Tensor:
-    """(M, B, 2) of a model's output with ``losses`` and ``scores``: (B,) each, or for several networks ``peer_losses`` (B, M, 2)."""
+    """(M, B, 2) of an output with ``losses`` and ``scores``, (B,) each, or of several networks with ``peer_losses`` (B, M, 2)."""
     found = outputs if isinstance(outputs, dict) else {}
     if (stacked := found.get("peer_losses")) is not None:
         return stacked.transpose(0, 1)

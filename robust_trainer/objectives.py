@@ -122,7 +122,7 @@ class BinaryCrossEntropy:
 
 @dataclass(frozen=True)
 class ModelLoss:
-    """The model's own loss of each sample, (M, B): for models of unlabelled samples that return one (reconstruction, likelihood)."""
+    """The model's own loss of each sample, (M, B), for models of samples without labels (reconstruction, likelihood)."""
 
     problems: ClassVar[tuple[str, ...]] = (UNSUPERVISED,)
 

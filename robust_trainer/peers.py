@@ -101,7 +101,8 @@ class PeerModel(PreTrainedModel):
 
     def floating_point_ops(self, inputs: Any, exclude_embeddings: bool = True) -> int:
         """The sum of the peers' own."""
-        return sum(peer.floating_point_ops(inputs, exclude_embeddings) for peer in self.peers if hasattr(peer, "floating_point_ops"))
+        counting: Any = [peer for peer in self.peers if hasattr(peer, "floating_point_ops")]
+        return sum(peer.floating_point_ops(inputs, exclude_embeddings) for peer in counting)
 
     def forward(self, *args: Any, labels: Tensor | None = None, return_loss: bool = True, **inputs: Any) -> PeerOutput:
         if labels is not None:  # named here so that the Trainer finds it
@@ -111,8 +112,8 @@ class PeerModel(PreTrainedModel):
         outputs = [peer(*args, **inputs) for peer in self.peers]
         if getattr(self.peers[0], "sample_losses", False):
             both = torch.stack([torch.stack([output.losses, output.scores], 1) for output in outputs], 1)
-            losses, scores = both.mean(1).unbind(1)
-            return PeerOutput(loss=losses.mean(), losses=losses, scores=scores, peer_losses=both)
+            mean = both.mean(1)
+            return PeerOutput(loss=mean[:, 0].mean(), losses=mean[:, 0], scores=mean[:, 1], peer_losses=both)
         found = [logits_of(output) for output in outputs]
         logits = torch.stack([z for z in found if z is not None], 1)
         losses = [output["loss"] for output in outputs if isinstance(output, dict) and output.get("loss") is not None]

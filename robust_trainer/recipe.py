@@ -91,9 +91,10 @@ class Recipe:
     ``inner_filter`` and ``outer_filter`` switch selection and relabelling on in the inner maximisation and in the outer
     minimisation (paper 000, Algorithm 1; table 4 is the ablation). ``trust`` names the forward whose scores decide in the
     outer step and are remembered: ``outer``, the training forward's (on the perturbed inputs in paper 000), ``inner``, on the
-    inputs as they came, or ``eval``, one more forward in evaluation mode, so without dropout (RCA). pair: a loss of two training forwards, on the inputs as they came and perturbed (TRADES); its scores are
-    the former's. Without one the training forward is on the perturbed inputs alone. semi: a loss of augmented and perturbed views,
-    on the trusted samples' labels and on the model's own predictions for the others (ERAT). weight_perturbation: AWP.
+    inputs as they came, or ``eval``, one more forward in evaluation mode, so without dropout (RCA). pair: a loss of two training
+    forwards, on the inputs as they came and perturbed (TRADES); its scores are the former's. Without one the training forward is on
+    the perturbed inputs alone. semi: a loss of augmented and perturbed views, on the trusted samples' labels and on the model's own
+    predictions for the others (ERAT). weight_perturbation: AWP.
     collapse_check_steps: steps between two probes for catastrophic overfitting, None for none.
     peers: number of networks that are trained side by side; ``watch``: the score that the ledger keeps where the ranking is by
     another; gradients: the score is of each sample's parameter gradient; clip_norm: the norm that a step's gradient is clipped to

@@ -33,14 +33,14 @@ class KeepByScore:
 
     noise_rate: expected share of corrupted samples, in [0, 1), or a key of ESTIMATED: the run's own estimate, nobody is dropped
     before the first one. over_trim: factor on it (> 1 drops more than expected; over-estimating is safe, paper 001 table 4.4).
-    max_rate: upper limit of the product, in (0, 1). exchange: ``next``, each of the M peers trains on what the peer before it trusts
-    (co-teaching; paper 001 Algorithm 5); ``shuffled``, on what some other one trusts, all such orders equally likely, drawn from
-    run's seed and step (RCA with K networks; paper 001 sec. 2.4); None: on what it trusts itself. For two both are the same.
+    max_rate: upper limit of the product, in (0, 1). exchange: ``next``, each of the M peers trains on what the peer before it
+    trusts (co-teaching; paper 001 Algorithm 5); ``shuffled``, on what some other one trusts, all such orders equally likely, drawn
+    from the run's seed and step (RCA with K networks; paper 001 sec. 2.4); None: on what it trusts itself. For two both are one.
     rate_schedule: ``constant``; ``ramp`` from ``ramp_from`` x rate (0 in the papers) to the rate over ``rate_ramp_epochs``
     (paper 001 sec. 4, R(T) = min(T/Tk * rate, rate), T from 1)
     or, where given, in four stairs over ``rate_ramp_steps`` optimizer steps; ``relax`` from ``relax_from`` down to
-    the rate over ``rate_ramp_epochs``; ``decay`` from 0 in the first epoch to the rate over the share ``rate_decay_share`` (alpha) of
-    all epochs, so that the kept share is beta = max(1 - t eps / (alpha max_epoch), 1 - eps) in epoch t = 0, 1, ... (paper 001
+    the rate over ``rate_ramp_epochs``; ``decay`` from 0 in the first epoch to the rate over the share ``rate_decay_share`` (alpha)
+    of all epochs: the kept share is beta = max(1 - t eps / (alpha max_epoch), 1 - eps) in epoch t = 0, 1, ... (paper 001
     Algorithm 1).
     per_class: rank within each given label, dropping the same share of each. rebalance: within each given label too, but the kept
     ones are shared out over the labels as ERAT does (paper 003 eq. 3 to 5, with ``rebalance_eta``), from scores stretched to

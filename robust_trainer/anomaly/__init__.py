@@ -8,6 +8,6 @@ from .realnvp import RealNVPConfig, RealNVPModel
 from .storage import load_detector, save_detector
 
 __all__ = [
-    "DETECTORS", "RCA", "AnomalyDetector", "AnomalyOutput", "AutoencoderConfig", "AutoencoderModel", "RealNVPConfig", "RealNVPModel",
-    "RobustRealNVP", "load_detector", "make_detector", "save_detector",
+    "DETECTORS", "RCA", "AnomalyDetector", "AnomalyOutput", "AutoencoderConfig", "AutoencoderModel", "RealNVPConfig",
+    "RealNVPModel", "RobustRealNVP", "load_detector", "make_detector", "save_detector",
 ]  # fmt: skip

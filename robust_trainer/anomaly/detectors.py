@@ -31,8 +31,9 @@ class RCA(AnomalyDetector):
     """
 
     def __init__(
-        self, contamination: float | str = 0.1, *, networks: int = 2, select: bool = True, ensemble: int = 10, variational: bool = False,
-        kl_weight: float = 1.0, dropout: float = 0.5, hidden_size: int = 128, latent_size: int = 10, epochs: int = 60,
+        self, contamination: float | str = 0.1, *, networks: int = 2, select: bool = True, ensemble: int = 10,
+        variational: bool = False, kl_weight: float = 1.0, dropout: float = 0.5,
+        hidden_size: int = 128, latent_size: int = 10, epochs: int = 60,
         batch_size: int = 128, learning_rate: float = 2e-3, scaling: str = "minmax", imputation: str = "mean",
         random_state: Any = None, device: str | None = None, verbose: bool = False,
     ):  # fmt: skip
@@ -73,11 +74,11 @@ class RCA(AnomalyDetector):
 class RobustRealNVP(AnomalyDetector):
     """A RealNVP flow fitted to the densest rows of each batch, with a Lipschitz cap (paper 001 Algorithm 2, sec. 3.4.3 and 3.4.4).
 
-    contamination: the share of abnormal rows, (0, 0.5], or ``auto``; training leaves out that share of each batch, the rows of least
-    density, rising from 0 over the first twentieth of the epochs. trim: False keeps every row. lipschitz: k > 0, the cap of the
-    spectral norm of every linear layer of s and t, or None (TrimRealNVP; with trim=False RealNVP). couplings: affine couplings, an
-    even number; hidden_size: units of the two hidden layers of s and t. scaling: standard (the prior is N(0, I)), minmax or none. The
-    other settings are those of `RCA`.
+    contamination: the share of abnormal rows, (0, 0.5], or ``auto``; training leaves out that share of each batch, the rows of
+    least density, rising from 0 over the first twentieth of the epochs. trim: False keeps every row. lipschitz: k > 0, the cap of
+    the spectral norm of every linear layer of s and t, or None (TrimRealNVP; with trim=False RealNVP). couplings: affine couplings,
+    an even number; hidden_size: units of the two hidden layers of s and t. scaling: standard (the prior is N(0, I)), minmax or
+    none. The other settings are those of `RCA`.
 
     Scores are negative log-likelihoods, in nats, of the scaled rows; they can be negative.
     """

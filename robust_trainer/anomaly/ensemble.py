@@ -14,14 +14,14 @@ from .autoencoder import SLOPE, AutoencoderModel
 
 @dataclass(frozen=True)
 class Kept:
-    """Which of a layer's units V thinned copies keep: their numbers (V, k), and what each counts, 1 / (1 - r), or 0 for a filler."""
+    """The units of a layer that V thinned copies keep: their numbers (V, k), and what each counts, 1 / (1 - r), 0 for a filler."""
 
     units: Tensor
     weight: Tensor
 
     @classmethod
     def draw(cls, size: int, rate: float, passes: int, generator: torch.Generator) -> Kept:
-        """Each unit is left out with probability ``rate``; passes come in antithetic pairs, which keep opposite units where they can."""
+        """Each unit is left out with probability ``rate``; passes come in pairs of opposite draws."""
         numbers = torch.rand(-(-passes // 2), size, generator=generator)
         keep = torch.stack([numbers, 1.0 - numbers], 1).flatten(0, 1)[:passes] >= rate
         count = keep.sum(1)
@@ -35,7 +35,11 @@ class Kept:
 
 
 class Thinned:
-    """V thinned copies of one autoencoder, made of what it keeps in the four layers that dropout follows (none: a VAE's bottleneck)."""
+    """V thinned copies of one autoencoder: in each of the four layers that dropout follows they keep other units.
+
+    A VAE's bottleneck, its mean, they keep whole.
+    """
+
 
     def __init__(self, network: AutoencoderModel, passes: int, generator: torch.Generator):
         config = network.config
@@ -67,7 +71,7 @@ class Thinned:
 
 
 def _thin(layer: nn.Linear, below: Kept, wanted: Kept | None) -> tuple[Tensor, Tensor]:
-    """Weights (V, k', k) and biases (V, k', 1) from the units kept ``below`` to the layer's ``wanted`` ones, all of them for None."""
+    """Weights (V, k', k) and biases (V, k', 1) from the units kept ``below`` to the ``wanted`` ones, all of them for None."""
     copies, size = len(below.units), layer.out_features
     units = torch.arange(size, device=below.units.device).expand(copies, -1)
     if wanted is not None:  # a VAE's code layer has variances after the means: they are not wanted

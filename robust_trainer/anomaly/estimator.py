@@ -154,8 +154,8 @@ class AnomalyDetector(BaseEstimator):
             row, column = np.argwhere(infinite)[0]
             name = getattr(self, "feature_names_in_", np.arange(rows.shape[1]))[column]
             raise ValueError(
-                f"X contains infinity in {int(infinite.any(1).sum())} rows (row {row}, column {str(name)!r}): write NaN where a value "
-                "is missing, or a number."
+                f"X contains infinity in {int(infinite.any(1).sum())} rows (row {row}, column {str(name)!r}): write NaN where a "
+                "value is missing, or a number."
             )
         return rows
 
@@ -176,8 +176,8 @@ class AnomalyDetector(BaseEstimator):
     def _threshold(self, scores: np.ndarray) -> float:
         """The score beyond which a row is abnormal: that of the asked share, or of ``auto`` the training scores' far tail.
 
-        auto: median + 3.5 d, with d = 1.4826 times the median distance of the scores above the median from it (the upper half alone,
-        since scores are skewed).
+        auto: median + 3.5 d, with d = 1.4826 times the median distance of the scores above the median from it (the upper half
+        alone, since scores are skewed).
         """
         if not isinstance(self.contamination, str):
             return float(np.quantile(scores, 1.0 - self.contamination))

@@ -1,4 +1,4 @@
-"""RealNVP, a density of rows that normal data fit and anomalies do not (paper 001, chapter 3); with a Lipschitz cap, RobustRealNVP."""
+"""RealNVP, a density that normal rows fit and anomalies do not (paper 001, chapter 3); with a Lipschitz cap, RobustRealNVP's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from ..spectral import cap_factor, power_iteration
 from .output import AnomalyOutput
 
-
 #: The weights of a layer of all couplings, and the factors that cap them.
 Layers = list[tuple[Tensor, Tensor | None]]
 
@@ -21,16 +20,14 @@ Layers = list[tuple[Tensor, Tensor | None]]
 class RealNVPConfig(PreTrainedConfig):
     """Settings of `RealNVPModel`.
 
-    features: columns d >= 2 of a row. couplings: affine couplings, in pairs that between them move every column. hidden_size: units
-    of the two hidden layers of s and of t. lipschitz: None, or the k > 0 at which the spectral norm of every linear layer of s and t
-    is capped.
+    features: columns d >= 2 of a row. couplings: affine couplings, in pairs that between them move every column. hidden_size:
+    units of the two hidden layers of s and of t. lipschitz: None, or the k > 0 at which the spectral norm of every linear layer of
+    s and t is capped.
     """
 
     model_type = "robust-realnvp"
 
-    def __init__(
-        self, features: int = 2, couplings: int = 6, hidden_size: int = 256, lipschitz: float | None = None, **kwargs
-    ):  # fmt: skip
+    def __init__(self, features: int = 2, couplings: int = 6, hidden_size: int = 256, lipschitz: float | None = None, **kwargs):
         self.features, self.couplings, self.hidden_size, self.lipschitz = features, couplings, hidden_size, lipschitz
         super().__init__(**kwargs)
 
@@ -57,7 +54,7 @@ class RealNVPModel(PreTrainedModel):
         d, h, couplings = config.features, config.hidden_size, config.couplings
         if d < 2 or couplings < 2 or couplings % 2:
             raise ValueError(f"features={d}, couplings={couplings}: a pair of couplings needs two columns, and they come in pairs.")
-        self.half, wide = d // 2, d - d // 2
+        self.middle, wide = d // 2, d - d // 2
         sizes = ((wide, h), (h, h), (h, wide))
         self.weights = nn.ParameterList(torch.empty(couplings, 2, *size) for size in sizes)
         self.biases = nn.ParameterList(torch.empty(couplings, 2, 1, size[1]) for size in sizes)
@@ -103,7 +100,7 @@ class RealNVPModel(PreTrainedModel):
 
     def held(self, number: int) -> int:
         """How many columns coupling ``number`` holds: the first ones if the number is even, else the last ones."""
-        return self.half if number % 2 == 0 else self.config.features - self.half
+        return self.middle if number % 2 == 0 else self.config.features - self.middle
 
     def encode(self, x: Tensor, layers: Layers | None = None) -> tuple[Tensor, Tensor]:
         """z (B, d) and log |det dz/dx| (B,) of rows x (B, d)."""
@@ -116,7 +113,7 @@ class RealNVPModel(PreTrainedModel):
 
     def couple(self, x: Tensor, number: int, layers: Layers) -> tuple[Tensor, Tensor]:
         """Coupling ``number`` of rows x (B, d): y (B, d) and log |det dy/dx| (B,)."""
-        first, last = x.tensor_split([self.half], 1)
+        first, last = x.tensor_split([self.middle], 1)
         held, free = (first, last) if number % 2 == 0 else (last, first)
         s, t = self.scale_and_shift(held, number, layers)
         free = torch.addcmul(t, free, s.exp())
@@ -124,7 +121,7 @@ class RealNVPModel(PreTrainedModel):
 
     def uncouple(self, y: Tensor, number: int, layers: Layers) -> Tensor:
         """The rows x (B, d) that coupling ``number`` maps to y (B, d)."""
-        first, last = y.tensor_split([self.half], 1)
+        first, last = y.tensor_split([self.middle], 1)
         held, free = (first, last) if number % 2 == 0 else (last, first)
         s, t = self.scale_and_shift(held, number, layers)
         free = (free - t) * (-s).exp()

@@ -26,8 +26,8 @@ _ARRAYS = ("fill", "centre", "scale")
 def save_detector(detector: AnomalyDetector, folder: str | Path) -> Path:
     """Writes a fitted detector to a folder and returns it: config.json, model.safetensors, detector.json, detector.safetensors.
 
-    The ledger of the training is not kept: write it by ``detector.ledger_.to_parquet``. Raises ``ValueError`` for a random_state that
-    is a generator, which JSON cannot hold.
+    The ledger of the training is not kept: write it by ``detector.ledger_.to_parquet``. Raises ``ValueError`` for a random_state
+    that is a generator, which JSON cannot hold.
     """
     if not hasattr(detector, "threshold_"):
         raise ValueError(f"this {type(detector).__name__} is not fitted yet: call fit first.")
