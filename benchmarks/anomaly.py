@@ -3,12 +3,13 @@
     python benchmarks/anomaly.py --data <folder of ODDS .npz files>                      # tables 2.1 and 3.1, 10 and 5 seeds
     python benchmarks/anomaly.py --data D --missing 0.1 0.2 0.3 0.4 0.5 --seeds 2        # table 2.2, values struck out
     python benchmarks/anomaly.py --data D --offsets -0.1 -0.05 0.05 0.1 --detectors rca --seeds 2         # table 2.3
+    python benchmarks/anomaly.py --data D --offsets auto --detectors rca robust-realnvp --seeds 3 --flow_seeds 3      # told nothing
     python benchmarks/anomaly.py --report --out runs/anomaly.jsonl > docs/anomaly_results.md
 
 A cell is a table, a share of missing values and a seed: 60 % of the rows to train, 40 % to judge, both with the same share of
 anomalies; a seed decides the split, the values struck out (in both parts) and the initialisation. Ours are told the true share of
-anomalies of the training part, as in the paper (plus ``--offsets``, 0 where that would be less than 0.01); the others need none for
-a ranking. All see the columns scaled by the training part: ours by their own default, OneClassSVM and LOF standardised, isolation
+anomalies of the training part, as in the paper (plus ``--offsets``, and 0.01 where that would be less); the others need none for a
+ranking. All see the columns scaled by the training part: ours by their own default, OneClassSVM and LOF standardised, isolation
 forest does not mind; missing values are means of the training part for all. One JSON line per detector and cell; lines found in
 --out are skipped.
 """
@@ -61,8 +62,11 @@ def split(path: Path, missing: float, seed: int) -> tuple[np.ndarray, np.ndarray
     return train[:, there], test[:, there], known, wanted
 
 
-def judged(name: str, data: tuple[np.ndarray, ...], told: float, seed: int, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """AUROC and average precision on the rows to judge, by name: of the detector, and for rca of rca-e too."""
+def judged(name: str, data: tuple[np.ndarray, ...], told: float | str, seed: int, settings: dict[str, Any]) -> Any:
+    """AUROC and average precision on the rows to judge, by name: of the detector, and for rca of rca-e too.
+
+    Of ours also the share of these rows that is flagged, and the flags' precision and recall.
+    """
     train, test, known, wanted = data
     start = time.perf_counter()
     if name in OTHERS:
@@ -76,7 +80,15 @@ def judged(name: str, data: tuple[np.ndarray, ...], told: float, seed: int, sett
         if name == "rca":
             scores["rca-e"] = ours.set_params(ensemble=0).decision_function(test)
     figures = lambda s: {"auroc": float(roc_auc_score(wanted, s)), "ap": float(average_precision_score(wanted, s))}  # noqa: E731
-    return {key: {**figures(s), "seconds": took} for key, s in scores.items()}
+    found_figures = {key: {**figures(s), "seconds": took} for key, s in scores.items()}
+    if name not in OTHERS:
+        flagged = scores[name] > ours.threshold_
+        hits = float((flagged & (wanted == 1)).sum())
+        found_figures[name] |= {
+            "flagged": float(flagged.mean()), "precision": hits / max(flagged.sum(), 1), "recall": hits / wanted.sum(),
+            "true": float(wanted.mean()),
+        }  # fmt: skip
+    return found_figures
 
 
 def main() -> None:
@@ -85,7 +97,7 @@ def main() -> None:
     parser.add_argument("--tables", nargs="*", default=TABLES)
     parser.add_argument("--detectors", nargs="*", default=[*OTHERS, *FLOWS, *AUTOENCODERS])
     parser.add_argument("--missing", nargs="*", type=float, default=[0.0], help="Shares of values to strike out.")
-    parser.add_argument("--offsets", nargs="*", type=float, default=[0.0], help="Added to the true share that ours are told.")
+    parser.add_argument("--offsets", nargs="*", default=["0"], help="Added to the true share that ours are told; auto: told none.")
     parser.add_argument("--seeds", type=int, default=10, help="Seeds 0, 1, ...")
     parser.add_argument("--flow_seeds", type=int, default=5, help="The same for the flows.")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=NUMBER", help="Settings of ours to change, e.g. epochs=200.")
@@ -107,7 +119,7 @@ def main() -> None:
             for missing in args.missing:
                 data = None
                 for name in args.detectors:
-                    for offset in args.offsets:
+                    for offset in (word if word == "auto" else float(word) for word in args.offsets):
                         if seed >= (args.flow_seeds if name in FLOWS else args.seeds) or (offset and name in OTHERS):
                             continue
                         kind = None if name in OTHERS else RobustRealNVP if name in FLOWS else RCA
@@ -117,10 +129,11 @@ def main() -> None:
                             continue
                         data = data or split(args.data / f"{table}.npz", missing, seed)
                         true = float(data[2].mean())
-                        told = min(true + offset, 0.5) if true + offset >= LEAST else LEAST
+                        told = offset if isinstance(offset, str) else min(max(true + offset, LEAST), 0.5)
                         for found, figures in judged(name, data, told, seed, known).items():
-                            row = {**cell, "detector": found, **figures, "told": told, "rows": len(data[0]), "columns": data[0].shape[1]}
-                            add_result(out, {"key": key_of(cell), **row, "machine": {**machine(), "sklearn": sklearn.__version__}})
+                            sizes = {"told": told, "rows": len(data[0]), "columns": data[0].shape[1]}
+                            row = {"key": key_of(cell), **cell, "detector": found, **figures, **sizes}
+                            add_result(out, {**row, "machine": {**machine(), "sklearn": sklearn.__version__}})
                             print(f"{table} missing {missing} seed {seed} offset {offset} {found}: {figures['auroc']:.3f} "
                                   f"({figures['seconds']:.0f} s)", flush=True)  # fmt: skip
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from .adversarial_losses import Mart, Nrat, PairObjective, Trades
 from .augmentations import make_augmentation
+from .defaults import ABLATION, APL, ATTACK, AWP, BOOTSTRAP, ERAT, FILTER, KEEP, OBJECTIVE, PAIR, PEERS, PGD10, SPLIT
 from .objectives import HardBootstrap, make_objective
-from .perturbations import UNIFORM, Perturbation
+from .perturbations import Perturbation
 from .rebalance import Split
 from .recipe import Recipe, Selection
 from .scores import make_score
@@ -24,102 +25,8 @@ from .semi_supervised import SemiSupervised
 from .settings import check_settings
 from .weight_perturbation import WeightPerturbation
 
-#: What is minimised: ``auto`` is the problem's own loss (cross-entropy, squared error, binary cross-entropy).
-OBJECTIVE: Mapping[str, Any] = {
-    "objective": "auto",
-    "huber_delta": 1.0,
-    "gce_q": 0.7,
-    "sce_alpha": 0.1,
-    "sce_beta": 1.0,
-    "apl_alpha": None,
-    "apl_beta": None,
-}
-#: Selection as the papers have it: ranked in the batch, dropped share ramped up over 10 epochs (paper 001 ch. 4).
-KEEP: Mapping[str, Any] = {
-    "noise_rate": 0.25,
-    "over_trim": 1.0,
-    "max_rate": 0.99,
-    "rate_schedule": "ramp",
-    "rate_ramp_epochs": 10,
-    "rate_ramp_steps": None,
-    "ramp_from": 0.0,
-    "relax_from": 0.6,
-    "per_class": False,
-    "memory": "none",
-    "memory_decay": 0.5,
-    "memory_after_epochs": 1,
-    "rebalance": False,
-    "rebalance_eta": 0.1,
-    "rate_decay_share": 0.5,
-}
-FILTER: Mapping[str, Any] = {**KEEP, **OBJECTIVE}
-#: The inner maximisation of paper 000, Algorithm 1 and eq. 5: one l_inf step of size tau = 0.05 shared by the batch.
-ATTACK: Mapping[str, Any] = {
-    "eps": 0.05,
-    "step_size": None,
-    "steps": 1,
-    "norm": "linf",
-    "scope": "batch",
-    "random_start": False,
-    "start_std": UNIFORM,
-    "attack_mode": "eval",
-    "inner_loss": "objective",
-    "eps_l2": 0.5,
-    "step_size_l2": None,
-}
-#: The inner maximisation of paper 004 sec. 4.1: PGD-10 with a random start, l_inf, eps = 8/255, steps of 2/255.
-PGD10: Mapping[str, Any] = {
-    **ATTACK,
-    "eps": 8 / 255,
-    "step_size": 2 / 255,
-    "steps": 10,
-    "scope": "sample",
-    "random_start": True,
-    "inner_loss": "ce",
-}
-#: With TRADES' start, x + 0.001 N(0, 1), which MART's and NRAT's code share; beta is the weight of the divergence (MART's lambda).
-PAIR: Mapping[str, Any] = {**PGD10, "start_std": 0.001, "beta": 6.0}
-#: NCE + RCE for the loss on labels: the APL variants (paper 004 sec. 3.3).
-APL: Mapping[str, Any] = {**OBJECTIVE, "objective": "nce-rce"}
-#: AWP: gamma = 0.005 is the authors' for TRADES, 0.01 for PGD-AT.
-AWP: Mapping[str, Any] = {"awp_gamma": 0.005, "awp_warmup_epochs": 0.0}
+#: Losses of two forwards by the name that a row gives.
 PAIRS: Mapping[str, Callable[[float], PairObjective]] = {"trades": Trades, "mart": Mart, "nrat": Nrat}
-#: Networks trained side by side, each on what the one before it trusts.
-PEERS: Mapping[str, Any] = {"peers": 2, "exchange": "next"}
-BOOTSTRAP: Mapping[str, Any] = {"bootstrap_beta": 0.8}
-#: ERAT's split of the data set, decided from all samples' scores at each epoch's start (paper 003 eq. 1 to 5 and sec. IV.B).
-SPLIT: Mapping[str, Any] = {
-    "split_score": "brier",
-    "score_scale": "none",
-    "rebalance": True,
-    "rebalance_eta": 0.1,
-    "warmup_epochs": 10.0,
-}
-#: ERAT (paper 003 eq. 6 to 10, sec. IV.B): 7 steps of eps / 5 (the authors' code; the paper names no step size) from x itself.
-ERAT: Mapping[str, Any] = {
-    **SPLIT,
-    **ATTACK,
-    "norm": "hybrid",
-    "eps": 8 / 255,
-    "step_size": 8 / 255 / 5,
-    "eps_l2": 0.5,
-    "step_size_l2": 0.1,
-    "steps": 7,
-    "scope": "sample",
-    "inner_loss": "ce+consistency",
-    "strong_augmentation": "autoaugment",
-    "weak_augmentation": "erase-flip",
-    "lambda_u": 25.0,
-    "lambda_ramp_epochs": 16.0,
-    "temperature": 1.0,
-    "consistency": "sum",
-    "labelled_share": 0.5,
-    "adversarial_training": True,
-    "sample_selection": True,
-    **OBJECTIVE,
-}
-#: Where the method's filter or relabelling acts: paper 000 Algorithm 1 has both; table 4 has one at a time.
-ABLATION: Mapping[str, Any] = {"inner_filter": True, "outer_filter": True}
 
 
 def keep_all(s: Mapping[str, Any]) -> Selection | None:

@@ -21,7 +21,7 @@ from .training import fit_model
 
 #: The share that a training with contamination="auto" leaves out: too many cost little (paper 001 table 2.3).
 AUTO_SHARE = 0.1
-#: contamination="auto": a score is an anomaly's beyond so many deviations above the median (Iglewicz and Hoaglin 1993).
+#: contamination="auto": a score is an anomaly's beyond so many deviations above the centre (Iglewicz and Hoaglin 1993).
 AUTO_DEVIATIONS = 3.5
 #: Rows that are scored at a time.
 CHUNK = 512
@@ -176,14 +176,16 @@ class AnomalyDetector(BaseEstimator):
     def _threshold(self, scores: np.ndarray) -> float:
         """The score beyond which a row is abnormal: that of the asked share, or of ``auto`` the training scores' far tail.
 
-        auto: median + 3.5 d, with d = 1.4826 times the median distance of the scores above the median from it (the upper half
-        alone, since scores are skewed).
+        auto: c + 3.5 * 1.4826 h, with c the middle and h half the length of the shortest interval that holds half of the scores
+        (Rousseeuw 1984), which the anomalies, far above it, do not move while they are less than half of the rows.
         """
         if not isinstance(self.contamination, str):
             return float(np.quantile(scores, 1.0 - self.contamination))
-        middle = float(np.median(scores))
-        above = scores[scores >= middle] - middle
-        return middle + AUTO_DEVIATIONS * 1.4826 * float(np.median(above))
+        ordered = np.sort(scores)
+        half = len(ordered) // 2
+        lengths = ordered[half:] - ordered[: len(ordered) - half]
+        low = int(lengths.argmin())
+        return float((ordered[low] + ordered[low + half]) / 2 + AUTO_DEVIATIONS * 1.4826 * lengths[low] / 2)
 
 
 def _is(value: Any, kind: type) -> bool:
