@@ -20,7 +20,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from robust_trainer.anomaly import DETECTORS, make_detector
-from robust_trainer.anomaly.ensemble import make_scorer
+from robust_trainer.anomaly.ensemble import ensemble_scores
 
 
 def surface(rows: int, columns: int, seed: int) -> np.ndarray:
@@ -55,7 +55,7 @@ def agreement(args: argparse.Namespace) -> None:
     print(f"\n{args.data.stem}, {len(rows)} rows, `rca`, all of them trained on; rank correlation with {max(args.passes)} passes "
           "of torch's own dropout.\n\n| passes | rank correlation, 5 draws | AUROC %, 5 draws |\n|---|---|---|")  # fmt: skip
     for passes in args.passes:
-        scores = [make_scorer(found.networks_, passes, seed)(x).numpy() for seed in range(5)]
+        scores = [ensemble_scores(found.networks_, x, passes, seed).numpy() for seed in range(5)]
         same = [spearmanr(free, s)[0] for s in scores]
         areas = [100 * roc_auc_score(truth, s) for s in scores]
         print(f"| {passes} | {min(same):.4f} to {max(same):.4f} | {min(areas):.1f} to {max(areas):.1f} |", flush=True)

@@ -41,7 +41,10 @@ def read_view(outputs: Any, targets: Tensor, index: Tensor | None, problem: str,
     Raises a one-line ``ValueError`` where the model's output is no (B, K) logits, or K is not the targets' K.
     """
     if problem == UNSUPERVISED:
-        return View(_losses_and_scores(outputs, len(targets), method), targets, index, outputs, problem)
+        both = outputs.get("peer_losses") if isinstance(outputs, dict) else None  # (B, M, 2)
+        if both is None:
+            both = losses_and_scores(outputs, len(targets), f"method '{method}'").unsqueeze(1)
+        return View(both.transpose(0, 1), targets, index, outputs, problem)
     stacked = outputs.get("peer_logits") if isinstance(outputs, dict) else None
     logits = logits_of(outputs) if stacked is None else stacked.transpose(0, 1)
     single = problem == SINGLE
@@ -65,19 +68,22 @@ def read_view(outputs: Any, targets: Tensor, index: Tensor | None, problem: str,
     return View(logits, targets, index, outputs, problem)
 
 
-def _losses_and_scores(outputs: Any, size: int, method: str) -> Tensor:
-    """(M, B, 2) of an output with ``losses`` and ``scores``, (B,) each, or of several networks with ``peer_losses`` (B, M, 2)."""
+def losses_and_scores(outputs: Any, size: int, told: str) -> Tensor:
+    """(B, 2), each sample's ``losses`` and ``scores`` in one network's output, the losses twice where it has no scores.
+
+    told: who needs them. Raises a one-line ``ValueError`` where they are not of shape (size,).
+    """
     found = outputs if isinstance(outputs, dict) else {}
-    if (stacked := found.get("peer_losses")) is not None:
-        return stacked.transpose(0, 1)
-    losses, scores = found.get("losses"), found.get("scores")
-    if losses is None or losses.shape != (size,):
-        got = "none" if losses is None else str(tuple(losses.shape))
-        raise ValueError(
-            f"method '{method}' needs one loss per sample of shape ({size},), the model's losses are {got}: "
-            "return an AnomalyOutput, see docs/anomaly.md."
-        )
-    return torch.stack([losses, losses.detach() if scores is None else scores], 1).unsqueeze(0)
+    losses: Any = found.get("losses")
+    scores: Any = losses if found.get("scores") is None else found["scores"]
+    for one, many, value in (("loss", "losses", losses), ("score", "scores", scores)):
+        if value is None or value.shape != (size,):
+            got = "none" if value is None else str(tuple(value.shape))
+            raise ValueError(
+                f"{told} needs one {one} per sample of shape ({size},), the model's {many} are {got}: return an AnomalyOutput, "
+                "see docs/anomaly.md."
+            )
+    return torch.stack([losses, scores.detach()], 1)
 
 
 @contextmanager

@@ -72,6 +72,12 @@ class SampleLedger:
             self.before_read()
         return self._columns
 
+    def settle(self) -> None:
+        """Takes up the visits that wait and lets go of the training that they came from: for a training that is over."""
+        if self.before_read is not None:
+            self.before_read()
+        self.before_read = None
+
     @property
     def keep(self) -> Tensor:
         """The decision in force, bool (N,); no visit changes it."""

@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.utils import ModelOutput, logging
 
-from .forwards import logits_of
+from .forwards import logits_of, losses_and_scores
 
 logger = logging.get_logger(__name__)
 _AUTO = (AutoModelForImageClassification, AutoModelForSequenceClassification, AutoModelForAudioClassification, AutoModel)
@@ -111,7 +111,8 @@ class PeerModel(PreTrainedModel):
             inputs["return_dict"] = True
         outputs = [peer(*args, **inputs) for peer in self.peers]
         if getattr(self.peers[0], "sample_losses", False):
-            both = torch.stack([torch.stack([output.losses, output.scores], 1) for output in outputs], 1)
+            size = len(next(value for value in (*args, *inputs.values()) if isinstance(value, Tensor)))
+            both = torch.stack([losses_and_scores(output, size, "PeerModel") for output in outputs], 1)
             mean = both.mean(1)
             return PeerOutput(loss=mean[:, 0].mean(), losses=mean[:, 0], scores=mean[:, 1], peer_losses=both)
         found = [logits_of(output) for output in outputs]

@@ -81,7 +81,7 @@ class AutoencoderModel(PreTrainedModel):
         if not self.training or share == 0 or hidden.is_cuda:
             return F.dropout(hidden, share, self.training)
         # torch draws Bernoulli numbers one by one on the CPU: nearly three times the time of uniform ones
-        return hidden * ((torch.rand_like(hidden) >= share) * (1.0 / (1.0 - share)))
+        return hidden * ((torch.rand_like(hidden) >= share) * hidden.new_full((), 1.0 / (1.0 - share)))
 
     def floating_point_ops(self, inputs: Any, exclude_embeddings: bool = True) -> int:
         """Not counted: the Trainer asks at every step, and counting takes longer than a layer."""

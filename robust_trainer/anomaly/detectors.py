@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .autoencoder import AutoencoderConfig, AutoencoderModel
-from .ensemble import make_scorer
+from .ensemble import ensemble_scores, in_parts
 from .estimator import AnomalyDetector, _is
 from .realnvp import RealNVPConfig, RealNVPModel
 
@@ -29,6 +29,8 @@ class RCA(AnomalyDetector):
 
     Scores are the squared error in scaled units, a sum over the columns.
     """
+
+    _switches = ("select", "variational")
 
     def __init__(
         self, contamination: float | str = 0.1, *, networks: int = 2, select: bool = True, ensemble: int = 10,
@@ -58,8 +60,8 @@ class RCA(AnomalyDetector):
 
     def _make_model(self, features: int) -> PreTrainedModel:
         return AutoencoderModel(AutoencoderConfig(
-            features=features, hidden_size=self.hidden_size, latent_size=self.latent_size, dropout=self.dropout,
-            variational=self.variational, kl_weight=self.kl_weight,
+            features=features, hidden_size=int(self.hidden_size), latent_size=int(self.latent_size), dropout=float(self.dropout),
+            variational=bool(self.variational), kl_weight=float(self.kl_weight),
         ))  # fmt: skip
 
     def _method(self, share: float) -> dict[str, Any]:
@@ -67,8 +69,8 @@ class RCA(AnomalyDetector):
             return {"method": "standard"}
         return {"method": "rca", "peers": int(self.networks), "noise_rate": share if self.select else 0.0}
 
-    def _scorer(self) -> Callable[[Tensor], Tensor]:
-        return make_scorer(self.networks_, self.ensemble, self.seed_)
+    def _score(self, x: Tensor) -> Tensor:
+        return ensemble_scores(self.networks_, x, int(self.ensemble), self.seed_)
 
 
 class RobustRealNVP(AnomalyDetector):
@@ -82,6 +84,8 @@ class RobustRealNVP(AnomalyDetector):
 
     Scores are negative log-likelihoods, in nats, of the scaled rows; they can be negative.
     """
+
+    _switches = ("trim",)
 
     def __init__(
         self, contamination: float | str = 0.1, *, trim: bool = True, lipschitz: float | None = 1.5, couplings: int = 6,
@@ -101,16 +105,17 @@ class RobustRealNVP(AnomalyDetector):
             raise ValueError(f"lipschitz={self.lipschitz!r} must be > 0, or None for no cap.")
 
     def _make_model(self, features: int) -> PreTrainedModel:
-        return RealNVPModel(RealNVPConfig(features, self.couplings, self.hidden_size, self.lipschitz))
+        lipschitz = None if self.lipschitz is None else float(self.lipschitz)
+        return RealNVPModel(RealNVPConfig(features, int(self.couplings), int(self.hidden_size), lipschitz))
 
     def _method(self, share: float) -> dict[str, Any]:
         return {"method": "trim", "noise_rate": share} if self.trim else {"method": "standard"}
 
-    def _scorer(self) -> Callable[[Tensor], Tensor]:
+    def _score(self, x: Tensor) -> Tensor:
         flow = self.model_
         assert isinstance(flow, RealNVPModel)
         layers = flow.capped_layers()
-        return lambda x: flow.negative_log_likelihood(x, layers)
+        return in_parts(lambda part: flow.negative_log_likelihood(part, layers), x)
 
 
 @dataclass(frozen=True)

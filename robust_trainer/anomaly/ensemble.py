@@ -12,6 +12,12 @@ from torch import Tensor, nn
 from .autoencoder import SLOPE, AutoencoderModel
 
 
+#: Sets of thinned copies; a hash of the row says which one judges it.
+GROUPS = 16
+#: Rows that are scored at a time.
+ROWS = 512
+
+
 @dataclass(frozen=True)
 class Kept:
     """The units of a layer that V thinned copies keep: their numbers (V, k), and what each counts, 1 / (1 - r), 0 for a filler."""
@@ -80,16 +86,37 @@ def _thin(layer: nn.Linear, below: Kept, wanted: Kept | None) -> tuple[Tensor, T
     return weight * below.weight.unsqueeze(1), layer.bias[units].unsqueeze(2)
 
 
-@torch.no_grad()
-def make_scorer(networks: Sequence[AutoencoderModel], passes: int, seed: int) -> Callable[[Tensor], Tensor]:
-    """From rows (B, d) to scores (B,): the reconstruction error's mean over ``passes`` thinned copies of each network.
+def groups_of(x: Tensor, seed: int) -> Tensor:
+    """The group of each of rows x (B, d), a hash of its numbers in [0, GROUPS), (B,)."""
+    keys = torch.randint(2**62, (x.shape[1],), generator=torch.Generator().manual_seed(seed)).to(x.device) * 2 + 1
+    bits = (x.float() + 0.0).contiguous().view(torch.int32).long()  # + 0: there are two zeros
+    return ((bits * keys).sum(1) >> 40) % GROUPS
 
-    Paper 001 Algorithm 1, lines 11 to 15, with one set of units left out for all rows of a pass, which the seed decides: a row's
-    score does not depend on the rows beside it, and rows are compared by the same networks, so that few passes tell them apart
-    (docs/anomaly.md). passes 0: the networks as they are, without dropout.
+
+def copies_for(networks: Sequence[AutoencoderModel], passes: int, seed: int, group: int) -> list[Thinned]:
+    """The ``passes`` thinned copies of each network that judge the rows of a group."""
+    generator = torch.Generator().manual_seed(hash((seed, group)) % 2**63)
+    return [Thinned(network, passes, generator) for network in networks]
+
+
+@torch.no_grad()
+def ensemble_scores(networks: Sequence[AutoencoderModel], x: Tensor, passes: int, seed: int) -> Tensor:
+    """Scores (B,) of rows x (B, d): the reconstruction error's mean over ``passes`` thinned copies of each network.
+
+    Paper 001 Algorithm 1, lines 11 to 15. Rows of a group share their copies, so that these are products of matrices; the groups
+    have copies of their own, so that the draw of one set does not shift all scores the same way (docs/anomaly.md). Seed and row
+    decide a score, not the rows beside it. passes 0: the networks as they are, without dropout.
     """
     if passes == 0:
-        return lambda x: torch.stack([network(x).scores for network in networks]).mean(0)
-    generator = torch.Generator().manual_seed(seed)
-    thinned = [Thinned(network, passes, generator) for network in networks]
-    return lambda x: torch.stack([copies.errors(x) for copies in thinned]).mean(0)
+        return in_parts(lambda part: torch.stack([network(part).scores for network in networks]).mean(0), x)
+    scores, group = x.new_empty(len(x)), groups_of(x, seed)
+    for number in group.unique().tolist():
+        copies = copies_for(networks, passes, seed, number)
+        rows = (group == number).nonzero().flatten()
+        scores[rows] = in_parts(lambda part: torch.stack([c.errors(part) for c in copies]).mean(0), x[rows])  # noqa: B023
+    return scores
+
+
+def in_parts(score: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``score`` (B,) of rows x (B, d), some hundred at a time."""
+    return torch.cat([score(part) for part in x.split(ROWS)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -23,8 +23,6 @@ from .training import fit_model
 AUTO_SHARE = 0.1
 #: contamination="auto": a score is an anomaly's beyond so many deviations above the centre (Iglewicz and Hoaglin 1993).
 AUTO_DEVIATIONS = 3.5
-#: Rows that are scored at a time.
-CHUNK = 512
 
 
 class AnomalyDetector(BaseEstimator):
@@ -41,7 +39,8 @@ class AnomalyDetector(BaseEstimator):
     by the training rows alone. Infinite values are refused. Results depend on ``random_state`` and not on the global generators.
     """
 
-    _models: ClassVar[tuple[type[PreTrainedModel], ...]] = ()
+    #: Settings of the class that are True or False.
+    _switches: ClassVar[tuple[str, ...]] = ()
     contamination: float | str
     epochs: int
     batch_size: int
@@ -63,9 +62,9 @@ class AnomalyDetector(BaseEstimator):
         """The method's name and its settings, for `RobustConfig`. share: of the rows to leave out."""
         raise NotImplementedError
 
-    def _scorer(self) -> Callable[[Tensor], Tensor]:
-        """From prepared rows (B, d) to their scores (B,), by ``model_``."""
-        return lambda x: self.model_(x).scores
+    def _score(self, x: Tensor) -> Tensor:
+        """Scores (n,) of prepared rows (n, d), by ``model_``."""
+        raise NotImplementedError
 
     # ---- scikit-learn and PyOD ----------------------------------------------------------------------------------------------
 
@@ -80,13 +79,17 @@ class AnomalyDetector(BaseEstimator):
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         share = AUTO_SHARE if isinstance(self.contamination, str) else float(self.contamination)
         trainer = fit_model(
-            lambda: self._make_model(rows.shape[1]), x, seed, self.verbose, num_train_epochs=self.epochs,
-            per_device_train_batch_size=min(self.batch_size, len(x)), learning_rate=self.learning_rate,
+            lambda: self._make_model(rows.shape[1]), x, seed, bool(self.verbose), num_train_epochs=int(self.epochs),
+            per_device_train_batch_size=min(int(self.batch_size), len(x)), learning_rate=float(self.learning_rate),
             use_cpu=self.device == "cpu", **self._method(share),
         )  # fmt: skip
         self._adopt(trainer.accelerator.unwrap_model(trainer.model), seed)
         self.ledger_: SampleLedger | None = trainer.ledger
+        if self.ledger_ is not None:
+            self.ledger_.settle()
         self.decision_scores_ = self._scores(x)
+        if not np.isfinite(self.decision_scores_).all():
+            raise ValueError(f"training diverged, scores are not finite: give a learning_rate below {self.learning_rate!r}.")
         self.threshold_ = self._threshold(self.decision_scores_)
         self.labels_ = (self.decision_scores_ > self.threshold_).astype(int)
         self.contamination_ = float(self.labels_.mean())
@@ -94,7 +97,7 @@ class AnomalyDetector(BaseEstimator):
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Scores (n,) of rows X (n, d), float64: higher is more abnormal. A row's score does not depend on the rows beside it."""
-        check_is_fitted(self)
+        check_is_fitted(self, "threshold_")
         return self._scores(self.preparation_(self._rows(X, fitting=False)))
 
     def predict(self, X: Any) -> np.ndarray:
@@ -113,10 +116,11 @@ class AnomalyDetector(BaseEstimator):
         if method not in ("linear", "unify"):
             raise ValueError(f"method={method!r} is unknown: choose linear or unify.")
         scores, known = self.decision_function(X), self.decision_scores_
-        if method == "linear":
-            p = (scores - known.min()) / max(float(np.ptp(known)), np.finfo(float).tiny)
-        else:
-            p = erf((scores - known.mean()) / max(float(known.std()) * math.sqrt(2.0), np.finfo(float).tiny))
+        with np.errstate(over="ignore"):  # where all training scores are one
+            if method == "linear":
+                p = (scores - known.min()) / max(float(np.ptp(known)), np.finfo(float).tiny)
+            else:
+                p = erf((scores - known.mean()) / max(float(known.std()) * math.sqrt(2.0), np.finfo(float).tiny))
         p = np.clip(p, 0.0, 1.0)
         return np.stack([1.0 - p, p], 1)
 
@@ -138,6 +142,9 @@ class AnomalyDetector(BaseEstimator):
                 raise ValueError(f"{name}={value!r} must be a whole number >= {least:g}.")
         if not _is(self.learning_rate, float) or not self.learning_rate > 0:
             raise ValueError(f"learning_rate={self.learning_rate!r} must be a number > 0.")
+        for name in ("verbose", *self._switches):
+            if not isinstance(value := getattr(self, name), bool | np.bool_):
+                raise ValueError(f"{name}={value!r} must be True or False.")
         for name, choices in (("scaling", SCALINGS), ("imputation", IMPUTATIONS), ("device", (None, "cpu"))):
             if getattr(self, name) not in choices:
                 told = ", ".join(map(str, choices))
@@ -147,7 +154,7 @@ class AnomalyDetector(BaseEstimator):
         """The rows (n, d) as float64, checked."""
         rows = validate_data(
             self, X, reset=fitting, dtype=np.float64, ensure_all_finite=False, ensure_min_samples=2 if fitting else 1,
-            ensure_min_features=2,
+            ensure_min_features=2 if fitting else 1,
         )  # fmt: skip
         infinite = np.isinf(rows)
         if infinite.any():
@@ -169,9 +176,7 @@ class AnomalyDetector(BaseEstimator):
 
     @torch.no_grad()
     def _scores(self, x: Tensor) -> np.ndarray:
-        where, score = next(self.model_.parameters()).device, self._scorer()
-        found = [score(part.to(where)).double().cpu() for part in x.split(CHUNK)]
-        return torch.cat(found).numpy()
+        return self._score(x.to(next(self.model_.parameters()).device)).double().cpu().numpy()
 
     def _threshold(self, scores: np.ndarray) -> float:
         """The score beyond which a row is abnormal: that of the asked share, or of ``auto`` the training scores' far tail.
