@@ -1,4 +1,7 @@
-"""robust-trainer demo | corrupt | train | evaluate | audit | env, also as ``accelerate launch -m robust_trainer.cli train ...``."""
+"""robust-trainer demo | corrupt | train | evaluate | audit | anomaly | env.
+
+Also as ``accelerate launch -m robust_trainer.cli train ...``.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ COMMANDS = {
     "train": "train an image classifier robustly: train config.yaml --method prl-at-memory ...",
     "evaluate": "clean, poison and robust accuracy of a saved model: evaluate RUN --attacks pgd-20 autoattack --eps 8/255",
     "audit": "which samples a training distrusted, a report, and the data set without them: audit RUN --clean relabel",
+    "anomaly": "find abnormal rows in a table without labels: anomaly DATA.csv --detector rca",
     "env": "versions and machine, for a bug report",
 }
 USAGE = "usage: robust-trainer COMMAND [options]\n\n" + "\n".join(f"  {name:9} {told}" for name, told in COMMANDS.items())
@@ -49,9 +53,9 @@ def run(command: str, argv: Sequence[str]) -> int:
         near = difflib.get_close_matches(command, COMMANDS, 1)
         hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(COMMANDS)}."
         raise ValueError(f"unknown command {command!r}: {hint}")
-    from robust_trainer import audit_command, commands, demo, evaluate_command
+    from robust_trainer import anomaly_command, audit_command, commands, demo, evaluate_command
 
-    rooms = {"demo": demo, "evaluate": evaluate_command, "audit": audit_command}
+    rooms = {"demo": demo, "evaluate": evaluate_command, "audit": audit_command, "anomaly": anomaly_command}
     getattr(rooms.get(command, commands), command)(argv)
     return 0
 
