@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from .autoencoder import SLOPE, AutoencoderModel
 
-
 #: Sets of thinned copies; a hash of the row says which one judges it.
 GROUPS = 16
 #: Rows that are scored at a time.

@@ -79,9 +79,9 @@ class AnomalyDetector(BaseEstimator):
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         share = AUTO_SHARE if isinstance(self.contamination, str) else float(self.contamination)
         trainer = fit_model(
-            lambda: self._make_model(rows.shape[1]), x, seed, bool(self.verbose), num_train_epochs=int(self.epochs),
-            per_device_train_batch_size=min(int(self.batch_size), len(x)), learning_rate=float(self.learning_rate),
-            use_cpu=self.device == "cpu", **self._method(share),
+            lambda: self._make_model(rows.shape[1]), x, seed, int(self.hidden_size), bool(self.verbose),
+            num_train_epochs=int(self.epochs), per_device_train_batch_size=min(int(self.batch_size), len(x)),
+            learning_rate=float(self.learning_rate), use_cpu=self.device == "cpu", **self._method(share),
         )  # fmt: skip
         self._adopt(trainer.accelerator.unwrap_model(trainer.model), seed)
         self.ledger_: SampleLedger | None = trainer.ledger

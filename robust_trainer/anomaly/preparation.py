@@ -55,7 +55,8 @@ class Preparation:
 
     def __call__(self, rows: np.ndarray) -> Tensor:
         """rows (n, d) filled and scaled, float32."""
-        found = (np.where(np.isnan(rows), self.fill, rows) - self.centre) / self.scale
+        with np.errstate(over="ignore"):  # clipped below
+            found = (np.where(np.isnan(rows), self.fill, rows) - self.centre) / self.scale
         return torch.from_numpy(found.clip(-LIMIT, LIMIT).astype(np.float32))
 
 

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.numpy
+import safetensors.torch
 from safetensors import SafetensorError
-from transformers import AutoModel
 
 import robust_trainer
 
 from ..audit.files import replacing, write_text
 from ..best_weights import no_bars
-from . import detectors
+from ..peers import PeerModel
+from .detectors import RCA, RobustRealNVP
 from .estimator import AnomalyDetector
 from .preparation import Preparation
+from .training import own_randomness
 
-FACTS, ARRAYS = "detector.json", "detector.safetensors"
+FACTS, ARRAYS, WEIGHTS = "detector.json", "detector.safetensors", "model.safetensors"
 _ARRAYS = ("fill", "centre", "scale")
 
 
@@ -50,26 +54,48 @@ def save_detector(detector: AnomalyDetector, folder: str | Path) -> Path:
 
 
 def load_detector(folder: str | Path) -> AnomalyDetector:
-    """The detector that `save_detector` wrote, fitted. Raises ``ValueError`` where the folder holds none, or a damaged one."""
+    """The detector that `save_detector` wrote, fitted. Raises ``ValueError`` where the folder holds none, or a damaged one.
+
+    The networks are built from the settings in detector.json and filled from model.safetensors: nothing else in the folder is read,
+    no code and no pickle.
+    """
     folder = Path(folder)
     if not (folder / FACTS).is_file():
         raise ValueError(f"{str(folder)!r} holds no detector: it has no {FACTS}.")
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         arrays = safetensors.numpy.load_file(folder / ARRAYS)
-        kind = {"RCA": detectors.RCA, "RobustRealNVP": detectors.RobustRealNVP}[facts["detector"]]
-        found = kind(**facts["settings"])
-        found.preparation_ = Preparation(*(arrays[name] for name in _ARRAYS))
-        found.decision_scores_, found.threshold_ = arrays["decision_scores"], float(facts["threshold"])
-        with no_bars():
-            found._adopt(AutoModel.from_pretrained(folder), int(facts["seed"]))
-        names = facts["names"]
-    except (KeyError, TypeError, json.JSONDecodeError, SafetensorError, OSError) as error:
-        raise ValueError(f"the detector in {str(folder)!r} is damaged: {' '.join(str(error).split())}.") from error
-    found.n_features_in_ = len(found.preparation_.fill)
+        weights = safetensors.torch.load_file(folder / WEIGHTS)
+        found = {"RCA": RCA, "RobustRealNVP": RobustRealNVP}[facts["detector"]](**facts["settings"])
+        found._check()
+        names = [str(name) for name in facts["names"]]
+        prepared = Preparation(*(_numbers(arrays, name) for name in _ARRAYS))
+        features, seed = len(prepared.fill), int(facts["seed"])
+        if {len(prepared.centre), len(prepared.scale), len(names) or features} != {features} or not (prepared.scale > 0).all():
+            raise ValueError(f"{ARRAYS} and {FACTS} do not fit each other")
+        found.preparation_, found.decision_scores_ = prepared, _numbers(arrays, "decision_scores")
+        found.threshold_ = float(facts["threshold"])
+        if not math.isfinite(found.threshold_) or not 0 <= seed < 2**32:
+            raise ValueError(f"threshold {found.threshold_}, seed {seed}")
+        with own_randomness(seed):
+            networks = [found._make_model(features) for _ in range(getattr(found, "networks", 1))]
+        model = PeerModel.of(networks) if len(networks) > 1 else networks[0]
+        model.load_state_dict(weights)
+    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError, OSError) as error:
+        raise ValueError(f"the detector in {str(folder)!r} is damaged: {' '.join(str(error).split()).rstrip('.')}.") from error
+    found._adopt(model, seed)
+    found.n_features_in_ = features
     if names:
         found.feature_names_in_ = np.asarray(names, dtype=object)
     found.labels_ = (found.decision_scores_ > found.threshold_).astype(int)
     found.contamination_ = float(found.labels_.mean())
     found.ledger_ = None
+    return found
+
+
+def _numbers(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    """A row of finite numbers. Raises ``ValueError`` for another array."""
+    found = arrays[name]
+    if found.ndim != 1 or not len(found) or not np.isfinite(found).all():
+        raise ValueError(f"{name} in {ARRAYS} is no row of finite numbers")
     return found

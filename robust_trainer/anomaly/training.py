@@ -17,6 +17,10 @@ from transformers import PreTrainedModel, PrinterCallback
 from ..config import RobustConfig
 from ..trainer import RobustTrainer
 
+#: Products of the widest layer in a step up to which training takes one thread: 128 rows and 256 x 512 weights. A second one gains
+#: little there, and costs many times as much where another program has the other core.
+SMALL = 2**24
+
 
 class Rows(Dataset):
     """Rows (n, d) of a tensor as examples ``{"features": row}``."""
@@ -52,9 +56,27 @@ def own_randomness(seed: int) -> Iterator[None]:
             np.random.set_state(numbers)
 
 
-def fit_model(make: Callable[[], PreTrainedModel], rows: Tensor, seed: int, verbose: bool, **settings: Any) -> RobustTrainer:
-    """Builds a model, trains it on rows (n, d) and returns the trainer that did. settings: of `RobustConfig`."""
-    with own_randomness(seed), tempfile.TemporaryDirectory() as folder:
+@contextmanager
+def few_threads(products: int) -> Iterator[None]:
+    """Within it torch has one thread on the CPU, where that many products a step are too few to share."""
+    before = torch.get_num_threads()
+    try:
+        if products <= SMALL:
+            torch.set_num_threads(1)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def fit_model(
+    make: Callable[[], PreTrainedModel], rows: Tensor, seed: int, width: int, verbose: bool, **settings: Any
+) -> RobustTrainer:
+    """Builds a model, trains it on rows (n, d) and returns the trainer that did. settings: of `RobustConfig`.
+
+    width: units of its widest layer.
+    """
+    products = settings["per_device_train_batch_size"] * width * max(width, rows.shape[1])
+    with own_randomness(seed), few_threads(products), tempfile.TemporaryDirectory() as folder:
         args = RobustConfig(
             output_dir=folder, seed=seed, lr_scheduler_type="constant", max_grad_norm=0.0, save_strategy="no",
             logging_strategy="epoch" if verbose else "no", report_to=[], disable_tqdm=not verbose, remove_unused_columns=False,
