@@ -43,14 +43,14 @@ def cost(args: argparse.Namespace) -> None:
         print(f"| `{name}` | {took:.1f} | {max(rates):,.0f} |", flush=True)
 
 
-@torch.no_grad()
 def agreement(args: argparse.Namespace) -> None:
     table = np.load(args.data, allow_pickle=False)
     rows, truth = table["X"].astype(float), table["y"]
     found = make_detector("rca", contamination=min(float(truth.mean()), 0.5), random_state=0).fit(rows)
     x = found.preparation_(rows)
     found.model_.train()  # dropout as in training: other units for each row
-    free = torch.stack([found.model_(x).scores for _ in range(max(args.passes))]).mean(0).numpy()
+    with torch.no_grad():
+        free = torch.stack([found.model_(x).scores for _ in range(max(args.passes))]).mean(0).numpy()
     found.model_.eval()
     print(f"\n{args.data.stem}, {len(rows)} rows, `rca`, all of them trained on; rank correlation with {max(args.passes)} passes "
           "of torch's own dropout.\n\n| passes | rank correlation, 5 draws | AUROC %, 5 draws |\n|---|---|---|")  # fmt: skip

@@ -234,6 +234,11 @@ def unsupervised(model: Any) -> bool:
     return bool(getattr(model.peers[0] if isinstance(model, PeerModel) else model, "sample_losses", False))
 
 
+def labels_named(args: Any) -> tuple[str, ...]:
+    """The keys of a batch that hold labels, for a model that takes none."""
+    return (*(args.label_names or ()), "labels", "label", "label_ids")
+
+
 def number_of_classes(model: nn.Module) -> int | None:
     """The classes (or outputs) that the model's config names, None where it does not."""
     config: Any = getattr(model, "config", None)

@@ -76,7 +76,8 @@ class PeerHooks(Trainer):
         metric_key_prefix: str = "eval",
     ) -> Any:
         loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
-        peers = isinstance(self.accelerator.unwrap_model(self.model), PeerModel)
+        bare = self.accelerator.unwrap_model(self.model)
+        peers = isinstance(bare, PeerModel) and not getattr(bare.peers[0], "sample_losses", False)
         if not peers or loss_only or self.compute_metrics is None or self.args.batch_eval_metrics:
             return super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         with each_reported(self):

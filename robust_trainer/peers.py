@@ -99,11 +99,6 @@ class PeerModel(PreTrainedModel):
     def init_weights(self) -> None:
         """The peers come with their weights."""
 
-    def floating_point_ops(self, inputs: Any, exclude_embeddings: bool = True) -> int:
-        """The sum of the peers' own."""
-        counting: Any = [peer for peer in self.peers if hasattr(peer, "floating_point_ops")]
-        return sum(peer.floating_point_ops(inputs, exclude_embeddings) for peer in counting)
-
     def forward(self, *args: Any, labels: Tensor | None = None, return_loss: bool = True, **inputs: Any) -> PeerOutput:
         if labels is not None:  # named here so that the Trainer finds it
             inputs["labels"] = labels

@@ -7,14 +7,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .checks import labels_named
 from .forwards import logits_of
 from .objectives import make_objective
 from .peers import PeerModel
-from .recipe import SINGLE, View
+from .recipe import SINGLE, UNSUPERVISED, View
 
 
 def plain_loss(trainer: Any, base: Any, model: nn.Module, inputs: Any, return_outputs: bool, items: Any, problem: str) -> Any:
     """The Trainer's own loss (``base``: its ``compute_loss``); beside a module's bare outputs, the loss of the problem."""
+    if problem == UNSUPERVISED:
+        return base(model, {k: v for k, v in inputs.items() if k not in labels_named(trainer.args)}, return_outputs, items)
     if trainer.compute_loss_func is not None:
         return _users(base, model, inputs, return_outputs, items)
     bare = trainer.accelerator.unwrap_model(model)

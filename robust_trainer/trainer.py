@@ -57,7 +57,10 @@ class RobustTrainer(DataHooks):
         self._auroc_epoch = -1
         self._make_front: Callable[[Mapping[str, Any]], Front]
         super().__init__(*args, **kwargs)
-        if self.recipe() is not None and not self.label_names and not checks.unsupervised(self.model):
+        if self.recipe() is not None and checks.unsupervised(self.model):
+            self.label_names, self.can_return_loss = [], True  # evaluations have a loss without labels
+            self._problem = UNSUPERVISED
+        elif self.recipe() is not None and not self.label_names:
             self.label_names = ["labels"]  # a module that returns bare logits names none
 
     # ---- the method --------------------------------------------------------------------------------------------------
@@ -250,7 +253,7 @@ class RobustTrainer(DataHooks):
     def _batch(self, inputs: Mapping[str, Any]) -> Batch:
         index = inputs.get(INDEX)
         if self._walk is not None and self._walk.problem == UNSUPERVISED:
-            rest = {k: v for k, v in inputs.items() if k not in (INDEX, *self.label_names, "labels", "label")}
+            rest = {k: v for k, v in inputs.items() if k != INDEX and k not in checks.labels_named(self.args)}
             size = len(next(v for v in rest.values() if isinstance(v, Tensor)))
             return Batch(rest, torch.zeros(size, 1, device=self.args.device), index)
         name = next((n for n in (*self.label_names, "labels", "label") if n in inputs), None)

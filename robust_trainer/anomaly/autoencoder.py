@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -82,10 +80,6 @@ class AutoencoderModel(PreTrainedModel):
             return F.dropout(hidden, share, self.training)
         # torch draws Bernoulli numbers one by one on the CPU: nearly three times the time of uniform ones
         return hidden * ((torch.rand_like(hidden) >= share) * hidden.new_full((), 1.0 / (1.0 - share)))
-
-    def floating_point_ops(self, inputs: Any, exclude_embeddings: bool = True) -> int:
-        """Not counted: the Trainer asks at every step, and counting takes longer than a layer."""
-        return 0
 
 
 AutoConfig.register(AutoencoderConfig.model_type, AutoencoderConfig, exist_ok=True)

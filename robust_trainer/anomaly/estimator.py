@@ -36,7 +36,8 @@ class AnomalyDetector(BaseEstimator):
     - ``n_features_in_``, ``feature_names_in_`` as in scikit-learn
 
     NaN is a missing value: it is filled by the column's mean or median (``imputation``), and columns are scaled (``scaling``), both
-    by the training rows alone. Infinite values are refused. Results depend on ``random_state`` and not on the global generators.
+    by the training rows alone. Infinite values are refused. Results depend on ``random_state`` (None: one draw of numpy's global
+    generator, as in scikit-learn); the global generators of a fit are its own.
     """
 
     #: Settings of the class that are True or False.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -83,10 +82,6 @@ class RealNVPModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         """Done when the weights are made."""
-
-    def floating_point_ops(self, inputs: Any, exclude_embeddings: bool = True) -> int:
-        """Not counted, as in `AutoencoderModel`."""
-        return 0
 
     def forward(self, features: Tensor, return_loss: bool = True) -> AnomalyOutput:
         """features: (B, d) floats. return_loss: no effect; tells the Trainer that a loss comes without labels."""
