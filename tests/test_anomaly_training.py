@@ -10,6 +10,7 @@ import pytest
 import test_invariance
 import torch
 from test_invariance import close, launch, ready
+from test_peers import batches
 from torch import nn
 from torch.utils.data import Dataset
 from toy import curve, settings
@@ -54,19 +55,6 @@ def run(tmp_path, model, data=None, trainer=None, **given):
         model=model, args=RobustConfig(**settings(tmp_path, **{**args, **given})), train_dataset=rows() if data is None else data,
         **(trainer or {}),
     )  # fmt: skip
-
-
-def batches(trainer):
-    """The batches that the trainer sees, in its order."""
-    seen = []
-    own = trainer.compute_loss
-
-    def spy(model, inputs, **kwargs):
-        seen.append({k: v.clone() for k, v in inputs.items()})
-        return own(model, inputs, **kwargs)
-
-    trainer.compute_loss = spy
-    return seen
 
 
 def weights_of(model):
