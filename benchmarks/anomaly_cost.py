@@ -19,8 +19,7 @@ from common import machine, machine_line
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from robust_trainer.anomaly import DETECTORS, make_detector
-from robust_trainer.anomaly.ensemble import ensemble_scores
+from robust_trainer.anomaly import DETECTORS, ensemble, make_detector
 
 
 def surface(rows: int, columns: int, seed: int) -> np.ndarray:
@@ -52,10 +51,13 @@ def agreement(args: argparse.Namespace) -> None:
     with torch.no_grad():
         free = torch.stack([found.model_(x).scores for _ in range(max(args.passes))]).mean(0).numpy()
     found.model_.eval()
-    print(f"\n{args.data.stem}, {len(rows)} rows, `rca`, all of them trained on; rank correlation with {max(args.passes)} passes "
-          "of torch's own dropout.\n\n| passes | rank correlation, 5 draws | AUROC %, 5 draws |\n|---|---|---|")  # fmt: skip
+    print(
+        f"\n{args.data.stem}, {len(rows)} rows, `rca`, all of them trained on; rank correlation with {max(args.passes)} passes of "
+        f"torch's own dropout; {args.groups} sets of copies.\n"
+    )
+    print("| passes | rank correlation, 5 draws | AUROC %, 5 draws |\n|---|---|---|")
     for passes in args.passes:
-        scores = [ensemble_scores(found.networks_, x, passes, seed).numpy() for seed in range(5)]
+        scores = [ensemble.ensemble_scores(found.networks_, x, passes, seed).numpy() for seed in range(5)]
         same = [spearmanr(free, s)[0] for s in scores]
         areas = [100 * roc_auc_score(truth, s) for s in scores]
         print(f"| {passes} | {min(same):.4f} to {max(same):.4f} | {min(areas):.1f} to {max(areas):.1f} |", flush=True)
@@ -68,9 +70,11 @@ def main() -> None:
     parser.add_argument("--columns", type=int, default=100)
     parser.add_argument("--detectors", nargs="*", default=list(DETECTORS))
     parser.add_argument("--passes", type=int, nargs="*", help="Passes to compare, instead of the cost.")
+    parser.add_argument("--groups", type=int, default=ensemble.GROUPS, help="Sets of thinned copies; 1: the same for all rows.")
     parser.add_argument("--data", type=Path, help="With --passes: an .npz file of X and y.")
     args = parser.parse_args()
     print(f"{machine_line(machine())}, {torch.get_num_threads()} threads")
+    ensemble.GROUPS = args.groups
     if args.passes and args.data:
         agreement(args)
     elif args.passes:
