@@ -15,6 +15,11 @@ from scipy.stats import rankdata
 
 Rows = list[dict[str, Any]]
 PAPER = json.loads((Path(__file__).parent / "paper_anomaly.json").read_text())
+#: What stands in every line; anything else is a setting that was changed.
+KNOWN = (
+    "key", "table", "missing", "offset", "seed", "detector", "auroc", "ap", "seconds", "told", "rows", "columns", "machine",
+    "flagged", "precision", "recall", "true",
+)  # fmt: skip
 SHOWN = {"iforest": "isolation forest", "ocsvm": "OneClassSVM", "lof": "LOF"}
 
 
@@ -139,8 +144,14 @@ def automatic(rows: Rows) -> list[str]:
     return out
 
 
+def changed(row: dict[str, Any]) -> str:
+    """The settings of a run that are not the detector's own, in words."""
+    return ", ".join(f"{key}={row[key]:g}" for key in row if key not in KNOWN)
+
+
 def report(rows: Rows) -> str:
     """All tables of the finished runs."""
+    every, rows = rows, [row for row in rows if not changed(row)]
     plain = [row for row in rows if row["missing"] == 0 and row["offset"] == 0]
     flows = [row for row in plain if row["seed"] < 5]
     main = ("rca", "ae", "vae", "ocsvm", "lof", "iforest")
@@ -173,4 +184,10 @@ def report(rows: Rows) -> str:
     if alone := [row for row in rows if row["offset"] == "auto"]:
         out += ['### contamination="auto"', "", "Nothing told: share of the judged rows flagged, precision, recall, in %.", ""]
         out += [*automatic(alone), ""]
+    if others := [row for row in every if changed(row)]:
+        runs = {(row["table"], row["seed"]) for row in others}
+        kinds = {row["detector"] for row in others}
+        same = [row for row in plain if row["detector"] in kinds and (row["table"], row["seed"]) in runs]
+        named = [{**row, "detector": f"{row['detector']} {changed(row)}".strip()} for row in same + others]
+        out += grid("Other settings", named, sorted({row["detector"] for row in named}))
     return "\n".join(out)
