@@ -301,6 +301,8 @@ for kind in sys.argv[2].split(","):
     trainer, found[kind] = told(sys.argv[4], kind, int(sys.argv[3]))
 if trainer.is_world_process_zero():
     json.dump(found, open(sys.argv[4] + "/result.json", "w"))
+trainer.accelerator.wait_for_everyone()  # a process that leaves while the other one still talks to it may abort
+trainer.accelerator.end_training()
 """
 
 

@@ -90,6 +90,8 @@ trainer.train()
 rows = trainer.ledger.to_dataset().to_dict()
 if trainer.is_world_process_zero():
     json.dump([ready(trainer.state.log_history), rows], open(out + "/result.json", "w"))
+trainer.accelerator.wait_for_everyone()  # a process that leaves while the other one still talks to it may abort
+trainer.accelerator.end_training()
 """
 
 
