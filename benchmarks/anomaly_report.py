@@ -63,6 +63,8 @@ def grid(title: str, rows: Rows, names: Sequence[str], paper: dict[str, Any] | N
         return f"{100 * mean:.1f} ± {100 * spread:.1f}{told}"
 
     out += [line([table, *(cell(table, n) for n in names)]) for table in found]
+    if all(n in kinds for kinds in found.values() for n in names):
+        out.append(line(["mean", *(f"{100 * statistics.fmean(kinds[n][0] for kinds in found.values()):.1f}" for n in names)]))
     out.append(line(["average rank", *(f"{r:.2f}" for r in ranks(found, names))]))
     if paper:
         old = {t: {n: paper[t][i] for i, n in enumerate(paper["columns"])} for t in found if t in paper}
@@ -167,6 +169,7 @@ def report(rows: Rows) -> str:
     out += [against(plain, "rca", PAPER["table_2_1"]), ""]
     out += grid("Table 3.1: RobustRealNVP", flows, dense, PAPER["table_3_1"])
     out += [against(flows, "robust-realnvp", PAPER["table_3_1"]), ""]
+    out += grid("Both beside the others", flows, ("rca", *dense))
     variants = ("rcva", "rca-e", "rca-ss", "robust-realnvp", "trim-realnvp", "realnvp")
     out += grid("All detectors of these runs", flows, (*main, *variants))
     out += grid("Average precision", flows, (*main, "robust-realnvp"), figure="ap")
