@@ -3,8 +3,9 @@
     python benchmarks/two_moons.py --out docs/figures
 
 10,000 points of two moons (noise 0.1) and 500 anomalies: uniform, or clustered, N((2.5, 2.5), 0.05^2 I). Writes anomaly_uniform.png
-and anomaly_clustered.png and prints, as markdown, the mean log-density of fresh normal points and of fresh anomalies, and the AUROC
-between the two. The numbers of the authors' toy: 6 couplings, 5,000 steps of 128, k = 1, Adam 3e-4.
+and anomaly_clustered.png and prints, as markdown, the mean log-density of fresh normal points and of fresh anomalies, the highest
+density within 1 of the cluster's place, and the AUROC between normal points and anomalies. The numbers of the authors' toy: 6
+couplings, 5,000 steps of 128, k = 1, Adam 3e-4.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ def draw(kind: str, args: argparse.Namespace) -> None:
         axis.set_title(title)
         inside, outside = found.decision_function(fresh), found.decision_function(wrong_fresh)
         area = roc_auc_score(np.repeat([0, 1], 2000), np.concatenate([inside, outside]))
-        print(f"| {kind} | {title} | {-inside.mean():.2f} | {-outside.mean():.2f} | {100 * area:.1f} | {took:.0f} |", flush=True)
+        near = density.ravel()[np.linalg.norm(grid - 2.5, axis=1) < 1.0].max()
+        figures = f"{-inside.mean():.2f} | {-outside.mean():.2f} | {near:.3f} | {100 * area:.1f}"
+        print(f"| {kind} | {title} | {figures} | {took:.0f} |", flush=True)
     assert image is not None
     figure.colorbar(image, ax=axes, label="density", shrink=0.9)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -89,7 +92,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     print(machine_line(machine()))
-    print("| anomalies | flow | log-density of normal points | of anomalies | AUROC % | seconds |\n|---|---|---|---|---|---|")
+    print("| anomalies | flow | log-density of normal points | of anomalies | highest near (2.5, 2.5) | AUROC % | seconds |")
+    print("|---|---|---|---|---|---|---|")
     for kind in args.kinds:
         draw(kind, args)
 
