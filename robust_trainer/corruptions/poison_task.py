@@ -22,11 +22,12 @@ _IDENTITY = "task.json"
 class Work:
     """Finished parts of a poison in a folder, so that a stopped crafting goes on where it was; without a folder nothing is kept.
 
-    identity: what the poison depends on; a folder with another identity raises ``ValueError``.
+    identity: what the poison depends on; a folder with another identity raises ``ValueError``, which calls it ``what``.
     """
 
     folder: Path | None = None
     identity: dict[str, Any] = field(default_factory=dict)
+    what: str = "a poison"
 
     def __post_init__(self) -> None:
         if self.folder is None:
@@ -36,7 +37,7 @@ class Work:
         if path.is_file() and (before := json.loads(path.read_text())) != told:
             wrong = sorted(k for k in {*before, *told} if before.get(k) != told.get(k))[0]
             raise ValueError(
-                f"{str(self.folder)!r} holds a poison begun with {wrong}={before.get(wrong)!r}, now {told.get(wrong)!r}: "
+                f"{str(self.folder)!r} holds {self.what} begun with {wrong}={before.get(wrong)!r}, now {told.get(wrong)!r}: "
                 "give the same settings, or another folder."
             )
         path.write_text(json.dumps(told))

@@ -1,0 +1,90 @@
+"""The images of a data set as [0, 1] pixels, a few rows at a time, in the size that a model takes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..data import InputSpace
+from ..preprocess import ImageTransform, model_channels
+from . import columns
+from .poison_model import PixelModel
+from .poison_pixels import image_column, read_levels, to_pixels
+
+
+@dataclass(frozen=True, eq=False)
+class PixelSource:
+    """A callable: rows -> images (B, C, H, W) float32 in [0, 1].
+
+    With an image processor they are prepared by it and its normalisation is undone; without one they are taken as they are.
+    """
+
+    dataset: datasets.Dataset
+    column: str
+    space: InputSpace
+    transform: ImageTransform | None = None
+
+    @classmethod
+    def of(
+        cls, dataset: datasets.Dataset, model: PixelModel, processing_class: Any = None, column: str | None = None
+    ) -> PixelSource:
+        """Returns a source of the data set's images for the model. Raises ``ValueError`` where there is no image column."""
+        column = image_column(dataset, column)
+        plain = dataset.with_format(None).select_columns([column])
+        channels = model_channels(model.model) if hasattr(model.model, "config") else 3
+        transform = None if processing_class is None else ImageTransform(processing_class, channels, column, "no label")
+        return cls(plain, column, model.space, transform)
+
+    def __call__(self, rows: Sequence[int]) -> Tensor:
+        part = self.dataset.select(list(rows))
+        if self.transform is None:
+            return to_pixels(read_levels(part, self.column))
+        return self.space.to_pixels(self.transform(part[:])["pixel_values"]).clamp(0.0, 1.0)
+
+    def digest(self) -> str:
+        """What tells these images from others, by their encoded bytes (files: by their paths)."""
+        made = hashlib.sha256()
+        raw = self.dataset.cast_column(self.column, datasets.Image(mode=self.dataset.features[self.column].mode, decode=False))
+        for batch in raw.iter(1024):
+            for value in batch[self.column]:
+                made.update(value["bytes"] if value["bytes"] is not None else str(value["path"]).encode())
+        return made.hexdigest()[:16]
+
+
+@torch.no_grad()
+def last_features(model: nn.Module, source: PixelSource, batch_size: int = 256) -> np.ndarray:
+    """Returns the input of the model's last linear layer (N, D) float32: the feature space of a trained network.
+
+    model: a `PixelModel` in eval mode. Raises a one-line ``ValueError`` where no linear layer is as wide as the logits.
+    """
+    from ..detectors.passes import last_linear, traceless, watched
+
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    out = []
+    with traceless(model), watched(model) as layers:
+        for rows in torch.arange(len(source.dataset)).split(batch_size):
+            logits = model(source(rows.tolist()).to(device))
+            out.append(last_linear(layers, None, logits)[1].cpu())
+    return torch.cat(out).numpy()
+
+
+def inputs(dataset: datasets.Dataset, names: str | Sequence[str] | None, exclude: str) -> np.ndarray:
+    """Returns the data set's inputs (N, d) float32: pixels in [0, 1] row by row, or the named numeric columns."""
+    from .features import FeatureReader
+
+    if names is None and any(isinstance(f, datasets.Image) for f in dataset.features.values()):
+        levels = read_levels(dataset, image_column(dataset, columns.image_column(dataset)))
+        return (levels.transpose(0, 3, 1, 2).reshape(len(levels), -1) / np.float32(255)).astype(np.float32)
+    reader = FeatureReader.of(dataset, names, exclude=exclude)
+    parts = []
+    for batch in reader.plain(dataset).iter(1024):
+        count = len(batch[reader.columns[0]])
+        parts.append(reader(batch, range(count)).astype(np.float32))
+    return np.concatenate(parts)
