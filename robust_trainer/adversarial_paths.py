@@ -70,7 +70,10 @@ def path_lengths(
     device = torch.device(device) if device is not None else next((p.device for p in model.parameters()), torch.device("cpu"))
     copy: Any = frozen_copy(pixels, device).float()
     check_classes(copy, source([0]), classes, getattr(dataset.features[label_column], "names", None))
-    targets = np.full(len(labels), -1) if target is None else class_targets(target, classes)[labels]
+    aim = None if target is None else class_targets(target, classes)
+    if aim is not None and aim.max() >= classes:
+        raise ValueError(f"target={target!r} has no boundary in a model of {classes} classes: leave target out, or name a class.")
+    targets = np.full(len(labels), -1) if aim is None else aim[labels]
     told = {
         "step_size": step_size, "norm": norm, "max_steps": max_steps, "clip": clip, "batch_size": batch_size,
         "model": digest_model(copy), "data": source.digest(),
@@ -83,7 +86,7 @@ def path_lengths(
         found = work.load(str(number))
         if found is None:
             x, y = source(batch.tolist()).to(device), torch.from_numpy(labels[batch]).to(device)
-            t = None if target is None else torch.from_numpy(targets[batch]).to(device)
+            t = None if aim is None else torch.from_numpy(targets[batch]).to(device)
             found = walk_out(copy, x, y, t, step_size, norm, max_steps, clip)
             work.save(str(number), found)
         parts.append(found)

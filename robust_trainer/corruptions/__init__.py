@@ -2,6 +2,7 @@
 
 from .availability import POISONS, Poison, poison_images, realised_norms, self_check
 from .backdoor import ATTACK_TARGET, BackdoorMap, TriggerMap, poison, trigger_all
+from .crafted import CRAFTED, craft_labels
 from .human import use_noisy_labels
 from .instance import InstanceNoiseMap
 from .labels import LabelNoiseMap, corrupt_labels, nominal_rates
@@ -18,6 +19,7 @@ __all__ = [
     "ATTACK_TARGET",
     "CLASS_MAPS",
     "CLEAN_LABEL",
+    "CRAFTED",
     "IS_CORRUPTED",
     "IS_POISONED",
     "LABEL_RULES",
@@ -37,6 +39,7 @@ __all__ = [
     "corrupt_labels",
     "corrupt_target_array",
     "corrupt_targets",
+    "craft_labels",
     "noise_transition",
     "nominal_rates",
     "poison",

@@ -74,8 +74,8 @@ def dominating_order(graph: sparse.csr_array, count: int, ties: np.ndarray) -> n
     """Returns ``count`` different points, each covering the most points that those before it leave uncovered.
 
     A point covers itself and its neighbours. The greedy rule is within ln n + 1 of the smallest dominating set, and of 1 - 1/e of
-    the largest cover by so many points. Once all are covered the cover starts anew, without those that were chosen. Among equals
-    the smallest of ``ties`` (n,) wins.
+    the largest cover by so many points. Once nobody covers any more the cover starts anew, without those that were chosen. Among
+    equals the smallest of ``ties`` (n,) wins.
     """
     n = graph.shape[0]
     covered, chosen = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
