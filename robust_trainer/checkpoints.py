@@ -10,6 +10,7 @@ import safetensors.torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from .defaults import EVERYWHERE
 from .recipe import Recipe
 from .walk import Walk
 
@@ -62,6 +63,7 @@ def check_method(folder: str, recipe: Recipe | None) -> None:
     if recipe is None:
         return
     before, now = json.loads(metadata.get("settings", "{}")), json.loads(_identity(recipe)["settings"])
+    before, now = {**EVERYWHERE, **before}, {**EVERYWHERE, **now}  # those are not told where they are not given
     for name in sorted(before.keys() & now.keys()):
         if before[name] != now[name]:
             raise ValueError(

@@ -9,10 +9,13 @@ from typing import Any
 from transformers import TrainingArguments
 
 from .augmentations import AUGMENTATIONS
+from .defaults import EVERYWHERE
 from .methods import get_method
 from .perturbations import UNIFORM
 from .recipe import PROBLEMS, Recipe
 from .selection import ESTIMATED
+from .settings import check_settings
+from .spectral import LAYERS, Cap, cap_of
 from .units import fraction
 
 _FROM_METHOD = "Default: the method's own."
@@ -192,6 +195,18 @@ class RobustConfig(TrainingArguments):
     bootstrap_beta: float | None = field(
         default=None, metadata={"help": f"Weight of the given label in bootstrap, [0, 1]. {_FROM_METHOD}"}
     )
+    head_only: bool | None = field(
+        default=None,
+        metadata={"help": f"Any method, or none: train the classification head alone, the rest is frozen. {_FROM_METHOD}"},
+    )
+    spectral_cap: float | None = field(
+        default=None,
+        metadata={"help": f"Any method, or none: largest spectral norm of a layer's weights, > 0. {_FROM_METHOD}"},
+    )
+    spectral_layers: str | None = field(
+        default=None,
+        metadata={"help": f"Layers that spectral_cap holds: {' (the head) or '.join(LAYERS)} (linear, convolution). Default last."},
+    )
     problem_type: str | None = field(
         default=None,
         metadata={"help": "single_label_classification, regression or multi_label_classification. Default: the model's config."},
@@ -223,12 +238,23 @@ class RobustConfig(TrainingArguments):
             check_writable(self.output_dir)
         super().__post_init__()
 
+    def _given(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in SETTINGS if getattr(self, name) is not None}
+
+    def switches(self) -> tuple[bool, Cap | None]:
+        """``head_only`` and the cap of spectral norms as given here, whatever the method."""
+        given = self._given()
+        return bool(given.get("head_only")), cap_of(given)
+
     def recipe(self) -> Recipe | None:
         """The named method with the settings given here; None without a method."""
-        given = {name: getattr(self, name) for name in SETTINGS if getattr(self, name) is not None}
+        given = self._given()
         if self.method is None or self.method == "none":
-            if given:
-                name, value = next(iter(given.items()))
+            switches = {name: value for name, value in given.items() if name in EVERYWHERE}
+            if switches:
+                check_settings(switches, switches, "auto")
+            if given.keys() > switches.keys():
+                name, value = next((n, v) for n, v in given.items() if n not in switches)
                 raise ValueError(f"{name}={value!r} has no effect without a method: set method=..., or drop {name}.")
             return None
         return get_method(self.method)(**given)

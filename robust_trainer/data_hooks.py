@@ -8,12 +8,12 @@ from typing import Any
 import datasets
 
 from .data import IndexCollator, Indexed
-from .peer_hooks import PeerHooks
 from .recipe import Progress
 from .streams import StreamSampler
+from .switch_hooks import SwitchHooks
 
 
-class DataHooks(PeerHooks):
+class DataHooks(SwitchHooks):
     """A Trainer whose training batches carry the positions of their samples; base class of `RobustTrainer`."""
 
     _training: bool

@@ -102,3 +102,10 @@ ERAT: Mapping[str, Any] = {
 }
 #: Where the method's filter or relabelling acts: paper 000 Algorithm 1 has both; table 4 has one at a time.
 ABLATION: Mapping[str, Any] = {"inner_filter": True, "outer_filter": True}
+#: What every method takes although its row does not name it, and plain training too; at these values it is as if not there.
+EVERYWHERE: Mapping[str, Any] = {"head_only": False, "spectral_cap": None, "spectral_layers": "last"}
+#: Stage two of paper 001 Algorithm 7: the linear layer alone, on a representation learned without labels.
+FROZEN: Mapping[str, Any] = {"head_only": True}
+#: Its "spectral normalization to truncate the largest singular value of last linear layer". The paper names no k; 1 is that of
+#: Miyato et al. 2018, whom it cites.
+CAPPED: Mapping[str, Any] = {**FROZEN, "spectral_cap": 1.0, "spectral_layers": "last"}

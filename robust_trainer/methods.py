@@ -14,7 +14,24 @@ from typing import Any
 
 from .adversarial_losses import Mart, Nrat, PairObjective, Trades
 from .augmentations import make_augmentation
-from .defaults import ABLATION, APL, ATTACK, AWP, BOOTSTRAP, ERAT, FILTER, KEEP, OBJECTIVE, PAIR, PEERS, PGD10, SPLIT
+from .defaults import (
+    ABLATION,
+    APL,
+    ATTACK,
+    AWP,
+    BOOTSTRAP,
+    CAPPED,
+    ERAT,
+    EVERYWHERE,
+    FILTER,
+    FROZEN,
+    KEEP,
+    OBJECTIVE,
+    PAIR,
+    PEERS,
+    PGD10,
+    SPLIT,
+)
 from .objectives import HardBootstrap, make_objective
 from .perturbations import Perturbation
 from .rebalance import Split
@@ -23,6 +40,7 @@ from .scores import make_score
 from .selection import ClipSamples, KeepByScore, KeepDisputed, KeepSmallest
 from .semi_supervised import SemiSupervised
 from .settings import check_settings
+from .spectral import cap_of
 from .weight_perturbation import WeightPerturbation
 
 #: Losses of two forwards by the name that a row gives.
@@ -79,11 +97,12 @@ class Method:
     trust: str = "outer"
     watch: str | None = None
     pair: str | None = None
+    relabels: bool = False
 
     def __call__(self, **changes: Any) -> Recipe:
         """The recipe. Raises ``ValueError`` for a setting that the method does not take, or outside its range."""
         for key, value in changes.items():
-            if key not in self.settings:
+            if key not in self.settings and key not in EVERYWHERE:
                 takes = ", ".join(sorted(self.settings)) or "no settings"
                 select = f"a selection takes it: 'prl+{self.name}'; " if key in KEEP and self.name in ATTACKING else ""
                 raise ValueError(f"method '{self.name}' takes no '{key}' (got {value!r}); {select}it takes: {takes}.")
@@ -98,7 +117,7 @@ class Method:
             score=make_score(s.get("split_score", self.score), delta),
             objective=make_objective(objective, s, None),
             selection=self.rule(s),
-            relabel=HardBootstrap(s["bootstrap_beta"]) if self.name in _RELABEL else None,
+            relabel=HardBootstrap(s["bootstrap_beta"]) if self.relabels else None,
             perturbation=_perturbation(s),
             semi=_semi(s),
             inner_filter=s.get("inner_filter", "lambda_u" not in s),  # ERAT perturbs whom it does not trust, too
@@ -111,12 +130,12 @@ class Method:
             watch=make_score(self.watch, delta) if self.watch is not None else None,
             gradients=self.score == "prl-g",
             clip_norm=s.get("clip_norm"),
+            head_only=s.get("head_only", False),
+            spectral=cap_of(s),
             settings=s,
         )
 
 
-#: Methods that mix the given label with the prediction.
-_RELABEL = ("bootstrap", "bootstrap-at")
 _WATCH = "empirical risk minimisation; the ledger watches"
 _ROWS = (
     Method("standard", _WATCH, "-", "prl-l", OBJECTIVE),
@@ -131,7 +150,8 @@ _ROWS = (
     Method("rce", "reverse cross-entropy", "paper 004 eq. 12", "prl-l", {}, objective="rce"),
     Method("nce-rce", "active-passive loss NCE + RCE", "Ma et al. 2020; paper 004 eq. 11, 12", "prl-l",
            {"apl_alpha": None, "apl_beta": None}, objective="nce-rce"),
-    Method("bootstrap", "mix the given label with the prediction", "paper 000 table 1", "prl-l", BOOTSTRAP),
+    Method("bootstrap", "mix the given label with the prediction", "paper 000 table 1", "prl-l", BOOTSTRAP,
+           relabels=True),
     Method("bootstrap-soft", "mix the given label with the predicted distribution", "Reed et al. 2014", "prl-l",
            {"bootstrap_beta": 0.95}, objective="bootstrap-soft"),
     # ---- clipping
@@ -167,7 +187,8 @@ _ROWS = (
     Method("spl-at", "SPL in both steps", "paper 000 Algorithm 1", "loss", {**FILTER, **ATTACK, **ABLATION}, rule=keep_by_score),
     Method("prl-at", "PRL(L) in both steps", "paper 000 Algorithm 1, eq. 5", "prl-l", {**FILTER, **ATTACK, **ABLATION},
            rule=keep_by_score),
-    Method("bootstrap-at", "bootstrap in both steps", "paper 000 Algorithm 1", "prl-l", {**BOOTSTRAP, **ATTACK, **ABLATION}),
+    Method("bootstrap-at", "bootstrap in both steps", "paper 000 Algorithm 1", "prl-l", {**BOOTSTRAP, **ATTACK, **ABLATION},
+           relabels=True),
     Method(
         "prl-at-memory",
         "recommended: PRL-AT ranked by what the ledger remembers, per class",
@@ -221,13 +242,30 @@ def _with_awp(row: Method) -> Method:
     )  # fmt: skip
 
 
-METHODS: Mapping[str, Method] = {row.name: row for row in (*_ROWS, *_ADVERSARIAL, *map(_with_awp, _ADVERSARIAL), *_DUAL)}
+def _on_simclr(row: Method, capped: bool) -> Method:
+    """Stage two of paper 001 Algorithm 7 with the row as its noisy label algorithm."""
+    source = "paper 001 Algorithm 7" if capped else "paper 001 Algorithm 7, without spectral normalisation (table 5.3)"
+    told = f"{row.summary}; the head alone, on a pre-trained backbone"
+    return replace(
+        row, name=f"{row.name}{_SIMCLR[capped]}", summary=f"{told}, its spectral norm capped" if capped else told,
+        source=source if row.name == "prl" else f"{source}; {row.source}",
+        settings={**row.settings, **(CAPPED if capped else FROZEN)},
+    )  # fmt: skip
+
+
+#: What follows the name of a row without an attack: on a frozen backbone, and with the head's spectral norm capped.
+_SIMCLR = ("-simclr", "-simclr-sn")
+_HEADS = tuple(_on_simclr(row, capped) for row in _ROWS if row.name == "prl" for capped in (False, True))
+
+METHODS: Mapping[str, Method] = {
+    row.name: row for row in (*_ROWS, *_ADVERSARIAL, *map(_with_awp, _ADVERSARIAL), *_DUAL, *_HEADS)
+}
 #: The rows that select by a score: ``prl+trades`` is TRADES on the samples that PRL(L) trusts.
 SELECTING = tuple(
     row.name for row in _ROWS
     if row.rule in (keep_by_score, keep_split) and "eps" not in row.settings and row.score != "prl-g" and row.trust == "outer"
 )
-ATTACKING = tuple(name for name, row in METHODS.items() if "eps" in row.settings and row.rule is keep_all and name not in _RELABEL)
+ATTACKING = tuple(name for name, row in METHODS.items() if "eps" in row.settings and row.rule is keep_all and not row.relabels)
 
 
 def _combined(name: str) -> Method:
@@ -249,8 +287,27 @@ def _combined(name: str) -> Method:
     )  # fmt: skip
 
 
+def _frozen(name: str, ending: str) -> Method:
+    """The row of ``<row>-simclr`` or ``<row>-simclr-sn``. Raises ``ValueError`` for a row that attacks or is unknown."""
+    first = name.removesuffix(ending)
+    fitting = [key for key, row in METHODS.items() if "eps" not in row.settings and row not in _HEADS]
+    if first in fitting:
+        return _on_simclr(METHODS[first], ending == _SIMCLR[True])
+    if first in METHODS or "+" in first:
+        raise ValueError(f"method {name!r}: {first!r} does not combine with {ending}: choose one of {', '.join(fitting)}.")
+    near = difflib.get_close_matches(first, fitting, 1)
+    hint = f"did you mean '{near[0]}{ending}'? " if near else ""
+    raise ValueError(f"unknown method {name!r}: {hint}give {ending} after one of {', '.join(fitting)}.")
+
+
 def get_method(name: str) -> Method:
-    """The row of that name, or of two joined by ``+``. Raises ``ValueError`` listing the names."""
+    """The row of that name, of two joined by ``+``, or of one before ``-simclr`` or ``-simclr-sn``.
+
+    Raises ``ValueError`` listing the names.
+    """
+    ending = next((e for e in _SIMCLR if isinstance(name, str) and name.endswith(e)), None)
+    if ending is not None and name not in METHODS:
+        return _frozen(name, ending)
     if isinstance(name, str) and "+" in name:
         return _combined(name)
     if not isinstance(name, str) or name not in METHODS:

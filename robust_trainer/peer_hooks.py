@@ -10,6 +10,7 @@ from transformers import Trainer
 from transformers.utils import find_labels
 
 from .config import RobustConfig
+from .heads import head_of
 from .peers import PeerModel, clip_each, each_reported, make_peers
 from .recipe import Recipe
 from .walk import Walk
@@ -37,7 +38,7 @@ class PeerHooks(Trainer):
         recipe = args.recipe() if isinstance(args, RobustConfig) else self._given_recipe
         if recipe is None or recipe.peers == 1 or not isinstance(model, nn.Module) or isinstance(model, PeerModel):
             return model
-        return make_peers(model, recipe.peers, getattr(args, "seed", 0))
+        return make_peers(model, recipe.peers, getattr(args, "seed", 0), head_of if recipe.head_only else None)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         recipe = self.recipe()

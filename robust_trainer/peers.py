@@ -136,24 +136,28 @@ def _from_config(config: PeerConfig) -> nn.Module:
     raise ValueError(f"architecture={config.architecture!r} is unknown to transformers: register its classes first.")
 
 
-def make_peers(model: nn.Module, count: int, seed: int) -> PeerModel:
+def make_peers(model: nn.Module, count: int, seed: int, head: Callable[[nn.Module], nn.Linear] | None = None) -> PeerModel:
     """``model`` and ``count - 1`` networks like it that start from other weights, as a `PeerModel`.
 
     A transformers model from scratch gets peers with fresh weights (seeds seed + 1, ...). A model with pretrained weights, and a
     plain module, whose origin cannot be known, gets copies with a fresh last layer. For anything else pass ``model_init``, which
-    is called once per peer. Raises ``ValueError`` where no peer can be made to differ.
+    is called once per peer. head: where all but the heads stays as it is, tells a network's; the peers are then copies with fresh
+    ones, on one backbone. Raises ``ValueError`` where no peer can be made to differ.
     """
     if hasattr(model, "peft_config"):
         raise ValueError("a PEFT model has no copy with other weights: pass model_init, which is called once per peer.")
     config = getattr(model, "config", None)
     scratch = isinstance(model, PreTrainedModel) and isinstance(config, PreTrainedConfig) and not model.name_or_path
-    if not scratch:
+    if not scratch and head is None:
         logger.warning("the peers share their first weights but for a fresh last layer: for others pass model_init.")
     others = []
     for number in range(1, count):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + number)
-            if scratch:
+            if head is not None:
+                others.append(copy.deepcopy(model))
+                head(others[-1]).reset_parameters()
+            elif scratch:
                 others.append(type(model)(copy.deepcopy(config)).to(next(model.parameters()).dtype))
             else:
                 others.append(_fresh_head(copy.deepcopy(model)))

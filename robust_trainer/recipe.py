@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .adversarial_losses import PairObjective
     from .perturbations import Perturbation
     from .semi_supervised import SemiSupervised
+    from .spectral import Cap
     from .weight_perturbation import WeightPerturbation
 
 #: As transformers' ``problem_type``.
@@ -98,7 +99,8 @@ class Recipe:
     collapse_check_steps: steps between two probes for catastrophic overfitting, None for none.
     peers: number of networks that are trained side by side; ``watch``: the score that the ledger keeps where the ranking is by
     another; gradients: the score is of each sample's parameter gradient; clip_norm: the norm that a step's gradient is clipped to
-    instead of the Trainer's ``max_grad_norm``. ``settings`` are the numbers it was built from.
+    instead of the Trainer's ``max_grad_norm``. head_only: the classification head is trained, the rest of the network stays as it
+    is; spectral: the cap of the weights' spectral norms, None for none. ``settings`` are the numbers it was built from.
     """
 
     name: str
@@ -118,6 +120,8 @@ class Recipe:
     gradients: bool = False
     clip_norm: float | None = None
     collapse_check_steps: int | None = None
+    head_only: bool = False
+    spectral: Cap | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -13,6 +13,7 @@ from .perturbations import NORMS, SCOPES, UNIFORM
 from .rebalance import SCALES
 from .selection import ESTIMATED, EXCHANGES, MEMORIES, SCHEDULES
 from .semi_supervised import CONSISTENCIES
+from .spectral import LAYERS
 
 
 def _whole(least: int) -> Any:
@@ -56,10 +57,12 @@ _RANGES: Mapping[str, tuple[str, Any]] = {
     "awp_warmup_epochs": (">= 0 epochs", lambda v: v >= 0),
     "collapse_check_steps": ("a whole number >= 0 of steps between two probes, 0 for none", _whole(0)),
     "peers": ("a whole number >= 2: networks exchange what they trust; for one network use method 'prl' or 'spl'", _whole(2)),
+    "spectral_cap": ("> 0, the largest spectral norm of a layer's weights, or None: no cap", lambda v: v > 0),
 }
-_OPTIONAL = ("step_size", "rate_ramp_steps", "apl_alpha", "apl_beta", "min_sgd_group", "step_size_l2")
+_OPTIONAL = ("step_size", "rate_ramp_steps", "apl_alpha", "apl_beta", "min_sgd_group", "step_size_l2", "spectral_cap")
 _SWITCHES = (
     "per_class", "random_start", "inner_filter", "outer_filter", "rebalance", "adversarial_training", "sample_selection",
+    "head_only",
 )  # fmt: skip
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "rate_schedule": SCHEDULES,
@@ -75,6 +78,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "consistency": CONSISTENCIES,
     "strong_augmentation": tuple(AUGMENTATIONS),
     "weak_augmentation": tuple(AUGMENTATIONS),
+    "spectral_layers": LAYERS,
 }
 
 
@@ -103,6 +107,10 @@ def check_settings(settings: Mapping[str, Any], changes: Mapping[str, Any], obje
             raise ValueError(
                 f"{wrong}={changes[wrong]!r} has no effect with objective={objective!r}: set objective='{name}', or drop {wrong}."
             )
+    if "spectral_layers" in changes and settings.get("spectral_cap") is None:
+        raise ValueError(
+            f"spectral_layers={changes['spectral_layers']!r} has no effect without a cap: give spectral_cap, for instance 1.0."
+        )
     eps = settings.get("eps")
     if "eps" in settings and (not _is_number(eps) or settings["eps"] < 0):
         raise ValueError(f"eps={eps!r} must be >= 0, in the [0, 1] pixel scale.")

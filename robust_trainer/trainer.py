@@ -139,7 +139,7 @@ class RobustTrainer(DataHooks):
             gradient_scale=2.0**8 if self.accelerator.mixed_precision == "fp16" else 1.0,
         )
         if recipe.gradients:
-            walk.outer.recorder = SampleGradients(bare.train())
+            walk.outer.recorder = SampleGradients(self._in_training_mode(bare))
         if recipe.perturbation is not None or recipe.semi is not None:
             self._make_front = checks.front_of(self, recipe, bare)
         if size is not None:
@@ -194,8 +194,9 @@ class RobustTrainer(DataHooks):
     ) -> Any:
         if INDEX in inputs and self._walk is not None:
             inputs = {k: v for k, v in inputs.items() if k != INDEX}
-        # model.training alone also holds in a prediction step right after a training step
-        if self._walk is None or self._micro is None or not (model.training and torch.is_grad_enabled()):
+        # model.training alone also holds in a prediction step right after a training step; of a frozen backbone it is False
+        training = (model.training or self._alone is not None) and torch.is_grad_enabled()
+        if self._walk is None or self._micro is None or not training:
             if self._walk is not None or self.recipe() is not None:
                 base = super().compute_loss
                 return plain_loss(self, base, model, inputs, return_outputs, num_items_in_batch, self._problem)
@@ -273,18 +274,19 @@ class RobustTrainer(DataHooks):
     def _inner_training_loop(  # type: ignore[override]
         self, batch_size: int | None = None, args: TrainingArguments | None = None, **kwargs: Any
     ) -> Any:
-        self._open()
-        self._training = True
-        scanning = getattr(self._walk.recipe.selection, "memory", "none") == "scan" if self._walk is not None else False
-        scan = [EpochScan(self)] if scanning else []
-        for callback in scan:
-            self.add_callback(callback)
-        try:
-            return super()._inner_training_loop(batch_size=batch_size, args=args, **kwargs)
-        finally:
+        with self._switched():
+            self._open()
+            self._training = True
+            scanning = getattr(self._walk.recipe.selection, "memory", "none") == "scan" if self._walk is not None else False
+            scan = [EpochScan(self)] if scanning else []
             for callback in scan:
-                self.remove_callback(callback)
-            self._window, self._step, self._micro, self._bare, self._training = [], None, None, None, False
+                self.add_callback(callback)
+            try:
+                return super()._inner_training_loop(batch_size=batch_size, args=args, **kwargs)
+            finally:
+                for callback in scan:
+                    self.remove_callback(callback)
+                self._window, self._step, self._micro, self._bare, self._training = [], None, None, None, False
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self._walk is not None and "loss" in logs:
