@@ -9,6 +9,10 @@ the figure is the mean over the last epochs. A method is told the true rate unle
     python benchmarks/backdoor.py --config benchmarks/configs/digits.yaml
     python benchmarks/backdoor.py --config benchmarks/configs/mnist10k.yaml --data <folder with train.parquet and test.parquet>
     python benchmarks/backdoor.py --report --out runs/backdoor.jsonl
+    python benchmarks/backdoor.py --config benchmarks/configs/digits_simclr.yaml      (paper 001 table 5.3: few labels, more images)
+
+With --labelled_share a part of the poisoned training images keeps its labels, for every method; methods ending in -simclr or
+-simclr-sn first train their backbone by SimCLR on all images, and those of --unlabelled, without labels (`semi_supervised.py`).
 
 One JSON line per finished run, appended to --out; runs found there are skipped, so a stopped command can be given again. Each run
 is fixed by its seed: model, order, and the choice of the poisoned images. The blend picture is the same in every run.
@@ -17,11 +21,9 @@ is fixed by its seed: model, order, and the choice of the poisoned images. The b
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,9 @@ import numpy as np
 import torch
 import transformers
 import yaml
-from common import add_result, cell, changed, column_of, defaults_from_yaml, key_of, machine, machine_line, read_results
+from backdoor_report import report
+from common import add_result, changed, defaults_from_yaml, key_of, machine, read_results
+from semi_supervised import SEMI, Backbones, labelled_part
 from torch import Tensor, nn
 from transformers import TrainerCallback, set_seed
 
@@ -41,7 +45,6 @@ from robust_trainer.evaluation import attack_success_rate, clean_accuracy, poiso
 from robust_trainer.models import build_model
 from robust_trainer.sources import label_names, load_data
 
-PAPER = Path(__file__).with_name("paper_tables.json")
 TRIGGERS = {"patch": PatchTrigger(), "blend": BlendTrigger()}
 #: The papers' ablation (paper 000 tables 4 and 5): the method in one of the two steps only.
 ABLATIONS = {"-inner": {"outer_filter": False}, "-outer": {"inner_filter": False}}
@@ -177,15 +180,19 @@ def run(
     train: Images,
     clean: Images,
     triggered: Images,
+    backbone: dict[str, Tensor] | None = None,
 ) -> dict[str, Any]:
-    """Trains once and returns the figures."""
+    """Trains once and returns the figures; backbone: weights to start from."""
     set_seed(seed)
     channels, side = train.pixels.shape[1:3]
     model, _ = build_model(args.model, names, channels=channels, image_size=side, from_scratch=True)
+    if backbone is not None:
+        model.load_state_dict(backbone)
     with tempfile.TemporaryDirectory() as folder:
         config = RobustConfig(
             output_dir=folder, method=method, **changed(method, given), image_mean=[args.image_mean], image_std=[args.image_std],
-            num_train_epochs=args.epochs, per_device_train_batch_size=args.batch_size, learning_rate=args.lr,
+            num_train_epochs=args.epochs, per_device_train_batch_size=args.batch_size,
+            learning_rate=args.head_lr if backbone is not None else args.lr,
             weight_decay=args.weight_decay, lr_scheduler_type=args.lr_scheduler_type, optim="adamw_torch", seed=seed,
             logging_strategy="epoch", save_strategy="no", eval_strategy="no", report_to=[], disable_tqdm=True,
             dataloader_pin_memory=torch.cuda.is_available(), dataloader_num_workers=args.workers, bf16=args.bf16,
@@ -226,8 +233,9 @@ PROTOCOL = (
 
 
 def run_settings(args: argparse.Namespace, attack: str, rate: float, name: str, seed: int) -> dict[str, Any]:
+    semi = {k: getattr(args, k) for k in SEMI} if args.labelled_share < 1 or args.semi else {}
     return {
-        "protocol": {k: getattr(args, k) for k in PROTOCOL},
+        "protocol": {**{k: getattr(args, k) for k in PROTOCOL}, **semi},
         "attack": attack,
         "trigger": repr(TRIGGERS[attack]),
         "label_rule": "multi-target",
@@ -260,16 +268,20 @@ def run_all(args: argparse.Namespace) -> None:
         for attack in args.attack
     }
     built: tuple[Any, Images | None] = (None, None)
+    whole, backbones = None, Backbones(args, label_names(train))
     for number, (attack, rate, seed, name) in enumerate(todo, 1):
         if built[0] != (attack, rate, seed):
             rows = poison(train, trigger=TRIGGERS[attack], rate=rate, seed=seed, keep_in_memory=True)
-            built = ((attack, rate, seed), to_images(rows, *scale))
+            whole = to_images(rows, *scale)
+            built = ((attack, rate, seed), labelled_part(whole, args.labelled_share, seed))
         poisoned = built[1]
-        assert poisoned is not None
+        assert poisoned is not None and whole is not None
+        backbone = backbones.weights(whole.pixels, attack, rate, seed) if name.endswith(("-simclr", "-simclr-sn")) else None
         settings = run_settings(args, attack, rate, name, seed)
         method = split_method(name)[0]
-        figures = run(args, method, settings["settings"], seed, label_names(train), poisoned, clean, triggered[attack])
-        line = {"key": key_of(settings), **settings, **figures, "n_train": len(train), "n_test": len(test), "machine": machine()}
+        figures = run(args, method, settings["settings"], seed, label_names(train), poisoned, clean, triggered[attack], backbone)
+        counts = {"n_train": len(poisoned.labels), "n_test": len(test)}
+        line = {"key": key_of(settings), **settings, **figures, **counts, "machine": machine()}
         add_result(out, line)
         told = ", ".join(f"{k} {v:.3f}" for k, v in figures["detection"].items())
         print(
@@ -278,73 +290,6 @@ def run_all(args: argparse.Namespace) -> None:
             f"{figures['train_seconds']:.0f} s",
             flush=True,
         )
-
-
-# ---- the report -------------------------------------------------------------------------------------------------------
-
-
-#: Figure -> heading of its table.
-HEADINGS = {
-    "poison": "poison accuracy, %",
-    "clean": "clean accuracy, %",
-    "asr": "attack success rate, %",
-    "precision": "filter precision, %",
-    "recall": "filter recall, %",
-    "auroc": "AUROC of the ledger's mean score",
-}
-
-
-def report(rows: list[dict[str, Any]]) -> str:
-    """The papers' tables in markdown: our mean ± standard deviation over the seeds, and the papers' mean in brackets."""
-    paper = json.loads(PAPER.read_text())
-    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        groups[json.dumps(row["protocol"], sort_keys=True)].append(row)
-    out: list[str] = []
-    for members in groups.values():
-        told, n = members[0]["protocol"], members[0]
-        out += [
-            f"### {told['data_name']}: {n['n_train']} training and {n['n_test']} test images, {told['model']}, "
-            f"AdamW {told['lr']:g}, {told['epochs']} epochs, batch {told['batch_size']}, mean of the last {told['last_k']} epochs",
-            "",
-            "; ".join(sorted({machine_line(row["machine"]) for row in members})),
-            "",
-        ]
-        for attack in sorted({row["attack"] for row in members}, reverse=True):
-            cells: dict[tuple[str, str, float], list[float]] = defaultdict(list)
-            for row in (r for r in members if r["attack"] == attack):
-                for metric in HEADINGS:
-                    value = {**row, **row["detection"]}.get(metric)
-                    if value is not None:
-                        cells[metric, column_of(row, members), row["rate"]].append(value if metric == "auroc" else 100 * value)
-            for metric, heading in HEADINGS.items():
-                columns = list(dict.fromkeys(column for m, column, _ in cells if m == metric))
-                rates = sorted({rate for m, _, rate in cells if m == metric})
-                if not columns:
-                    continue
-                out += [f"**{attack}: {heading}**", ""]
-                out += ["| rate | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-                for rate in rates:
-                    ours = [cell(cells.get((metric, column, rate), []), 3 if metric == "auroc" else 2) for column in columns]
-                    theirs = [beside(paper, told["data_name"], attack, metric, column.split(" ")[0], rate) for column in columns]
-                    out.append(f"| {rate:g} | " + " | ".join(a + b for a, b in zip(ours, theirs)) + " |")
-                out.append("")
-    if out:
-        unusable = "; ".join(f"{where}: {why}" for where, why in paper["unusable"].items())
-        out.append(
-            "Cells: mean ± standard deviation over seeds (n); in brackets the papers' mean over 3 seeds "
-            f"(all training images, ResNet-32, 100 epochs). Unusable: {unusable}."
-        )
-    return "\n".join(out)
-
-
-def beside(paper: dict[str, Any], data: str, attack: str, metric: str, method: str, rate: float) -> str:
-    found = paper["tables"].get(data, {}).get(attack, {}).get(metric, {}).get(method, {}).get(f"{rate:.2f}")
-    if found is None:
-        return ""
-    if f"{data}/{attack}/{metric}/{rate:.2f}" in paper["unusable"]:
-        return " [unusable]"
-    return f" [{found[0]:.2f}]"
 
 
 # ---- arguments --------------------------------------------------------------------------------------------------------
@@ -377,12 +322,23 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--workers", type=int, default=0, help="data loader processes")
     p.add_argument("--bf16", action="store_true")
     p.add_argument("--threads", type=int, help="CPU threads")
+    p.add_argument("--labelled_share", type=float, default=1.0, help="share of the poisoned training images whose labels are used")
+    p.add_argument("--unlabelled", help="more images for SimCLR: as --data")
+    p.add_argument("--contrastive_epochs", type=int, default=100)
+    p.add_argument("--contrastive_batch_size", type=int, default=256)
+    p.add_argument("--contrastive_lr", type=float, default=2e-3)
+    p.add_argument("--contrastive_temperature", type=float, default=0.5)
+    p.add_argument("--contrastive_views", default="simclr")
+    p.add_argument("--head_lr", type=float, default=2e-2, help="learning rate of the head on a SimCLR backbone")
     p.add_argument("--out", default="runs/backdoor.jsonl")
     p.add_argument("--report", action="store_true", help="print the tables of --out and stop")
     known, _ = p.parse_known_args(argv)
     if known.config:
         defaults_from_yaml(p, known.config)
     args = p.parse_args(argv)
+    args.semi = any(name.endswith(("-simclr", "-simclr-sn")) for name in args.methods)
+    if not 0 < args.labelled_share <= 1:
+        raise SystemExit(f"--labelled_share {args.labelled_share}: must be in (0, 1].")
     for name in args.methods:
         if split_method(name)[0] not in METHODS:
             raise SystemExit(f"--methods {name}: choose from {', '.join(METHODS)}, with -inner or -outer for the ablations.")

@@ -32,6 +32,9 @@ from .sources import TEST, TRAIN, TRIGGERED, label_names, load_data
 from .squeezing import Squeeze, squeeze_images
 from .trainer import RobustTrainer
 
+#: A first stage of training: (model, image processor, transform) -> what is recorded of it.
+Before = Callable[[Any, Any, ImageTransform], dict[str, Any]]
+
 
 @dataclass
 class Prepared:
@@ -154,11 +157,12 @@ class EpochBar(TrainerCallback):
 
 
 def train_run(
-    args: RobustConfig, data: Prepared, options: ModelOptions, *, lines: bool = True
+    args: RobustConfig, data: Prepared, options: ModelOptions, *, lines: bool = True, before: Before | None = None
 ) -> tuple[RobustTrainer, dict[str, Any]]:
     """Trains once and returns the trainer and its record: settings, per-epoch curves, final figures, means, detection, seconds.
 
-    The figures are fractions in [0, 1]. lines: one line per epoch on the standard output.
+    The figures are fractions in [0, 1]. lines: one line per epoch on the standard output. before: trains the model in a first
+    stage (model, image processor, transform) and returns what is recorded of it.
     """
     if options.last_k < 1:
         raise ValueError(f"last_k={options.last_k} must be at least 1: give for instance 10.")
@@ -171,6 +175,9 @@ def train_run(
         from_scratch=options.from_scratch,
     )  # fmt: skip
     transform = ImageTransform(processor, model_channels(model))
+    first = before(model, processor, transform) if before is not None else None
+    if first is not None:
+        set_seed(args.seed)
     tests = {"clean": data.test, **({"poison": data.triggered} if data.triggered is not None else {})}
     trainer = RobustTrainer(
         model=model, args=args, train_dataset=data.train.with_transform(transform), processing_class=processor,
@@ -190,6 +197,8 @@ def train_run(
         "epochs": args.num_train_epochs, "batch_size": args.train_batch_size * args.world_size, "learning_rate": args.learning_rate,
         "train_samples": len(data.train), "seconds": round(seconds, 2), "curves": curves(trainer.state.log_history),
     }  # fmt: skip
+    if first is not None:
+        record["contrastive"] = first
     if data.squeeze is not None:
         record["squeeze"] = str(data.squeeze)
     record["final"] = _final(trainer, data)
