@@ -6,6 +6,7 @@ to the boundary are also the likeliest label errors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,11 @@ def path_lengths(
     Paper 002 sec. 4.10.1. Raises one-line ``ValueError``s for settings out of range, a model of another number of classes than the
     data set, and a folder of other settings, model or data.
     """
-    for name, value, low in (("step_size", step_size, 0.0), ("max_steps", max_steps, 0), ("batch_size", batch_size, 0)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > low:
-            raise ValueError(f"{name}={value!r} must be above 0: give for instance {0.01 if name == 'step_size' else 200}.")
+    if isinstance(step_size, bool) or not isinstance(step_size, int | float) or not 0 < step_size < math.inf:
+        raise ValueError(f"step_size={step_size!r} must be above 0, in [0, 1] pixels: give for instance 0.01.")
+    for name, value in (("max_steps", max_steps), ("batch_size", batch_size)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r} must be a whole number >= 1: give for instance 200.")
     if norm not in ("linf", "l2"):
         raise ValueError(f"norm={norm!r}: choose linf or l2.")
     columns.check_dataset(dataset)

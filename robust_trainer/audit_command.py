@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ from .audit.load import load_curves
 from .audit.summary import summarise
 from .commands import command_line, say, show
 from .detectors import DETECTORS, collect_evidence, detect
-from .evaluate_command import stored
+from .evaluate_command import parse_for_run
 from .models import load_model
-from .options import CorruptionOptions, DataOptions, PreprocessOptions, make_parser, parse
+from .options import CorruptionOptions, DataOptions, PreprocessOptions, make_parser
+from .path_table import PathLengths, load_paths
+from .paths_command import LENGTHS, is_stale
 from .preprocess import ImageTransform, model_channels
 from .results import environment, percent
 from .runs import Prepared, prepare
@@ -46,6 +48,10 @@ class AuditOptions:
     clean: str = field(default="drop", metadata={"help": "The cleaned data set: drop flagged samples, relabel sure ones, or none."})
     relabel_confidence: float = field(default=0.8, metadata={"help": "For clean=relabel: from this confidence on, (0, 1]."})
     per_class: int = field(default=8, metadata={"help": "Samples shown per class in the report."})
+    paths: str | None = field(
+        default=None,
+        metadata={"help": f"File of path lengths (robust-trainer paths). Default: the run's {LENGTHS}, if any; none: without."},
+    )
     look: bool = field(default=True, metadata={"help": "Look at the images, to tell triggers from wrong labels."})
     detectors: list[str] | None = field(
         default=None, metadata={"help": f"Other detectors to run on the saved model, to compare: any of {', '.join(AFTERWARDS)}."}
@@ -63,15 +69,9 @@ def audit(argv: Sequence[str]) -> None:
         + "; ".join(f"{name}: {DETECTORS[name].summary}" for name in AFTERWARDS) + "."
     )  # fmt: skip
     parser = make_parser("audit", [AuditOptions, DataOptions, CorruptionOptions, PreprocessOptions], about, first="run_folder")
-    argv, given = list(argv), list(argv)
-    if argv and not argv[0].startswith("-"):
-        argv = [f"--run={argv[0]}", *argv[1:]]
-    run = parser.parse_known_args(argv)[0].run
-    kinds: Any = (DataOptions, CorruptionOptions, PreprocessOptions)
-    content, known = stored(run)
+    kinds = (DataOptions, CorruptionOptions, PreprocessOptions)
+    content, told, (options, data, corruption, preprocess) = parse_for_run(parser, argv, kinds)
     content = content if content and "runs" in content else None  # a script's own results.json
-    parser.set_defaults(**{f.name: known[f.name] for kind in kinds for f in fields(kind) if f.name in known})
-    options, data, corruption, preprocess = parse(parser, argv)
     if options.clean not in (*ACTIONS, "none"):
         raise ValueError(f"clean={options.clean!r} is unknown: choose one of {', '.join(ACTIONS)}, none.")
     for name in options.detectors or ():
@@ -82,15 +82,15 @@ def audit(argv: Sequence[str]) -> None:
     if options.detector_rate is not None and not 0.0 < options.detector_rate < 1.0:
         raise ValueError(f"detector_rate={options.detector_rate} must be in (0, 1): give for instance 0.1.")
     rows, facts = load_ledger(options.run)
-    told = bool(known) or any(word.split("=")[0] == "--dataset" for word in argv)
+    paths = _paths(options)
     prepared = prepare(data, corruption, preprocess) if told else None
     if prepared is None and options.detectors:
         raise ValueError(f"detectors need the data, which run={options.run!r} does not tell: give --dataset.")
-    found = make_audit(rows, facts, prepared and prepared.train, threshold=options.threshold, look=options.look)
+    found = make_audit(rows, facts, prepared and prepared.train, threshold=options.threshold, look=options.look, paths=paths)
     if prepared is not None and options.clean != "none":
         plan(found, options.clean, options.relabel_confidence)  # complains before anything is written
     folder = Path(options.output_dir or Path(options.run) / "audit")
-    command = command_line("audit", given)
+    command = command_line("audit", argv)
     written = _write(found, prepared, folder, options, content, command, data.dataset)
     say(_told(found))
     if options.detectors and prepared is not None:
@@ -99,6 +99,19 @@ def audit(argv: Sequence[str]) -> None:
     if prepared is None:
         say("no data set known, so no pictures, groups or cleaned data: give --dataset, as the training had it")
     say(f"written to {folder}: {', '.join(written)}")
+
+
+def _paths(options: AuditOptions) -> PathLengths | None:
+    """The path lengths to show: of the file given, else of the run, unless its model is another by now."""
+    if options.paths is not None:
+        return None if options.paths.lower() == "none" else load_paths(options.paths)
+    path = Path(options.run) / LENGTHS
+    if not path.is_file():
+        return None
+    if is_stale(Path(options.run)):
+        say(f"{path} is of another model than the run's and is left out: robust-trainer paths {options.run} makes it anew")
+        return None
+    return load_paths(path)
 
 
 def _write(
@@ -143,6 +156,8 @@ def _figures(found: Audit, command: str) -> dict[str, Any]:
         "command": command, "samples": summary.n, "flagged": summary.flagged, "threshold": found.threshold,
         "noise_rate": found.noise_rate, "groups": {name: n for name, n, _ in summary.groups}, "groups_told": found.groups_told,
         "known_truth": dict(summary.known), "classes": list(found.names),
+        "paths": None if found.paths is None else {"step_size": found.paths.step_size, "norm": found.paths.norm,
+                                                   "max_steps": found.paths.max_steps},
         "transition": None if found.transition is None else np.round(found.transition, 5).tolist(),
         "run": dict(found.run), "environment": environment(),
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""robust-trainer demo | corrupt | train | evaluate | audit | anomaly | env.
+"""robust-trainer demo | corrupt | train | evaluate | audit | paths | anomaly | env.
 
 Also as ``accelerate launch -m robust_trainer.cli train ...``.
 """
@@ -11,10 +11,11 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "demo": "poison handwritten digits, train three methods, compare (a minute, no network)",
-    "corrupt": "poison a data set and save it",
+    "corrupt": "poison a data set or its labels and save it",
     "train": "train an image classifier robustly: train config.yaml --method prl-at-memory ...",
     "evaluate": "clean, poison and robust accuracy of a saved model: evaluate RUN --attacks pgd-20 autoattack --eps 8/255",
     "audit": "which samples a training distrusted, a report, and the data set without them: audit RUN --clean relabel",
+    "paths": "how far a run's training samples are from the decision boundary, label errors first: paths RUN",
     "anomaly": "find abnormal rows in a table without labels: anomaly DATA.csv --detector rca",
     "env": "versions and machine, for a bug report",
 }
@@ -53,9 +54,11 @@ def run(command: str, argv: Sequence[str]) -> int:
         near = difflib.get_close_matches(command, COMMANDS, 1)
         hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(COMMANDS)}."
         raise ValueError(f"unknown command {command!r}: {hint}")
-    from robust_trainer import anomaly_command, audit_command, commands, demo, evaluate_command
+    from robust_trainer import anomaly_command, audit_command, commands, demo, evaluate_command, paths_command
 
-    rooms = {"demo": demo, "evaluate": evaluate_command, "audit": audit_command, "anomaly": anomaly_command}
+    rooms = {
+        "demo": demo, "evaluate": evaluate_command, "audit": audit_command, "paths": paths_command, "anomaly": anomaly_command,
+    }  # fmt: skip
     getattr(rooms.get(command, commands), command)(argv)
     return 0
 

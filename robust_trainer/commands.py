@@ -14,10 +14,14 @@ import torch
 
 from .config import RobustConfig, check_writable
 from .corruptions import IS_CORRUPTED, POISONS, write_card
+from .corruptions.crafted import CRAFTED
+from .craft_options import CraftOptions
 from .methods import METHODS
 from .options import CorruptionOptions, DataOptions, ModelOptions, PreprocessOptions, make_parser, parse
 from .poison_options import PoisonOptions
 from .preprocess import image_shape
+from .pretraining import FOLDER as SIMCLR
+from .pretraining import ContrastiveOptions, stage_one, unlabelled_images
 from .report import write_report
 from .results import environment, percent, results, suspects, table, write_json
 from .robustness import show_eps
@@ -55,21 +59,30 @@ class CorruptOutput:
 def train(argv: Sequence[str]) -> None:
     """robust-trainer train: writes the model, its image processor, results.json, ledger.parquet and report.html."""
     about = "Train an image classifier robustly. Methods: " + "; ".join(f"{m.name}: {m.summary}" for m in METHODS.values())
-    parser = make_parser("train", [DataOptions, CorruptionOptions, PreprocessOptions, ModelOptions, RobustConfig], about)
+    kinds = [DataOptions, CorruptionOptions, PreprocessOptions, ModelOptions, ContrastiveOptions, RobustConfig]
+    parser = make_parser("train", kinds, about)
     parser.epilog = "With small-cnn and resnet32: " + ", ".join(f"{k} {v}" for k, v in SMALL_DEFAULTS.items()) + "."
     parser.set_defaults(**TRAIN_DEFAULTS, dataloader_pin_memory=torch.cuda.is_available())
-    data, corruption, preprocess, model, args = parse(parser, argv, small=SMALL_DEFAULTS)
+    data, corruption, preprocess, model, contrastive, args = parse(parser, argv, small=SMALL_DEFAULTS)
+    epochs = contrastive.epochs(args, model)
     with args.main_process_first(desc="preparing the data"):
         prepared = prepare(data, corruption, preprocess)
+        extra = unlabelled_images(contrastive, data) if epochs else None
     tell_rates(prepared.corruption, per_class=True)
     if image_shape(prepared.train)[1] <= 16 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # on so few pixels a second thread costs more than it brings
-    trainer, record = train_run(args, prepared, model)
+    trainer, record = train_run(args, prepared, model, before=stage_one(contrastive, epochs, args, prepared.train, extra))
     trainer.save_model(args.output_dir)
     if not trainer.is_world_process_zero():
         return
     folder = Path(args.output_dir)
     content = results([record], command_line("train", argv), prepared, data, corruption, preprocess, model)
+    if (first := record.get("contrastive")) is not None:
+        losses = [row["loss"] for row in first["losses"]] or [float("nan")]
+        say(
+            f"SimCLR: {first['images'] + first['unlabelled']} images, {first['epochs']:g} epochs, loss {losses[0]:.3f} to "
+            f"{losses[-1]:.3f}; the backbone is in {folder / SIMCLR}"
+        )
     write_json(folder / "results.json", content)
     written = ["model.safetensors", "results.json", "report.html"]
     if trainer.ledger is not None:
@@ -96,18 +109,26 @@ def corrupt(argv: Sequence[str]) -> None:
     about = (
         "Corrupt a data set and save it: train (with is_corrupted and clean_label, is_poisoned for a poison), test, and for a "
         "trigger test_triggered. Poisons: " + "; ".join(f"{p.name}: {p.summary}" for p in POISONS.values())
-    )
-    parser = make_parser("corrupt", [DataOptions, CorruptionOptions, PoisonOptions, CorruptOutput], about)
-    data, corruption, poison, output = parse(parser, argv)
-    if not corruption.wanted and poison.poison is None:
+        + f". Crafted label noise (--craft): {', '.join(CRAFTED)}."
+    )  # fmt: skip
+    parser = make_parser("corrupt", [DataOptions, CorruptionOptions, PoisonOptions, CraftOptions, CorruptOutput], about)
+    data, corruption, poison, craft, output = parse(parser, argv)
+    craft.check()
+    if not corruption.wanted and poison.poison is None and craft.craft is None:
         raise ValueError(
-            "corrupt='none' leaves the data set as it is: give --corrupt patch, blend or a label noise, --noisy_label_column, or "
-            "--poison."
+            "corrupt='none' leaves the data set as it is: give --corrupt patch, blend or a label noise, --craft, "
+            "--noisy_label_column, or --poison."
         )
     corruption.trigger()
+    if corruption.wanted and craft.craft is not None:
+        given = "noisy_label_column" if corruption.noisy_label_column is not None else "corrupt"
+        raise ValueError(
+            f"{given}={getattr(corruption, given)!r} and craft={craft.craft!r} would corrupt the labels twice: leave one of them "
+            "out."
+        )
     check_writable(output.output_dir)
-    if poison.poison is not None:
-        prepared = _poisoned(data, corruption, poison, Path(output.output_dir))
+    if poison.poison is not None or craft.craft is not None:
+        prepared = _made(data, corruption, poison, craft, Path(output.output_dir))
     else:
         prepared = prepare(data, corruption)
         prepared.splits().save_to_disk(output.output_dir)
@@ -117,37 +138,52 @@ def corrupt(argv: Sequence[str]) -> None:
     say(f"written to {output.output_dir}: {told}")
 
 
-def _poisoned(data: DataOptions, corruption: CorruptionOptions, poison: PoisonOptions, folder: Path) -> Prepared:
+def _made(data: DataOptions, corruption: CorruptionOptions, poison: PoisonOptions, craft: CraftOptions, folder: Path) -> Prepared:
     """The data with an availability poison and then, where asked for, wrong labels: saved with its card. Stopped, it goes on."""
+    from .craft_run import PATH_FILES, craft_splits
     from .poison_run import check_poison, poison_splits
 
-    if corruption.trigger() is not None:
-        raise ValueError(
-            f"corrupt={corruption.corrupt!r} is a trigger and poison={poison.poison!r} perturbs the same images: leave one out, or "
-            "give a label noise."
-        )
-    check_poison(poison)
-    work, record = folder / ".unfinished", {}
+    if poison.poison is not None:
+        if corruption.trigger() is not None:
+            raise ValueError(
+                f"corrupt={corruption.corrupt!r} is a trigger and poison={poison.poison!r} perturbs the same images: leave one "
+                "out, or give a label noise."
+            )
+        check_poison(poison)
+    work, record, crafted = folder / ".unfinished", {}, None
 
     def first(found: Any) -> Any:
-        if corruption.wanted and IS_CORRUPTED in found["train"].column_names:
+        nonlocal crafted
+        corrupted = IS_CORRUPTED in found["train"].column_names
+        if corrupted and corruption.wanted:
             return found  # `prepare` refuses these, before hours of crafting
-        splits, made = poison_splits(found, poison, work, say)
-        record.update(made)
-        return splits
+        if poison.poison is not None and not (corrupted and craft.craft is not None):
+            found, made = poison_splits(found, poison, work, say)
+            record.update(made)
+        if craft.craft is not None:
+            crafted = craft_splits(found, craft, work / "labels", say)
+            found = crafted.splits
+        return found
 
     prepared = prepare(data, corruption, poison_first=first)
-    prepared.splits().save_to_disk(str(folder))
-    write_json(folder / "corruption.json", {**(prepared.corruption or {}), "poison": record})
-    labels = "true" if prepared.corruption is None else f"{percent(prepared.corruption['mislabelled'])} % wrong"
     noise = f" ({corruption.describe()}, after the poison)" if corruption.wanted else ""
-    write_card(folder, record, data=data.dataset.rstrip("/").rpartition("/")[2], labels=labels + noise)
-    shutil.rmtree(work)
-    norms = record["realised"]
-    say(
-        f"poisoned: {record['poison']}, {record['norm']} {show_eps(record['eps'])}, {record['rows']} images; as stored linf "
-        f"at most {norms['linf_max'] * 255:.0f}/255, l2 at most {norms['l2_max']:.4f}, mean {norms['l2_mean']:.4f}"
-    )
+    prepared.splits().save_to_disk(str(folder))
+    if crafted is not None:
+        prepared.corruption, noise = crafted.record, f" ({craft.describe()}, after the poison)"
+        for name in PATH_FILES:  # an earlier command's
+            (folder / name).unlink(missing_ok=True)
+        if written := crafted.write_paths(folder):
+            say(f"path lengths that the flips were chosen by: {', '.join(written)} in {folder}")
+    write_json(folder / "corruption.json", {**(prepared.corruption or {}), **({"poison": record} if record else {})})
+    if record:
+        labels = "true" if prepared.corruption is None else f"{percent(prepared.corruption['mislabelled'])} % wrong"
+        write_card(folder, record, data=data.dataset.rstrip("/").rpartition("/")[2], labels=labels + noise)
+        norms = record["realised"]
+        say(
+            f"poisoned: {record['poison']}, {record['norm']} {show_eps(record['eps'])}, {record['rows']} images; as stored linf "
+            f"at most {norms['linf_max'] * 255:.0f}/255, l2 at most {norms['l2_max']:.4f}, mean {norms['l2_mean']:.4f}"
+        )
+    shutil.rmtree(work, ignore_errors=True)
     return prepared
 
 

@@ -18,7 +18,7 @@ from .commands import say, show
 from .corruptions import ATTACK_TARGET
 from .evaluation import compute_accuracy, evaluate_backdoor
 from .models import load_model
-from .options import CorruptionOptions, DataOptions, make_parser, parse
+from .options import CorruptionOptions, DataOptions, Parser, make_parser, parse
 from .preprocess import ImageTransform, model_channels
 from .results import environment, percent, write_json
 from .robustness import CLEAN, DEFAULT_EPS, WORST, Robustness, evaluate_robustness, show_eps
@@ -73,14 +73,7 @@ def evaluate(argv: Sequence[str]) -> None:
         "Attacks: " + "; ".join(f"{name}: {told}" for name, told in NAMES.items()) + "."
     )
     parser = make_parser("evaluate", [EvaluateOptions, AttackOptions, DataOptions, CorruptionOptions], about, first="run_folder")
-    argv = list(argv)
-    if argv and not argv[0].startswith("-"):
-        argv = [f"--run={argv[0]}", *argv[1:]]
-    run = parser.parse_known_args(argv)[0].run
-    kinds: Any = (DataOptions, CorruptionOptions)
-    told = stored(run)[1]
-    parser.set_defaults(**{f.name: told[f.name] for kind in kinds for f in fields(kind) if f.name in told})
-    options, attack, data, corruption = parse(parser, argv)
+    _, _, (options, attack, data, corruption) = parse_for_run(parser, argv, (DataOptions, CorruptionOptions))
     if corruption.wanted and corruption.trigger() is None:
         corruption = CorruptionOptions()  # wrong labels were for training alone
     if options.batch_size < 1:
@@ -173,6 +166,20 @@ def plot(found: Robustness, path: str | Path) -> Path:
 def _beside(path: Path, output: str | None, name: str) -> Path:
     """A file in the JSON's folder; called after it where the user named it."""
     return path.with_name(name if output is None else f"{path.stem}_{name}")
+
+
+def parse_for_run(parser: Parser, argv: Sequence[str], kinds: Sequence[Any]) -> tuple[dict[str, Any] | None, bool, tuple[Any, ...]]:
+    """Returns the run's results.json (None without one), whether its data is known, and the options of a command on a run.
+
+    A leading argument without dashes is the run's folder. kinds: the options that default to those of the run.
+    """
+    argv = list(argv)
+    if argv and not argv[0].startswith("-"):
+        argv = [f"--run={argv[0]}", *argv[1:]]
+    content, known = stored(parser.parse_known_args(argv)[0].run)
+    parser.set_defaults(**{f.name: known[f.name] for kind in kinds for f in fields(kind) if f.name in known})
+    told = bool(known) or any(word.split("=")[0] == "--dataset" for word in argv)
+    return content, told, parse(parser, argv)
 
 
 def stored(run: str) -> tuple[dict[str, Any] | None, dict[str, Any]]:

@@ -12,6 +12,10 @@ import pandas as pd
 NO_PATH = -1
 
 
+#: Classes up to which `PathLengths.plot` tells them apart.
+MOST_CLASSES = 20
+
+
 @dataclass(frozen=True, eq=False)
 class PathLengths:
     """Path lengths of N samples, in the order of the data set.
@@ -94,17 +98,25 @@ class PathLengths:
         """Writes a picture: per class how many samples have which path length (figures 14 and 16)."""
         from matplotlib.figure import Figure
 
-        classes = [int(c) for c in np.unique(self.labels[self.steps != NO_PATH])]
+        from .audit.pictures import drawable
+        from .audit.samples import plain
+
+        own = self.labels[self.steps != NO_PATH]
+        classes = np.unique(own).tolist()
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.add_subplot()
         top = int(self.steps.max())
         bins = np.linspace(-0.5, top + 0.5, min(top + 2, 60)).tolist()
-        for c in classes:
-            name = self.class_names[c] if c < len(self.class_names) else str(c)
+        for c in classes if len(classes) <= MOST_CLASSES else []:
+            name = drawable(plain(self.class_names[c], 24)) if c < len(self.class_names) else str(c)
             axes.hist(self.steps[(self.labels == c) & (self.steps != NO_PATH)], bins, histtype="step", label=name, linewidth=1.3)
+        if len(classes) > MOST_CLASSES:
+            axes.hist(self.steps[self.steps != NO_PATH], bins, histtype="step", label=f"all {len(classes)}", linewidth=1.3)
         axes.set_xlabel(f"path length (steps of {self.step_size:g} in {self.norm}, [0, 1] pixels)")
         axes.set_ylabel("samples")
-        axes.legend(title="label", ncols=2 if len(classes) > 5 else 1, fontsize="small")
+        legend = axes.legend(title="label", ncols=2 if len(classes) > 5 else 1, fontsize="small")
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # names of classes are anyone's
         figure.savefig(path, dpi=120)
 
 

@@ -36,12 +36,17 @@ class PoisonOptions:
 
     def settings(self) -> dict[str, Any]:
         """Returns ``poison_settings`` by name. Raises a one-line ``ValueError`` where they are no such pairs."""
-        text = (self.poison_settings or "").strip()
-        pairs = [pair.partition("=") for pair in text.split(",")] if text and not text.startswith("{") else []
-        try:
-            found = {name.strip(): yaml.safe_load(value) for name, _, value in pairs} if pairs else json.loads(text or "{}")
-        except (ValueError, yaml.YAMLError) as error:
-            raise ValueError(f"poison_settings={text!r} cannot be read: give for instance steps=50,restarts=2.") from error
-        if any(not mark or not name.strip() or not value.strip() for name, mark, value in pairs):
-            raise ValueError(f"poison_settings={text!r} are no name=value pairs: give for instance steps=50,restarts=2.")
-        return found
+        return read_settings("poison_settings", self.poison_settings, "steps=50,restarts=2")
+
+
+def read_settings(option: str, given: str | None, example: str) -> dict[str, Any]:
+    """Returns settings by name, from name=value pairs or JSON. Raises a one-line ``ValueError`` where they are neither."""
+    text = (given or "").strip()
+    pairs = [pair.partition("=") for pair in text.split(",")] if text and not text.startswith("{") else []
+    try:
+        found = {name.strip(): yaml.safe_load(value) for name, _, value in pairs} if pairs else json.loads(text or "{}")
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{option}={text!r} cannot be read: give for instance {example}.") from error
+    if any(not mark or not name.strip() or not value.strip() for name, mark, value in pairs):
+        raise ValueError(f"{option}={text!r} are no name=value pairs: give for instance {example}.")
+    return found

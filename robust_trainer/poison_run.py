@@ -82,14 +82,27 @@ def _trained(
     if options.poison_model not in SMALL:
         model, processor = load_model(options.poison_model)
         return pixel_model(model, processor).to(device).eval(), f"the model of {Path(options.poison_model).name}"
-    told = f"{options.poison_model}, trained on the clean data for {options.poison_model_epochs} epochs"
+    return trained_network(
+        train, options.poison_model, fresh, options.poison_model_epochs, options.poison_seed, folder / "model", device,
+        "to be attacked",
+    )  # fmt: skip
+
+
+def trained_network(
+    train: datasets.Dataset, name: str, fresh: Callable[[], PixelModel], epochs: int, seed: int, folder: Path,
+    device: torch.device, purpose: str, data: str = "the clean data",
+) -> tuple[nn.Module, str]:  # fmt: skip
+    """Returns a network trained on images and true labels, in eval mode, and what it is in words; the folder keeps it.
+
+    name: of the network that ``fresh`` makes. purpose, data: what for and what on, in words.
+    """
+    told = f"{name}, trained on {data} for {epochs} epochs"
     images, labels = read_pixels(train, "image", "clean_label" if "clean_label" in train.column_names else "label")
-    work = Work(folder / "model", {"model": told, "seed": options.poison_seed, "data": digest(images.numpy(), labels.numpy())})
-    network = seeded(fresh, options.poison_seed).to(device)
+    work = Work(folder, {"model": told, "seed": seed, "data": digest(images.numpy(), labels.numpy())})
+    network = seeded(fresh, seed).to(device)
     if (kept := work.load("weights")) is not None:
         network.load_state_dict(kept)
         return network.eval(), told
-    name = f"training {options.poison_model}, to be attacked"
-    train_plain(network, images, labels, options.poison_model_epochs, seed=options.poison_seed, device=device, told=name)
+    train_plain(network, images, labels, epochs, seed=seed, device=device, told=f"training {name}, {purpose}")
     work.save("weights", network.state_dict())
     return network, told

@@ -319,9 +319,10 @@ def test_curves_gather_an_epoch_and_means_take_the_last():
 def test_example_configs_are_read(file, tmp_path, monkeypatch):
     from robust_trainer import RobustConfig
     from robust_trainer.options import ModelOptions
+    from robust_trainer.pretraining import ContrastiveOptions
 
     monkeypatch.chdir(tmp_path)
-    parser = make_parser("train", [DataOptions, CorruptionOptions, ModelOptions, RobustConfig], "")
+    parser = make_parser("train", [DataOptions, CorruptionOptions, ModelOptions, ContrastiveOptions, RobustConfig], "")
     *_, args = parse(parser, [str(file)])
     assert args.recipe() is not None
 

@@ -398,6 +398,8 @@ FEATURES, OTHER = {"space": "features", **NET}, "classes but the data set 3"
         ("adversarial-path", {"budget": 1}, "needs the model"),
         ("adversarial-path", {"budget": 1, "model": Net(5), **NET}, "the model has 5 classes but the data set 3"),
         ("adversarial-path", {"budget": 1, "paths": [1, 2]}, "paths has a list"),
+        ("min-colouring", {"budget": 1, "epochs": 1.5}, "epochs=1.5"),
+        ("min-colouring", {"budget": 1, "eps": 0}, "eps=0"),
         ("min-colouring", {"budget": 1, "gamma": 1e-6}, "gamma=1e-06 leaves class c1 without an edge"),
     ],
 )  # fmt: skip

@@ -12,6 +12,8 @@ import numpy as np
 if TYPE_CHECKING:
     import datasets
 
+    from ..path_table import PathLengths
+
 #: The groups of the column ``group``, in the order of their numbers.
 GROUPS = ("fine", "mislabelled", "triggered", "perturbed", "unclear")
 
@@ -25,7 +27,8 @@ class Audit:
     [0, 1], None where targets are numbers. transition: (C, C), row i: how the samples whose label should be i are labelled, sums to
     1. meaning: of suspicion; cautions: why this audit tells less than others; groups_told: what the groups rest on, in words.
     pattern: what triggered samples have more or less of than others, (H, W, channels) in [-1, 1] pixels, None without one. run:
-    method, settings, fingerprint of the data and other facts of the run.
+    method, settings, fingerprint of the data and other facts of the run. paths: the path lengths to the decision boundary, None
+    where none were given; ``paths.closest(20)`` are the likeliest natural label errors.
     """
 
     table: datasets.Dataset
@@ -38,6 +41,7 @@ class Audit:
     groups_told: str = ""
     pattern: np.ndarray | None = None
     run: Mapping[str, Any] = field(default_factory=dict)
+    paths: PathLengths | None = None
 
     def __len__(self) -> int:
         return len(self.table)

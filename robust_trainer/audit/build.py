@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow
 
 from ..identity import data_fingerprint
+from ..path_table import PathLengths
 from .audit import GROUPS, Audit
+from .boundary import check_paths
 from .groups import make_groups
 from .inputs import open_inputs
 from .suspicion import judge, judge_numbers, transition_matrix
@@ -29,13 +31,16 @@ def make_audit(
     threshold: float = 0.5,
     look: bool = True,
     seed: int = 0,
+    paths: PathLengths | None = None,
 ) -> Audit:
     """The `Audit` of a ledger's ``rows`` (`SampleLedger.rows`).
 
     run: the ledger's facts. data: the data set of the run, row i for row i, to tell groups apart by; ``look=False`` leaves its
     inputs alone. threshold: suspicion in (0, 1) from which a sample is flagged. A sample that carries what distrusted samples share
     (`patterns`) is raised from suspicion s to (1 + s) / 2, so it is flagged whatever training thought of it. seed: of the samples
-    that are compared, of many. Raises ``ValueError`` for a threshold out of range and for data that is not the run's.
+    that are compared, of many. paths: of `path_lengths` on the run's data, row i for row i; the table gets path_length and
+    path_margin, and the report shows the samples closest to the decision boundary. Raises ``ValueError`` for a threshold out of
+    range, and for data or paths that are not the run's.
     """
     if not isinstance(threshold, int | float) or not 0.0 < threshold < 1.0:
         raise ValueError(f"threshold={threshold!r} must be in (0, 1): give for instance 0.5.")
@@ -43,6 +48,8 @@ def make_audit(
     size = len(rows["index"])
     if data is not None:
         check_data(data, size, run)
+    if paths is not None:
+        check_paths(paths, rows["label"])
     names = _all_names(tuple(run.get("names") or ()), rows)
     classes = len(names)
     rate = run.get("settings", {}).get("noise_rate")
@@ -64,6 +71,8 @@ def make_audit(
         "suggested_confidence": confidence.astype(np.float32), "suspicion": suspicion.astype(np.float32), "flagged": flagged,
         **{name: rows[name] for name in LEDGER_COLUMNS}, "group": groups.group.astype(np.int64),
     }  # fmt: skip
+    if paths is not None:
+        columns |= {"path_length": paths.steps.astype(np.int64), "path_margin": paths.margin.astype(np.float32)}
     if "is_corrupted" in rows:
         columns["is_corrupted"] = rows["is_corrupted"]
     kinds = {name: datasets.Value(str(np.asarray(column).dtype)) for name, column in columns.items()}
@@ -80,6 +89,7 @@ def make_audit(
         noise_rate=float(flagged[seen].mean()) if classes and seen.any() else None,
         transition=transition_matrix(label[seen], suggested[seen], classes) if classes else None,
         meaning=judged.meaning, cautions=_cautions(rows, classes), groups_told=groups.told, pattern=pattern, run=run,
+        paths=paths,
     )  # fmt: skip
 
 

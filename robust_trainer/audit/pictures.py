@@ -58,6 +58,38 @@ def histogram(suspicion: np.ndarray, threshold: float, corrupted: np.ndarray | N
     return _save(figure)
 
 
+def path_histogram(steps: np.ndarray, max_steps: int, corrupted: np.ndarray | None = None) -> str:
+    """Returns the histogram of path lengths (N,) as a PNG data URI; ``max_steps`` + 1, not reached, is a bar of its own.
+
+    corrupted: as in `histogram`.
+    """
+    reached = steps[steps <= max_steps]
+    top = int(reached.max(initial=0))
+    wide = max(1, -(-(top + 1) // BINS))
+    edges = np.arange(0, top + wide + 1, wide) - 0.5
+    last = edges[-1] + 0.5 * wide
+    missed = int((steps > max_steps).sum())
+    figure, axes = _axes(5.6, 3.4)
+    for part, colour, label in _kinds(corrupted, len(steps)):
+        counts = np.histogram(steps[part & (steps <= max_steps)], edges)[0]
+        axes.stairs(counts, edges, fill=True, color=colour, alpha=1.0 if corrupted is None else 0.45, label=label)
+        if missed:
+            height = int((part & (steps > max_steps)).sum())
+            axes.bar([last + 0.5 * wide], [height], width=wide, color=colour, alpha=0.45, hatch="//")
+    axes.set(xlabel="path length, in steps" + (f" (hatched: more than {max_steps})" if missed else ""), ylabel="samples")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    return _save(figure)
+
+
+def _kinds(corrupted: np.ndarray | None, n: int) -> list[tuple[np.ndarray, str, str]]:
+    """Which samples are drawn in which colour, and how they are called."""
+    if corrupted is None:
+        return [(np.ones(n, dtype=bool), BLUE, "samples")]
+    return [(~corrupted, BLUE, "known clean"), (corrupted, RED, "known corrupted")]
+
+
 def heat_map(transition: np.ndarray, names: Sequence[str]) -> str:
     """Returns the transition (C, C) as a PNG data URI: rows should be, columns are given; the diagonal is left grey."""
     values = 100 * off_diagonal(transition)

@@ -13,8 +13,9 @@ from ..report import figures, template
 from ..results import environment as this_environment
 from ..results import table
 from .audit import GROUPS, Audit
+from .boundary import closest_by_class, closest_tile, told
 from .files import write_text
-from .pictures import NAMED, cells, drawable, heat_map, histogram, pattern_picture
+from .pictures import NAMED, cells, drawable, heat_map, histogram, path_histogram, pattern_picture
 from .samples import Shown, plain, show
 from .summary import CLASSES, FILTER, NAME, VALUE, Summary, class_name, settings, summarise, versions
 
@@ -44,14 +45,21 @@ def write_audit_report(
     heading, rows = table(content["runs"]) if content is not None else ([], [])
     environment = environment or (content or {}).get("environment") or this_environment()
     truth = audit.column("is_corrupted").astype(bool) if summary.known else None
-    grid, left_out = _grid(audit, data, summary, per_class)
+    parts, left_out = _grid(audit, summary, per_class)
+    near, near_left = closest_by_class(audit, per_class)
+    rows_near, rows_grid = ([row for _, part in p for row in part] for p in (near, parts))
+    shown = show(data, [*rows_near, *rows_grid], len(audit))
+    grid = _sections(parts, _tiles(audit, rows_grid, shown[len(rows_near) :]))
+    left_out["pictures"] = sum(sample.left_out for sample in shown)
+    closest = _sections(near, [closest_tile(audit, row, sample) for row, sample in zip(rows_near, shown)])
     page = template("audit.html").render(
         title=plain(title, 200), audit=audit, told=plain(audit.groups_told, 2 * VALUE), s=summary, groups=GROUPS,
         command=plain(command or (content or {}).get("command", ""), 4 * VALUE), settings=settings(audit, content),
         heading=heading, rows=[[plain(cell, NAME) for cell in row] for row in rows], figures=figures(runs),
         filter=FILTER if "distrusted" in heading else "", numbered=audit.transition is not None and len(audit.transition) > NAMED,
         histogram=histogram(audit.column("suspicion"), audit.threshold, truth), classes=summary.classes[:CLASSES],
-        transition=_transition(audit), pattern=pattern_picture(audit.pattern), grid=grid, left_out=left_out,
+        transition=_transition(audit), pattern=pattern_picture(audit.pattern), grid=grid, left_out=left_out, closest=closest,
+        closest_left=near_left, closest_told=told(audit), closest_histogram=_path_histogram(audit, truth),
         environment=versions(environment),
     )  # fmt: skip
     return write_text(path, page)
@@ -75,10 +83,14 @@ def _transition(audit: Audit) -> dict[str, Any] | None:
     return {"names": names, "uri": "", "short": short, "upright": max(map(len, short)) <= 4, "rows": cells(matrix)}
 
 
-def _grid(
-    audit: Audit, data: datasets.Dataset | None, summary: Summary, per_class: int
-) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """The samples to show by given class, and what was left out: classes and pictures."""
+def _path_histogram(audit: Audit, truth: np.ndarray | None) -> str:
+    if audit.paths is None or not len(rows := audit.paths.order):
+        return ""
+    return path_histogram(audit.paths.steps[rows], audit.paths.max_steps, None if truth is None else truth[rows])
+
+
+def _grid(audit: Audit, summary: Summary, per_class: int) -> tuple[list[tuple[str, list[int]]], dict[str, int]]:
+    """The samples to show by given class, and how many classes are left out."""
     label, order = audit.column("label"), audit.flagged
     parts = []
     if len(order) == 0:
@@ -93,14 +105,17 @@ def _grid(
         given = label[order]
         most = max(1, SAMPLES // per_class)
         parts = [(words, order[given == c][: min(per_class, SAMPLES)]) for c, words in wanted[:most]]
-    positions = [int(i) for _, part in parts for i in part]
-    tiles = _tiles(audit, positions, show(data, positions, len(audit)))
+    classes = sum(c.flagged > 0 for c in summary.classes)
+    return [(words, [int(i) for i in part]) for words, part in parts], {"classes": max(classes - len(parts), 0)}
+
+
+def _sections(parts: Sequence[tuple[str, list[int]]], tiles: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The tiles of each part, with its words."""
     out, start = [], 0
     for words, part in parts:
         out.append({"words": words, "tiles": tiles[start : start + len(part)]})
         start += len(part)
-    classes = sum(c.flagged > 0 for c in summary.classes)
-    return out, {"classes": max(classes - len(parts), 0), "pictures": sum(tile["shown"].left_out for tile in tiles)}
+    return out
 
 
 def _tiles(audit: Audit, positions: Sequence[int], shown: Sequence[Shown]) -> list[dict[str, Any]]:

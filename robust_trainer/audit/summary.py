@@ -21,6 +21,8 @@ MEANING = (
 FILTER = "distrusted, precision, recall and AUROC: of the filter while it trained, not of this audit's flags."
 #: Classes in the table, pairs of classes in the list, characters of a name and of a setting.
 CLASSES, PAIRS, NAME, VALUE = 50, 20, 60, 1000
+#: Samples closest to the boundary that are held against the known truth.
+CLOSEST = 50
 ROWS = 100  # of settings
 
 
@@ -105,6 +107,7 @@ def summarise(audit: Audit) -> Summary:
     named = label >= 0
     if 0 < named.sum() < n:
         facts.append(("samples without a known class", count(int((~named).sum()))))
+    facts += _boundary(audit)
     pairs, suggestions = _pairs(audit, label, suggested, flagged & named)
     return Summary(
         n, found, tuple(facts), tuple((name, by_group[i], share(by_group[i], n)) for i, name in enumerate(GROUPS)),
@@ -140,11 +143,33 @@ def _known(audit: Audit, flagged: np.ndarray) -> tuple[tuple[str, str], ...]:
         return ()
     corrupted = audit.column("is_corrupted").astype(bool)
     hits, found, all_of_them = int((flagged & corrupted).sum()), int(flagged.sum()), int(corrupted.sum())
-    return (
+    known = (
         ("corrupted", f"{count(all_of_them)} ({share(all_of_them, len(corrupted))} %)"),
         ("flagged of the corrupted (recall)", f"{count(hits)} ({share(hits, all_of_them)} %)"),
         ("corrupted of the flagged (precision)", f"{count(hits)} ({share(hits, found)} %)"),
     )
+    if audit.paths is None:
+        return known
+    told = []
+    by_suspicion = np.argsort(-audit.column("suspicion"), kind="stable")[:CLOSEST]
+    for rows, name in ((audit.paths.closest(CLOSEST), "closest to the boundary"), (by_suspicion, "most suspicious")):
+        right = int(corrupted[rows].sum())
+        told.append((f"corrupted of the {len(rows)} {name}", f"{right} ({share(right, len(rows))} %)"))
+    return (*known, *told)
+
+
+def _boundary(audit: Audit) -> list[tuple[str, str]]:
+    """What the path lengths say of all samples."""
+    if audit.paths is None:
+        return []
+    steps = audit.paths.steps[audit.paths.order]
+    if not len(steps):
+        return []
+    at = int((steps == 0).sum())
+    middle = int(np.quantile(steps, 0.5, method="lower"))
+    shown = f"more than {audit.paths.max_steps}" if middle > audit.paths.max_steps else str(middle)
+    beyond = f"{count(at)} ({share(at, len(steps))} %)"
+    return [("median path to the boundary", f"{shown} steps"), ("beyond the boundary already", beyond)]
 
 
 def _classes(

@@ -210,6 +210,11 @@ def min_colouring(
     """
     plan = plan_flips(dataset, **flips)
     check_graph(gamma, norm, search)
+    for name, value in (("epochs", epochs), ("steps", steps)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r} must be a whole number >= 1: give for instance 20.")
+    if isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 < eps <= 1:
+        raise ValueError(f"eps={eps!r} must be in (0, 1], in [0, 1] pixels: give for instance 0.1.")
     images, _ = read_pixels(dataset, plan.image_column, plan.label_column)
     place = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
