@@ -49,6 +49,16 @@ class ClassRobustness:
         known = ~np.isnan(values)
         return float((values[known] * self.n[known]).sum() / self.n[known].sum())
 
+    def to_dict(self) -> dict[str, Any]:
+        """The figures for JSON, one entry per class; None where there is no figure."""
+        names = ("clean", "untargeted", "targeted")
+        told = {k: [None if np.isnan(v) else float(v) for v in getattr(self, k)] for k in names}
+        whole = {f"{k}_overall": self.overall(k) for k in names}
+        return {
+            "classes": list(self.class_names), "n": self.n.tolist(), "target": self.target.tolist(), "eps": self.eps,
+            "norm": self.norm, **told, **whole,
+        }  # fmt: skip
+
     def rows(self) -> tuple[list[str], list[list[str]]]:
         """The heading and the rows of the table, in percent."""
         heading = ["class", "n", "clean %", "untargeted %", "target", "targeted %"]

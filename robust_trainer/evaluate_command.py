@@ -14,8 +14,10 @@ from transformers import Trainer, TrainingArguments
 
 from .attacks.autoattack import NAMES, check_name, read_eps
 from .attacks.records import processes, record_files
+from .class_robustness import class_robustness
 from .commands import say, show
 from .corruptions import ATTACK_TARGET
+from .craft_options import target_of
 from .evaluation import compute_accuracy, evaluate_backdoor
 from .models import load_model
 from .options import CorruptionOptions, DataOptions, Parser, make_parser, parse
@@ -49,17 +51,21 @@ class AttackOptions:
     )
     eps: str | None = field(default=None, metadata={"help": "Radius in [0, 1] pixels, as 8/255 or 0.03. Default for linf: 8/255."})
     norm: str = field(default="linf", metadata={"help": "linf or l2."})
+    per_class: str | None = field(
+        default=None,
+        metadata={"help": "Also PGD-40 class by class, untargeted and towards cyclic (the next class), or a class number or name."},
+    )
     attack_seed: int = field(default=0, metadata={"help": "Seed of the attacks' random numbers."})
     resume: bool = field(default=False, metadata={"help": "Go on with an interrupted evaluation of the same settings."})
 
     def radius(self) -> float | None:
         """The radius, None without attacks. Raises a one-line ``ValueError`` for wrong settings, before any work is done."""
-        if self.attacks is None:
+        if self.attacks is None and not (self.per_class is not None and not self.resume):
             if self.eps is not None or self.resume:
                 given = f"eps={self.eps!r}" if self.eps is not None else "resume"
                 raise ValueError(f"{given} is for attacks: give some, for instance --attacks pgd-20 cw-20 autoattack.")
             return None
-        for name in self.attacks:
+        for name in self.attacks or ():
             check_name(name)
         if self.eps is None and self.norm == "l2":
             raise ValueError("norm='l2' needs eps, the radius in [0, 1] pixels: give for instance --eps 128/255.")
@@ -88,6 +94,7 @@ def evaluate(argv: Sequence[str]) -> None:
             f"the model of run={options.run!r} knows {len(known)} classes but dataset={data.dataset!r} has {len(given)}: "
             "give the data set that it was trained on."
         )
+    towards = None if attack.per_class is None else target_of(attack.per_class, given, "per_class")
     transform = ImageTransform(processor, model_channels(model))
     clean = prepared.test.with_transform(transform)
     with tempfile.TemporaryDirectory() as folder:
@@ -107,17 +114,25 @@ def evaluate(argv: Sequence[str]) -> None:
     }  # fmt: skip
     path = Path(options.output or Path(options.run) / "evaluation.json")
     robustness = None
-    if radius is not None:
+    if radius is not None and attack.attacks is not None:
         robustness = _attacked(model, clean, processor, attack, radius, options, _beside(path, options.output, "robustness.jsonl"))
         content["robustness"] = robustness.to_dict()
     if rank > 0:
         return
+    classes = None
+    if radius is not None and towards is not None:
+        classes = class_robustness(
+            model, prepared.test, radius, norm=attack.norm, target=towards, batch_size=options.batch_size, processing_class=processor
+        )
+        content["per_class"] = classes.to_dict()
     write_json(path, content)
     say(show(["figure", "value"], [[name, percent(value) + " %"] for name, value in found.items() if name != "n"]))
     written = str(path)
     if robustness is not None:
         say("\n" + robustness.table())
         written += f", {plot(robustness, _beside(path, options.output, 'robustness.png'))}"
+    if classes is not None:
+        say(f"\nPGD-40 class by class, {classes.norm}, eps {show_eps(classes.eps)}\n{show(*classes.rows())}")
     say(f"{found['n']} test images of {data.dataset}, trigger {trigger or 'none'}; written to {written}")
 
 

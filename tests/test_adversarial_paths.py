@@ -314,4 +314,8 @@ def test_an_extra_class_needs_room():
         with pytest.raises(ValueError, match=told) as error:
             class_robustness(Linear(), data, **{**PIXELS, **settings})
         assert "\n" not in str(error.value)
-    json.dumps([found.rows()])
+    told = json.loads(json.dumps(found.to_dict()))
+    assert told["n"] == found.n.tolist() and told["targeted"] == found.targeted.tolist()
+    assert told["untargeted_overall"] == found.overall() and told["target"] == [3, 3, 3]
+    none = class_robustness(Linear(3), data, 0.05, target=1, **PIXELS).to_dict()
+    assert none["targeted"][1] is None

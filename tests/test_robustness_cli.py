@@ -87,6 +87,26 @@ sys.exit(main(sys.argv[3:]))
 """
 
 
+def test_class_by_class(run, tmp_path, capsys):
+    out = tmp_path / "found.json"
+    assert main(["evaluate", str(run), *FEW, "--per_class", "9", "--eps", "12/255", "--output", str(out)]) == 0
+    shown, found = capsys.readouterr().out, json.loads(out.read_text())
+    classes = found["per_class"]
+    assert "robustness" not in found and "PGD-40 class by class, linf, eps 12/255" in shown
+    assert classes["target"] == [9] * 10 and classes["targeted"][9] is None and sum(classes["n"]) == 24
+    assert classes["clean_overall"] == pytest.approx(found["clean_accuracy"])
+    assert classes["untargeted_overall"] <= min(classes["clean_overall"], classes["targeted_overall"])
+    capsys.readouterr()
+    for words, told in (
+        (["--per_class", "next"], "per_class='next' is no class"),
+        (["--per_class", "cyclic", "--norm", "l2"], "norm='l2' needs eps"),
+        (["--per_class", "cyclic", "--resume"], "resume is for attacks"),
+    ):
+        assert main(["evaluate", str(run), *FEW, *words]) == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if "Loading weights" not in line]
+        assert len(lines) == 1 and told in lines[0]
+
+
 def test_two_processes_are_one(run, tmp_path):
     """gloo on the CPU: every process returns the whole, one writes it, and one process resumes what two began."""
     words = ["evaluate", str(run), "--attacks", "pgd-3", "--eps", "24/255", "--batch_size", "5", *FEW]
