@@ -122,8 +122,9 @@ def evaluate(argv: Sequence[str]) -> None:
     classes = None
     if radius is not None and towards is not None:
         classes = class_robustness(
-            model, prepared.test, radius, norm=attack.norm, target=towards, batch_size=options.batch_size, processing_class=processor
-        )
+            model, prepared.test, radius, norm=attack.norm, target=towards, batch_size=options.batch_size,
+            processing_class=processor,
+        )  # fmt: skip
         content["per_class"] = classes.to_dict()
     write_json(path, content)
     say(show(["figure", "value"], [[name, percent(value) + " %"] for name, value in found.items() if name != "n"]))

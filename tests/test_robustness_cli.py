@@ -103,7 +103,7 @@ def test_class_by_class(run, tmp_path, capsys):
         (["--per_class", "cyclic", "--resume"], "resume is for attacks"),
     ):
         assert main(["evaluate", str(run), *FEW, *words]) == 2
-        lines = [line for line in capsys.readouterr().err.splitlines() if "Loading weights" not in line]
+        lines = [line for line in capsys.readouterr().err.splitlines() if line and "Loading weights" not in line]
         assert len(lines) == 1 and told in lines[0]
 
 
