@@ -171,7 +171,7 @@ def maps(path: Path, kinds: Sequence[tuple[str, Rows]]) -> str:
         axis.set_ylim(-edge, edge)
         axis.set_xlabel("first coordinate (σ = 1)")
         axis.set_ylabel("second coordinate (σ = 1)")
-        axis.set_title(f"{title}, r = {row['r']:g}: {100 * row['train_accuracy']:.1f} % of the training samples right", fontsize=10)
+        axis.set_title(f"{title}, r = {row['r']:g}: {100 * row['train_accuracy']:.1f} % of the training samples right", fontsize=9)
     axes[0].legend(loc="upper left", fontsize=8)
     figure.savefig(path, dpi=80)
     return f"![{path.stem.replace('_', ' ')}](figures/{path.name})"
@@ -243,7 +243,7 @@ def training(rows: Rows, folder: Path) -> list[str]:
 
 def norms(found: dict[str, Rows], folder: Path) -> list[str]:
     """Section 4.5."""
-    panels, out, told_as = [], [], {"norm": "norms made 1, the last layer's k", "cap": "norms capped at 1, the last layer's at k"}
+    panels, out, told_as = [], [], {"norm": "hidden norms made 1, the last made k", "cap": "hidden norms capped at 1, the last at k"}
     free: Curve = ("no bound at all", "#999999", "--", [r for r in found.get("training", []) if r["kind"] == "opposite"])
     for name in (name for name in told_as if name in found):
         rows = found[name]
@@ -287,7 +287,8 @@ def plane(found: dict[str, Rows], folder: Path) -> list[str]:
 
 def setting(rows: Rows) -> str:
     """The numbers that the experiment was run with."""
-    return "Setup: " + ", ".join(f"{name} {value}" for name, value in rows[0]["setup"].items()) + "."
+    mus = ", ".join(f"{mu:g}" for mu in sorted({row["mu"] for row in rows}))
+    return f"Setup: mu {mus}; " + ", ".join(f"{name} {value}" for name, value in rows[0]["setup"].items()) + "."
 
 
 def write(rows: Rows, page: Path) -> None:
