@@ -243,7 +243,8 @@ def training(rows: Rows, folder: Path) -> list[str]:
 
 def norms(found: dict[str, Rows], folder: Path) -> list[str]:
     """Section 4.5."""
-    panels, out, told_as = [], [], {"norm": "hidden norms made 1, the last made k", "cap": "hidden norms capped at 1, the last at k"}
+    panels, out = [], []
+    told_as = {"norm": "hidden norms made 1, the last made k", "cap": "hidden norms capped at 1, the last at k"}
     free: Curve = ("no bound at all", "#999999", "--", [r for r in found.get("training", []) if r["kind"] == "opposite"])
     for name in (name for name in told_as if name in found):
         rows = found[name]

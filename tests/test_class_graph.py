@@ -58,6 +58,20 @@ def test_blocks_do_not_show(norm, monkeypatch):
     np.testing.assert_array_equal(class_graph(x, gamma, norm).toarray(), by_pairs(x, gamma, norm))
 
 
+@pytest.mark.parametrize("norm", ["l1", "linf"])
+@pytest.mark.parametrize("share", [0.02, 0.5])
+def test_coordinates_looked_at_first_do_not_show(norm, share, monkeypatch):
+    x = points(90, d=12)
+    x[:, :6] *= 0.2  # in the first ones pairs are near each other
+    gamma = float(np.quantile(np.linalg.norm(x[:, None] - x[None], ORDER[norm], axis=2), share))
+    wanted = by_pairs(x, gamma, norm)
+    monkeypatch.setattr(rooms, "_PAIRS", 11)
+    for first in (1, 4, 12):
+        monkeypatch.setattr(rooms, "_FIRST", first)
+        found = class_graph(x, gamma, norm).toarray()
+        assert (found != wanted).sum() <= 2  # a pair at gamma itself may round either way
+
+
 def test_a_pair_at_gamma_is_joined_and_equal_points_are():
     x = np.array([[0.0], [1.0], [1.0], [2.5]], dtype=np.float32)
     for norm in ORDER:
