@@ -344,7 +344,7 @@ def test_another_model_begins_anew(copied, capsys):
         (["--target", "extra"], "target='extra': no model has a boundary"),
         (["--target", "x"], "target='x' is no class"),
         (["--norm", "l1"], "norm='l1': choose linf or l2"),
-        (["--max_steps", "0"], "max_steps=0 must be above 0"),
+        (["--max_steps", "0"], "max_steps=0 must be a whole number"),
         (["--step_sise", "1"], "did you mean '--step_size'?"),
     ],
 )
