@@ -367,7 +367,9 @@ FEATURES, OTHER = {"space": "features", **NET}, "classes but the data set 3"
 @pytest.mark.parametrize(
     "name, settings, told",
     [
-        ("greedy", {"rate": 0.1}, "strategy='greedy' is unknown"),
+        ("greedy", {"rate": 0.1}, "strategy='greedy' is unknown: did you mean 'class-graph-greedy'?"),
+        ("radnom", {"rate": 0.1}, "did you mean 'random'?"),
+        ("", {"rate": 0.1}, "strategy='' is unknown: choose one of"),
         ("random", {"rate": 0.1, "gamma": 1}, "strategy 'random' takes no 'gamma'"),
         ("random", {}, "give one of them"),
         ("random", {"rate": 0.1, "budget": 3}, "give one of them"),

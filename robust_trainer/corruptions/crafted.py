@@ -243,7 +243,8 @@ def craft_labels(dataset: datasets.Dataset, strategy: str, **settings: Any) -> d
     Raises a one-line ``ValueError`` for an unknown name or setting.
     """
     if strategy not in CRAFTED:
-        near = difflib.get_close_matches(str(strategy), CRAFTED, 1)
+        word = str(strategy)
+        near = [name for name in CRAFTED if word and word in name] or difflib.get_close_matches(word, CRAFTED, 1)
         hint = f"did you mean '{near[0]}'? " if near else ""
         raise ValueError(f"strategy={strategy!r} is unknown: {hint}choose one of {', '.join(CRAFTED)}.")
     function = CRAFTED[strategy]
