@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .attacks.pgd import Region, input_gradient, margin
+from .attacks.pgd import input_gradient, margin
 from .attacks.records import digest_model, digest_tensors
 from .corruptions import columns
 from .corruptions.flip_targets import class_targets
@@ -24,8 +24,10 @@ from .corruptions.pixel_source import PixelSource
 from .corruptions.poison_model import frozen_copy, pixel_model
 from .corruptions.poison_task import Work
 from .path_table import NO_PATH, PathLengths, load_paths
+from .perturbations import Ball
 
 __all__ = ["NO_PATH", "PathLengths", "load_paths", "path_lengths"]
+
 
 def path_lengths(
     model: nn.Module,
@@ -72,7 +74,7 @@ def path_lengths(
     source = PixelSource.of(dataset, pixels, processing_class, image_column)
     device = torch.device(device) if device is not None else next((p.device for p in model.parameters()), torch.device("cpu"))
     copy: Any = frozen_copy(pixels, device).float()
-    check_classes(copy, source([0]), classes, getattr(dataset.features[label_column], "names", None))
+    check_classes(copy, source([0]), classes)
     aim = None if target is None else class_targets(target, classes)
     if aim is not None and aim.max() >= classes:
         raise ValueError(f"target={target!r} has no boundary in a model of {classes} classes: leave target out, or name a class.")
@@ -117,7 +119,7 @@ def walk_out(
     steps = torch.full_like(y, max_steps + 1)
     start, ended = x.new_zeros(len(x)), torch.zeros_like(y)
     left, image = torch.arange(len(x), device=x.device), x
-    free = Region(norm, float("inf"), x[:0])
+    ball = Ball(norm, math.inf)
     for step in range(max_steps + 1):
         with torch.enable_grad():
             leaf = image.detach().requires_grad_(True)
@@ -134,7 +136,7 @@ def walk_out(
         grad = input_gradient(losses, leaf)
         going = (~there).nonzero().flatten()
         left, image, grad = left[going], image[going], grad[going]
-        image = image + direction(free, grad) * step_size
+        image = image + ball.direction(grad) * step_size
         image = image.clamp_(0, 1) if clip else image
     return {"steps": steps, "margin": start, "ended": ended}
 
@@ -149,15 +151,7 @@ def log_odds(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
     return rest if target is None else -rest
 
 
-def direction(free: Region, grad: Tensor) -> Tensor:
-    """The gradient's sign (linf) or the gradient over its 2-norm (l2)."""
-    if free.ball.norm == "linf":
-        return grad.sign()
-    unit = grad / grad.abs().amax((1, 2, 3), keepdim=True).clamp_min(torch.finfo(grad.dtype).tiny)
-    return unit / free.ball.size(unit).clamp_min(1e-30)
-
-
-def check_classes(model: nn.Module, x: Tensor, classes: int, names: Sequence[str] | None = None) -> None:
+def check_classes(model: nn.Module, x: Tensor, classes: int) -> None:
     """Raises ``ValueError`` where the model has another number of outputs than there are classes; x (1, C, H, W)."""
     device = next((p.device for p in model.parameters()), x.device)
     with torch.no_grad():

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PrinterCallback, ProgressCallback
@@ -21,7 +20,7 @@ from .models import SMALL
 from .options import DataOptions, ModelOptions
 from .preprocess import ImageTransform
 from .results import write_json
-from .sources import TRAIN, load_data
+from .sources import TRAIN, kept_rows, load_data
 from .views import VIEWS
 
 FOLDER, RECORD = "simclr", "contrastive.json"
@@ -52,7 +51,7 @@ class ContrastiveOptions:
     def epochs(self, args: RobustConfig, options: ModelOptions) -> float:
         """Returns the epochs of SimCLR, 0 for none. Raises ``ValueError`` where a method is given some that trains all layers."""
         recipe = args.recipe()
-        frozen = recipe is not None and recipe.name.endswith(("-simclr", "-simclr-sn"))
+        frozen = args.switches()[0] if recipe is None else recipe.head_only
         if not frozen:
             for name, given in (("contrastive_epochs", self.contrastive_epochs), ("unlabelled", self.unlabelled)):
                 if given:
@@ -60,6 +59,8 @@ class ContrastiveOptions:
                     raise ValueError(f"{name}={given!r} has no effect with {told}: choose for instance prl-simclr-sn.")
             return 0
         if self.contrastive_epochs is None:
+            if recipe is None or not recipe.name.endswith(("-simclr", "-simclr-sn")):
+                return 0  # head_only of another method: the backbone as it is, unless epochs are asked for
             return DEFAULT_EPOCHS if options.model in SMALL or options.from_scratch else 0
         if self.contrastive_epochs < 0:
             raise ValueError(f"contrastive_epochs={self.contrastive_epochs} must be >= 0: give for instance {DEFAULT_EPOCHS}.")
@@ -81,8 +82,7 @@ def unlabelled_images(options: ContrastiveOptions, data: DataOptions) -> dataset
             f"unlabelled={REST!r} but max_train_samples={data.max_train_samples} leaves none of {len(whole)} images out: give a "
             "smaller max_train_samples, or leave unlabelled out."
         )
-    order = np.random.default_rng(data.split_seed).permutation(len(whole))
-    return whole.select(np.sort(order[data.max_train_samples :]))
+    return whole.select(kept_rows(len(whole), data.max_train_samples, data.split_seed)[1])
 
 
 def pretrain(

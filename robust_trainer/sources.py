@@ -49,8 +49,14 @@ def load_data(
     data = _class_labels(data)
     for key, limit in ((TRAIN, max_train_samples), (TEST, max_test_samples), (TRIGGERED, max_test_samples)):
         if limit is not None and key in data and limit < len(data[key]):
-            data[key] = data[key].select(np.sort(np.random.default_rng(seed).permutation(len(data[key]))[:limit]))
+            data[key] = data[key].select(kept_rows(len(data[key]), limit, seed)[0])
     return data
+
+
+def kept_rows(count: int, limit: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which of ``count`` rows max_train_samples or max_test_samples keeps, and which it leaves out, each in order."""
+    order = np.random.default_rng(seed).permutation(count)
+    return np.sort(order[:limit]), np.sort(order[limit:])
 
 
 def digits() -> datasets.DatasetDict:

@@ -412,6 +412,21 @@ def test_bad_settings_are_one_line(name, settings, told, data):
     assert told in str(error.value) and "\n" not in str(error.value)
 
 
+def test_two_graphs_without_a_shared_edge_are_one_line(data):
+    def closest(space: str, c: int) -> tuple[float, set[int]]:
+        points, labels = in_space(data, space)
+        own = points[labels == c].astype(float)
+        away = np.linalg.norm(own[:, None] - own[None], axis=2) + 9 * np.eye(len(own))
+        return away.min() * 1.0001, {int(i) for i in np.unravel_index(away.argmin(), away.shape)}
+
+    found = {c: (closest("input", c), closest("features", c)) for c in range(3)}
+    c, ((one, _), (two, _)) = next((c, both) for c, both in found.items() if both[0][1] != both[1][1])
+    settings = {"budget": 1, "source": c, "gamma": (one, two), "model": Net(), **NET, "space": "input-and-features"}
+    with pytest.raises(ValueError, match=f"no two samples of class c{c} are neighbours in both spaces") as error:
+        craft_labels(data, "class-graph-dominating-set", **settings)
+    assert "\n" not in str(error.value)
+
+
 def test_paths_of_another_data_set_are_refused(paths):
     with pytest.raises(ValueError, match="paths has 120 samples and the data set 60 rows"):
         craft_labels(pictures(sizes=[20, 20, 20]), "adversarial-path", budget=1, paths=paths)

@@ -29,7 +29,8 @@ def class_graph(
     """Returns the class graph (n, n) as a boolean CSR matrix, symmetric, without loops: an edge where ||x_i - x_j|| <= gamma.
 
     points (n, d) of one class; gamma > 0 in their unit; norm l1, l2 or linf. search ``exact`` compares all pairs; ``approximate``
-    those whose cells (of about 200 points, by k-means) are near each other, so it may miss edges but invents none; ``auto``:
+    those whose cells (of about 200 points, by k-means in l2) are near each other, so it may miss edges, in linf most of them, but
+    invents none; ``auto``:
     approximate from 20,000 points on. Paper 002 definition 1. Raises ``ValueError`` for settings out of range, and for a graph of
     more than 4e8 entries.
     """

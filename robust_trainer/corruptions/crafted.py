@@ -105,6 +105,9 @@ def class_graph_dominating_set(
     def choose(rows: np.ndarray) -> np.ndarray:
         graphs = [graph_of(p[rows], g, norm, degree, search, plan, rows) for p, g in zip(points, gammas)]
         graph = graphs[0] if len(graphs) == 1 else graphs[0].multiply(graphs[1]).tocsr()
+        if not graph.nnz:
+            name = plan.names[plan.labels[rows[0]]]
+            raise ValueError(f"gamma={gamma!r}: no two samples of class {name} are neighbours in both spaces: give larger ones.")
         order = np.argsort(np.argsort(plan.keys[rows]))
         return rows[dominating_order(graph, plan.counts[plan.labels[rows[0]]], order)]
 

@@ -12,7 +12,6 @@ from sklearn.covariance import LedoitWolf
 from torch import Tensor, nn
 from transformers.utils.logging import tqdm
 
-from ..attacks.pgd import Region, input_gradient
 from .class_graph import colour
 from .poison_model import accuracy, fresh_factory, seeded, train_plain
 from .rules import sample_keys
@@ -85,7 +84,7 @@ def reach(
     PGD from each neighbour, without a random start, in the ball of radius ``eps`` (in [0, 1] pixels), towards the colour of the
     sample; a neighbour counts once its prediction is that colour. Paper 002 sec. 4.8.
     """
-    from ..adversarial_paths import log_odds
+    from ..class_robustness import broken
 
     device = next(network.parameters()).device
     sample = np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr))
@@ -96,17 +95,7 @@ def reach(
         rows = part.numpy()
         x = images[torch.from_numpy(neighbour[rows]).long()].to(device)
         target = torch.from_numpy(colours[sample[rows]]).to(device)
-        within, image = Region(norm, eps, x), x
-        reached = torch.zeros(len(x), dtype=torch.bool, device=device)
-        for step in range(steps + 1):
-            leaf = image.detach().requires_grad_(True)
-            logits = network(leaf)
-            reached |= logits.detach().argmax(1) == target
-            if step == steps or bool(reached.all()):
-                break
-            grad = input_gradient(log_odds(logits, target, target), leaf)
-            image = within.step(image, grad, size)
-        np.add.at(hits, sample[rows], reached.cpu().numpy())
+        np.add.at(hits, sample[rows], broken(network, x, target, target, eps, norm, steps, size).cpu().numpy())
     return hits
 
 
