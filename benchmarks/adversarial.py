@@ -38,12 +38,12 @@ from torch import Tensor, nn
 from transformers import ResNetConfig, ResNetForImageClassification, TrainerCallback, set_seed
 
 from robust_trainer import RobustConfig, RobustTrainer
+from robust_trainer.cli.options import read_class_map
 from robust_trainer.corruptions import corrupt_labels
-from robust_trainer.methods import get_method
-from robust_trainer.models import SmallCNN, SmallCNNConfig
-from robust_trainer.options import read_class_map
-from robust_trainer.robustness import evaluate_robustness
-from robust_trainer.units import fraction
+from robust_trainer.evaluation.robustness import evaluate_robustness
+from robust_trainer.methods.table import get_method
+from robust_trainer.methods.units import fraction
+from robust_trainer.models.zoo import SmallCNN, SmallCNNConfig
 
 
 def resnet18(channels: int, classes: int) -> nn.Module:

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from robust_trainer.attacks import PGD, Draws, Target
-from robust_trainer.models import build_model
-from robust_trainer.robustness import evaluate_robustness
+from robust_trainer.evaluation.robustness import evaluate_robustness
+from robust_trainer.models.zoo import build_model
 
 BAR = 1.1
 CLASSES, STEPS = 10, 20
@@ -113,7 +113,7 @@ def make_pairs(args: argparse.Namespace) -> dict[str, tuple[Callable[[], Any], C
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--model", default="resnet32", help="a name of robust_trainer.models, for instance small-cnn or resnet32")
+    p.add_argument("--model", default="resnet32", help="a name of robust_trainer.models.zoo, for instance small-cnn or resnet32")
     p.add_argument("--size", type=int, default=32, help="side of the images in pixels")
     p.add_argument("--batch_size", type=int, default=64)
     p.add_argument("--batches", type=int, default=4, help="of the data set that evaluate_robustness gets")

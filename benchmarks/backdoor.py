@@ -41,9 +41,9 @@ from transformers import TrainerCallback, set_seed
 
 from robust_trainer import METHODS, RobustConfig, RobustTrainer
 from robust_trainer.corruptions import BlendTrigger, PatchTrigger, poison, trigger_all
-from robust_trainer.evaluation import attack_success_rate, clean_accuracy, poison_accuracy
-from robust_trainer.models import build_model
-from robust_trainer.sources import label_names, load_data
+from robust_trainer.data.load import label_names, load_data
+from robust_trainer.evaluation.accuracy import attack_success_rate, clean_accuracy, poison_accuracy
+from robust_trainer.models.zoo import build_model
 
 TRIGGERS = {"patch": PatchTrigger(), "blend": BlendTrigger()}
 #: The papers' ablation (paper 000 tables 4 and 5): the method in one of the two steps only.

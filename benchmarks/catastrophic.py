@@ -165,7 +165,7 @@ def main() -> None:
     add("--out", default="runs/catastrophic.jsonl")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    logging.getLogger("robust_trainer.robustness").setLevel(logging.ERROR)  # of untrained networks, at every evaluation
+    logging.getLogger("robust_trainer.evaluation.robustness").setLevel(logging.ERROR)  # of untrained networks, at every evaluation
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     data, test, classes = load(args)

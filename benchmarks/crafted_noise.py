@@ -33,14 +33,14 @@ import transformers
 from common import add_result, key_of, machine, read_results
 from torch import Tensor, nn
 
-from robust_trainer.adversarial_paths import PathLengths, path_lengths
-from robust_trainer.class_robustness import class_robustness
 from robust_trainer.corruptions import columns
-from robust_trainer.corruptions.crafted import craft_labels
-from robust_trainer.corruptions.poison_model import PixelModel, pixel_model
-from robust_trainer.corruptions.poison_pixels import read_pixels
-from robust_trainer.models import PlainCNN, PlainCNNConfig
-from robust_trainer.sources import load_data
+from robust_trainer.corruptions.crafted.craft_labels import craft_labels
+from robust_trainer.corruptions.poisons.networks import PixelModel, pixel_model
+from robust_trainer.corruptions.poisons.pixels import read_pixels
+from robust_trainer.data.load import load_data
+from robust_trainer.evaluation.class_robustness import class_robustness
+from robust_trainer.evaluation.path_lengths import PathLengths, path_lengths
+from robust_trainer.models.zoo import PlainCNN, PlainCNNConfig
 
 MEAN, STD = [0.5], [0.5]
 EXPERIMENTS = ("strategies", "extra", "paths", "density", "single")

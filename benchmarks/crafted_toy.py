@@ -28,8 +28,8 @@ from common import add_result, key_of, machine, read_results
 from crafted_toy_report import write
 from torch import Tensor
 
-from robust_trainer.perturbations import Ball
-from robust_trainer.spectral import cap_factor, power_iteration, spectral_norm
+from robust_trainer.models.spectral import cap_factor, power_iteration, spectral_norm
+from robust_trainer.perturbations.norms import Ball
 
 #: What poisons are labelled as, and PGD training's radius as a share of the attack's: kind -> (third class?, share).
 KINDS = {"opposite": (False, 0.0), "third": (True, 0.0), "third-pgd": (True, 1.0), "third-pgd/3": (True, 1 / 3)}

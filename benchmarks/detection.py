@@ -34,9 +34,9 @@ from robust_trainer import METHODS, RobustConfig, RobustTrainer
 from robust_trainer.audit import Audit, make_audit
 from robust_trainer.audit.cleaned import clean as cleaned
 from robust_trainer.corruptions import BlendTrigger, PatchTrigger, corrupt_labels, poison, trigger_all
+from robust_trainer.data.load import label_names, load_data
 from robust_trainer.detectors import DETECTORS, detect, evidence_of, isolation_recipe
-from robust_trainer.models import build_model
-from robust_trainer.sources import label_names, load_data
+from robust_trainer.models.zoo import build_model
 
 TRIGGERS = {"patch": PatchTrigger(), "blend": BlendTrigger()}
 KINDS = (*TRIGGERS, "symmetric", "pairflip", "instance")

@@ -45,17 +45,17 @@ from torch import Tensor, nn
 from transformers import ResNetConfig, ResNetForImageClassification, TrainerCallback, set_seed
 
 from robust_trainer import RobustConfig, RobustTrainer
-from robust_trainer.augmentations import Augmentation, augment, make_augmentation
 from robust_trainer.corruptions import corrupt_labels
-from robust_trainer.corruptions.availability import FRESH, NONE, find_poison, poison_images, realised_norms
-from robust_trainer.corruptions.poison_model import PixelModel, accuracy, pixel_model, seeded, train_plain
-from robust_trainer.corruptions.poison_pixels import IS_POISONED, read_levels, read_pixels, write_levels
-from robust_trainer.data import InputSpace
-from robust_trainer.methods import get_method
-from robust_trainer.models import SMALL
-from robust_trainer.sources import load_data
-from robust_trainer.squeezing import make_squeeze, squeeze_images
-from robust_trainer.units import fraction
+from robust_trainer.corruptions.poisons.networks import PixelModel, accuracy, pixel_model, seeded, train_plain
+from robust_trainer.corruptions.poisons.pixels import IS_POISONED, read_levels, read_pixels, write_levels
+from robust_trainer.corruptions.poisons.poison_images import FRESH, NONE, find_poison, poison_images, realised_norms
+from robust_trainer.data.images import InputSpace
+from robust_trainer.data.load import load_data
+from robust_trainer.images.augmentations import Augmentation, augment, make_augmentation
+from robust_trainer.images.squeezing import make_squeeze, squeeze_images
+from robust_trainer.methods.table import get_method
+from robust_trainer.methods.units import fraction
+from robust_trainer.models.zoo import SMALL
 
 #: What is left of ERAT in table VI's rows.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -462,7 +462,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--config", help="YAML file of these arguments; flags win")
-    add("--data", default="cifar10", help="folder in --data_dir, or what robust_trainer.sources.load_data takes")
+    add("--data", default="cifar10", help="folder in --data_dir, or what robust_trainer.data.load.load_data takes")
     add("--data_dir", default=os.environ.get("ROBUST_TRAINER_DATA"))
     add("--cache", default="runs/dual_corruption_data", help="folder of poisons and surrogates")
     add("--train_size", type=int, help="class-balanced part of the training set; default all")

@@ -3,7 +3,7 @@
     python benchmarks/hybrid_cost.py                          # resnet32 and small-cnn, PGD-7, batch 64, 32x32
     python benchmarks/hybrid_cost.py --models small-cnn --rounds 15 --check
 
-What is timed is the inner maximisation as training runs it (`robust_trainer.inner.Inner.perturb`): all forwards and backwards of
+What is timed is the inner maximisation as training runs it (`robust_trainer.step.inner.Inner.perturb`): all forwards and backwards of
 the attack, the draw, the steps and projections; no update of the weights. ``both``, which crafts an l_inf and an l_2 perturbation
 for every sample, is the plain alternative.
 
@@ -27,17 +27,19 @@ import transformers
 from common import seconds
 from torch import Tensor, nn
 
-from robust_trainer.adversarial_losses import INNER
-from robust_trainer.batch import Batch
-from robust_trainer.data import InputSpace
-from robust_trainer.forwards import read_view, untouched
-from robust_trainer.fronts import ImageFront
-from robust_trainer.inner import Inner
-from robust_trainer.models import build_model
-from robust_trainer.objectives import make_objective
-from robust_trainer.perturbations import NORMS, Perturbation
-from robust_trainer.recipe import SINGLE, Progress, Recipe, View
-from robust_trainer.scores import make_score
+from robust_trainer.data.images import InputSpace
+from robust_trainer.losses.adversarial import INNER
+from robust_trainer.losses.standard import make_objective
+from robust_trainer.methods.recipe import Recipe
+from robust_trainer.models.modes import untouched
+from robust_trainer.models.outputs import read_view
+from robust_trainer.models.zoo import build_model
+from robust_trainer.perturbations.inputs import ImageFront
+from robust_trainer.perturbations.pgd import NORMS, Perturbation
+from robust_trainer.selection.scores import make_score
+from robust_trainer.step.batch import Batch
+from robust_trainer.step.inner import Inner
+from robust_trainer.types import SINGLE, Progress, View
 
 BAR = 1.05
 CLASSES, EPS, EPS_L2 = 10, 8 / 255, 0.5
@@ -84,7 +86,7 @@ def middle(ratios: list[float]) -> str:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--models", nargs="+", default=["resnet32", "small-cnn"], help="names of robust_trainer.models")
+    p.add_argument("--models", nargs="+", default=["resnet32", "small-cnn"], help="names of robust_trainer.models.zoo")
     p.add_argument("--size", type=int, default=32, help="side of the images in pixels")
     p.add_argument("--batch_size", type=int, default=64)
     p.add_argument("--steps", type=int, default=7)

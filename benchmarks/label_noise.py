@@ -47,8 +47,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from robust_trainer import METHODS, RobustConfig, RobustTrainer
 from robust_trainer.corruptions import corrupt_labels, corrupt_target_array
-from robust_trainer.models import build_model
-from robust_trainer.sources import load_data
+from robust_trainer.data.load import load_data
+from robust_trainer.models.zoo import build_model
 
 TABLES = ("4.1", "4.2", "4.4", "4.6")
 #: Names of the papers that are a method with settings.
@@ -469,7 +469,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--table", choices=TABLES, default="4.2")
     p.add_argument("--data", help="mnist, cifar10, ...: see --data_dir; for table 4.1 diabetes or digits, which scikit-learn ships")
     p.add_argument("--data_dir", help="folder that holds <data>/train.parquet and test.parquet; without it: hub name or 'digits'")
-    p.add_argument("--model", default="plain-cnn", help="plain-cnn, small-cnn, resnet32, ... (robust_trainer.models); not for 4.1")
+    p.add_argument("--model", default="plain-cnn", help="plain-cnn, small-cnn, resnet32, ... (robust_trainer.models.zoo); not for 4.1")
     p.add_argument("--noise", nargs="+", help="kind:rate, or clean; default: the paper's")
     p.add_argument("--methods", nargs="+", help="names, also separated by commas; default: the paper's")
     p.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="setting=value or method.setting=value")

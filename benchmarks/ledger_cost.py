@@ -20,8 +20,9 @@ import torch
 from common import machine, machine_line
 from transformers import TrainerCallback
 
-from robust_trainer import RobustConfig, RobustTrainer, visits
-from robust_trainer.walk import Walk
+from robust_trainer import RobustConfig, RobustTrainer
+from robust_trainer.ledger import pending as visits
+from robust_trainer.step.plan import Walk
 
 
 class Steps(TrainerCallback):

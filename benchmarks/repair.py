@@ -28,8 +28,8 @@ from transformers import TrainingArguments
 from robust_trainer.audit import make_audit
 from robust_trainer.audit.cleaned import clean as cleaned
 from robust_trainer.corruptions import trigger_all
+from robust_trainer.data.load import label_names, load_data
 from robust_trainer.detectors import detect, evidence_of, fine_prune
-from robust_trainer.sources import label_names, load_data
 
 SPECTRAL, CLEANED = "spectral signatures", "standard on what the audit leaves"
 PRUNING = {"fine-pruning, last conv": "last-conv", "fine-pruning, last linear": "last-linear"}

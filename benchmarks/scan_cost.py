@@ -20,8 +20,8 @@ from torch.utils.data import Dataset
 from transformers.utils import logging
 
 from robust_trainer import RobustConfig, RobustTrainer
-from robust_trainer.models import build_model
-from robust_trainer.scan import EpochScan
+from robust_trainer.models.zoo import build_model
+from robust_trainer.step.dataset_scores import EpochScan
 
 
 class Images(Dataset):

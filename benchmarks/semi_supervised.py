@@ -18,9 +18,9 @@ import transformers
 from torch import Tensor
 from transformers import set_seed
 
-from robust_trainer.contrastive import ContrastiveConfig, ContrastiveTrainer
-from robust_trainer.models import build_model
-from robust_trainer.sources import load_data
+from robust_trainer.contrastive.trainer import ContrastiveConfig, ContrastiveTrainer
+from robust_trainer.data.load import load_data
+from robust_trainer.models.zoo import build_model
 
 #: What makes a semi-supervised run that run, beside the protocol.
 SEMI = (

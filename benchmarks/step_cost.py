@@ -42,7 +42,7 @@ from transformers import (
 )
 
 from robust_trainer import RobustConfig, RobustTrainer
-from robust_trainer.models import build_model
+from robust_trainer.models.zoo import build_model
 
 #: Ratios to the plain Trainer that must not be exceeded: time of a step, peak memory. One FGSM step is one forward and one
 #: backward for the input only: at least 5/3 of a plain step's arithmetic (forward 1, backward for weights 1, for inputs 1).

@@ -11,12 +11,12 @@ import torch
 from transformers import PrinterCallback, set_seed
 
 from robust_trainer import RobustConfig, RobustTrainer
-from robust_trainer.models import build_model
-from robust_trainer.options import CorruptionOptions, DataOptions, ModelOptions, make_parser, parse
-from robust_trainer.preprocess import ImageTransform, image_shape, model_channels
-from robust_trainer.runs import prepare
-from robust_trainer.sources import label_names
-from robust_trainer.tracking import RobustnessCallback, hold_out
+from robust_trainer.callbacks.robustness import RobustnessCallback, hold_out
+from robust_trainer.cli.options import CorruptionOptions, DataOptions, ModelOptions, make_parser, parse
+from robust_trainer.cli.runs import prepare
+from robust_trainer.data.load import label_names
+from robust_trainer.data.preprocess import ImageTransform, image_shape, model_channels
+from robust_trainer.models.zoo import build_model
 
 
 @dataclass

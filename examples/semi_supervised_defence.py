@@ -9,14 +9,14 @@ import sys
 from transformers import set_seed
 
 from robust_trainer import RobustConfig, RobustTrainer
-from robust_trainer.contrastive import ContrastiveConfig, ContrastiveTrainer
+from robust_trainer.cli.options import CorruptionOptions, DataOptions, ModelOptions, make_parser, parse
+from robust_trainer.cli.pretraining import ContrastiveOptions, unlabelled_images
+from robust_trainer.contrastive.trainer import ContrastiveConfig, ContrastiveTrainer
 from robust_trainer.corruptions import poison, trigger_all
-from robust_trainer.evaluation import compute_accuracy, evaluate_backdoor
-from robust_trainer.models import build_model
-from robust_trainer.options import CorruptionOptions, DataOptions, ModelOptions, make_parser, parse
-from robust_trainer.preprocess import ImageTransform, image_shape, model_channels
-from robust_trainer.pretraining import ContrastiveOptions, unlabelled_images
-from robust_trainer.sources import label_names, load_data
+from robust_trainer.data.load import label_names, load_data
+from robust_trainer.data.preprocess import ImageTransform, image_shape, model_channels
+from robust_trainer.evaluation.accuracy import compute_accuracy, evaluate_backdoor
+from robust_trainer.models.zoo import build_model
 
 
 def main() -> None:

@@ -8,15 +8,16 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from .augmentations import AUGMENTATIONS
-from .defaults import EVERYWHERE
-from .methods import get_method
-from .perturbations import UNIFORM
-from .recipe import PROBLEMS, Recipe
-from .selection import ESTIMATED
-from .settings import check_settings
-from .spectral import LAYERS, Cap, cap_of
-from .units import fraction
+from .images.augmentations import AUGMENTATIONS
+from .methods.defaults import EVERYWHERE
+from .methods.recipe import Recipe
+from .methods.settings import check_settings
+from .methods.table import get_method
+from .methods.units import fraction
+from .models.spectral import LAYERS, Cap, cap_of
+from .perturbations.pgd import UNIFORM
+from .selection.rules import ESTIMATED
+from .types import PROBLEMS
 
 _FROM_METHOD = "Default: the method's own."
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import datasets
 
-from .data import IndexCollator, Indexed
-from .recipe import Progress
-from .streams import StreamSampler
+from .data.indexing import IndexCollator, Indexed
+from .data.streams import StreamSampler
 from .switch_hooks import SwitchHooks
+from .types import Progress
 
 
 class DataHooks(SwitchHooks):

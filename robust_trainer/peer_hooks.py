@@ -10,10 +10,10 @@ from transformers import Trainer
 from transformers.utils import find_labels
 
 from .config import RobustConfig
-from .heads import head_of
-from .peers import PeerModel, clip_each, each_reported, make_peers
-from .recipe import Recipe
-from .walk import Walk
+from .methods.recipe import Recipe
+from .models.heads import head_of
+from .models.peers import PeerModel, clip_each, each_reported, make_peers
+from .step.plan import Walk
 
 
 class PeerHooks(Trainer):

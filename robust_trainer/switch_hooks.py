@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import nn
 
+from .callbacks.spectral_cap import SpectralCap
 from .config import RobustConfig
-from .heads import HeadAlone
+from .models.heads import HeadAlone
+from .models.spectral import Cap
 from .peer_hooks import PeerHooks
-from .spectral import Cap
-from .spectral_cap import SpectralCap
 
 
 class SwitchHooks(PeerHooks):

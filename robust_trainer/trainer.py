@@ -15,25 +15,27 @@ from torch.utils.data import IterableDataset
 from transformers import TrainingArguments
 from transformers.utils import logging
 
-from . import checkpoints, checks
 from .audit import Audit, make_audit
-from .batch import Batch, Step
-from .collapse import collapse
 from .config import RobustConfig
-from .data import INDEX
+from .data.indexing import INDEX
 from .data_hooks import DataHooks
-from .forwards import untouched
-from .fronts import Front
-from .identity import new_ledger
-from .ledger import SampleLedger
-from .methods import get_method
-from .noise_rate import RateEstimate
-from .objectives import CrossEntropy, UserLoss, make_objective
-from .plain_loss import plain_loss
-from .recipe import SINGLE, UNSUPERVISED, Progress, Recipe
-from .sample_gradients import SampleGradients
-from .scan import EpochScan
-from .walk import Walk
+from .ledger.fingerprint import new_ledger
+from .ledger.ledger import SampleLedger
+from .losses.evaluation import plain_loss
+from .losses.standard import CrossEntropy, UserLoss, make_objective
+from .methods import validation as checks
+from .methods.recipe import Recipe
+from .methods.table import get_method
+from .models.modes import untouched
+from .per_sample_gradients.norms import SampleGradients
+from .perturbations.collapse import collapse
+from .perturbations.inputs import Front
+from .selection.noise_rate import RateEstimate
+from .step import checkpoints
+from .step.batch import Batch, Step
+from .step.dataset_scores import EpochScan
+from .step.plan import Walk
+from .types import SINGLE, UNSUPERVISED, Progress
 
 logger = logging.get_logger(__name__)
 

@@ -1,8 +1,14 @@
 import gc
 import os
+import sys
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+_ROOT = Path(__file__).resolve().parents[1]
+# what a test starts in a process of its own imports the same package and helpers
+_FOUND = [path for path in sys.path if Path(path).resolve().is_relative_to(_ROOT)]
+os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(_ROOT), *_FOUND, *filter(None, [os.environ.get("PYTHONPATH")])]))
 
 import datasets
 import pytest

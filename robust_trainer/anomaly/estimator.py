@@ -14,8 +14,8 @@ from sklearn.utils.validation import check_is_fitted, check_random_state, valida
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..ledger import SampleLedger
-from ..peers import PeerModel
+from ..ledger.ledger import SampleLedger
+from ..models.peers import PeerModel
 from .preparation import IMPUTATIONS, SCALINGS, Preparation
 from .training import fit_model
 

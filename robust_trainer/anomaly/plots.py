@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-from ..audit.files import replacing
+from ..reporting.atomic_files import replacing
 
 _COLOURS = ("#2471a3", "#c0392b", "#1e8449", "#b9770e", "#6c3483", "#566573")
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
-from ..spectral import cap_factor, power_iteration
+from ..models.spectral import cap_factor, power_iteration
 from .output import AnomalyOutput
 
 #: The weights of a layer of all couplings, and the factors that cap them.

@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 
 import robust_trainer
 
-from ..audit.files import replacing, write_text
-from ..best_weights import no_bars
-from ..peers import PeerModel
+from ..models.modes import no_bars
+from ..models.peers import PeerModel
+from ..reporting.atomic_files import replacing, write_text
 from .detectors import RCA, RobustRealNVP
 from .estimator import AnomalyDetector
 from .preparation import Preparation

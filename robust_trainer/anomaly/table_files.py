@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from ..audit.samples import plain
+from ..reporting.safe_text import plain
 
 #: What an empty cell looks like in a column of text.
 MISSING = ("", "na", "n/a", "nan", "null", "none")

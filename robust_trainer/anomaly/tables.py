@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..audit.samples import plain
+from ..reporting.safe_text import plain
 from .preparation import _others
 from .table_files import Columns, listed, numbers, read_columns
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..units import fraction
+from ..methods.units import fraction
 from .apgd import APGD
 from .base import Attack
 from .fab import FAB

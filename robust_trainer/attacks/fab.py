@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..perturbations import Ball
+from ..perturbations.norms import Ball
 from .base import Draws, Forward
 from .pgd import LOSSES, check, check_classes, likely_targets, margin
 

@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..perturbations import BALLS as NORMS
-from ..perturbations import Ball
+from ..perturbations.norms import BALLS as NORMS
+from ..perturbations.norms import Ball
 from .base import Draws, Forward
 
 #: logits (B, K), labels (B,), targets (B,) or None (untargeted) -> (B,), to be maximised.

@@ -12,8 +12,9 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
-from ..data import InputSpace, input_space
-from ..forwards import image_logits, untouched
+from ..data.images import InputSpace, input_space
+from ..models.modes import untouched
+from ..models.outputs import image_logits
 
 _LOW = (torch.float16, torch.bfloat16)
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..path_table import NO_PATH, PathLengths
-from .audit import GROUPS, Audit
+from ..evaluation.path_table import NO_PATH, PathLengths
+from .result import GROUPS, Audit
 from .samples import Shown
 from .summary import class_name
 

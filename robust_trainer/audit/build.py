@@ -9,12 +9,12 @@ import datasets
 import numpy as np
 import pyarrow
 
-from ..identity import data_fingerprint
-from ..path_table import PathLengths
-from .audit import GROUPS, Audit
+from ..evaluation.path_table import PathLengths
+from ..ledger.fingerprint import data_fingerprint
 from .boundary import check_paths
 from .groups import make_groups
 from .inputs import open_inputs
+from .result import GROUPS, Audit
 from .suspicion import judge, judge_numbers, transition_matrix
 
 #: Fewer visits of a sample than this say little about it.

@@ -12,10 +12,10 @@ import pyarrow.csv
 
 from ..corruptions.columns import check_dataset
 from ..corruptions.mapping import CLEAN_LABEL, IS_CORRUPTED
-from .audit import GROUPS, Audit
-from .files import replacing, write_parquet, write_text
+from ..reporting.atomic_files import replacing, write_parquet, write_text
+from ..reporting.safe_text import plain
 from .model_card import escape
-from .samples import plain
+from .result import GROUPS, Audit
 
 ACTIONS = ("drop", "relabel")
 #: What was done to a sample.

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .audit import GROUPS
 from .inputs import Inputs, noise_levels
 from .patterns import FEWEST, Pattern, shared_pattern
+from .result import GROUPS
 
 FINE, MISLABELLED, TRIGGERED, PERTURBED, UNCLEAR = range(len(GROUPS))
 #: Samples that are compared with one another, fewer where they have more than so many numbers together (1.2 GB of memory), and

@@ -15,10 +15,10 @@ import safetensors
 import safetensors.torch
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..checkpoints import STATE_FILE
-from ..ledger import SampleLedger
-from ..results import curves
-from .files import read_run
+from ..ledger.ledger import SampleLedger
+from ..reporting.atomic_files import read_run
+from ..reporting.results import curves
+from ..step.checkpoints import STATE_FILE
 
 LEDGER_FILE = "ledger.parquet"
 _NEEDED = (

@@ -10,11 +10,11 @@ from typing import Any
 
 import yaml
 
-from ..results import environment as this_environment
-from ..results import table
-from .audit import GROUPS, Audit
-from .files import write_text
-from .samples import plain
+from ..reporting.atomic_files import write_text
+from ..reporting.results import environment as this_environment
+from ..reporting.results import table
+from ..reporting.safe_text import plain
+from .result import GROUPS, Audit
 from .summary import CLASSES, FILTER, NAME, VALUE, settings, summarise, versions
 
 #: Pairs of classes in the card.

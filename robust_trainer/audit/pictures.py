@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..report import png_uri
-from .samples import SIDE, encode, plain
+from ..reporting.html import png_uri
+from ..reporting.safe_text import plain
+from .samples import SIDE, encode
 
 BLUE, RED, GREY = "#2471a3", "#c0392b", "#d5d8dc"
 #: Classes whose names are written at the heat map; of more, the numbers.

@@ -9,14 +9,15 @@ from typing import Any
 import datasets
 import numpy as np
 
-from ..report import figures, template
-from ..results import environment as this_environment
-from ..results import table
-from .audit import GROUPS, Audit
+from ..reporting.atomic_files import write_text
+from ..reporting.html import figures, template
+from ..reporting.results import environment as this_environment
+from ..reporting.results import table
+from ..reporting.safe_text import plain
 from .boundary import closest_by_class, closest_tile, told
-from .files import write_text
 from .pictures import NAMED, cells, drawable, heat_map, histogram, path_histogram, pattern_picture
-from .samples import Shown, plain, show
+from .result import GROUPS, Audit
+from .samples import Shown, show
 from .summary import CLASSES, FILTER, NAME, VALUE, Summary, class_name, settings, summarise, versions
 
 #: The most classes of which the transition is a table; of more it is a picture.

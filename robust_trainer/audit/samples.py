@@ -6,7 +6,6 @@ import base64
 import html
 import io
 import os
-import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..corruptions.columns import IMAGE_NAMES, check_dataset
+from ..reporting.safe_text import plain
 
 #: Formats that are opened; Pillow knows many more, which nobody trains on and which few have looked at.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
@@ -28,7 +28,6 @@ SIDE, PNG_SIDE = 96, 32
 TEXT, BYTES = 400, 3_000_000
 TEXT_NAMES = ("text", "sentence", "sentence1", "sentence2", "premise", "hypothesis", "question", "content", "review", "document")
 TARGET_NAMES = ("label", "labels", "target", "score", "y")
-_JOINERS = "\u200c\u200d"  # zero width, but words of several scripts and emoji need them
 
 
 class Unshown(Exception):
@@ -47,24 +46,6 @@ class Shown:
     file: str = ""
     target: str = ""
     left_out: bool = False
-
-
-def plain(value: Any, limit: int) -> str:
-    """Returns a value as one line of at most ``limit`` characters.
-
-    White space becomes one space. Control characters, bidi overrides and other invisible characters become U+FFFD, so that a text
-    can neither reorder what is around it nor break UTF-8.
-    """
-    text = str(value)
-    start = text[: 4 * limit]
-    cut = " ".join((start if start.isprintable() else "".join(map(_visible, start))).split())
-    return cut if len(cut) <= limit and len(text) <= 4 * limit else cut[: limit - 1] + "\u2026"
-
-
-def _visible(character: str) -> str:
-    if character.isspace() or character in _JOINERS:
-        return character
-    return "\ufffd" if unicodedata.category(character) in ("Cc", "Cf", "Cs") else character
 
 
 def show(data: datasets.Dataset | None, rows: Sequence[int], size: int, budget: int = BYTES) -> list[Shown]:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ..report import options_told, settings_told
-from .audit import GROUPS, Audit
-from .samples import plain
+from ..reporting.html import options_told, settings_told
+from ..reporting.safe_text import plain
+from .result import GROUPS, Audit
 
 #: Said of the suspicion where the audit says nothing.
 MEANING = (

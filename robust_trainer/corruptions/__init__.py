@@ -1,19 +1,19 @@
 """Corruptions of a `datasets` data set, done once before training: triggers, wrong labels, wrong targets."""
 
-from .availability import POISONS, Poison, poison_images, realised_norms, self_check
-from .backdoor import ATTACK_TARGET, BackdoorMap, TriggerMap, poison, trigger_all
-from .crafted import CRAFTED, craft_labels
-from .human import use_noisy_labels
-from .instance import InstanceNoiseMap
-from .labels import LabelNoiseMap, corrupt_labels, nominal_rates
+from .backdoors.poisoning import ATTACK_TARGET, BackdoorMap, TriggerMap, poison, trigger_all
+from .backdoors.triggers import BlendTrigger, PatchTrigger
+from .crafted.craft_labels import CRAFTED, craft_labels
+from .label_noise.human import use_noisy_labels
+from .label_noise.instance import InstanceNoiseMap
+from .label_noise.labels import LabelNoiseMap, corrupt_labels, nominal_rates
+from .label_noise.regression import TARGET_KINDS, corrupt_target_array, corrupt_targets
+from .label_noise.transitions import CLASS_MAPS, NOISES, noise_transition
+from .label_rules import LABEL_RULES, AllToOne, LabelRule, MultiTarget
 from .mapping import CLEAN_LABEL, IS_CORRUPTED
-from .poison_card import poison_record, write_card
-from .poison_pixels import IS_POISONED
+from .poisons.card import poison_record, write_card
+from .poisons.pixels import IS_POISONED
+from .poisons.poison_images import POISONS, Poison, poison_images, realised_norms, self_check
 from .rates import realised_rates, realised_transition
-from .regression import TARGET_KINDS, corrupt_target_array, corrupt_targets
-from .rules import LABEL_RULES, AllToOne, LabelRule, MultiTarget
-from .transitions import CLASS_MAPS, NOISES, noise_transition
-from .triggers import BlendTrigger, PatchTrigger
 
 __all__ = [
     "ATTACK_TARGET",

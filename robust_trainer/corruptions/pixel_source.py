@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data import InputSpace
-from ..preprocess import ImageTransform, model_channels
+from ..data.images import InputSpace
+from ..data.preprocess import ImageTransform, model_channels
 from . import columns
-from .poison_model import PixelModel
-from .poison_pixels import image_column, read_levels, to_pixels
+from .poisons.networks import PixelModel
+from .poisons.pixels import image_column, read_levels, to_pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,8 @@ def last_features(model: nn.Module, source: PixelSource, batch_size: int = 256) 
 
     model: a `PixelModel` in eval mode. Raises a one-line ``ValueError`` where no linear layer is as wide as the logits.
     """
-    from ..detectors.passes import last_linear, traceless, watched
+    from ..models.features import last_linear, watched
+    from ..models.modes import traceless
 
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     out = []

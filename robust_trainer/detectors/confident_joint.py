@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..noise_rate import confident_joint
+from ..selection.noise_rate import confident_joint
 from .detection import Detection, choice_setting, top, whole
 from .evidence import Evidence
 

@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .passes import Pass, last_linear, traceless, watched
+from ..models.features import last_linear, watched
+from ..models.modes import traceless
+from .passes import Pass
 
 
 @dataclass(frozen=True, eq=False)

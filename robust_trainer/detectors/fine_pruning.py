@@ -22,10 +22,12 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 from transformers import Trainer, TrainingArguments
 
-from ..forwards import logits_of
-from ..peers import PeerModel
+from ..models.features import Layers, last_linear, watched
+from ..models.modes import traceless
+from ..models.outputs import logits_of
+from ..models.peers import PeerModel
 from .detection import choice_setting, share_setting
-from .passes import Layers, Pass, last_linear, traceless, watched
+from .passes import Pass
 
 RULES = ("last-conv", "last-linear")
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)

@@ -12,9 +12,10 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from ..objectives import CrossEntropy
-from ..recipe import SINGLE, Recipe, View
-from ..scores import loss
+from ..losses.standard import CrossEntropy
+from ..methods.recipe import Recipe
+from ..selection.scores import loss
+from ..types import SINGLE, View
 from .detection import Detection, share_setting, top, whole
 from .evidence import Evidence
 

@@ -1,0 +1,201 @@
+"""The subcommand audit: which samples of a finished run to distrust, a report, a model card, and the data set without them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+
+from ..audit import Audit, load_ledger, make_audit, write_audit_report, write_cleaned, write_model_card
+from ..audit.cleaned import ACTIONS, plan
+from ..audit.load import load_curves
+from ..audit.summary import summarise
+from ..data.preprocess import ImageTransform, model_channels
+from ..detectors import DETECTORS, collect_evidence, detect
+from ..evaluation.path_table import PathLengths, load_paths
+from ..models.zoo import load_model
+from ..reporting.atomic_files import remove_unfinished, write_parquet, write_text
+from ..reporting.console import command_line, say, show
+from ..reporting.results import environment, percent
+from .evaluate import parse_for_run
+from .options import CorruptionOptions, DataOptions, PreprocessOptions, make_parser
+from .paths import LENGTHS, is_stale
+from .runs import Prepared, prepare
+
+#: The detectors that judge a finished run; loss isolation needs losses of a training of its own.
+AFTERWARDS = tuple(name for name in DETECTORS if name != "loss-isolation")
+#: What the audit leaves in its folder.
+TABLE, REPORT, CARD, FIGURES, CLEANED, DETECTED = (
+    "audit.parquet", "report.html", "MODEL_CARD.md", "audit.json", "cleaned", "detectors.parquet"
+)  # fmt: skip
+
+
+@dataclass
+class AuditOptions:
+    """What `audit` looks at, and what it writes."""
+
+    _argument_group_name = "audit"
+
+    run: str = field(default="robust_run", metadata={"help": "Folder of a training with a ledger: its output_dir."})
+    output_dir: str | None = field(default=None, metadata={"help": "Folder to write to. Default: audit in the run's folder."})
+    threshold: float = field(default=0.5, metadata={"help": "Suspicion in (0, 1) from which a sample is flagged."})
+    clean: str = field(default="drop", metadata={"help": "The cleaned data set: drop flagged samples, relabel sure ones, or none."})
+    relabel_confidence: float = field(default=0.8, metadata={"help": "For clean=relabel: from this confidence on, (0, 1]."})
+    per_class: int = field(default=8, metadata={"help": "Samples shown per class in the report."})
+    paths: str | None = field(
+        default=None,
+        metadata={"help": f"File of path lengths (robust-trainer paths). Default: the run's {LENGTHS}, if any; none: without."},
+    )
+    look: bool = field(default=True, metadata={"help": "Look at the images, to tell triggers from wrong labels."})
+    detectors: list[str] | None = field(
+        default=None, metadata={"help": f"Other detectors to run on the saved model, to compare: any of {', '.join(AFTERWARDS)}."}
+    )
+    detector_rate: float | None = field(
+        default=None, metadata={"help": "Share of bad samples that the detectors are told, (0, 1). Default: what the audit flags."}
+    )
+
+
+def audit(argv: Sequence[str]) -> None:
+    """robust-trainer audit: writes audit.parquet, report.html, MODEL_CARD.md, audit.json and the cleaned data set."""
+    about = (
+        "Audit a finished training: which samples it distrusted, and the data set without them. Data and corruption are those of "
+        "the run, where its results.json tells, unless given here. Detectors: "
+        + "; ".join(f"{name}: {DETECTORS[name].summary}" for name in AFTERWARDS) + "."
+    )  # fmt: skip
+    parser = make_parser("audit", [AuditOptions, DataOptions, CorruptionOptions, PreprocessOptions], about, first="run_folder")
+    kinds = (DataOptions, CorruptionOptions, PreprocessOptions)
+    content, told, (options, data, corruption, preprocess) = parse_for_run(parser, argv, kinds)
+    content = content if content and "runs" in content else None  # a script's own results.json
+    if options.clean not in (*ACTIONS, "none"):
+        raise ValueError(f"clean={options.clean!r} is unknown: choose one of {', '.join(ACTIONS)}, none.")
+    for name in options.detectors or ():
+        if name not in AFTERWARDS:
+            raise ValueError(f"detector {name!r} is unknown here: choose one of {', '.join(AFTERWARDS)}.")
+    if options.per_class < 1:
+        raise ValueError(f"per_class={options.per_class} must be at least 1: give for instance 8.")
+    if options.detector_rate is not None and not 0.0 < options.detector_rate < 1.0:
+        raise ValueError(f"detector_rate={options.detector_rate} must be in (0, 1): give for instance 0.1.")
+    rows, facts = load_ledger(options.run)
+    paths = _paths(options)
+    prepared = prepare(data, corruption, preprocess) if told else None
+    if prepared is None and options.detectors:
+        raise ValueError(f"detectors need the data, which run={options.run!r} does not tell: give --dataset.")
+    found = make_audit(rows, facts, prepared and prepared.train, threshold=options.threshold, look=options.look, paths=paths)
+    if prepared is not None and options.clean != "none":
+        plan(found, options.clean, options.relabel_confidence)  # complains before anything is written
+    folder = Path(options.output_dir or Path(options.run) / "audit")
+    command = command_line("audit", argv)
+    written = _write(found, prepared, folder, options, content, command, data.dataset)
+    say(_told(found))
+    if options.detectors and prepared is not None:
+        say(_detect(found, prepared, folder, options, rows.get("mean_probs")))
+        written.append(DETECTED)
+    if prepared is None:
+        say("no data set known, so no pictures, groups or cleaned data: give --dataset, as the training had it")
+    say(f"written to {folder}: {', '.join(written)}")
+
+
+def _paths(options: AuditOptions) -> PathLengths | None:
+    """The path lengths to show: of the file given, else of the run, unless its model is another by now."""
+    if options.paths is not None:
+        return None if options.paths.lower() == "none" else load_paths(options.paths)
+    path = Path(options.run) / LENGTHS
+    if not path.is_file():
+        return None
+    if is_stale(Path(options.run)):
+        say(f"{path} is of another model than the run's and is left out: robust-trainer paths {options.run} makes it anew")
+        return None
+    return load_paths(path)
+
+
+def _write(
+    found: Audit, prepared: Prepared | None, folder: Path, options: AuditOptions, content: Any, command: str, source: str
+) -> list[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(folder)
+    remove_unfinished(folder / CLEANED)
+    train = None if prepared is None else prepared.train
+    written = [TABLE, REPORT, CARD, FIGURES]
+    found.to_parquet(folder / TABLE)
+    curves = load_curves(options.run) if content is None else None
+    write_audit_report(
+        folder / REPORT, found, data=train, content=content, curves=curves, command=command, per_class=options.per_class
+    )
+    write_model_card(folder / CARD, found, content=content, command=command)
+    write_text(folder / FIGURES, json.dumps(_figures(found, command), indent=2, default=str) + "\n")
+    if train is not None and prepared is not None and options.clean != "none":
+        write_cleaned(
+            folder / CLEANED, found, train, options.clean, options.relabel_confidence, test=prepared.test,
+            source=source.rstrip("/").rpartition("/")[2], command=command,
+        )  # fmt: skip
+        written.append(f"{CLEANED}/")
+    else:
+        _remove(folder / CLEANED, ("train.parquet", "test.parquet", "removed.csv", "README.md"))
+    if not options.detectors:
+        _remove(folder, (DETECTED,))
+    return written
+
+
+def _remove(folder: Path, names: Sequence[str]) -> None:
+    """Removes what an earlier audit left and this one does not write, lest the two be taken for one."""
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    if folder.name == CLEANED and folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _figures(found: Audit, command: str) -> dict[str, Any]:
+    summary = summarise(found)
+    return {
+        "command": command, "samples": summary.n, "flagged": summary.flagged, "threshold": found.threshold,
+        "noise_rate": found.noise_rate, "groups": {name: n for name, n, _ in summary.groups}, "groups_told": found.groups_told,
+        "known_truth": dict(summary.known), "classes": list(found.names),
+        "paths": None if found.paths is None else {"step_size": found.paths.step_size, "norm": found.paths.norm,
+                                                   "max_steps": found.paths.max_steps},
+        "transition": None if found.transition is None else np.round(found.transition, 5).tolist(),
+        "run": dict(found.run), "environment": environment(),
+    }  # fmt: skip
+
+
+def _told(found: Audit) -> str:
+    summary = summarise(found)
+    rows = [[name, value] for name, value in (*summary.facts, *summary.known)]
+    rows += [[name, f"{n} ({share} %)"] for name, n, share in summary.groups]
+    return "\n".join([show(["figure", "value"], rows), found.groups_told, *found.cautions])
+
+
+def _detect(found: Audit, prepared: Prepared, folder: Path, options: AuditOptions, probs: np.ndarray | None) -> str:
+    """Runs the detectors on the saved model, writes their scores, and returns a table of how they agree with the audit."""
+    model, processor = load_model(options.run)
+    data = prepared.train.with_transform(ImageTransform(processor, model_channels(model)))
+    evidence = collect_evidence(model, data)
+    evidence = evidence if probs is None else replace(evidence, probs=probs)
+    flagged = found.column("flagged").astype(bool)
+    rate = options.detector_rate if options.detector_rate is not None else float(np.clip(flagged.mean(), 0.001, 0.999))
+    truth = torch.from_numpy(found.column("is_corrupted").astype(bool)) if "is_corrupted" in found.table.column_names else None
+    columns: dict[str, Any] = {"index": found.column("index"), "suspicion": found.column("suspicion"), "flagged": flagged}
+    rows = [_line("audit", found.column("suspicion"), flagged, flagged, truth)]
+    for name in options.detectors or ():
+        result = detect(name, evidence, rate=rate)
+        columns |= {f"{name}_score": result.scores, f"{name}_flagged": result.flagged}
+        rows.append(_line(name, result.scores, result.flagged, flagged, truth))
+    write_parquet(datasets.Dataset.from_dict(columns), folder / DETECTED)
+    heading = ["detector", "flagged", "of these by the audit %"]
+    return show(heading + (["precision %", "recall %", "AUROC %"] if truth is not None else []), rows)
+
+
+def _line(name: str, scores: np.ndarray, flagged: np.ndarray, ours: np.ndarray, truth: torch.Tensor | None) -> list[str]:
+    from ..ledger.ledger import auroc
+
+    row = [name, str(int(flagged.sum())), percent(float((flagged & ours).sum() / max(flagged.sum(), 1)))]
+    if truth is None:
+        return row
+    hits = float((truth.numpy() & flagged).sum())
+    area = auroc(torch.from_numpy(np.asarray(scores, dtype=np.float64)), truth)
+    return [*row, percent(hits / max(flagged.sum(), 1)), percent(hits / max(int(truth.sum()), 1)), percent(area)]

@@ -1,0 +1,127 @@
+"""Crafted label noise from options to a training set: network, path lengths, flips, record."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+
+from ..corruptions import IS_CORRUPTED, realised_rates
+from ..corruptions.crafted.craft_labels import craft_labels
+from ..corruptions.crafted.flip_targets import class_targets
+from ..corruptions.crafted.plan import plan_flips
+from ..corruptions.poisons.networks import accuracy, fresh_factory, pixel_model
+from ..corruptions.poisons.pixels import read_levels, read_pixels
+from ..data.load import TEST, TRAIN, label_names
+from ..evaluation.path_lengths import PathLengths, path_lengths
+from ..models.zoo import SMALL, load_model
+from ..reporting.atomic_files import replacing
+from ..reporting.results import percent
+from .craft_options import CraftOptions, class_number, target_of
+from .poison import trained_network
+
+#: Path lengths as a table and as a picture.
+PATH_FILES = ("paths.parquet", "paths.png")
+#: What `path_lengths` takes of the strategy's settings.
+_OF_PATHS = ("step_size", "norm", "max_steps", "batch_size")
+
+
+@dataclass
+class Crafted:
+    """What `craft_splits` made: the splits, what is written down of them, and the path lengths that were computed, or None."""
+
+    splits: datasets.DatasetDict
+    record: dict[str, Any]
+    paths: PathLengths | None = None
+
+    def write_paths(self, folder: Path) -> list[str]:
+        """Writes paths.parquet and paths.png and returns their names, none where no path lengths were computed."""
+        return [] if self.paths is None else write_paths(self.paths, folder)
+
+
+def write_paths(paths: PathLengths, folder: Path) -> list[str]:
+    """Writes paths.parquet and paths.png into a folder and returns their names."""
+    table, picture = PATH_FILES
+    with replacing(folder / table) as new:
+        paths.to_parquet(new)
+    paths.plot(folder / picture)
+    return [table, picture]
+
+
+def craft_splits(
+    found: datasets.DatasetDict, options: CraftOptions, folder: Path, say: Callable[[str], None] = lambda text: None
+) -> Crafted:
+    """Returns the splits with labels of the training split flipped as the options say, and every split with room for them.
+
+    folder: keeps the network and finished path lengths; given again with the same options the crafting goes on there. say: is told
+    what was found. Raises a one-line ``ValueError`` for options that do not fit the data, before anything is trained.
+    """
+    options.check()
+    train, names = found[TRAIN], label_names(found[TRAIN])
+    if IS_CORRUPTED in train.column_names:
+        raise ValueError(
+            f"craft={options.craft!r} would corrupt the labels of a corrupted data set (column {IS_CORRUPTED!r}) twice: start from "
+            "the clean data set."
+        )
+    settings = options.settings()
+    settings["target"] = target = target_of(options.craft_target, names, "craft_target")
+    if options.craft_source is not None:
+        settings["source"] = [class_number(word, names, "craft_source") for word in options.craft_source.split(",")]
+    flips = {name: settings[name] for name in ("rate", "budget", "seed", "target", "source") if name in settings}
+    plan_flips(train, **flips)
+    model: Any = None
+    processor, told = None, "none"
+    if options.needs_model:
+        model, processor, told = _model(found, options, folder, say)
+    more: dict[str, Any] = {} if model is None else {"model": model, "processing_class": processor}
+    paths = None
+    if options.craft == "adversarial-path":
+        towards = target if settings.get("targeted", True) and target != "extra" else None
+        given = {name: settings[name] for name in _OF_PATHS if name in settings}
+        paths = path_lengths(model, train, target=towards, processing_class=processor, folder=folder / "paths", **given)
+        more["paths"] = paths
+    train = craft_labels(train, str(options.craft), **settings, **more)
+    feature = train.features["label"]
+    splits = {name: train if name == TRAIN else split.cast_column("label", feature) for name, split in found.items()}
+    record = {
+        "corrupt": "crafted", "noise": options.describe(), "seed": options.craft_seed, "craft": options.craft,
+        "craft_settings": settings, "model": told, **realised_rates(train, nominal=_nominal(train, names, settings)),
+    }  # fmt: skip
+    return Crafted(datasets.DatasetDict(splits), record, paths)
+
+
+def _model(
+    found: datasets.DatasetDict, options: CraftOptions, folder: Path, say: Callable[[str], None]
+) -> tuple[Any, Any, str]:
+    """The network that the strategy looks at, its image processor (None: it takes the images as they are), and what it is."""
+    name = options.craft_model or "small-cnn"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in SMALL:
+        if not os.path.isdir(name):
+            raise ValueError(f"craft_model={name!r} is unknown: choose {', '.join(SMALL)}, or the folder of a trained model.")
+        model: Any
+        model, processor = load_model(name)
+        return model.to(device).eval(), processor, f"the model of {Path(name).name}"
+    levels = read_levels(found[TRAIN], "image")
+    fresh = fresh_factory(name, label_names(found[TRAIN]), channels=levels.shape[3], image_size=max(levels.shape[1:3]))
+    network, told = trained_network(
+        found[TRAIN], name, fresh, options.craft_model_epochs, options.craft_seed, folder / "model", device, "to craft from",
+        "the clean labels",
+    )  # fmt: skip
+    say(f"model: {told}, accuracy on test images {percent(accuracy(network, *read_pixels(found[TEST])))} %")
+    return pixel_model(network), None, told
+
+
+def _nominal(train: datasets.Dataset, names: list[str], settings: dict[str, Any]) -> np.ndarray:
+    """The rate asked for, per class (C,): as large in every class whose labels may be flipped, 0 in the others."""
+    clean = np.asarray(train.with_format("numpy")["clean_label"][:])
+    sizes, own = np.bincount(clean, minlength=len(names)), np.arange(len(names))
+    movable = (class_targets(settings["target"], len(names)) != own) & np.isin(own, settings.get("source", own))
+    wanted = settings["budget"] if "budget" in settings else settings["rate"] * len(clean)
+    return np.where(movable, wanted / max(sizes[movable].sum(), 1), 0.0)

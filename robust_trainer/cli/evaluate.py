@@ -1,0 +1,209 @@
+"""The subcommand evaluate: clean accuracy, what a trigger does, and robust accuracy under attacks, of a saved model."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainingArguments
+
+from ..attacks.autoattack import NAMES, check_name, read_eps
+from ..attacks.records import processes, record_files
+from ..corruptions import ATTACK_TARGET
+from ..data.load import label_names
+from ..data.preprocess import ImageTransform, model_channels
+from ..evaluation.accuracy import compute_accuracy, evaluate_backdoor
+from ..evaluation.class_robustness import class_robustness
+from ..evaluation.robustness import CLEAN, DEFAULT_EPS, WORST, Robustness, evaluate_robustness, show_eps
+from ..models.zoo import load_model
+from ..reporting.console import say, show
+from ..reporting.results import environment, percent, write_json
+from .craft_options import target_of
+from .options import CorruptionOptions, DataOptions, Parser, make_parser, parse
+from .runs import prepare
+
+
+@dataclass
+class EvaluateOptions:
+    """What `evaluate` measures."""
+
+    _argument_group_name = "evaluation"
+
+    run: str = field(default="robust_run", metadata={"help": "Folder with a saved model: the output_dir of a training."})
+    batch_size: int = field(default=64, metadata={"help": "Images per forward pass."})
+    output: str | None = field(default=None, metadata={"help": "JSON file to write. Default: evaluation.json in the run's folder."})
+
+
+@dataclass
+class AttackOptions:
+    """Which attacks, and how far they may go."""
+
+    _argument_group_name = "attacks"
+
+    attacks: list[str] | None = field(
+        default=None,
+        metadata={"help": f"Any of {', '.join(NAMES)}; pgd-50x10 is pgd-50 with 10 restarts. Default: no attack."},
+    )
+    eps: str | None = field(default=None, metadata={"help": "Radius in [0, 1] pixels, as 8/255 or 0.03. Default for linf: 8/255."})
+    norm: str = field(default="linf", metadata={"help": "linf or l2."})
+    per_class: str | None = field(
+        default=None,
+        metadata={"help": "Also PGD-40 class by class, untargeted and towards cyclic (the next class), or a class number or name."},
+    )
+    attack_seed: int = field(default=0, metadata={"help": "Seed of the attacks' random numbers."})
+    resume: bool = field(default=False, metadata={"help": "Go on with an interrupted evaluation of the same settings."})
+
+    def radius(self) -> float | None:
+        """The radius, None without attacks. Raises a one-line ``ValueError`` for wrong settings, before any work is done."""
+        if self.attacks is None and not (self.per_class is not None and not self.resume):
+            if self.eps is not None or self.resume:
+                given = f"eps={self.eps!r}" if self.eps is not None else "resume"
+                raise ValueError(f"{given} is for attacks: give some, for instance --attacks pgd-20 cw-20 autoattack.")
+            return None
+        for name in self.attacks or ():
+            check_name(name)
+        if self.eps is None and self.norm == "l2":
+            raise ValueError("norm='l2' needs eps, the radius in [0, 1] pixels: give for instance --eps 128/255.")
+        return read_eps(DEFAULT_EPS.get(self.norm, 1) if self.eps is None else self.eps, self.norm)
+
+
+def evaluate(argv: Sequence[str]) -> None:
+    """robust-trainer evaluate: clean accuracy, poison accuracy and attack success rate, and robust accuracy, of a saved model."""
+    about = (
+        "Evaluate a saved model. Data and trigger are those of the run, where its results.json tells, unless given here. "
+        "Attacks: " + "; ".join(f"{name}: {told}" for name, told in NAMES.items()) + "."
+    )
+    parser = make_parser("evaluate", [EvaluateOptions, AttackOptions, DataOptions, CorruptionOptions], about, first="run_folder")
+    _, _, (options, attack, data, corruption) = parse_for_run(parser, argv, (DataOptions, CorruptionOptions))
+    if corruption.wanted and corruption.trigger() is None:
+        corruption = CorruptionOptions()  # wrong labels were for training alone
+    if options.batch_size < 1:
+        raise ValueError(f"batch_size={options.batch_size} must be at least 1: give for instance 64.")
+    radius = attack.radius()
+    rank, world = processes()
+    model, processor = load_model(options.run)
+    prepared = prepare(data, corruption)
+    known, given = list((model.config.id2label or {}).values()), label_names(prepared.test)
+    if len(known) != len(given):
+        raise ValueError(
+            f"the model of run={options.run!r} knows {len(known)} classes but dataset={data.dataset!r} has {len(given)}: "
+            "give the data set that it was trained on."
+        )
+    towards = None if attack.per_class is None else target_of(attack.per_class, given, "per_class")
+    transform = ImageTransform(processor, model_channels(model))
+    clean = prepared.test.with_transform(transform)
+    with tempfile.TemporaryDirectory() as folder:
+        args = TrainingArguments(
+            output_dir=folder, per_device_eval_batch_size=options.batch_size, remove_unused_columns=False, report_to="none",
+            dataloader_pin_memory=torch.cuda.is_available(), use_cpu=world > 1 and not torch.accelerator.is_available(),
+        )  # fmt: skip
+        trainer = Trainer(model=model, args=args, compute_metrics=compute_accuracy)
+        if prepared.triggered is not None and ATTACK_TARGET in prepared.triggered.column_names:
+            found = evaluate_backdoor(trainer, clean, prepared.triggered.with_transform(transform))
+        else:
+            metrics = trainer.predict(clean).metrics or {}
+            found = {"clean_accuracy": metrics["test_accuracy"], "n": len(clean)}
+    trigger = (prepared.corruption or {}).get("trigger", "as saved" if prepared.triggered is not None else None)
+    content: dict[str, Any] = {
+        "run": options.run, "dataset": data.dataset, "trigger": trigger, **found, "environment": environment(),
+    }  # fmt: skip
+    path = Path(options.output or Path(options.run) / "evaluation.json")
+    robustness = None
+    if radius is not None and attack.attacks is not None:
+        robustness = _attacked(model, clean, processor, attack, radius, options, _beside(path, options.output, "robustness.jsonl"))
+        content["robustness"] = robustness.to_dict()
+    if rank > 0:
+        return
+    classes = None
+    if radius is not None and towards is not None:
+        classes = class_robustness(
+            model, prepared.test, radius, norm=attack.norm, target=towards, batch_size=options.batch_size,
+            processing_class=processor,
+        )  # fmt: skip
+        content["per_class"] = classes.to_dict()
+    write_json(path, content)
+    say(show(["figure", "value"], [[name, percent(value) + " %"] for name, value in found.items() if name != "n"]))
+    written = str(path)
+    if robustness is not None:
+        say("\n" + robustness.table())
+        written += f", {plot(robustness, _beside(path, options.output, 'robustness.png'))}"
+    if classes is not None:
+        say(f"\nPGD-40 class by class, {classes.norm}, eps {show_eps(classes.eps)}\n{show(*classes.rows())}")
+    say(f"{found['n']} test images of {data.dataset}, trigger {trigger or 'none'}; written to {written}")
+
+
+def _attacked(
+    model: Any, data: Any, processor: Any, attack: AttackOptions, radius: float, options: EvaluateOptions, records: Path
+) -> Robustness:
+    rank, world = processes()
+    if not attack.resume and rank == 0:
+        for file in record_files(records):
+            file.unlink()
+    if world > 1:
+        torch.distributed.barrier()
+    try:
+        return evaluate_robustness(
+            model, data, attack.attacks or (), radius, attack.norm, processing_class=processor, batch_size=options.batch_size,
+            seed=attack.attack_seed, resume_from=records,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        say(f"what was found so far is in {records}: the same command with --resume goes on from there")
+        raise
+
+
+def plot(found: Robustness, path: str | Path) -> Path:
+    """Draws a bar per attack between clean accuracy and worst case, in percent, as PNG, and returns its path."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    bars = {CLEAN: found.clean_accuracy, **found.accuracies, WORST: found.worst_case}
+    colours = ["#1e8449", *["#2471a3"] * len(found.accuracies), "#c0392b"]
+    figure = Figure(figsize=(max(4.5, 1.6 + 0.8 * len(bars)), 3.6), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    drawn = axes.bar(range(len(bars)), [100 * value for value in bars.values()], color=colours, width=0.7)
+    axes.bar_label(drawn, fmt="%.1f", padding=2, fontsize=9)
+    axes.axhline(100 * found.worst_case, color="#c0392b", linewidth=0.8, linestyle="--", zorder=0)
+    axes.set_xticks(range(len(bars)), list(bars), rotation=30, ha="right", rotation_mode="anchor")
+    axes.set(ylabel="accuracy, %", ylim=(0, 108), title=f"{found.norm}, eps {show_eps(found.eps)}, {found.n} samples")
+    axes.set_yticks(range(0, 101, 20))
+    axes.grid(axis="y", alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, format="png")
+    return Path(path)
+
+
+def _beside(path: Path, output: str | None, name: str) -> Path:
+    """A file in the JSON's folder; called after it where the user named it."""
+    return path.with_name(name if output is None else f"{path.stem}_{name}")
+
+
+def parse_for_run(parser: Parser, argv: Sequence[str], kinds: Sequence[Any]) -> tuple[dict[str, Any] | None, bool, tuple[Any, ...]]:
+    """Returns the run's results.json (None without one), whether its data is known, and the options of a command on a run.
+
+    A leading argument without dashes is the run's folder. kinds: the options that default to those of the run.
+    """
+    argv = list(argv)
+    if argv and not argv[0].startswith("-"):
+        argv = [f"--run={argv[0]}", *argv[1:]]
+    content, known = stored(parser.parse_known_args(argv)[0].run)
+    parser.set_defaults(**{f.name: known[f.name] for kind in kinds for f in fields(kind) if f.name in known})
+    told = bool(known) or any(word.split("=")[0] == "--dataset" for word in argv)
+    return content, told, parse(parser, argv)
+
+
+def stored(run: str) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """The run's results.json and the options in it; None and {} where there is none."""
+    try:
+        content = json.loads((Path(run) / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None, {}
+    if not isinstance(content, dict):
+        return None, {}
+    return content, content.get("options", {})

@@ -1,0 +1,76 @@
+"""robust-trainer demo | corrupt | train | evaluate | audit | paths | anomaly | env.
+
+Also as ``accelerate launch -m robust_trainer.cli train ...``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+from .. import __version__
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand: what it does in a line, and the module of this folder whose function of the same name runs it."""
+
+    name: str
+    summary: str
+    module: str
+
+
+COMMANDS: Mapping[str, Command] = {
+    row.name: row
+    for row in (
+        Command("demo", "poison handwritten digits, train three methods, compare (a minute, no network)", "demo"),
+        Command("corrupt", "poison a data set or its labels and save it", "corrupt"),
+        Command("train", "train an image classifier robustly: train config.yaml --method prl-at-memory ...", "train"),
+        Command("evaluate", "clean, poison and robust accuracy of a saved model: evaluate RUN --attacks pgd-20 autoattack --eps 8/255",
+                "evaluate"),
+        Command("audit", "which samples a training distrusted, a report, and the data set without them: audit RUN --clean relabel",
+                "audit"),
+        Command("paths", "how far a run's training samples are from the decision boundary, label errors first: paths RUN", "paths"),
+        Command("anomaly", "find abnormal rows in a table without labels: anomaly DATA.csv --detector rca", "anomaly"),
+        Command("env", "versions and machine, for a bug report", "env"),
+    )
+}  # fmt: skip
+USAGE = "usage: robust-trainer COMMAND [options]\n\n" + "\n".join(f"  {row.name:9} {row.summary}" for row in COMMANDS.values())
+USAGE += "\n\nrobust-trainer COMMAND --help lists its options; --debug shows the traceback of an error."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one subcommand and returns the exit status: 0, or 2 with a one-line message on the standard error."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0 if words else 2
+    try:
+        return run(words[0], words[1:])
+    except (ValueError, OSError) as error:
+        if debug:
+            raise
+        print("robust-trainer: error: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("robust-trainer: interrupted", file=sys.stderr)
+        return 130
+
+
+def run(command: str, argv: Sequence[str]) -> int:
+    """Runs one subcommand; its mistakes are ``ValueError``s."""
+    if command == "--version":
+        print(f"robust-trainer {__version__}")
+        return 0
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, 1)
+        hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(COMMANDS)}."
+        raise ValueError(f"unknown command {command!r}: {hint}")
+    module = import_module(f".{COMMANDS[command].module}", __package__)  # a command's libraries are loaded when it is asked for
+    getattr(module, command)(argv)
+    return 0

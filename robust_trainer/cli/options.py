@@ -1,0 +1,337 @@
+"""What the command line takes: options as dataclasses, read from a YAML file and from flags, which win."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from ..corruptions import CLASS_MAPS, LABEL_RULES, NOISES, AllToOne, BlendTrigger, LabelRule, PatchTrigger
+from ..images.squeezing import SQUEEZES, Squeeze, make_squeeze
+
+CORRUPTIONS = ("none", "patch", "blend", *NOISES)
+#: The options of TrainingArguments that --help shows; all of them can be given.
+SHOWN = (
+    "output_dir", "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "optim", "weight_decay",
+    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "bf16", "use_cpu",
+    "eval_strategy", "save_strategy", "dataloader_num_workers", "disable_tqdm", "report_to", "seed", "resume_from_checkpoint",
+)  # fmt: skip
+
+
+@dataclass
+class DataOptions:
+    """Which images, and how many."""
+
+    _argument_group_name = "data"
+
+    dataset: str = field(
+        default="digits",
+        metadata={"help": "digits (built in), a folder of images, parquet, a save_to_disk folder, or a hub name."},
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
+    image_column: str | None = field(default=None, metadata={"help": "Default: the only Image column."})
+    label_column: str | None = field(default=None, metadata={"help": "Default: label, labels, fine_label, target, class or y."})
+    test_split: str | None = field(default=None, metadata={"help": "Default: test, else validation, else a fifth of train."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Keep so many, chosen by split_seed. Default: all."})
+    max_test_samples: int | None = field(default=None, metadata={"help": "Keep so many, chosen by split_seed. Default: all."})
+    split_seed: int = field(default=0, metadata={"help": "Seed of the split and of max_*_samples."})
+
+
+@dataclass
+class CorruptionOptions:
+    """The poison: a trigger, the labels that come with it, and how many samples get both; or wrong labels alone."""
+
+    _argument_group_name = "corruption"
+
+    corrupt: str = field(
+        default="none",
+        metadata={
+            "help": "none; a trigger: patch (checkerboard) or blend (noise picture); or wrong labels: symmetric (other class), "
+            "symmetric-redraw (any class), pairflip (i to i+1), asymmetric (class_map), transition (transition_matrix) or "
+            "instance (by the image)."
+        },
+    )
+    corrupt_rate: float = field(
+        default=0.25, metadata={"help": "Share of training samples to corrupt, [0, 1); asymmetric: of the source classes."}
+    )
+    class_map: str | None = field(
+        default=None, metadata={"help": f"For asymmetric: {' or '.join(CLASS_MAPS)}, or source:target pairs as 9:1,2:0."}
+    )
+    transition_matrix: str | None = field(
+        default=None, metadata={"help": "For transition: .npy, .json or .csv file; row i: probabilities of the labels of class i."}
+    )
+    noise_form: str = field(
+        default="exact", metadata={"help": "Wrong labels: exact (counts) or probability (each label drawn on its own)."}
+    )
+    noisy_label_column: str | None = field(
+        default=None, metadata={"help": "Column of real noisy labels to train on, such as worse_label; without corrupt."}
+    )
+    label_rule: str = field(default="multi-target", metadata={"help": "multi-target (i to i+1) or all-to-one (to target_label)."})
+    target_label: int = field(default=0, metadata={"help": "The class that all-to-one writes."})
+    patch_size: int = field(default=3, metadata={"help": "Side of the patch in pixels of the original image."})
+    patch_position: str = field(
+        default="bottom-right", metadata={"help": "top-left, top-right, bottom-left, bottom-right or center."}
+    )
+    alpha: float = field(default=0.1, metadata={"help": "Share of the picture in the blend, (0, 1]."})
+    blend_std: float = field(default=0.25, metadata={"help": "Std of the blend's noise picture, in [0, 1] pixels."})
+    blend_picture: str | None = field(default=None, metadata={"help": "Image file to blend in instead of noise."})
+    corrupt_seed: int = field(default=0, metadata={"help": "Seed of the noise picture and of the choice of samples."})
+
+    def trigger(self) -> PatchTrigger | BlendTrigger | None:
+        """Returns the trigger, None for 'none' and for wrong labels alone. Raises ``ValueError`` for settings out of range."""
+        self._check()
+        if self.corrupt == "patch":
+            return PatchTrigger(size=self.patch_size, position=self.patch_position)
+        if self.corrupt == "blend":
+            if self.blend_picture is not None and not os.path.isfile(self.blend_picture):
+                raise ValueError(f"blend_picture={self.blend_picture!r} does not exist: give an image file, or leave it out.")
+            return BlendTrigger(alpha=self.alpha, std=self.blend_std, seed=self.corrupt_seed, picture=self.blend_picture)
+        return None
+
+    def noise(self) -> dict[str, Any] | None:
+        """Returns the settings of `corrupt_labels`, None for 'none' and triggers. Raises ``ValueError`` as `trigger`."""
+        self._check()
+        if self.corrupt not in NOISES:
+            return None
+        settings: dict[str, Any] = {"noise": self.corrupt}
+        if self.corrupt != "transition":
+            settings["rate"] = self.corrupt_rate
+        if self.corrupt == "asymmetric":
+            settings["class_map"] = read_class_map(self.class_map)
+        if self.corrupt == "transition":
+            settings["transition_matrix"] = read_matrix(self.transition_matrix)
+        return settings
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anything is to be corrupted."""
+        return self.corrupt != "none" or self.noisy_label_column is not None
+
+    def _check(self) -> None:
+        if self.corrupt not in CORRUPTIONS:
+            raise ValueError(f"corrupt={self.corrupt!r} is unknown: choose one of {', '.join(CORRUPTIONS)}.")
+        if not 0 <= self.corrupt_rate < 1:
+            raise ValueError(f"corrupt_rate={self.corrupt_rate} must be in [0, 1), a share of samples: give for instance 0.25.")
+        if self.noise_form not in ("exact", "probability"):
+            raise ValueError(f"noise_form={self.noise_form!r} is unknown: choose exact or probability.")
+        if self.noisy_label_column is not None and self.corrupt != "none":
+            raise ValueError(
+                f"noisy_label_column={self.noisy_label_column!r} and corrupt={self.corrupt!r} would corrupt the labels twice: "
+                "leave one of them out."
+            )
+        for name, owner in (("class_map", "asymmetric"), ("transition_matrix", "transition")):
+            value = getattr(self, name)
+            if value is not None and self.corrupt != owner:
+                raise ValueError(f"{name}={value!r} is given but corrupt={self.corrupt!r} takes none: give --corrupt {owner}.")
+            if value is None and self.corrupt == owner:
+                raise ValueError(f"corrupt={owner!r} needs {name}: give --{name}, see --help.")
+
+    def describe(self) -> str:
+        """Returns the trigger and the label rule, or the label noise, in words."""
+        if self.noisy_label_column is not None:
+            return f"labels of the column {self.noisy_label_column}"
+        if self.corrupt == "none":
+            return "none"
+        if self.corrupt in NOISES:
+            told = [self.class_map, self.transition_matrix, "" if self.noise_form == "exact" else "each label drawn on its own"]
+            return f"{self.corrupt} label noise" + (f" ({'; '.join(found)})" if (found := [t for t in told if t]) else "")
+        rule = f"all-to-one, class {self.target_label}" if self.label_rule == "all-to-one" else self.label_rule
+        if self.corrupt == "patch":
+            return f"patch ({self.patch_size} pixels, {self.patch_position}; {rule})"
+        picture = self.blend_picture or f"noise of mean 0.5 and std {self.blend_std:g}, seed {self.corrupt_seed}"
+        return f"blend (alpha {self.alpha:g} of {picture}; {rule})"
+
+    def rule(self) -> LabelRule:
+        """Returns the label rule. Raises ``ValueError`` for an unknown name."""
+        if self.label_rule not in LABEL_RULES:
+            raise ValueError(f"label_rule={self.label_rule!r} is unknown: choose one of {', '.join(LABEL_RULES)}.")
+        return AllToOne(self.target_label) if self.label_rule == "all-to-one" else LABEL_RULES[self.label_rule]
+
+
+@dataclass
+class PreprocessOptions:
+    """What is done to the training images, and to them alone, before anything else."""
+
+    _argument_group_name = "preprocessing"
+
+    squeeze: str = field(
+        default="none",
+        metadata={"help": f"Image shortcut squeezing of the training images: {', '.join(SQUEEZES)}, joined by +; or none."},
+    )
+    squeeze_jpeg_quality: int = field(default=10, metadata={"help": "Quality of the squeeze's JPEG, 1 to 95."})
+    squeeze_bits: int = field(default=2, metadata={"help": "Bits per channel that the squeeze keeps, 1 to 8."})
+
+    def squeezer(self) -> Squeeze | None:
+        """Returns the squeeze, None for 'none'. Raises ``ValueError`` for unknown names and settings out of range."""
+        for name, top in (("squeeze_jpeg_quality", 95), ("squeeze_bits", 8)):
+            if not 1 <= (value := getattr(self, name)) <= top:
+                raise ValueError(f"{name}={value} must be in [1, {top}]: change it, or leave it out.")
+        if self.squeeze == "none":
+            return None
+        return make_squeeze(self.squeeze, jpeg_quality=self.squeeze_jpeg_quality, bits=self.squeeze_bits)
+
+
+def read_class_map(text: str | None) -> str | dict[Any, Any]:
+    """Returns a class map: its name, or {source: target} from '9:1,2:0' or JSON; numbers are class numbers, words class names."""
+    text = (text or "").strip()
+    if text in CLASS_MAPS:
+        return text
+    if text.startswith("{"):
+        try:
+            pairs = [(str(s), str(t)) for s, t in json.loads(text).items()]
+        except ValueError as error:
+            raise ValueError(f"class_map={text!r} is no JSON: give for instance 9:1,2:0.") from error
+    else:
+        pairs = [(s.strip(), t.strip()) for s, found, t in (pair.rpartition(":") for pair in text.split(",")) if found and s and t]
+        if not pairs or len(pairs) != len(text.split(",")):
+            raise ValueError(f"class_map={text!r} is unknown: give {' or '.join(CLASS_MAPS)}, or source:target pairs as 9:1,2:0.")
+    read: list[Any] = [tuple(int(word) if word.isdecimal() else word for word in pair) for pair in pairs]
+    twice = next((s for i, (s, _) in enumerate(read) if s in [r[0] for r in read[:i]]), None)
+    if twice is not None:
+        raise ValueError(f"class_map={text!r} names class {twice} twice: give one target per class.")
+    return dict(read)
+
+
+def read_matrix(path: str | None) -> np.ndarray:
+    """Returns the numbers of a .npy, .json or .csv file. Raises a one-line ``ValueError`` for others and for unreadable ones."""
+    path = path or ""
+    readers: dict[str, Any] = {
+        ".npy": lambda: np.load(path, allow_pickle=False),
+        ".json": lambda: np.array(json.loads(Path(path).read_text(encoding="utf-8")), dtype=float),
+        ".csv": lambda: np.loadtxt(path, delimiter=",", ndmin=2),
+    }
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix not in readers or not os.path.isfile(path):
+        raise ValueError(f"transition_matrix={path!r} is no existing .npy, .json or .csv file: give one.")
+    try:
+        return readers[suffix]()
+    except (OSError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise ValueError(f"transition_matrix={path!r} could not be read ({reason}): give rows of numbers.") from error
+
+
+@dataclass
+class ModelOptions:
+    """Which network, and what is reported of it."""
+
+    _argument_group_name = "model and report"
+
+    model: str = field(
+        default="small-cnn", metadata={"help": "small-cnn or resnet32 (from scratch), or a transformers model's name or folder."}
+    )
+    from_scratch: bool = field(default=False, metadata={"help": "Fresh weights in the named model's architecture."})
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side in pixels for small-cnn and resnet32. Default: the images', at most 64."}
+    )
+    last_k: int = field(default=10, metadata={"help": "The table's means are over the last so many epochs."})
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """One spelling of each option, and no list of dozens of choices."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        return f"{action.option_strings[0]} {'VALUE ...' if action.nargs == '+' else 'VALUE'}"
+
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+class Parser(HfArgumentParser):
+    """An argument parser whose mistakes are one-line ``ValueError``s."""
+
+    def format_help(self) -> str:
+        """The help, with our own options first and the usual ones of TrainingArguments."""
+        trainers = {f.name for f in fields(TrainingArguments)} - set(SHOWN)
+        if not any(issubclass(t, TrainingArguments) for t in self.dataclass_types):
+            trainers = set()
+        for action in self._actions:
+            if action.dest in trainers or action.option_strings[0].startswith("--no_"):
+                action.help = argparse.SUPPRESS
+        if trainers:
+            self.epilog = f"{self.epilog or ''} All other options of transformers.TrainingArguments can be given as well."
+        self._action_groups.sort(key=lambda group: group.title == "options")
+        return super().format_help()
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+    def known(self) -> list[str]:
+        """The names of all options."""
+        return sorted({f.name for t in self.dataclass_types for f in fields(t) if f.init})
+
+
+def make_parser(command: str, types: Iterable[Any], about: str, first: str = "config.yaml") -> Parser:
+    """Returns the parser of a subcommand."""
+    usage = f"robust-trainer {command} [{first}] [--option value ...]"
+    return Parser(
+        list(types), prog=f"robust-trainer {command}", usage=usage, description=about, allow_abbrev=False, formatter_class=_Help
+    )
+
+
+def parse(parser: Parser, argv: Sequence[str], *, small: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
+    """Returns the options, from a YAML or JSON file (a leading argument without dashes) and from flags, which win.
+
+    small: defaults that hold where ``model`` names one of the small models. Raises a one-line ``ValueError`` that names the
+    unknown key or the value that does not fit.
+    """
+    argv = list(argv)
+    if argv and not argv[0].startswith("-"):
+        argv = read_config(argv[0], parser.known()) + argv[1:]
+    unknown = parser.parse_known_args(argv)[1]
+    if unknown:
+        raise ValueError(_told(unknown[0], parser.known()))
+    if small:
+        from ..models.zoo import SMALL
+
+        if parser.parse_known_args(argv)[0].model in SMALL:
+            parser.set_defaults(**small)
+    return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+
+
+def read_config(path: str, known: Sequence[str]) -> list[str]:
+    """Returns the file's settings as flags; null takes the default. Raises ``ValueError`` naming the file and the key."""
+    if not path.endswith((".yaml", ".yml", ".json")):
+        raise ValueError(f"unexpected argument {path!r}: give a .yaml file first, then options as --name value.")
+    try:
+        with open(path, encoding="utf-8") as file:
+            read = yaml.safe_load(file)  # JSON is YAML
+    except OSError as error:
+        raise ValueError(f"config={path!r} could not be read ({error.strerror}): give an existing .yaml file.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"config={path!r} is no YAML ({' '.join(str(error).split())[:150]}): mend the file.") from error
+    if read is None:
+        return []
+    if not isinstance(read, dict):
+        raise ValueError(f"config={path!r} holds a {type(read).__name__}, expected lines of the form 'name: value'.")
+    flags: list[str] = []
+    for key, value in read.items():
+        if key not in known:
+            raise ValueError(f"{path}: " + _told(str(key), known))
+        if isinstance(value, list):
+            flags += [f"--{key}", *map(str, value)]
+        elif isinstance(value, dict):
+            flags.append(f"--{key}={json.dumps(value)}")
+        elif value is not None:
+            flags.append(f"--{key}={value}")
+    return flags
+
+
+def _told(word: str, known: Sequence[str]) -> str:
+    if word.startswith("--"):
+        word = word.split("=")[0]
+    name = word.lstrip("-").replace("-", "_")
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f"did you mean '{word[: len(word) - len(word.lstrip('-'))]}{near[0]}'?" if near else "see --help for the options."
+    return f"unknown option {word!r}: {hint}"

@@ -1,0 +1,135 @@
+"""The subcommand paths: how far each training sample of a finished run is from the saved model's decision boundary."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data.load import label_names
+from ..evaluation.path_lengths import path_lengths
+from ..evaluation.path_table import PathLengths
+from ..models.zoo import load_model
+from ..reporting.console import say, show
+from ..reporting.safe_text import plain
+from .craft import PATH_FILES, write_paths
+from .craft_options import class_number
+from .evaluate import parse_for_run
+from .options import CorruptionOptions, DataOptions, PreprocessOptions, make_parser
+from .runs import prepare
+
+#: What `paths` leaves in the run's folder: the table, and the folder of finished batches with what they are of.
+LENGTHS, PARTS, OF = PATH_FILES[0], "paths", "of.json"
+#: Rows told per class.
+CLOSEST = 5
+
+
+@dataclass
+class PathsOptions:
+    """Which paths, and how far they may go."""
+
+    _argument_group_name = "paths"
+
+    run: str = field(default="robust_run", metadata={"help": "Folder with a saved model: the output_dir of a training."})
+    target: str | None = field(
+        default=None, metadata={"help": "Walk to the next class (cyclic), or to a class number or name. Default: to any other."}
+    )
+    step_size: float = field(default=0.01, metadata={"help": "Of each step, in [0, 1] pixels."})
+    norm: str = field(default="linf", metadata={"help": "linf or l2."})
+    max_steps: int = field(default=200, metadata={"help": "Give up after so many."})
+    batch_size: int = field(default=256, metadata={"help": "Images at a time."})
+
+
+def paths(argv: Sequence[str]) -> None:
+    """robust-trainer paths: writes paths.parquet and paths.png into the run's folder, and prints the lengths class by class."""
+    about = (
+        "Path lengths of a run's training data: the steps up the loss until the saved model predicts another class. The closest "
+        "samples are the likeliest label errors; robust-trainer audit shows them. Data and corruption are those of the run, where "
+        "its results.json tells, unless given here. Stopped, it goes on from the finished batches."
+    )
+    parser = make_parser("paths", [PathsOptions, DataOptions, CorruptionOptions, PreprocessOptions], about, first="run_folder")
+    kinds = (DataOptions, CorruptionOptions, PreprocessOptions)
+    _, told, (options, data, corruption, preprocess) = parse_for_run(parser, argv, kinds)
+    model: Any
+    model, processor = load_model(options.run)
+    if not told:
+        raise ValueError(f"run={options.run!r} does not tell its data: give --dataset, as the training had it.")
+    train = prepare(data, corruption, preprocess).train
+    names, target = label_names(train), options.target
+    if target == "extra":
+        raise ValueError("target='extra': no model has a boundary to a class without samples: choose cyclic or a class.")
+    towards = target if target in (None, "cyclic") else class_number(target, names, "target")
+    folder, parts = Path(options.run), Path(options.run) / PARTS
+    _begin(folder, {"of": [asdict(o) for o in (options, data, corruption, preprocess)], "model": _weights(folder)})
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    found = path_lengths(
+        model, train, target=towards, step_size=options.step_size, norm=options.norm, max_steps=options.max_steps,
+        batch_size=options.batch_size, processing_class=processor, folder=parts,
+    )  # fmt: skip
+    written = write_paths(found, folder)
+    say(show(*lengths_table(found)))
+    say(f"steps of {found.step_size:g} ({found.norm}, [0, 1] pixels); closest: row numbers, the likeliest label errors first")
+    say(f"written to {folder}: {', '.join(written)}; robust-trainer audit {folder} shows the closest samples")
+
+
+def lengths_table(found: PathLengths) -> tuple[list[str], list[list[str]]]:
+    """Returns heading and rows: per given class n, median, 10 % and 90 % quantiles, paths without end, the closest rows."""
+    order = found.order
+    labels = found.labels[order]
+    heading = ["class", "n", "median", "10 %", "90 %", "not reached", "closest"]
+    rows = []
+    for number, name in enumerate(found.class_names):
+        mine = order[labels == number]
+        if not len(mine):
+            continue
+        told = [_told(value, found) for value in np.quantile(found.steps[mine], (0.5, 0.1, 0.9), method="lower").tolist()]
+        missed, closest = int((~found.reached[mine]).sum()), " ".join(str(row) for row in mine[:CLOSEST])
+        rows.append([plain(name, 40), str(len(mine)), *told, str(missed), closest])
+    return heading, rows
+
+
+def _told(steps: int, found: PathLengths) -> str:
+    return f">{found.max_steps}" if steps > found.max_steps else str(steps)
+
+
+def _begin(run: Path, now: dict[str, Any]) -> None:
+    """Makes the folder of finished batches; those of other settings, other data or another model are removed, and their table."""
+    parts, now = run / PARTS, json.loads(json.dumps(now))
+    before = _of(parts)
+    if before is not None and before != now:
+        say(f"{parts} holds batches of other settings, data or another model: begun anew")
+        shutil.rmtree(parts)
+        (run / LENGTHS).unlink(missing_ok=True)
+    parts.mkdir(parents=True, exist_ok=True)
+    (parts / OF).write_text(json.dumps(now), encoding="utf-8")
+
+
+def is_stale(run: Path) -> bool:
+    """Returns whether the run's path lengths are known to be of another model than the one that is saved there now."""
+    before = _of(run / PARTS)
+    return before is not None and before.get("model") != _weights(run)
+
+
+def _of(parts: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads((parts / OF).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _weights(run: Path) -> str:
+    """What tells the saved model from another: of the bytes of its files."""
+    digest = hashlib.sha256()
+    for path in sorted([*run.glob("model*.safetensors"), *run.glob("pytorch_model*.bin"), run / "config.json"]):
+        if path.is_file():
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,108 @@
+"""An availability poison from options to a poisoned training set: network, crafting, self-check, record."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from torch import nn
+
+from ..corruptions.poisons.card import poison_record
+from ..corruptions.poisons.networks import PixelModel, accuracy, fresh_factory, pixel_model, seeded, train_plain
+from ..corruptions.poisons.pixels import IS_POISONED, read_levels, read_pixels
+from ..corruptions.poisons.poison_images import digest, poison_images, self_check
+from ..corruptions.poisons.table import FRESH, NONE, check_settings, find_poison, make_ball
+from ..corruptions.poisons.task import Work
+from ..data.load import TEST, TRAIN, label_names
+from ..models.zoo import SMALL, load_model
+from .poison_options import PoisonOptions
+
+
+def check_poison(options: PoisonOptions) -> None:
+    """Raises a one-line ``ValueError`` for options out of range, before anything is loaded."""
+    row = find_poison(options.poison or "")
+    make_ball(options.norm, options.eps)
+    check_settings(row, row.craft(), options.settings())
+    for name, least in (("poison_model_epochs", 1), ("poison_batch_size", 1), ("self_check_epochs", 0)):
+        if (value := getattr(options, name)) < least:
+            raise ValueError(f"{name}={value} must be at least {least}: raise it.")
+    if options.poison_model not in SMALL and (row.needs == FRESH or not os.path.isdir(options.poison_model)):
+        other = "" if row.needs == FRESH else ", or the folder of a trained model"
+        raise ValueError(f"poison_model={options.poison_model!r} is unknown: choose {', '.join(SMALL)}{other}.")
+
+
+def poison_splits(
+    found: datasets.DatasetDict, options: PoisonOptions, folder: Path, say: Callable[[str], None] = lambda text: None
+) -> tuple[datasets.DatasetDict, dict[str, Any]]:
+    """Returns the splits with the training images poisoned, crafted from the true labels, and `poison_record`'s record of it.
+
+    folder: keeps finished parts; given again with the same options the crafting goes on there. say: is told what was found.
+    """
+    check_poison(options)
+    train, test, row = found[TRAIN], found[TEST], find_poison(options.poison or "")
+    if IS_POISONED in train.column_names:
+        raise ValueError(f"dataset is poisoned already (column {IS_POISONED!r}): start from the clean data set, or drop poison.")
+    levels = read_levels(train, "image")
+    side, channels = max(levels.shape[1:3]), levels.shape[3]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = options.poison_model if options.poison_model in SMALL else "small-cnn"
+    fresh = fresh_factory(network, label_names(train), channels=channels, image_size=side)
+    model: Any = None
+    told, right = "none", None
+    if row.needs == FRESH:
+        model, told = fresh, f"{options.poison_model}, trained while crafting"
+    elif row.needs != NONE:
+        model, told = _trained(train, fresh, options, folder, device)
+        right = accuracy(model, *read_pixels(test))
+        say(f"attacked: {told}, accuracy on clean test images {100 * right:.1f} %")
+    poisoned = poison_images(
+        train, row.name, norm=options.norm, eps=options.eps, model=model, seed=options.poison_seed, device=device,
+        batch_size=options.poison_batch_size, folder=folder / "craft", **options.settings(),
+    )  # fmt: skip
+    check = None
+    if options.self_check_epochs:
+        check = self_check(train, poisoned, test, fresh, options.self_check_epochs, options.poison_seed, device)
+        check["network"] = network
+        say(f"self-check ({network}): {check['told']}")
+    record = poison_record(
+        train, poisoned, row.name, norm=options.norm, eps=options.eps, seed=options.poison_seed, settings=options.settings(),
+        model=told, model_accuracy=right, check=check,
+    )  # fmt: skip
+    return datasets.DatasetDict({**found, TRAIN: poisoned}), record
+
+
+def _trained(
+    train: datasets.Dataset, fresh: Callable[[], PixelModel], options: PoisonOptions, folder: Path, device: torch.device
+) -> tuple[nn.Module, str]:
+    """The network under attack: of a folder, or trained on the clean data and kept in the work folder."""
+    if options.poison_model not in SMALL:
+        model, processor = load_model(options.poison_model)
+        return pixel_model(model, processor).to(device).eval(), f"the model of {Path(options.poison_model).name}"
+    return trained_network(
+        train, options.poison_model, fresh, options.poison_model_epochs, options.poison_seed, folder / "model", device,
+        "to be attacked",
+    )  # fmt: skip
+
+
+def trained_network(
+    train: datasets.Dataset, name: str, fresh: Callable[[], PixelModel], epochs: int, seed: int, folder: Path,
+    device: torch.device, purpose: str, data: str = "the clean data",
+) -> tuple[nn.Module, str]:  # fmt: skip
+    """Returns a network trained on images and true labels, in eval mode, and what it is in words; the folder keeps it.
+
+    name: of the network that ``fresh`` makes. purpose, data: what for and what on, in words.
+    """
+    told = f"{name}, trained on {data} for {epochs} epochs"
+    images, labels = read_pixels(train, "image", "clean_label" if "clean_label" in train.column_names else "label")
+    work = Work(folder, {"model": told, "seed": seed, "data": digest(images.numpy(), labels.numpy())})
+    network = seeded(fresh, seed).to(device)
+    if (kept := work.load("weights")) is not None:
+        network.load_state_dict(kept)
+        return network.eval(), told
+    train_plain(network, images, labels, epochs, seed=seed, device=device, told=f"training {name}, {purpose}")
+    work.save("weights", network.state_dict())
+    return network, told

@@ -1,0 +1,148 @@
+"""Stage one of the semi-supervised defence (paper 001, Algorithm 7): the backbone by SimCLR, before a method trains the head."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+from safetensors.torch import load_file
+from torch import nn
+from transformers import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..config import RobustConfig
+from ..contrastive.trainer import ContrastiveConfig, ContrastiveTrainer
+from ..contrastive.views import VIEWS
+from ..data.load import TRAIN, kept_rows, load_data
+from ..data.preprocess import ImageTransform
+from ..models.zoo import SMALL
+from ..reporting.results import write_json
+from .options import DataOptions, ModelOptions
+
+FOLDER, RECORD = "simclr", "contrastive.json"
+#: Epochs for a network with fresh weights, where none are given; the paper takes 500.
+DEFAULT_EPOCHS = 100
+REST = "rest"
+
+
+@dataclass
+class ContrastiveOptions:
+    """SimCLR before a method that trains the head alone (``prl-simclr``, ``prl-simclr-sn``, or any ``...-simclr``)."""
+
+    _argument_group_name = "contrastive pre-training"
+
+    contrastive_epochs: float | None = field(
+        default=None,
+        metadata={"help": f"Epochs of SimCLR; 0: the backbone as it is. Default: {DEFAULT_EPOCHS} with fresh weights, else 0."},
+    )
+    contrastive_batch_size: int = field(default=128, metadata={"help": "Images per batch and device."})
+    contrastive_learning_rate: float = field(default=2e-3, metadata={"help": "Of AdamW, falling to 0 with a cosine."})
+    contrastive_temperature: float = field(default=0.5, metadata={"help": "Of NT-Xent, > 0."})
+    contrastive_views: str = field(default="simclr", metadata={"help": f"Random views: {', '.join(VIEWS)}."})
+    unlabelled: str | None = field(
+        default=None,
+        metadata={"help": f"More images, labels unused: {REST} (those that max_train_samples leaves out), or a data set's name."},
+    )
+
+    def epochs(self, args: RobustConfig, options: ModelOptions) -> float:
+        """Returns the epochs of SimCLR, 0 for none. Raises ``ValueError`` where a method is given some that trains all layers."""
+        recipe = args.recipe()
+        frozen = args.switches()[0] if recipe is None else recipe.head_only
+        if not frozen:
+            for name, given in (("contrastive_epochs", self.contrastive_epochs), ("unlabelled", self.unlabelled)):
+                if given:
+                    told = f"method '{args.method or 'none'}', which trains the backbone on the labels"
+                    raise ValueError(f"{name}={given!r} has no effect with {told}: choose for instance prl-simclr-sn.")
+            return 0
+        if self.contrastive_epochs is None:
+            if recipe is None or not recipe.name.endswith(("-simclr", "-simclr-sn")):
+                return 0  # head_only of another method: the backbone as it is, unless epochs are asked for
+            return DEFAULT_EPOCHS if options.model in SMALL or options.from_scratch else 0
+        if self.contrastive_epochs < 0:
+            raise ValueError(f"contrastive_epochs={self.contrastive_epochs} must be >= 0: give for instance {DEFAULT_EPOCHS}.")
+        return self.contrastive_epochs
+
+
+def unlabelled_images(options: ContrastiveOptions, data: DataOptions) -> datasets.Dataset | None:
+    """Returns the extra images, None for none. Raises ``ValueError`` where ``rest`` leaves nothing."""
+    if options.unlabelled is None:
+        return None
+    if options.unlabelled != REST:
+        return load_data(options.unlabelled, image_column=data.image_column)[TRAIN]
+    whole = load_data(
+        data.dataset, config=data.dataset_config, image_column=data.image_column, label_column=data.label_column,
+        test_split=data.test_split, seed=data.split_seed,
+    )[TRAIN]  # fmt: skip
+    if data.max_train_samples is None or data.max_train_samples >= len(whole):
+        raise ValueError(
+            f"unlabelled={REST!r} but max_train_samples={data.max_train_samples} leaves none of {len(whole)} images out: give a "
+            "smaller max_train_samples, or leave unlabelled out."
+        )
+    return whole.select(kept_rows(len(whole), data.max_train_samples, data.split_seed)[1])
+
+
+def pretrain(
+    model: nn.Module,
+    processor: Any,
+    train: datasets.Dataset,
+    extra: datasets.Dataset | None,
+    options: ContrastiveOptions,
+    epochs: float,
+    args: RobustConfig,
+    transform: ImageTransform,
+) -> dict[str, Any]:
+    """Trains the model's backbone by SimCLR on the images of ``train`` and ``extra``; returns the record: losses, sizes, seconds.
+
+    Written to ``output_dir``/simclr, as a model that can be loaded. With ``resume_from_checkpoint`` a finished pre-training is
+    taken from there, and one that was stopped goes on where the run saves checkpoints.
+    """
+    from .runs import EpochBar
+
+    folder = Path(args.output_dir or ".") / FOLDER
+    told = {"epochs": epochs, "images": len(train), "unlabelled": 0 if extra is None else len(extra), "options": asdict(options)}
+    if args.resume_from_checkpoint and (folder / RECORD).is_file():
+        before = json.loads((folder / RECORD).read_text())
+        wrong = next((k for k in told if before.get(k) != told[k]), None)
+        if wrong is not None:
+            was = f"{str(folder)!r} was pre-trained with {wrong}={before.get(wrong)!r}"
+            raise ValueError(f"{was}, now {told[wrong]!r}: resume with the same settings.")
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        return before
+    settings = ContrastiveConfig(
+        output_dir=str(folder), num_train_epochs=epochs, per_device_train_batch_size=options.contrastive_batch_size,
+        learning_rate=options.contrastive_learning_rate, lr_scheduler_type="cosine", warmup_steps=0,
+        temperature=options.contrastive_temperature, views=options.contrastive_views,
+        seed=args.seed, bf16=args.bf16, fp16=args.fp16, use_cpu=args.use_cpu,
+        dataloader_num_workers=args.dataloader_num_workers, dataloader_pin_memory=args.dataloader_pin_memory,
+        save_strategy=args.save_strategy, save_steps=args.save_steps, save_total_limit=1, logging_strategy="epoch",
+        report_to="none", disable_tqdm=args.disable_tqdm, image_mean=args.image_mean, image_std=args.image_std,
+    )  # fmt: skip
+    trainer = ContrastiveTrainer(
+        model, settings, train_dataset=train.with_transform(transform),
+        extra_dataset=None if extra is None else extra.with_transform(transform), processing_class=processor,
+    )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(EpochBar("simclr", lines=False, bar=not args.disable_tqdm))
+    start = time.perf_counter()
+    stopped = get_last_checkpoint(str(folder)) if args.resume_from_checkpoint and folder.is_dir() else None
+    trainer.train(resume_from_checkpoint=stopped)
+    trainer.save_model(str(folder))
+    losses = [{"epoch": row["epoch"], "loss": row["loss"]} for row in trainer.state.log_history if "loss" in row]
+    record = {**told, "losses": losses, "seconds": round(time.perf_counter() - start, 2)}
+    if trainer.is_world_process_zero():
+        write_json(folder / RECORD, record)
+    return record
+
+
+def stage_one(
+    options: ContrastiveOptions, epochs: float, args: RobustConfig, train: datasets.Dataset, extra: datasets.Dataset | None
+) -> Any:
+    """Returns the first stage for `runs.train_run`, None for no epochs."""
+    if not epochs:
+        return None
+    return lambda model, processor, transform: pretrain(model, processor, train, extra, options, epochs, args, transform)

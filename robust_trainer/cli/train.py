@@ -1,0 +1,90 @@
+"""The subcommands corrupt, train and env; demo and evaluate have their own rooms."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import RobustConfig
+from ..data.preprocess import image_shape
+from ..evaluation.robustness import show_eps
+from ..methods.table import METHODS
+from ..reporting.console import command_line, say, show
+from ..reporting.html import write_report
+from ..reporting.results import results, suspects, table, write_json
+from .corrupt import tell_rates
+from .options import CorruptionOptions, DataOptions, ModelOptions, PreprocessOptions, make_parser, parse
+from .pretraining import FOLDER as SIMCLR
+from .pretraining import ContrastiveOptions, stage_one, unlabelled_images
+from .runs import prepare, train_run
+
+#: What `train` has otherwise than TrainingArguments: figures every epoch, and columns left to the image transform.
+TRAIN_DEFAULTS: dict[str, Any] = {
+    "output_dir": "robust_run",
+    "eval_strategy": "epoch",
+    "logging_strategy": "epoch",
+    "save_strategy": "no",
+    "report_to": "none",
+    "remove_unused_columns": False,
+}
+#: Where the model is small-cnn or resnet32, trained from scratch (TrainingArguments' defaults are for fine-tuning).
+SMALL_DEFAULTS: dict[str, Any] = {
+    "learning_rate": 2e-3,
+    "num_train_epochs": 20,
+    "per_device_train_batch_size": 32,
+    "per_device_eval_batch_size": 256,
+}
+
+
+def train(argv: Sequence[str]) -> None:
+    """robust-trainer train: writes the model, its image processor, results.json, ledger.parquet and report.html."""
+    about = "Train an image classifier robustly. Methods: " + "; ".join(f"{m.name}: {m.summary}" for m in METHODS.values())
+    kinds = [DataOptions, CorruptionOptions, PreprocessOptions, ModelOptions, ContrastiveOptions, RobustConfig]
+    parser = make_parser("train", kinds, about)
+    parser.epilog = "With small-cnn and resnet32: " + ", ".join(f"{k} {v}" for k, v in SMALL_DEFAULTS.items()) + "."
+    parser.set_defaults(**TRAIN_DEFAULTS, dataloader_pin_memory=torch.cuda.is_available())
+    data, corruption, preprocess, model, contrastive, args = parse(parser, argv, small=SMALL_DEFAULTS)
+    epochs = contrastive.epochs(args, model)
+    with args.main_process_first(desc="preparing the data"):
+        prepared = prepare(data, corruption, preprocess)
+        extra = unlabelled_images(contrastive, data) if epochs else None
+    tell_rates(prepared.corruption, per_class=True)
+    if image_shape(prepared.train)[1] <= 16 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # on so few pixels a second thread costs more than it brings
+    trainer, record = train_run(args, prepared, model, before=stage_one(contrastive, epochs, args, prepared.train, extra))
+    trainer.save_model(args.output_dir)
+    if not trainer.is_world_process_zero():
+        return
+    folder = Path(args.output_dir)
+    content = results([record], command_line("train", argv), prepared, data, corruption, preprocess, model)
+    if (first := record.get("contrastive")) is not None:
+        losses = [row["loss"] for row in first["losses"]] or [float("nan")]
+        say(
+            f"SimCLR: {first['images'] + first['unlabelled']} images, {first['epochs']:g} epochs, loss {losses[0]:.3f} to "
+            f"{losses[-1]:.3f}; the backbone is in {folder / SIMCLR}"
+        )
+    write_json(folder / "results.json", content)
+    written = ["model.safetensors", "results.json", "report.html"]
+    if trainer.ledger is not None:
+        trainer.ledger.to_parquet(folder / "ledger.parquet")
+        written.append("ledger.parquet")
+    shown = suspects(trainer, prepared)
+    write_report(folder / "report.html", content, suspects=shown, suspects_of=record["method"], title=f"Run: {record['method']}")
+    say(show(*table([record])))
+    if isinstance(args.noise_rate, str):
+        say(f"noise rate, estimated while training: {trainer.estimated_noise_rate or 'none, nobody was dropped'}")
+    say(f"written to {folder}: {', '.join(written)}")
+    if trainer.ledger is not None:
+        say(f"which samples it distrusted: robust-trainer audit {folder}")
+    recipe = trainer.recipe()
+    attack = recipe.perturbation if recipe is not None else None
+    if attack is not None and prepared.triggered is None:
+        one = attack.single()[0]  # of two norms: the l_inf ball's
+        norm, eps = "linf" if one.norm == "hybrid" else one.norm, show_eps(one.eps)
+        say(f"robust accuracy: robust-trainer evaluate {folder} --attacks pgd-20 cw-20 autoattack --norm {norm} --eps {eps}")
+
+

@@ -1,0 +1,116 @@
+"""What a crafted strategy scores a class's samples by: Gaussian density, and reach in a distance-2 colouring (paper 002)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from scipy import sparse
+from sklearn.covariance import LedoitWolf
+from torch import Tensor, nn
+from transformers.utils.logging import tqdm
+
+from ...data.randomness import sample_keys
+from ..poisons.networks import accuracy, fresh_factory, seeded, train_plain
+from .class_graph import colour
+
+logger = logging.getLogger(__name__)
+_MOST_DIMENSIONS = 8192
+
+
+def log_density(points: np.ndarray) -> np.ndarray:
+    """Returns the log-density (n,) of each of the points (n, d) under the Gaussian fitted to them, in nats.
+
+    The covariance is Ledoit and Wolf's shrunk one, which has an inverse where the points are few or some coordinates constant.
+    Paper 002 sec. 4.6.2. Raises ``ValueError`` for more than 8192 coordinates, and for points that are all the same.
+    """
+    n, d = points.shape
+    if d > _MOST_DIMENSIONS:
+        raise ValueError(f"a Gaussian over {d} coordinates needs a covariance of {d} x {d}: choose space='pca' or 'features'.")
+    centred = points.astype(np.float64) - points.mean(axis=0, dtype=np.float64)
+    found = LedoitWolf(assume_centered=True).fit(centred).covariance_
+    sign, logdet = np.linalg.slogdet(found)
+    if sign <= 0 or not np.isfinite(logdet):
+        raise ValueError(f"a class's {n} points are all the same or nearly so: no Gaussian fits them; leave the class out.")
+    distance = (centred * np.linalg.solve(found, centred.T).T).sum(axis=1)
+    return -0.5 * (distance + logdet + d * np.log(2 * np.pi))
+
+
+def fit_colours(
+    images: Tensor,
+    colours: np.ndarray,
+    *,
+    make: Callable[[int], nn.Module] | None = None,
+    epochs: int = 60,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> nn.Module:
+    """Returns a network (pixels -> logits of the colours) fitted to the colours (n,) of one class's images (n, C, H, W) in [0, 1].
+
+    make: makes an untrained network of so many outputs; default plain-cnn. The share of colours that it has learned is logged: the
+    score means little where it is low. Paper 002 sec. 4.8.
+    """
+    count = int(colours.max()) + 1
+    if make is None:
+        names = [str(i) for i in range(max(count, 2))]
+        fresh: Callable[[], nn.Module] = fresh_factory("plain-cnn", names, channels=images.shape[1], image_size=images.shape[2])
+    else:
+        fresh = lambda: make(max(count, 2))  # noqa: E731
+    network = seeded(fresh, seed)
+    targets = torch.from_numpy(colours)
+    train_plain(
+        network, images, targets, epochs, weight_decay=0.0, flip=False, device=device, seed=seed, told=f"fitting {count} colours"
+    )
+    learned = accuracy(network, images, targets)
+    (logger.info if learned >= 0.9 else logger.warning)("min-colouring: %.1f %% of the colours are learned", 100 * learned)
+    return network
+
+
+def reach(
+    network: nn.Module,
+    images: Tensor,
+    graph: sparse.csr_array,
+    colours: np.ndarray,
+    *,
+    eps: float = 0.1,
+    steps: int = 20,
+    norm: str = "linf",
+    batch_size: int = 512,
+) -> np.ndarray:
+    """Returns for each sample how many of its neighbours a targeted attack moves to the sample's own colour, (n,).
+
+    PGD from each neighbour, without a random start, in the ball of radius ``eps`` (in [0, 1] pixels), towards the colour of the
+    sample; a neighbour counts once its prediction is that colour. Paper 002 sec. 4.8.
+    """
+    from ...evaluation.class_robustness import broken
+
+    device = next(network.parameters()).device
+    sample = np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr))
+    neighbour = graph.indices
+    hits = np.zeros(graph.shape[0], dtype=np.int64)
+    size = 2.5 * eps / steps
+    for part in tqdm(list(torch.arange(len(sample)).split(batch_size)), desc="attacks between neighbours"):
+        rows = part.numpy()
+        x = images[torch.from_numpy(neighbour[rows]).long()].to(device)
+        target = torch.from_numpy(colours[sample[rows]]).to(device)
+        np.add.at(hits, sample[rows], broken(network, x, target, target, eps, norm, steps, size).cpu().numpy())
+    return hits
+
+
+def colouring_scores(
+    images: Tensor, graph: sparse.csr_array, seed: int, device: torch.device | str = "cpu", epochs: int = 60, eps: float = 0.1,
+    steps: int = 20, make: Callable[[int], nn.Module] | None = None,
+) -> np.ndarray:  # fmt: skip
+    """Returns `reach` (n,) on a distance-2 colouring of the graph that a fresh network was fitted to; points (n, C, H, W).
+
+    A colour is permuted by the seed, so that its number tells nothing of a point's degree.
+    """
+    colours = colour(graph)
+    shuffled = np.argsort(sample_keys(seed, np.arange(int(colours.max()) + 1)))
+    colours = shuffled[colours].astype(np.int64)
+    network = fit_colours(images, colours, make=make, epochs=epochs, seed=seed, device=device)
+    return reach(network.requires_grad_(False), images, graph, colours, eps=eps, steps=steps)
+
+

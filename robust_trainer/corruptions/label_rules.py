@@ -1,0 +1,70 @@
+"""Label rules, and keyed choice: which samples, exactly how many, and random numbers that are a function of the row alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+#: ``(labels (N,), num_classes) -> labels (N,)``: the label the attacker writes. A sample whose label it keeps is not eligible.
+LabelRule = Callable[[np.ndarray, int], np.ndarray]
+
+
+@dataclass(frozen=True)
+class MultiTarget:
+    """Returns ``(labels + shift) mod C``: every class has its own target class.
+
+    The systematic (pairwise) flip of paper 000 sec. 5 ("Defending backdoor data poisoning attacks using noisy label
+    defense algorithm"), with ``shift=1``. Labels (N,) in [0, C). Raises ``ValueError`` where the shift moves nothing.
+    """
+
+    shift: int = 1
+
+    def __call__(self, labels: np.ndarray, num_classes: int) -> np.ndarray:
+        if not isinstance(self.shift, int | np.integer) or self.shift % num_classes == 0:
+            raise ValueError(
+                f"shift={self.shift} moves no label of {num_classes} classes: give an integer that is no multiple of {num_classes}."
+            )
+        return (labels + self.shift) % num_classes
+
+
+@dataclass(frozen=True)
+class AllToOne:
+    """Returns ``target`` for every label: one target class, whose own samples are not eligible.
+
+    The single-target setting of BadNets (Gu et al. 2017). Labels (N,) in [0, C). Raises ``ValueError`` for a target
+    outside [0, C).
+    """
+
+    target: int = 0
+
+    def __call__(self, labels: np.ndarray, num_classes: int) -> np.ndarray:
+        if not isinstance(self.target, int | np.integer) or not 0 <= self.target < num_classes:
+            raise ValueError(f"target={self.target} is no class: give an integer in [0, {num_classes}).")
+        return np.full_like(labels, self.target)
+
+
+LABEL_RULES: dict[str, LabelRule] = {"multi-target": MultiTarget(), "all-to-one": AllToOne()}
+
+
+def label_targets(label_rule: str | LabelRule, num_classes: int) -> tuple[int, ...]:
+    """Returns the label that each of the C classes is given, ``rule(arange(C), C)``, as a tuple of C integers.
+
+    Raises ``ValueError`` for an unknown rule, and for one that leaves [0, C) or moves no class at all.
+    """
+    rule = LABEL_RULES.get(label_rule) if isinstance(label_rule, str) else label_rule
+    if not callable(rule):
+        raise ValueError(f"label_rule={label_rule!r} is unknown: choose one of {list(LABEL_RULES)} or pass a label rule object.")
+    classes = np.arange(num_classes)
+    targets = np.asarray(rule(classes, num_classes))
+    if targets.shape != classes.shape or targets.dtype.kind not in "iu" or targets.min() < 0 or targets.max() >= num_classes:
+        raise ValueError(
+            f"label_rule={label_rule!r} gave {targets.tolist()} for classes 0..{num_classes - 1}: "
+            f"return {num_classes} integers in [0, {num_classes})."
+        )
+    if (targets == classes).all():
+        raise ValueError(f"label_rule={label_rule!r} moves none of the {num_classes} classes: give a rule that changes a label.")
+    return tuple(targets.tolist())
+
+

@@ -1,0 +1,119 @@
+"""What was done to a data set with an availability poison: as a record, and as a data card to go with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from .poison_images import realised_norms
+from .table import find_poison, make_ball
+
+
+def poison_record(
+    clean: datasets.Dataset,
+    poisoned: datasets.Dataset,
+    poison: str,
+    *,
+    norm: str = "linf",
+    eps: float | str | None = None,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    model: str = "none",
+    model_accuracy: float | None = None,
+    check: Mapping[str, Any] | None = None,
+    image_column: str | None = None,
+) -> dict[str, Any]:
+    """Returns what there is to know of a poisoned data set, ready for JSON: poison, norm, eps, realised norms, model, seed, rows.
+
+    model: in words; model_accuracy: of the attacked one on clean test images; check: what `self_check` returned.
+    """
+    row, ball = find_poison(poison), make_ball(norm, eps)
+    return {
+        "poison": row.name, "summary": row.summary, "source": row.source, "norm": ball.norm, "eps": ball.eps, "seed": seed,
+        "settings": {**row.settings, **(settings or {})}, "realised": realised_norms(clean, poisoned, image_column),
+        "model": model, "model_accuracy": model_accuracy, "rows": len(poisoned), "self_check": dict(check) if check else None,
+    }  # fmt: skip
+
+
+def write_card(folder: str | Path, record: Mapping[str, Any], *, data: str = "", labels: str = "true", load: str = "") -> Path:
+    """Writes README.md, a data card with front matter, into a folder and returns its path.
+
+    record: of `poison_record`. data: the clean data set in words; labels: what became of the labels; load: the line of Python that
+    loads the data, default ``load_from_disk`` of the folder.
+    """
+    path = Path(folder) / "README.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(_card(record, data, labels, load or 'data = load_from_disk("path/to/this/folder")'), encoding="utf-8")
+    return path
+
+
+def _card(told: Mapping[str, Any], data: str, labels: str, load: str) -> str:
+    norms, check = told["realised"], told["self_check"]
+    accuracy = "" if told["model_accuracy"] is None else f", {100 * told['model_accuracy']:.1f} % accurate on clean test images"
+    rows = {
+        "poison": f"{told['poison']}: {told['summary']}",
+        "source": told["source"],
+        "clean data": data or "not told",
+        "rows": f"{told['rows']}, every training image is perturbed",
+        "labels": labels,
+        "norm and radius": f"{told['norm']}, {_eps(told['eps'])} in [0, 1] pixels",
+        "perturbation as stored, linf": f"max {_eps(norms['linf_max'])}, mean {norms['linf_mean']:.5f}",
+        "perturbation as stored, l2": f"max {norms['l2_max']:.5f}, mean {norms['l2_mean']:.5f}",
+        "model": told["model"] + accuracy,
+        "seed": str(told["seed"]),
+        "settings": json.dumps(told["settings"]) if told["settings"] else "defaults",
+    }
+    table = "\n".join(f"| {name} | {_cell(text)} |" for name, text in rows.items())
+    checked = (
+        "Not run."
+        if check is None
+        else f"{check['told'][0].upper()}{check['told'][1:]}\n\nChance level: {100 * check['chance']:.1f} %. Seed {check['seed']}, "
+        f"{check['test_rows']} test images, the same network and initial weights in both trainings."
+    )
+    return f"""---
+pretty_name: {json.dumps(f"{data or 'images'}, poisoned by {told['poison']}")}
+task_categories:
+- image-classification
+tags:
+- data-poisoning
+- availability-attack
+- robust-trainer
+---
+
+# Images poisoned by {told["poison"]}
+
+**Training on this data damages a model.** It is made for evaluating defences: methods that should learn well in spite of it.
+
+| | |
+|---|---|
+{table}
+
+Images are 8-bit PNG, rounded to the nearest level, which moves a pixel by at most 0.5/255. An linf radius of a whole number of
+255ths is kept exactly; an l2 radius may be exceeded by a hair, as the table tells. The test split is clean. Columns: `image`,
+`label`, `is_poisoned` (true in every training row) and, where labels were changed, `is_corrupted` and `clean_label`.
+
+## Load
+
+```python
+from datasets import load_from_disk
+
+{load}
+```
+
+## Self-check
+
+{checked}
+"""
+
+
+def _cell(text: str) -> str:
+    return " ".join(str(text).split()).replace("|", "\\|")
+
+
+def _eps(eps: float) -> str:
+    levels = eps * 255
+    return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-6 and eps <= 1 else f"{eps:g}"

@@ -1,0 +1,155 @@
+"""L2C, "learning to confuse" (Feng et al. 2019, DeepConfuse; paper 003 eq. 11): a network that makes poison from images."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import cross_entropy, interpolate
+
+from ...perturbations.norms import Ball
+from .task import Task, fit
+
+
+class Generator(nn.Module):
+    """g(x): images (B, C, H, W) in [0, 1] -> perturbations of their shape in the ball; a U-Net with two halvings.
+
+    tanh of the last layer times eps (linf), or its projection on the ball (l2). The last layer's output is first divided by its
+    root mean square, per sample: without that tanh saturates within some dozens of steps and the generator stops learning.
+    """
+
+    def __init__(self, channels: int, ball: Ball, width: int = 16):
+        super().__init__()
+        self.ball = ball
+        self.enter = _block(channels, width)
+        self.down = nn.ModuleList([_block(width, 2 * width, 2), _block(2 * width, 4 * width, 2)])
+        self.up = nn.ModuleList([_block(6 * width, 2 * width), _block(3 * width, width)])
+        self.leave = nn.Conv2d(width, channels, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        fine = self.enter(images * 2 - 1)
+        middle = self.down[0](fine)
+        h = self.down[1](middle)
+        for block, skip in zip(self.up, (middle, fine), strict=True):
+            h = block(torch.cat([interpolate(h, size=skip.shape[2:], mode="nearest"), skip], 1))
+        out = self.leave(h)
+        out = (out / out.square().mean((1, 2, 3), keepdim=True).add(1e-12).sqrt()).tanh()
+        return out * self.ball.eps if self.ball.norm == "linf" else self.ball.project(out)
+
+
+def _block(ins: int, outs: int, stride: int = 1) -> nn.Sequential:
+    # no BatchNorm: a sample's perturbation must not depend on its batch
+    return nn.Sequential(nn.Conv2d(ins, outs, 3, stride, 1), nn.GroupNorm(1, outs), nn.LeakyReLU(0.1))
+
+
+def craft_l2c(
+    task: Task,
+    rounds: int = 50,
+    epochs: int = 5,
+    lr: float = 2e-3,
+    classifier_lr: float = 0.05,
+    momentum: float = 0.9,
+    width: int = 16,
+    save_every: int = 1,
+) -> Tensor:
+    """L2C: delta (N, C, H, W) float32 in the ball, in [0, 1] pixels, sample-wise: g(x) of the trained `Generator`.
+
+    In each round a fresh classifier, ``task.fresh()``, learns x + g(x) for ``epochs`` epochs of SGD; at each of its steps, from its
+    weights theta before it, another copy of g takes an Adam step that raises L(f_theta'(x), y) on the clean batch, where
+    theta' = theta - classifier_lr grad_theta L(f_theta(x + g(x)), y). The classifier sees that copy from the next round on.
+    The classifier must get somewhere within a round: with too few or too small steps g learns nothing of use.
+    Deviations: the authors take Adam 1e-4, SGD 0.01, a VGG-11 and 1000 rounds of 20 epochs; a larger ``lr`` is for small data.
+    Raises ``ValueError`` where the task has no ``fresh`` or a setting is not positive.
+    """
+    told = {"rounds": rounds, "epochs": epochs, "lr": lr, "classifier_lr": classifier_lr, "width": width, "save_every": save_every}
+    for name, value in told.items():
+        if not value > 0:
+            raise ValueError(f"l2c: {name}={value!r} must be above 0: leave it out for the default.")
+    if task.fresh is None:
+        raise ValueError("poison 'l2c' trains classifiers of its own, fresh=None: give a function that makes an untrained one.")
+    with torch.random.fork_rng([task.device] if task.device.type == "cuda" else []):
+        torch.manual_seed(_seed(task, 0))
+        generator = Generator(task.images.shape[1], task.ball, width).to(task.device)
+        optimizer = torch.optim.Adam(generator.parameters(), lr=lr, maximize=True)
+        done = _restore(generator, optimizer, task.work.load("l2c"))
+        for number in task.work.progress(range(rounds), "crafting l2c", rounds):
+            if number < done:
+                continue
+            torch.manual_seed(_seed(task, number + 1))
+            _round(task, task.fresh().to(task.device), generator, optimizer, epochs, classifier_lr, momentum)
+            if (number + 1) % save_every == 0 or number + 1 == rounds:
+                task.work.save("l2c", {**_state(generator, optimizer), "done": torch.tensor(number + 1)})
+    with torch.no_grad():
+        delta = torch.cat([generator(task.images[rows].to(task.device)).cpu() for rows in task.batches()])
+    return fit(delta, task.images, task.ball)
+
+
+def _round(
+    task: Task, model: nn.Module, generator: Generator, optimizer: torch.optim.Adam, epochs: int, lr: float, momentum: float
+) -> None:
+    """One classifier's training on what the generator made at the start, and the generator's own along its path."""
+    model.train()
+    with torch.no_grad():
+        poisoned = torch.cat([_poisoned(task.images[rows].to(task.device), generator) for rows in task.batches()])
+    descent = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(task.images)).split(task.batch_size):
+            x, y = task.images[rows].to(task.device), task.labels[rows].to(task.device)
+            with sdpa_kernel(SDPBackend.MATH):  # the other kinds of attention have no second derivative
+                raised = clean_loss_after_step(model, x, _poisoned(x, generator), y, lr)
+                found = torch.autograd.grad(raised, list(generator.parameters()))
+            for parameter, grad in zip(generator.parameters(), found, strict=True):
+                parameter.grad = grad
+            optimizer.step()
+            loss = cross_entropy(model(poisoned[rows]), y)
+            descent.zero_grad()
+            loss.backward()
+            descent.step()
+
+
+def clean_loss_after_step(model: nn.Module, x: Tensor, poisoned: Tensor, y: Tensor, lr: float) -> Tensor:
+    """L(f_theta'(x), y) with theta' = theta - lr grad_theta L(f_theta(poisoned), y), differentiable with respect to ``poisoned``.
+
+    The model's parameters and buffers stay as they are. A parameter that needs no gradient is not moved.
+    """
+    theta = {name: p.detach().requires_grad_() for name, p in model.named_parameters() if p.requires_grad}
+    fixed = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
+
+    def logits(weights: dict[str, Tensor], images: Tensor) -> Tensor:
+        buffers = {name: b.clone() for name, b in model.named_buffers()}
+        return functional_call(model, {**fixed, **weights, **buffers}, (images,))
+
+    loss = cross_entropy(logits(theta, poisoned), y)
+    grads = torch.autograd.grad(loss, list(theta.values()), create_graph=True, allow_unused=True)
+    moved = {name: p if g is None else p - lr * g for (name, p), g in zip(theta.items(), grads, strict=True)}
+    return cross_entropy(logits(moved, x), y)
+
+
+def _poisoned(images: Tensor, generator: Generator) -> Tensor:
+    return (images + generator(images)).clamp(0.0, 1.0)
+
+
+def _state(generator: Generator, optimizer: torch.optim.Adam) -> dict[str, Tensor]:
+    out: dict[str, Tensor] = {f"weight.{name}": p for name, p in generator.named_parameters()}
+    for number, parameter in enumerate(generator.parameters()):
+        out |= {f"adam.{number}.{name}": value for name, value in optimizer.state[parameter].items()}
+    return out
+
+
+def _restore(generator: Generator, optimizer: torch.optim.Adam, state: dict[str, Tensor] | None) -> int:
+    """Puts a kept state back; how many rounds it had seen, 0 for none."""
+    if state is None:
+        return 0
+    with torch.no_grad():
+        for name, parameter in generator.named_parameters():
+            parameter.copy_(state[f"weight.{name}"])
+    for number, parameter in enumerate(generator.parameters()):
+        prefix = f"adam.{number}."
+        kept = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
+        optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in kept.items()}
+    return int(state["done"])
+
+
+def _seed(task: Task, number: int) -> int:
+    return int(torch.randint(2**62, (), generator=task.generator(number)))

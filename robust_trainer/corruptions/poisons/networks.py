@@ -1,0 +1,166 @@
+"""The networks that availability poisons need: [0, 1] pixels in, logits out; and a plain training of them."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...data.images import InputSpace, input_space
+from ...models.outputs import image_logits
+
+
+class PixelModel(nn.Module):
+    """A classifier of images (B, C, H, W) in [0, 1]: logits (B, K) float32 of the model that it normalises them for.
+
+    model: a transformers image classifier, or any module that returns logits, a tuple that begins with them or a mapping.
+    Grey images are repeated to the channels of the model where its config names 3.
+    """
+
+    def __init__(self, model: nn.Module, space: InputSpace):
+        super().__init__()
+        self.model, self.space = model, space
+        takes = inspect.signature(type(model).forward).parameters
+        name = getattr(model, "main_input_name", None) or "pixel_values"
+        self.input_name = "pixel_values" if name == "input_ids" else name  # PreTrainedModel's default, wrong for images
+        self.by_name = self.input_name in takes
+        self.channels = getattr(getattr(model, "config", None), "num_channels", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] == 1 and self.channels == 3:
+            x = x.expand(-1, 3, -1, -1)
+        inputs = self.space.from_pixels(x)
+        return image_logits(self.model(**{self.input_name: inputs}) if self.by_name else self.model(inputs), self.model, len(x))
+
+
+def pixel_model(
+    model: nn.Module,
+    processing_class: Any = None,
+    image_mean: Sequence[float] | None = None,
+    image_std: Sequence[float] | None = None,
+) -> PixelModel:
+    """Returns the model as a `PixelModel`; one that is a `PixelModel` already comes back as it is.
+
+    Raises a one-line ``ValueError`` where ``model`` is no torch module, or neither the image processor nor ``image_mean`` and
+    ``image_std`` tell the normalisation.
+    """
+    if isinstance(model, PixelModel):
+        return model
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model is {type(model).__name__}, expected a torch.nn.Module: give an image classification model.")
+    space = input_space(processing_class, image_mean, image_std)
+    if space is None:
+        raise ValueError(
+            "the normalisation of the images is unknown: pass processing_class (the image processor), or image_mean and image_std; "
+            "image_mean=[0.0], image_std=[1.0] for a model that takes [0, 1] pixels."
+        )
+    return PixelModel(model, space)
+
+
+def fresh_factory(name: str, labels: list[str], *, channels: int, image_size: int) -> Callable[[], PixelModel]:
+    """Returns a callable that makes an untrained `PixelModel` of a key of `robust_trainer.models.SMALL`, for images as they are."""
+    from ...models.zoo import SMALL, build_model
+
+    if name not in SMALL:
+        raise ValueError(f"poison_model={name!r} is unknown: choose {', '.join(SMALL)}, or the folder of a trained model.")
+
+    def fresh() -> PixelModel:
+        model, processor = build_model(name, labels, channels=channels, image_size=image_size)
+        return pixel_model(model, processor)
+
+    return fresh
+
+
+def seeded(fresh: Callable[[], Any], seed: int) -> Any:
+    """Returns ``fresh()`` with initial weights that depend on the seed; the global random state stays as it was."""
+    with own_random(seed):
+        return fresh()
+
+
+@contextmanager
+def own_random(seed: int) -> Iterator[None]:
+    """Runs the body on random numbers of its own; the global random state is what it was afterwards."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
+def train_plain(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    epochs: int,
+    *,
+    learning_rate: float = 0.05,
+    batch_size: int | None = None,
+    weight_decay: float = 5e-4,
+    clip: float = 5.0,
+    flip: bool | None = None,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    told: str = "plain training",
+) -> nn.Module:
+    """Returns the model, trained in place with cross-entropy, in eval mode: SGD, momentum 0.9, gradients clipped to ``clip``.
+
+    The learning rate rises over the first tenth of the steps and falls to 0 with a cosine. images (N, C, H, W) float32 in [0, 1],
+    labels (N,), on the CPU. batch_size: default 64, fewer where there are less than 1024 images. flip: mirror images at random;
+    default: those in colour, since grey ones are often letters. Same weights, seed and device type: same result.
+    """
+    from transformers.utils.logging import tqdm
+
+    device, flip = torch.device(device), (images.shape[1] == 3 if flip is None else flip)
+    model.to(device).train()
+    batch_size = batch_size or min(64, max(8, len(images) // 16))
+    count = max(1, len(images) // batch_size)
+    total = max(1, epochs * count)
+    warm = max(1, total // 10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=0.9, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: _rate(s, warm, total))
+    generator = torch.Generator().manual_seed(seed)
+    with own_random(seed):  # dropout
+        for _ in tqdm(range(epochs), desc=told):
+            order = torch.randperm(len(images), generator=generator)
+            mirrored = torch.rand(len(images), generator=generator) < (0.5 if flip else 0.0)
+            for part in range(count):
+                rows = order[part * batch_size : (part + 1) * batch_size]
+                x = images[rows]
+                x = torch.where(mirrored[rows].view(-1, 1, 1, 1), x.flip(3), x).to(device)
+                loss = nn.functional.cross_entropy(model(x), labels[rows].to(device))
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(model.parameters(), clip)
+                optimizer.step()
+                schedule.step()
+    return model.eval()
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 256) -> float:
+    """Returns the share of images (N, C, H, W) in [0, 1] whose label the model predicts, in eval mode."""
+    device = next(iter(model.parameters()), labels).device
+    modes = [m for m in model.modules() if m.training]
+    model.eval()
+    right = torch.zeros((), dtype=torch.long, device=device)
+    for rows in torch.arange(len(images)).split(batch_size):
+        right += (model(images[rows].to(device)).argmax(1) == labels[rows].to(device)).sum()
+    for m in modes:
+        m.training = True
+    return int(right) / len(images)
+
+
+def frozen_copy(model: nn.Module, device: torch.device | None = None) -> nn.Module:
+    """Returns a copy in eval mode whose weights take no gradient, so that crafting leaves the model itself as it was."""
+    found = copy.deepcopy(model).eval().requires_grad_(False)
+    return found if device is None else found.to(device)
+
+
+def _rate(step: int, warm: int, total: int) -> float:
+    if step < warm:
+        return (step + 1) / warm
+    rest = torch.tensor((step - warm) / max(1, total - warm) * torch.pi)
+    return float(0.5 * (1 + rest.cos()))

@@ -1,0 +1,27 @@
+"""Universal random perturbations (URP): the same random noise on every image of a class."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .task import Task, fit
+
+
+def class_noise(task: Task) -> Tensor:
+    """Returns the noise of each class (classes, C, H, W): l_2: a Gaussian direction of 2-norm eps; l_inf: uniform in the cube.
+
+    It depends on the task's seed and the images' shape alone.
+    """
+    like, generator = torch.empty(task.classes, *task.images.shape[1:]), task.generator(0)
+    if task.ball.norm == "linf":
+        return task.ball.random_start(like, generator)
+    return task.ball.direction(torch.randn(like.shape, generator=generator)) * task.ball.eps
+
+
+def craft_urp(task: Task) -> Tensor:
+    """Returns the perturbation (N, C, H, W) of paper 003 sec. IV.A item 7: one random noise per class, no model.
+
+    It is shortened where images + noise would leave [0, 1], so within a class it differs at pixels near black or white.
+    """
+    return fit(class_noise(task)[task.labels], task.images, task.ball)

@@ -1,0 +1,193 @@
+"""Where data comes from: a hub name, a folder of images, parquet files, a `save_to_disk` folder, or the built-in digits."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from ..corruptions.columns import image_column as find_image_column
+
+TRAIN, TEST, TRIGGERED = "train", "test", "test_triggered"
+_TEST_NAMES = ("test", "validation", "valid", "val", "eval")
+_LABEL_NAMES = ("label", "labels", "fine_label", "target", "class", "y")
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+def load_data(
+    name: str,
+    *,
+    config: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    test_split: str | None = None,
+    max_train_samples: int | None = None,
+    max_test_samples: int | None = None,
+    seed: int = 0,
+) -> datasets.DatasetDict:
+    """Returns a data set with splits 'train' and 'test' (and 'test_triggered' where saved), columns 'image' and 'label'.
+
+    name: 'digits' (scikit-learn's 1797 real handwritten digits, no network), a folder made by ``save_to_disk``, a parquet file or
+    a folder of them (train*.parquet, test*.parquet), a folder of images (one subfolder per class, with train/ and test/ above
+    where they are split), or a hub name. Without a test split every fifth sample, chosen by ``seed``, becomes one.
+    max_train_samples, max_test_samples: keep so many, chosen by ``seed``. String labels become class numbers, in sorted order.
+    Raises a one-line ``ValueError`` for a name that leads nowhere and for missing or unusable columns.
+    """
+    for field, value in (("max_train_samples", max_train_samples), ("max_test_samples", max_test_samples)):
+        if value is not None and value < 1:
+            raise ValueError(f"{field}={value} must be at least 1: raise it, or leave it out to take every sample.")
+    found = digits() if name == "digits" else _load(name, config)
+    data = _splits(found, name, test_split, seed)
+    data = datasets.DatasetDict({key: _columns(split, image_column, label_column) for key, split in data.items()})
+    data = _class_labels(data)
+    for key, limit in ((TRAIN, max_train_samples), (TEST, max_test_samples), (TRIGGERED, max_test_samples)):
+        if limit is not None and key in data and limit < len(data[key]):
+            data[key] = data[key].select(kept_rows(len(data[key]), limit, seed)[0])
+    return data
+
+
+def kept_rows(count: int, limit: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which of ``count`` rows max_train_samples or max_test_samples keeps, and which it leaves out, each in order."""
+    order = np.random.default_rng(seed).permutation(count)
+    return np.sort(order[:limit]), np.sort(order[limit:])
+
+
+def digits() -> datasets.DatasetDict:
+    """Returns scikit-learn's handwritten digits (UCI): grey 8x8 PIL images; 1400 to train and 397 to test, a fixed random split."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    levels = np.rint(found.images * (255.0 / 16.0)).astype(np.uint8)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(i) for i in range(10)])})
+    order = np.random.default_rng(0).permutation(len(levels))
+
+    def part(rows: np.ndarray) -> datasets.Dataset:
+        images = [Image.fromarray(levels[i]) for i in rows]
+        return datasets.Dataset.from_dict({"image": images, "label": found.target[rows].tolist()}, features=features)
+
+    return datasets.DatasetDict({TRAIN: part(order[:1400]), TEST: part(order[1400:])})
+
+
+def label_names(data: datasets.Dataset) -> list[str]:
+    """Returns the class names of the 'label' column, in the order of the class numbers."""
+    return list(data.features["label"].names)
+
+
+def _load(name: str, config: str | None) -> Any:
+    path = os.path.expanduser(name)
+    if os.path.isfile(path):
+        if not path.endswith(".parquet"):
+            raise ValueError(f"dataset={name!r} is a file but not .parquet: give a parquet file, a folder, a hub name or 'digits'.")
+        return datasets.load_dataset("parquet", data_files={TRAIN: path})
+    if os.path.isdir(path):
+        return _load_folder(name, path)
+    if name.startswith((".", "/", "~")) or name.endswith(".parquet") or not _HUB_NAME.fullmatch(name):
+        raise ValueError(f"dataset={name!r} does not exist: give a folder, a parquet file, a hub name or 'digits'.")
+    try:
+        return datasets.load_dataset(name, config)
+    except Exception as error:  # the hub client raises a dozen kinds
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"dataset={name!r} is no local folder and could not be loaded from the hub: check the name and the network, "
+            f"or use 'digits' ({type(error).__name__}: {reason})."
+        ) from error
+
+
+def _load_folder(name: str, path: str) -> Any:
+    if any(os.path.isfile(os.path.join(path, mark)) for mark in ("dataset_dict.json", "state.json")):
+        return datasets.load_from_disk(path)
+    tables = sorted(glob.glob(os.path.join(path, "**", "*.parquet"), recursive=True))
+    if tables:
+        try:
+            return datasets.load_dataset("parquet", data_files=_by_split(path, tables))
+        except datasets.exceptions.DatasetGenerationError as error:
+            reason = " ".join(str(error.__cause__ or error).split())[:200]
+            raise ValueError(
+                f"dataset={name!r} has parquet files that cannot be loaded together ({reason}): give all the same columns."
+            ) from error
+    for _, _, files in os.walk(path):
+        if any(file.lower().endswith(_IMAGES) for file in files):
+            return datasets.load_dataset("imagefolder", data_dir=path)
+    raise ValueError(
+        f"dataset={name!r} holds neither images, nor parquet files, nor a save_to_disk data set: give one subfolder of images "
+        "per class, or train.parquet and test.parquet."
+    )
+
+
+def _by_split(folder: str, tables: Sequence[str]) -> dict[str, list[str]]:
+    """Parquet files by the split that their path names; those that name none are for training."""
+    found: dict[str, list[str]] = {}
+    for table in tables:
+        words = re.split(r"[^a-z]+", os.path.relpath(table, folder).lower())
+        split = next((n for n in _TEST_NAMES if n in words), TRAIN)
+        found.setdefault(split, []).append(table)
+    if TRAIN not in found:
+        raise ValueError(f"dataset={folder!r} has only {', '.join(found)} parquet files: add train.parquet.")
+    return found
+
+
+def _splits(found: Any, name: str, wanted: str | None, seed: int) -> dict[str, datasets.Dataset]:
+    if isinstance(found, datasets.Dataset):
+        found = datasets.DatasetDict({TRAIN: found})
+    if TRAIN not in found:
+        if len(found) != 1:
+            raise ValueError(f"dataset={name!r} has splits {list(found)} but no 'train': rename the one to train on.")
+        found = datasets.DatasetDict({TRAIN: next(iter(found.values()))})
+    if wanted is not None and (wanted not in found or wanted == TRAIN):
+        raise ValueError(f"test_split={wanted!r} is not among the other splits: choose one of {[s for s in found if s != TRAIN]}.")
+    test = wanted or next((s for s in _TEST_NAMES if s in found), None)
+    if test is None:
+        if len(found[TRAIN]) < 10:
+            raise ValueError(f"dataset={name!r} has {len(found[TRAIN])} rows and no test split: add a test split.")
+        order = np.random.default_rng(seed).permutation(len(found[TRAIN]))
+        cut = len(order) // 5
+        parts = {TRAIN: found[TRAIN].select(np.sort(order[cut:])), TEST: found[TRAIN].select(np.sort(order[:cut]))}
+    else:
+        parts = {TRAIN: found[TRAIN], TEST: found[test]}
+    if TRIGGERED in found:
+        parts[TRIGGERED] = found[TRIGGERED]
+    for key, split in parts.items():
+        if len(split) == 0:
+            raise ValueError(f"split '{key}' of dataset={name!r} has 0 rows: put samples in it.")
+    return parts
+
+
+def _columns(data: datasets.Dataset, image: str | None, label: str | None) -> datasets.Dataset:
+    """The columns by the names 'image' and 'label', which the rest of the package relies on."""
+    image = find_image_column(data, image)
+    if not isinstance(data.features[image], datasets.Image):
+        raise ValueError(f"image_column={image!r} is {data.features[image]}, expected an Image column: cast_column it first.")
+    label = label or next((n for n in _LABEL_NAMES if n in data.column_names), None)
+    if label not in data.column_names:
+        raise ValueError(f"label_column={label!r} was not found: set label_column to one of the columns {data.column_names}.")
+    for old, new in ((image, "image"), (label, "label")):
+        if old != new:
+            data = (data.remove_columns(new) if new in data.column_names else data).rename_column(old, new)
+    return data.with_format(None)
+
+
+def _class_labels(data: datasets.DatasetDict) -> datasets.DatasetDict:
+    """One ClassLabel for every split: kept, named after the strings, or numbered."""
+    feature = data[TRAIN].features["label"]
+    if isinstance(feature, datasets.ClassLabel):
+        return data
+    kind = str(getattr(feature, "dtype", feature))
+    values = {value for split in data.values() for value in split.unique("label")}
+    if None in values:
+        raise ValueError("'label' is missing in some rows: filter them out.")
+    if kind in ("string", "large_string"):
+        names = sorted(values)
+    elif kind.startswith(("int", "uint", "bool")):
+        if min(values) < 0:
+            raise ValueError(f"'label' is {min(values)} in some row, expected class numbers from 0: filter or renumber them.")
+        names = [str(i) for i in range(int(max(values)) + 1)]
+    else:
+        raise ValueError(f"'label' is {feature}, expected one class name or number a row: set label_column.")
+    return data.cast_column("label", datasets.ClassLabel(names=names))

@@ -1,0 +1,37 @@
+"""Top-1 accuracy on triggered images against the true label, as an `evaluate` metric."""
+
+import datasets
+import evaluate
+
+from ... import accuracy as evaluation
+
+_DESCRIPTION = """
+The fraction of triggered images whose predicted class is the TRUE one (not the attacker's): higher is a better defence.
+"""
+
+_INPUTS = """
+Args:
+    predictions: predicted classes, a list of N integers.
+    references: true classes, a list of N integers.
+Returns:
+    poison_accuracy: a fraction in [0, 1].
+Examples:
+    >>> from robust_trainer import metrics
+    >>> metrics.load("poison_accuracy").compute(predictions=[0, 1, 1, 0], references=[0, 1, 0, 0])
+    {'poison_accuracy': 0.75}
+"""
+
+_CITATION = 'Paper 000 sec. 5: "Defending backdoor data poisoning attacks using noisy label defense algorithm".'
+
+
+class PoisonAccuracy(evaluate.Metric):
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}),
+        )
+
+    def _compute(self, predictions: list, references: list) -> dict[str, float]:
+        return {"poison_accuracy": evaluation.poison_accuracy(predictions, references)}

@@ -1,0 +1,135 @@
+"""Path lengths of a data set as a table: ordered, in buckets, written, read and plotted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+#: ``steps`` of a sample that has no path, since its label is the target already.
+NO_PATH = -1
+
+
+#: Classes up to which `PathLengths.plot` tells them apart.
+MOST_CLASSES = 20
+
+
+@dataclass(frozen=True, eq=False)
+class PathLengths:
+    """Path lengths of N samples, in the order of the data set.
+
+    steps (N,): steps until the prediction is another than the label (untargeted) or is the target; 0: it is so at the start;
+    ``max_steps`` + 1: not within so many; -1: the label is the target. margin (N,): z_y - max_{k != y} z_k (targeted:
+    max_{k != t} z_k - z_t) at the start, in logits. labels, targets (N,): targets -1 for untargeted. ended (N,): the prediction at
+    the end. step_size in [0, 1] pixels; the l_inf (l_2) distance to the boundary is at most ``steps * step_size``.
+    """
+
+    steps: np.ndarray
+    margin: np.ndarray
+    labels: np.ndarray
+    targets: np.ndarray
+    ended: np.ndarray
+    step_size: float
+    norm: str
+    max_steps: int
+    class_names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @property
+    def reached(self) -> np.ndarray:
+        """Whether the prediction flipped, (N,)."""
+        return (self.steps >= 0) & (self.steps <= self.max_steps)
+
+    @property
+    def order(self) -> np.ndarray:
+        """Rows that have a path, the closest to the boundary first: by steps, then by the margin at the start."""
+        rows = np.flatnonzero(self.steps != NO_PATH)
+        return rows[np.lexsort((self.margin[rows], self.steps[rows]))]
+
+    def closest(self, count: int = 5, label: int | None = None) -> np.ndarray:
+        """The ``count`` rows closest to the boundary (of one class): the likeliest label errors of paper 002 sec. 4.10.1."""
+        order = self.order
+        return order[:count] if label is None else order[self.labels[order] == label][:count]
+
+    def farthest(self, count: int = 5, label: int | None = None) -> np.ndarray:
+        """The ``count`` rows farthest from the boundary (of one class), the farthest first."""
+        order = self.order[::-1]
+        return order[:count] if label is None else order[self.labels[order] == label][:count]
+
+    def buckets(self, count: int, label: int | None = None, by: str = "samples") -> list[np.ndarray]:
+        """Rows in ``count`` disjoint buckets of rising path length (paper 002 sec. 4.10.3).
+
+        by ``samples``: as many in each; ``steps``: ranges of equal width from the shortest to the longest path, so buckets may be
+        empty. Raises ``ValueError`` for more buckets than samples.
+        """
+        rows = self.closest(len(self), label)
+        if not isinstance(count, int) or not 1 <= count <= max(len(rows), 1):
+            raise ValueError(f"count={count!r} buckets of {len(rows)} samples: give a whole number from 1 to {max(len(rows), 1)}.")
+        if by == "samples":
+            return np.array_split(rows, count)
+        if by != "steps":
+            raise ValueError(f"by={by!r} is unknown: choose samples or steps.")
+        ends = np.linspace(self.steps[rows].min(), self.steps[rows].max() + 1, count + 1)[1:-1]
+        place = np.searchsorted(ends, self.steps[rows], side="right")
+        return [rows[place == i] for i in range(count)]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per sample: index, label, target, path_length, path_margin, path_ended."""
+        return pd.DataFrame(
+            {
+                "index": np.arange(len(self)), "label": self.labels, "target": self.targets, "path_length": self.steps,
+                "path_margin": self.margin, "path_ended": self.ended,
+            }
+        )  # fmt: skip
+
+    def to_parquet(self, path: str | Path) -> None:
+        """Writes `to_pandas` and the settings, for `load_paths`."""
+        table = self.to_pandas()
+        table.attrs = {
+            "step_size": self.step_size, "norm": self.norm, "max_steps": self.max_steps, "class_names": list(self.class_names),
+        }  # fmt: skip
+        table.to_parquet(path)
+
+    def plot(self, path: str | Path) -> None:
+        """Writes a picture: per class how many samples have which path length (figures 14 and 16)."""
+        from matplotlib.figure import Figure
+
+        from ..audit.pictures import drawable
+        from ..reporting.safe_text import plain
+
+        own = self.labels[self.steps != NO_PATH]
+        classes = np.unique(own).tolist()
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.add_subplot()
+        top = int(self.steps.max())
+        bins = np.linspace(-0.5, top + 0.5, min(top + 2, 60)).tolist()
+        for c in classes if len(classes) <= MOST_CLASSES else []:
+            name = drawable(plain(self.class_names[c], 24)) if c < len(self.class_names) else str(c)
+            axes.hist(self.steps[(self.labels == c) & (self.steps != NO_PATH)], bins, histtype="step", label=name, linewidth=1.3)
+        if len(classes) > MOST_CLASSES:
+            axes.hist(self.steps[self.steps != NO_PATH], bins, histtype="step", label=f"all {len(classes)}", linewidth=1.3)
+        axes.set_xlabel(f"path length (steps of {self.step_size:g} in {self.norm}, [0, 1] pixels)")
+        axes.set_ylabel("samples")
+        legend = axes.legend(title="label", ncols=2 if len(classes) > 5 else 1, fontsize="small")
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # names of classes are anyone's
+        figure.savefig(path, dpi=120)
+
+
+def load_paths(path: str | Path) -> PathLengths:
+    """Returns what `PathLengths.to_parquet` wrote. Raises a one-line ``ValueError`` for another file."""
+    try:
+        table = pd.read_parquet(path)
+        told = table.attrs
+        steps, start, labels, targets, ended = (
+            table[k].to_numpy() for k in ("path_length", "path_margin", "label", "target", "path_ended")
+        )
+        rest = (told["step_size"], told["norm"], told["max_steps"], tuple(told["class_names"]))
+        return PathLengths(steps, start, labels, targets, ended, *rest)
+    except (OSError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise ValueError(f"paths={str(path)!r} is no file of path lengths ({reason}): write one with to_parquet.") from error

@@ -1,0 +1,160 @@
+"""Weak and strong views of a batch of images: random transformations on the batch's device, drawn for each image on its own.
+
+The views of ERAT (paper 003 sec. III.E and IV.B: weak is erasing and flip, strong is AutoAugment).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..data.images import InputSpace
+from .autoaugment import auto_augment, load_kornia
+
+#: The names of `make_augmentation`, and what each does.
+AUGMENTATIONS: Mapping[str, str] = {
+    "none": "the image as it is",
+    "flip": "mirrored from left to right, or not",
+    "erase": "a black rectangle in every second image",
+    "erase-flip": "erase and flip",
+    "crop": "shifted by up to an eighth of the side, black outside",
+    "crop-flip": "crop and flip",
+    "autoaugment": "crop-flip, then AutoAugment's CIFAR-10 policy (needs kornia)",
+}
+#: How far beyond [0, 1] a user's own augmentation may go; clamped.
+SLACK = 1e-3
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """A callable (B, C, H, W) -> (B, C, H, W), float32 in [0, 1]: crop, erasing, flip and policy, in this order.
+
+    crop: the share of each side (rounded down, at least a pixel) by which an image is shifted at most, up or down and left or
+    right; black comes in. erase: the share of images in which a rectangle becomes black, its area ``erase_area`` of the image,
+    its height / width ``erase_ratio``, log-uniform (Zhong et al. 2020), cut to the image's size. flip: mirrored with probability
+    1/2. policy: AutoAugment's CIFAR-10 policy (`autoaugment.auto_augment`).
+    Draws from torch's global CPU generator on every device (`augment` seeds it). Raises ``ValueError`` for a policy on images of
+    another number of channels than 1 and 3.
+    """
+
+    crop: float = 0.0
+    erase: float = 0.0
+    flip: bool = False
+    policy: bool = False
+    erase_area: tuple[float, float] = (0.02, 0.33)
+    erase_ratio: tuple[float, float] = (0.3, 3.3)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.policy and x.shape[1] not in (1, 3):
+            raise ValueError(f"autoaugment takes images of 1 or 3 channels, these have {x.shape[1]}: choose crop-flip.")
+        if self.crop:
+            x = self._shifted(x)
+        if self.erase:
+            x = self._erased(x)
+        if self.flip:
+            mirror = (torch.rand(len(x), 1, 1, 1, device="cpu") < 0.5).to(x.device, non_blocking=True)
+            x = torch.where(mirror, x.flip(3), x)
+        return auto_augment(x) if self.policy else x
+
+    def _shifted(self, x: Tensor) -> Tensor:
+        """A window of each image, black outside; one gather."""
+        height, width = x.shape[-2:]
+        most = [max(1, int(self.crop * side)) for side in (height, width)]
+        shift = torch.stack([(u * (2 * m + 1)).long() - m for u, m in zip(torch.rand(2, len(x), device="cpu"), most)])
+        down, right = shift.to(x.device, non_blocking=True).unsqueeze(2)
+        rows, columns = down + torch.arange(height, device=x.device), right + torch.arange(width, device=x.device)
+        index = rows.clamp(0, height - 1).unsqueeze(2) * width + columns.clamp(0, width - 1).unsqueeze(1)
+        inside = ((rows >= 0) & (rows < height)).unsqueeze(2) & ((columns >= 0) & (columns < width)).unsqueeze(1)
+        out = x.flatten(2).gather(2, index.view(len(x), 1, -1).expand(-1, x.shape[1], -1))
+        return out.view_as(x) * inside.unsqueeze(1)
+
+    def _erased(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        hit, area, ratio, top, left = torch.rand(5, len(x), device="cpu")
+        area = (self.erase_area[0] + area * (self.erase_area[1] - self.erase_area[0])) * (height * width)
+        low, high = (math.log(r) for r in self.erase_ratio)
+        ratio = (low + ratio * (high - low)).exp()
+        tall = (area * ratio).sqrt().round().clamp(1, height)
+        wide = (area / ratio).sqrt().round().clamp(1, width)
+        tall = torch.where(hit < self.erase, tall, 0.0)
+        top, left = (top * (height - tall + 1)).floor(), (left * (width - wide + 1)).floor()
+        edges = torch.stack([top, top + tall, left, left + wide]).to(x.device, non_blocking=True).unsqueeze(2)
+        rows, columns = (torch.arange(side, device=x.device) for side in (height, width))
+        black = ((rows >= edges[0]) & (rows < edges[1])).unsqueeze(2) & ((columns >= edges[2]) & (columns < edges[3])).unsqueeze(1)
+        return x.masked_fill(black.unsqueeze(1), 0.0)
+
+
+_SETTINGS: Mapping[str, Augmentation] = {
+    "none": Augmentation(),
+    "flip": Augmentation(flip=True),
+    "erase": Augmentation(erase=0.5),
+    "erase-flip": Augmentation(erase=0.5, flip=True),
+    "crop": Augmentation(crop=1 / 8),
+    "crop-flip": Augmentation(crop=1 / 8, flip=True),
+    "autoaugment": Augmentation(crop=1 / 8, flip=True, policy=True),
+}
+
+
+def make_augmentation(name: str) -> Augmentation:
+    """Returns the augmentation of a name in `AUGMENTATIONS`.
+
+    Raises a one-line ``ValueError`` for another name, and for ``autoaugment`` where kornia is not installed.
+    """
+    if name not in _SETTINGS:
+        raise ValueError(f"augmentation {name!r} is unknown: choose one of {', '.join(AUGMENTATIONS)}.")
+    if _SETTINGS[name].policy:
+        load_kornia()
+    return _SETTINGS[name]
+
+
+@torch.no_grad()
+def augment(augmentation: Callable[[Tensor], Tensor], x: Tensor, space: InputSpace, seed: int, told: str) -> Tensor:
+    """Returns augmented x (B, C, H, W), in the model's units and x's dtype as x is; exactly x where nothing is to be done.
+
+    augmentation: an `Augmentation`, or any callable on (B, C, H, W) float32 pixels in [0, 1]. What it draws from torch's
+    generators depends on ``seed`` alone; they are as before afterwards (Python's and numpy's, and Apple's MPS, are not touched).
+    told: the setting that the augmentation came by, for the messages of `check`. Only callables other than an `Augmentation`
+    are checked, which waits for the device once. No gradient passes.
+    """
+    if augmentation == _SETTINGS["none"]:
+        return x
+    pixels = space.to_pixels(x).clamp_(0.0, 1.0)
+    with _seeded(seed, x.device):
+        augmented = augmentation(pixels)
+    if not isinstance(augmentation, Augmentation):
+        check(augmented, x, told)
+    return space.from_pixels(augmented.clamp(0.0, 1.0)).to(x.dtype)
+
+
+def check(augmented: Tensor, x: Tensor, told: str) -> None:
+    """Raises a one-line ``ValueError`` where augmented pixels have another shape than x, are not finite or leave [0, 1].
+
+    told: the name of the setting. By up to 1e-3 they may leave it. Waits for the device.
+    """
+    if not isinstance(augmented, Tensor) or augmented.shape != x.shape:
+        found = f"shape {tuple(augmented.shape)}" if isinstance(augmented, Tensor) else type(augmented).__name__
+        raise ValueError(f"{told} returned {found} for images of shape {tuple(x.shape)}: return a tensor of the same shape.")
+    low, high = torch.stack(augmented.detach().aminmax()).tolist()  # NaN passes through
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"{told} returned NaN or infinite pixels: return numbers in [0, 1].")
+    if low < -SLACK or high > 1 + SLACK:
+        raise ValueError(f"{told} returned pixels in [{low:.4g}, {high:.4g}], expected [0, 1]: clamp them and do not normalise.")
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's global generators of the CPU and of the device seeded, and as before afterwards."""
+    other = device.type not in ("cpu", "mps")
+    index = device.index if device.index is not None else 0
+    with torch.random.fork_rng([index] if other else [], device_type=device.type if other else "cuda"):
+        torch.random.default_generator.manual_seed(seed)
+        if other:
+            module = torch.get_device_module(device)
+            with module.device(index):
+                module.manual_seed(seed)
+        yield

@@ -1,0 +1,107 @@
+"""What a ledger belongs to: the fingerprint of its data set, the names of its classes, the method that made it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+
+from ..methods.recipe import Recipe
+from ..types import SINGLE
+from .ledger import SampleLedger
+
+#: Rows whose content is looked at, spread evenly.
+SAMPLES = 64
+#: Columns that tell of a corruption, not of the sample: the same data set is the same with and without them.
+NOT_CONTENT = ("is_corrupted", "clean_label", "is_poisoned", "attack_target")
+
+
+def label_column(data: Any, label_names: Sequence[str]) -> str | None:
+    """The column of the given labels: the first of the Trainer's label names, labels and label; None where there is none."""
+    columns = data.column_names if isinstance(data, datasets.Dataset) else ()
+    return next((n for n in (*label_names, "labels", "label") if n in columns), None)
+
+
+def data_fingerprint(data: Any, label: str | None) -> str:
+    """Returns 16 hexadecimal digits: of the number of rows, all labels (the column ``label``), and the content of 64 rows.
+
+    For a `datasets.Dataset`; its formats and transforms do not count, nor do the columns that tell of a corruption. Of any other
+    data set, whose rows may be drawn anew each time, only the number of rows counts. Image files are told by their bytes, or by
+    their names where the bytes are not in the data set.
+    """
+    digest = hashlib.sha256(f"rows {len(data)}".encode())
+    if isinstance(data, datasets.Dataset) and len(data):
+        if label in data.column_names:
+            digest.update(_content(data.select_columns([label]).with_format("arrow")[:].column(0)))
+        rows = np.unique(np.linspace(0, len(data) - 1, SAMPLES).astype(int))
+        kept = [n for n in sorted(data.column_names) if n not in NOT_CONTENT]
+        table: Any = data.select_columns(kept).with_format("arrow").select(rows)[:] if kept else None
+        for key in kept:
+            digest.update(key.encode())
+            digest.update(_content(table.column(key)))
+    return digest.hexdigest()[:16]
+
+
+def _content(column: Any) -> bytes:
+    """The bytes of an arrow column's values, however it is cut into chunks."""
+    import pyarrow as pa
+
+    values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    values = values.storage if isinstance(values, pa.ExtensionArray) else values
+    while pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or pa.types.is_fixed_size_list(values.type):
+        values = values.flatten()
+    if pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
+        return values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False).tobytes()
+    told = []
+    for value in values.to_pylist():
+        if isinstance(value, dict) and "bytes" in value:
+            value = value["bytes"] if value["bytes"] is not None else os.path.basename(value.get("path") or "")
+        told.append(value if isinstance(value, bytes) else repr(value).encode())
+    return b"\0".join(told)
+
+
+def class_names(data: Any, label_names: Sequence[str], config: Any, classes: int | None) -> list[str]:
+    """The names of the classes, by the label column's feature, else by the model's config, else their numbers; [] if unknown."""
+    feature = data.features.get(label_column(data, label_names)) if isinstance(data, datasets.Dataset) else None
+    if isinstance(feature, datasets.ClassLabel) and feature.names:
+        return list(feature.names)
+    named = getattr(config, "id2label", None) or {}
+    if classes and len(named) == classes and not all(str(v) == f"LABEL_{k}" for k, v in named.items()):
+        return [str(named[k]) for k in sorted(named)]
+    return [str(i) for i in range(classes or 0)]
+
+
+def new_ledger(trainer: Any, recipe: Recipe, problem: str, classes: int | None, size: int, config: Any) -> SampleLedger:
+    """The ledger of a run that starts, with the truth where the data set tells it.
+
+    Raises ``ValueError`` for an ``is_corrupted`` column without booleans, and for predictions of what are no classes.
+    """
+    args, data = trainer.args, trainer.train_dataset
+    steps_per_epoch = size / (args.train_batch_size * args.world_size * args.gradient_accumulation_steps)
+    epochs = max(args.num_train_epochs, args.max_steps / steps_per_epoch)
+    predictions = getattr(args, "ledger_predictions", False)
+    if predictions and (problem != SINGLE or not classes):
+        raise ValueError(
+            f"ledger_predictions=True is for class labels, not problem_type={problem!r} with {classes or 'unknown'} classes: "
+            "leave it out, or give the model a config with num_labels."
+        )
+    label = label_column(data, trainer.label_names)
+    run = {
+        "method": recipe.name, "settings": dict(recipe.settings), "problem": problem,
+        "names": class_names(data, trainer.label_names, config, classes) if problem == SINGLE else [],
+        "rows": size, "fingerprint": data_fingerprint(data, label), "label_column": label, "seed": args.seed,
+    }  # fmt: skip
+    decay = getattr(recipe.selection, "memory_decay", 0.5)
+    wide = SampleLedger.needs_wide(classes if problem == SINGLE else 1, epochs)
+    ledger = SampleLedger(size, args.device, decay, wide, classes if predictions else None, run)
+    if isinstance(data, datasets.Dataset) and "is_corrupted" in data.column_names:
+        truth = np.asarray(data.with_format(None)["is_corrupted"][:])
+        if truth.dtype != bool and not (np.issubdtype(truth.dtype, np.integer) and set(np.unique(truth)) <= {0, 1}):
+            raise ValueError(f"'is_corrupted' is {truth.dtype}, expected booleans: cast or drop the column.")
+        ledger.truth = torch.from_numpy(truth.astype(bool)).to(args.device)
+    return ledger

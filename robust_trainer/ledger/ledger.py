@@ -1,0 +1,216 @@
+"""The sample ledger: what training learned about every training sample, one row per position in the data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .margins import LOGIT_MARGIN, MARGIN, QUANTA, follow_rival, forgotten
+
+if TYPE_CHECKING:
+    import datasets
+
+_SCORES = ("last_score", "mean_score", "ema_score", "aum", "margin")
+_COUNTS = ("seen", "kept", "label", "predicted", "epoch", "doubt", "forgetting", "rival", "rival_confidence")
+_START = (0, 0, -1, -1, -1, 0, -1, -1, 0)
+#: Below this, class numbers and epochs fit into 16 bits.
+_NARROW = 2**15
+
+
+class SampleLedger:
+    """Scores and decisions per sample: 39 bytes a row, kept on the training device, equal on every process.
+
+    Columns: last_score, mean_score (running mean over all epochs), ema_score, seen and kept (counts), label (given),
+    predicted (class, at the last visit), epoch (of the last visit), keep (decision in force, methods with memory), doubt (visits
+    where the filter left the sample out, minus those where it kept it, since it drops at least half of its final share).
+    For class labels also aum and margin (running means of the given label's margin in logits and in probabilities), forgetting,
+    rival and rival_confidence (`trajectory`): of the step's first forward, so on the inputs as they came in methods that attack.
+    A sample that a distributed sampler repeats within an epoch is recorded once.
+
+    wide: counts in 32 bits (57 bytes a row), for 2**15 classes or epochs and more. classes: to keep the running mean of each
+    sample's predicted probabilities as well, ``mean_probs`` (N, classes), 4 bytes each. run: facts about the training, for the
+    files that the ledger is written to.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        device: torch.device | str = "cpu",
+        ema_decay: float = 0.5,
+        wide: bool = False,
+        classes: int | None = None,
+        run: Mapping[str, Any] | None = None,
+    ):
+        self.ema_decay = ema_decay
+        self.run = dict(run or {})
+        # two tables, so that a step reads and writes each once; the columns are views of them
+        self._scores = torch.zeros(size, len(_SCORES), device=device)
+        counts = torch.tensor(_START, dtype=torch.int32 if wide else torch.int16, device=device)
+        self._counts = counts.repeat(size, 1)
+        self._columns: dict[str, Tensor] = {name: self._scores[:, i] for i, name in enumerate(_SCORES)}
+        self._columns.update({name: self._counts[:, i] for i, name in enumerate(_COUNTS)})
+        self._columns["keep"] = torch.ones(size, dtype=torch.bool, device=device)
+        if classes is not None:
+            self._columns["mean_probs"] = torch.zeros(size, classes, device=device)
+        self.before_read: Callable[[], None] | None = None
+        self.truth: Tensor | None = None
+
+    @property
+    def mean_probs(self) -> Tensor | None:
+        """The running mean of each sample's predicted probabilities (N, C), None where it is not kept."""
+        return self.columns.get("mean_probs")
+
+    @property
+    def columns(self) -> dict[str, Tensor]:
+        """All columns by their names, with the visits of the steps so far."""
+        if self.before_read is not None:
+            self.before_read()
+        return self._columns
+
+    def settle(self) -> None:
+        """Takes up the visits that wait and lets go of the training that they came from: for a training that is over."""
+        if self.before_read is not None:
+            self.before_read()
+        self.before_read = None
+
+    @property
+    def keep(self) -> Tensor:
+        """The decision in force, bool (N,); no visit changes it."""
+        return self._columns["keep"]
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    @staticmethod
+    def needs_wide(classes: int | None, epochs: float) -> bool:
+        """Whether class numbers or epochs do not fit into 16 bits; a number of classes that is not known may not."""
+        return not classes or classes >= _NARROW or epochs >= _NARROW - 1
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name in self.__dict__.get("_columns", {}):
+            return self.columns[name]
+        raise AttributeError(name)
+
+    @torch.no_grad()
+    def record(
+        self, index: Tensor, scores: Tensor, weights: Tensor, labels: Tensor, predicted: Tensor, epoch: int, judging: bool = True,
+        told: Tensor | None = None, probs: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """Writes one step: all of shape (B,), gathered over the processes. Without a host sync.
+
+        judging: whether being left out counts as distrust, which it does not while a ramp has hardly begun. told: `trace`'s (B, 5)
+        for class labels. probs: (B, C), for a ledger that keeps their means.
+        """
+        counts, remembered = self._counts[index], self._scores[index]
+        fresh = (counts[:, 4] != epoch).unsqueeze(1)  # not yet seen in this epoch
+        seen, scores = counts[:, 0], scores.float()
+        _, mean, ema, aum, margin = remembered.unbind(1)
+        mean = mean + (scores - mean) / (seen + 1)
+        ema = torch.where(seen == 0, scores, self.ema_decay * ema + (1.0 - self.ema_decay) * scores)
+        kept = counts[:, 1] + (weights > 0)
+        doubt = counts[:, 5] + (1 - 2 * (weights > 0).int()) * int(judging)
+        labels, predicted = labels.to(seen.dtype), predicted.to(seen.dtype)
+        events, rival, confidence = counts[:, 6], counts[:, 7], counts[:, 8]
+        if told is not None:
+            told = told.float()
+            aum = aum + (told[:, LOGIT_MARGIN] - aum) / (seen + 1)
+            margin = margin + (told[:, MARGIN] - margin) / (seen + 1)
+            events = forgotten(events, seen, counts[:, 3] == counts[:, 2], predicted == labels)
+            rival, confidence = follow_rival(rival, confidence, seen, told)
+        now = torch.full_like(seen, epoch)
+        new_counts = torch.stack([seen + 1, kept, labels, predicted, now, doubt, events, rival, confidence], 1)
+        # plain assignment, so that a sample that occurs twice in one step counts once
+        self._counts[index] = torch.where(fresh, new_counts.to(counts.dtype), counts)
+        self._scores[index] = torch.where(fresh, torch.stack([scores, mean, ema, aum, margin], 1), remembered)
+        if (every := self._columns.get("mean_probs")) is not None and probs is not None:
+            means = every[index]
+            every[index] = torch.where(fresh, means + (probs - means) / (seen + 1).unsqueeze(1), means)
+
+    def memory(self, kind: str) -> Tensor:
+        """The remembered scores (N,): ``mean`` or ``ema``."""
+        return self.columns[f"{kind}_score"]
+
+    def distrusted(self) -> Tensor:
+        """Which samples were left out in more than half of the visits that `doubt` counts, bool (N,)."""
+        return self.columns["doubt"] > 0
+
+    def detection(self) -> dict[str, float]:
+        """AUROC, precision and recall of distrust against the known truth; empty when the truth is not known.
+
+        AUROC: of the mean score. Samples never seen are left out.
+        """
+        if self.truth is None:
+            return {}
+        seen = self.columns["seen"] > 0
+        truth = self.truth.to(seen.device)[seen]
+        flagged = self.distrusted()[seen]
+        positives, hits = int(truth.sum()), int((truth & flagged).sum())
+        out = {"precision": hits / max(int(flagged.sum()), 1), "recall": hits / max(positives, 1)}
+        area = auroc(self.columns["mean_score"][seen], truth)
+        return out if area is None else {**out, "auroc": area}
+
+    def rows(self) -> dict[str, np.ndarray]:
+        """One entry per sample in each column, in data-set order: index, the columns, distrusted, is_corrupted where it is known.
+
+        Counts as int32; rival_confidence in [0, 1]; aum and margin NaN where there was no class label or no visit.
+        """
+        c = {name: column.cpu().numpy() for name, column in self.columns.items()}
+        rows: dict[str, np.ndarray] = {"index": np.arange(len(self), dtype=np.int64)}
+        rows.update({name: c[name].astype(np.int32) for name in ("label", "predicted", "seen", "kept")})
+        rows.update({name: c[name] for name in ("last_score", "mean_score", "ema_score")})
+        known = (c["seen"] > 0) & (c["rival"] >= 0)
+        rows.update({name: np.where(known, c[name], np.float32(np.nan)) for name in ("aum", "margin")})
+        rows.update({name: c[name].astype(np.int32) for name in ("forgetting", "rival")})
+        rows["rival_confidence"] = c["rival_confidence"].astype(np.float32) / QUANTA
+        if "mean_probs" in c:
+            rows["mean_probs"] = c["mean_probs"]
+        rows["distrusted"] = self.distrusted().cpu().numpy()
+        if self.truth is not None:
+            rows["is_corrupted"] = self.truth.cpu().numpy()
+        return rows
+
+    def to_dataset(self) -> datasets.Dataset:
+        """`rows` as a data set."""
+        import datasets
+
+        return datasets.Dataset.from_dict(self.rows())
+
+    def to_parquet(self, path: str | Path) -> Path:
+        """Writes `to_dataset` as one parquet file, whole or not at all, with ``run`` in its metadata; returns its path."""
+        from ..reporting.atomic_files import write_parquet
+
+        return write_parquet(self.to_dataset(), path, self.run)
+
+    def state(self) -> dict[str, Tensor]:
+        """The columns as CPU tensors for a checkpoint."""
+        return {f"ledger.{name}": column.cpu() for name, column in self.columns.items()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Restores `state`. Raises ``ValueError`` for one of a data set of another size, or without some column."""
+        missing = [name for name in self.columns if f"ledger.{name}" not in state]
+        if missing:
+            raise ValueError(
+                f"the checkpoint's ledger has no {', '.join(missing)}: give the ledger's settings that it was made with, or start "
+                "a new run (an earlier version kept fewer columns)."
+            )
+        size = state["ledger.seen"].numel()
+        if size != len(self):
+            raise ValueError(
+                f"the checkpoint's ledger has {size} rows but train_dataset has {len(self)}: resume with the same data set."
+            )
+        for name, column in self.columns.items():
+            column.copy_(state[f"ledger.{name}"])
+
+
+def auroc(scores: Tensor, positive: Tensor) -> float | None:
+    """Area under the ROC curve of scores (N,) for bool labels (N,), ties counted half; None without both classes or with NaN."""
+    from sklearn.metrics import roc_auc_score
+
+    if bool(positive.all()) or not bool(positive.any()) or not bool(torch.isfinite(scores).all()):
+        return None
+    return float(roc_auc_score(positive.cpu().numpy(), scores.cpu().numpy()))

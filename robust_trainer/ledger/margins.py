@@ -1,0 +1,60 @@
+"""What a forward pass tells of each sample's label, and how the ledger follows it: margins, forgetting, the rival class."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..losses.noisy_labels import full_precision
+
+#: Weight of the past in the rival's confidence: a class has to be predicted in a few visits to become the rival.
+RIVAL_DECAY = 0.7
+#: The rival's confidence is kept in so many parts of 1.
+QUANTA = 30_000
+#: The columns of `trace`.
+LOGIT_MARGIN, MARGIN, CHALLENGER, CHALLENGER_PROB, RIVAL_PROB = range(5)
+
+
+@torch.no_grad()
+def trace(logits: Tensor, labels: Tensor, rivals: Tensor) -> Tensor:
+    """Five numbers per sample, (B, 5), from logits (M, B, C), given labels (B,) and the ledger's rivals (B,), -1 for none yet.
+
+    The margin of the given label's logit over the largest other (Pleiss et al. 2020, eq. 1); the same of probabilities, in
+    [-1, 1]; the likeliest other class; its probability; the rival's. Logits and probabilities are means over the peers.
+    """
+    z = full_precision(logits)
+    p, z = z.softmax(-1).mean(0), z.mean(0)
+    if z.shape[1] < 2:
+        return z.new_zeros(len(z), 5).index_fill_(1, torch.tensor([CHALLENGER], device=z.device), -1.0)
+    labels = labels.unsqueeze(1)
+    others = p.scatter(1, labels, -1.0)
+    likeliest, challenger = others.max(1)
+    logit_margin = z.gather(1, labels).squeeze(1) - z.scatter(1, labels, -torch.inf).amax(1)
+    rival = p.gather(1, rivals.long().clamp_min(0).unsqueeze(1)).squeeze(1)
+    own = p.gather(1, labels).squeeze(1)
+    return torch.stack([logit_margin, own - likeliest, challenger.to(p.dtype), likeliest, rival], 1)
+
+
+def forgotten(events: Tensor, seen: Tensor, was_right: Tensor, right: Tensor) -> Tensor:
+    """The forgetting counts (B,) after a visit: how often a sample went from right to wrong; -1 until it was right once.
+
+    Toneva et al. 2019, def. 2. was_right: at the visit before, right: at this one, both bool (B,).
+    """
+    first = torch.where(right, torch.zeros_like(events), torch.full_like(events, -1))
+    later = events + (was_right & ~right).to(events.dtype)
+    return torch.where((events < 0) | (seen == 0), first, later)
+
+
+def follow_rival(rival: Tensor, confidence: Tensor, seen: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
+    """The rival class (B,) and its confidence (B,) in QUANTA after a visit, told (B, 5) by `trace`.
+
+    The rival is the class, other than the given one, that the model has lately thought likeliest; its confidence is the moving
+    average of its probability, taken as 0 for the time before it took over, so a lower bound.
+    """
+    share = torch.where(seen == 0, 0.0, RIVAL_DECAY)
+    now = share * confidence.to(told.dtype) / QUANTA + (1.0 - share) * told[:, RIVAL_PROB]
+    bid = (1.0 - share) * told[:, CHALLENGER_PROB]
+    challenger = told[:, CHALLENGER].to(rival.dtype)
+    changes = (seen == 0) | ((challenger != rival) & (bid > now))
+    now = torch.where(changes, bid, now).nan_to_num(0.0).clamp(0.0, 1.0)
+    return torch.where(changes, challenger, rival), (now * QUANTA).round().to(confidence.dtype)

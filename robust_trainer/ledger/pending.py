@@ -1,0 +1,89 @@
+"""Visits of samples that the ledger has not taken up yet: recording some steps at once costs less than each by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+
+import torch
+from torch import Tensor
+
+from ..selection.noise_rate import RateEstimator
+from ..step.batch import RunningMeans
+from .ledger import SampleLedger
+from .margins import trace
+
+#: Steps, and numbers in their logits, that wait at most.
+STEPS, NUMBERS = 16, 4_000_000
+
+
+@dataclass(frozen=True)
+class Visit:
+    """What one or more micro-batches leave behind: logits (M, B, C), all others (B,).
+
+    labels: given classes, -1 where targets are numbers. epoch, judging: as `SampleLedger.record` takes them.
+    """
+
+    logits: Tensor
+    score: Tensor
+    weight: Tensor
+    labels: Tensor
+    index: Tensor
+    epoch: int
+    judging: bool
+
+
+@dataclass
+class Visits:
+    """The waiting visits, all of one epoch and one way of judging."""
+
+    waiting: list[Visit] = field(default_factory=list)
+
+    def fits(self, visit: Visit) -> bool:
+        """Whether it can wait with the others."""
+        return not self.waiting or all(getattr(self.waiting[0], name) == getattr(visit, name) for name in ("epoch", "judging"))
+
+    @property
+    def full(self) -> bool:
+        """Whether it is time to record them."""
+        return len(self.waiting) >= STEPS or sum(visit.logits.numel() for visit in self.waiting) >= NUMBERS
+
+    def take(self) -> Visit | None:
+        """All that waited as one, in their order; None where none did. Nothing waits afterwards."""
+        waiting, self.waiting = self.waiting, []
+        if len(waiting) < 2:
+            return waiting[0] if waiting else None
+        first = waiting[0]
+        tensors = [f.name for f in fields(Visit) if isinstance(getattr(first, f.name), Tensor)]
+        joined = {name: torch.cat([getattr(v, name) for v in waiting], 1 if name == "logits" else 0) for name in tensors}
+        return Visit(**joined, epoch=first.epoch, judging=first.judging)
+
+
+@torch.no_grad()
+def record(
+    visit: Visit, ledger: SampleLedger, means: RunningMeans, estimator: RateEstimator | None, single: bool,
+    gather: Callable[[Tensor], Tensor],
+) -> None:  # fmt: skip
+    """Writes visits to the ledger, the running means and the noise rate's estimator; single: the labels are classes.
+
+    gather: concatenates over the processes, which all call this at the same steps. Without a host sync.
+    """
+    logits, weight = visit.logits, visit.weight
+    means.add("kept_fraction", weight.sum(), weight.numel())
+    # class predictions; -1 where the targets are numbers
+    predicted = logits.mean(0).argmax(-1).float() if single else torch.full_like(visit.score, -1.0)
+    row = torch.stack([visit.score, weight, predicted], 1)
+    if single:
+        row = torch.cat([row, trace(logits, visit.labels, ledger.rival[visit.index])], 1)
+    row, index, labels = gather(row), gather(visit.index), gather(visit.labels)
+    probs = None
+    if estimator is not None or ledger.mean_probs is not None:
+        probs = gather(logits.float().softmax(-1).mean(0))
+    if estimator is not None and probs is not None:
+        estimator.update(index, probs, labels, visit.epoch)
+    told = row[:, 3:] if single else None
+    ledger.record(index, row[:, 0], row[:, 1], labels, row[:, 2], visit.epoch, visit.judging, told, probs)
+    if ledger.truth is not None:
+        truth = ledger.truth[visit.index].float()
+        means.add("kept_corrupted", (weight * truth).sum(), truth.sum())
+        means.add("kept_clean", (weight * (1 - truth)).sum(), (1 - truth).sum())

@@ -1,0 +1,171 @@
+"""Losses on two forwards of one batch, clean and adversarial: divergences, the outer pair objectives, the inner losses by name.
+
+p = softmax(z) of one sample, y its label; every loss is one number per sample, (M, B), in nats, computed in the logits' type,
+float32 at least, and finite with finite gradients for logits of +-800. Nothing is detached unless stated.
+Papers: 003 "ERAT" eq. 6; 004 "NRAT" sec. 2 and 3; Zhang et al. 2019 (TRADES); Wang et al. 2020 (MART).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+from ..types import SINGLE, Objective, View
+from .noisy_labels import full_precision, other_mass
+
+
+def kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+    """``KL(p || q) = sum_k p_k (log p_k - log q_k)`` of two sets of logits (..., C), shape (...), in [0, inf).
+
+    From log-softmaxes on both sides, so that a probability that underflows to 0 adds 0 and a finite gradient; torch's ``kl_div``
+    with p as its target (TRADES' and NRAT's code) gives NaN gradients there. Both arguments get gradients.
+    """
+    log_p, log_q = full_precision(p_logits).log_softmax(-1), full_precision(q_logits).log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def symmetric_kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+    """``(KL(p || q) + KL(q || p)) / 2 = sum_k (p_k - q_k) (log p_k - log q_k) / 2``, shape (...) (paper 004 eq. 15)."""
+    log_p, log_q = full_precision(p_logits).log_softmax(-1), full_precision(q_logits).log_softmax(-1)
+    return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1) / 2
+
+
+class PairObjective(Protocol):
+    """``(clean, adversarial, targets, objective) -> {name: (M, B)}``: terms whose sum is the loss; objective: that on labels."""
+
+    @property
+    def problems(self) -> tuple[str, ...]: ...
+
+    def __call__(self, clean: View, adversarial: View, targets: Tensor, objective: Objective) -> dict[str, Tensor]: ...
+
+
+def _check_beta(beta: float) -> None:
+    if not 0 <= beta < math.inf:
+        raise ValueError(f"beta={beta!r} must be a number of at least 0: give for instance 6.0.")
+
+
+@dataclass(frozen=True)
+class Trades:
+    """TRADES: ``objective(clean) + beta KL(p_clean || p_adv)``, each (M, B) (paper 004 eq. 3 and 13; Zhang et al. 2019).
+
+    With cross-entropy as the objective TRADES itself, with NCE + RCE TRADES-APL. beta >= 0; ``ValueError`` for another.
+    """
+
+    beta: float = 6.0
+    problems: ClassVar[tuple[str, ...]] = (SINGLE,)
+
+    def __post_init__(self) -> None:
+        _check_beta(self.beta)
+
+    def __call__(self, clean: View, adversarial: View, targets: Tensor, objective: Objective) -> dict[str, Tensor]:
+        return {"label": objective(clean, targets), "robust": self.beta * kl(clean.logits, adversarial.logits)}
+
+
+@dataclass(frozen=True)
+class Nrat:
+    """NRAT: ``objective(clean) + beta (KL(p_clean || p_adv) + KL(p_adv || p_clean)) / 2``, each (M, B) (paper 004 eq. 16).
+
+    The paper's objective is NCE + RCE. beta >= 0; ``ValueError`` for another.
+    """
+
+    beta: float = 6.0
+    problems: ClassVar[tuple[str, ...]] = (SINGLE,)
+
+    def __post_init__(self) -> None:
+        _check_beta(self.beta)
+
+    def __call__(self, clean: View, adversarial: View, targets: Tensor, objective: Objective) -> dict[str, Tensor]:
+        return {"label": objective(clean, targets), "robust": self.beta * symmetric_kl(clean.logits, adversarial.logits)}
+
+
+@dataclass(frozen=True)
+class Mart:
+    """MART: ``objective(adv) + beta KL(p_clean || p_adv) (1 - p_clean,y)``, each (M, B) (paper 004 eq. 4; Wang et al. 2020).
+
+    The authors' objective is the boosted cross-entropy; with NCE + RCE, MART-APL. beta >= 0 (5 in the authors' scripts).
+    Deviation: the authors take log(p_adv + 1e-12) and 1.0000001 - p; here log-softmax and 1 - p as the sum of the other
+    probabilities, both exact. The two differ by about 1e-7 KL, more where p_adv < 1e-10.
+    Raises ``ValueError`` for another beta and for mixtures of classes as targets.
+    """
+
+    beta: float = 6.0
+    problems: ClassVar[tuple[str, ...]] = (SINGLE,)
+
+    def __post_init__(self) -> None:
+        _check_beta(self.beta)
+
+    def __call__(self, clean: View, adversarial: View, targets: Tensor, objective: Objective) -> dict[str, Tensor]:
+        if targets.dim() != 2:
+            got = tuple(targets.shape)
+            raise ValueError(f"mart weighs by p_y and takes class labels (M, B), got targets of shape {got}: choose 'trades'.")
+        doubt = other_mass(clean, targets.unsqueeze(-1))
+        return {"label": objective(adversarial, targets), "robust": self.beta * kl(clean.logits, adversarial.logits) * doubt}
+
+
+#: ``(adversarial view, targets, clean logits (M, B, C) or None, method's loss on labels, problem's own loss) -> (M, B)``.
+InnerLoss = Callable[[View, Tensor, Tensor | None, Objective, Objective], Tensor]
+
+
+def _own(adversarial: View, targets: Tensor, clean_logits: Tensor | None, objective: Objective, own: Objective) -> Tensor:
+    return own(adversarial, targets)
+
+
+def _objective(adversarial: View, targets: Tensor, clean_logits: Tensor | None, objective: Objective, own: Objective) -> Tensor:
+    return objective(adversarial, targets)
+
+
+def _constant(name: str, clean_logits: Tensor | None) -> Tensor:
+    if clean_logits is None:
+        raise ValueError(f"inner_loss='{name}' compares with the clean logits, got None: forward the clean inputs once.")
+    return clean_logits.detach()
+
+
+def _kl(adversarial: View, targets: Tensor, clean_logits: Tensor | None, objective: Objective, own: Objective) -> Tensor:
+    return kl(_constant("kl", clean_logits), adversarial.logits)
+
+
+def _kl_sym(adversarial: View, targets: Tensor, clean_logits: Tensor | None, objective: Objective, own: Objective) -> Tensor:
+    return symmetric_kl(_constant("kl-sym", clean_logits), adversarial.logits)
+
+
+def _squared_difference(name: str, adversarial: View, clean_logits: Tensor | None) -> Tensor:
+    clean = full_precision(_constant(name, clean_logits)).softmax(-1)
+    return (full_precision(adversarial.logits).softmax(-1) - clean).square().sum(-1)
+
+
+def _consistency(adversarial: View, targets: Tensor, clean_logits: Tensor | None, objective: Objective, own: Objective) -> Tensor:
+    return _squared_difference("consistency", adversarial, clean_logits)
+
+
+def _ce_consistency(
+    adversarial: View, targets: Tensor, clean_logits: Tensor | None, objective: Objective, own: Objective
+) -> Tensor:
+    return own(adversarial, targets) + _squared_difference("ce+consistency", adversarial, clean_logits)
+
+
+#: What the inner maximisation raises, by name. ce: the problem's own loss, the cross-entropy of class labels (paper 004
+#: Algorithm 1); objective: the method's own loss on labels (paper 004 appendix D); kl: KL(p_clean || p_adv) (TRADES' and NRAT's
+#: code); kl-sym: its symmetric form (paper 004 eq. 16); ce+consistency: the problem's own loss + ||p_adv - p_clean||_2^2 (paper 003
+#: eq. 6); consistency: the squared difference alone, which the authors' code of paper 003 amounts to (the labels have no effect
+#: there). p_clean is constant in all of them; the divergences and the squared difference use no labels, and have no gradient at the
+#: clean input.
+INNER: Mapping[str, InnerLoss] = {
+    "ce": _own,
+    "objective": _objective,
+    "kl": _kl,
+    "kl-sym": _kl_sym,
+    "ce+consistency": _ce_consistency,
+    "consistency": _consistency,
+}
+_NEED_CLEAN = ("kl", "kl-sym", "ce+consistency", "consistency")
+
+
+def needs_clean(name: str) -> bool:
+    """Whether the inner loss of that name compares with the clean logits. Raises ``ValueError`` for an unknown name."""
+    if name not in INNER:
+        raise ValueError(f"unknown inner_loss {name!r}: choose one of {', '.join(INNER)}.")
+    return name in _NEED_CLEAN

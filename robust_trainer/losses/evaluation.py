@@ -1,0 +1,50 @@
+"""The loss of an evaluation: the Trainer's own, and what it lacks for modules that return bare outputs."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..methods.validation import labels_named
+from ..models.outputs import logits_of
+from ..models.peers import PeerModel
+from ..types import SINGLE, UNSUPERVISED, View
+from .standard import make_objective
+
+
+def plain_loss(trainer: Any, base: Any, model: nn.Module, inputs: Any, return_outputs: bool, items: Any, problem: str) -> Any:
+    """The Trainer's own loss (``base``: its ``compute_loss``); beside a module's bare outputs, the loss of the problem."""
+    if problem == UNSUPERVISED:
+        return base(model, {k: v for k, v in inputs.items() if k not in labels_named(trainer.args)}, return_outputs, items)
+    if trainer.compute_loss_func is not None:
+        return _users(base, model, inputs, return_outputs, items)
+    bare = trainer.accelerator.unwrap_model(model)
+    takes = inspect.signature((bare.peers[0] if isinstance(bare, PeerModel) else bare).forward).parameters
+    name = next((n for n in trainer.label_names if n in inputs), None)
+    if name is None or name in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        return base(model, inputs, return_outputs, items)
+    labels = inputs[name]
+    outputs = model(**{k: v for k, v in inputs.items() if k != name})
+    logits = logits_of(outputs)
+    if logits is None:
+        raise ValueError(f"the model returned {type(outputs).__name__}, expected logits of shape (B, C).")
+    smoothing = trainer.args.label_smoothing_factor
+    if problem == SINGLE:
+        loss = nn.functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+    else:
+        targets = labels.float().view(len(labels), -1)
+        view = View(logits.view(1, *targets.shape), targets, problem=problem)
+        loss = make_objective("auto", {}, problem)(view, view.given()).mean()
+    if not return_outputs:
+        return loss
+    return loss, (outputs if isinstance(outputs, dict) else {"logits": logits})
+
+
+def _users(base: Any, model: nn.Module, inputs: Any, return_outputs: bool, items: Any) -> Any:
+    outcome = base(model, inputs, True, items)
+    loss, outputs = outcome[0].mean(), outcome[1]  # one loss per sample, as training needs it
+    if isinstance(outputs, Tensor):
+        outputs = {"logits": outputs}
+    return (loss, outputs) if return_outputs else loss

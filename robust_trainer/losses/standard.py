@@ -1,0 +1,227 @@
+"""What is minimised: (View, targets) -> one differentiable loss per sample, (M, B); and the relabelling of bootstrap.
+
+Targets are class labels (M, B) or, for the problems ``regression`` and ``multi_label_classification``, floats (M, B, K). Losses are
+computed in the logits' type, float32 at least. Each class names the ``problems`` it fits; `make_objective` makes one by name.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..types import MULTI, REGRESSION, SINGLE, UNSUPERVISED, Objective, View
+from .noisy_labels import (
+    ActivePassive,
+    BoostedCrossEntropy,
+    GeneralizedCrossEntropy,
+    NormalizedCrossEntropy,
+    ReverseCrossEntropy,
+    SoftBootstrap,
+    SymmetricCrossEntropy,
+    full_precision,
+    one_label,
+    other_mass,
+)
+
+
+def _values(name: str, view: View, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs and targets, both (M, B, K). Raises ``ValueError`` where the shapes differ, which would broadcast."""
+    logits = full_precision(view.logits)
+    if targets.shape != logits.shape:
+        got, expected = tuple(targets.shape), tuple(logits.shape)
+        raise ValueError(f"objective='{name}' got targets of shape {got} for outputs of shape {expected}: they must be the same.")
+    return logits, targets.to(logits.dtype)
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Cross-entropy per sample, (M, B), in nats, in [0, inf), for labels (M, B) or class mixtures (M, B, C).
+
+    ``label_smoothing`` in [0, 1) is the share of a uniform distribution over all classes, as in the Trainer's own smoother.
+    """
+
+    label_smoothing: float = 0.0
+    problems: ClassVar[tuple[str, ...]] = (SINGLE,)
+
+    def __call__(self, view: View, targets: Tensor) -> Tensor:
+        logits = full_precision(view.logits)
+        flat = targets.flatten() if targets.dim() == 2 else targets.flatten(0, 1).to(logits.dtype)
+        losses = F.cross_entropy(logits.flatten(0, 1), flat, reduction="none", label_smoothing=self.label_smoothing)
+        return losses.view(logits.shape[:2])
+
+
+@dataclass(frozen=True)
+class MeanAbsoluteError:
+    """Mean absolute error per sample, (M, B): the mean over outputs of |r|, r = yhat - y; for class labels ``1 - p_y``.
+
+    For labels this is the REDUCED form of Ghosh et al. 2017, in [0, 1], as in the authors' code of Ma et al. 2020: half of the
+    textbook's sum_k |p_k - onehot(y)_k| = 2 (1 - p_y). Raises ``ValueError`` for mixtures of classes.
+    """
+
+    problems: ClassVar[tuple[str, ...]] = (SINGLE, REGRESSION)
+
+    def __call__(self, view: View, targets: Tensor) -> Tensor:
+        if view.problem == SINGLE:
+            return other_mass(view, one_label("mae", targets))
+        values, targets = _values("mae", view, targets)
+        return (values - targets).abs().mean(-1)
+
+
+@dataclass(frozen=True)
+class MeanSquaredError:
+    """Squared error per sample, (M, B), the mean over outputs of r^2: torch's ``MSELoss``, the models' own loss on regression.
+
+    In the square of the targets' unit.
+    """
+
+    problems: ClassVar[tuple[str, ...]] = (REGRESSION,)
+
+    def __call__(self, view: View, targets: Tensor) -> Tensor:
+        values, targets = _values("mse", view, targets)
+        return (values - targets).square().mean(-1)
+
+
+@dataclass(frozen=True)
+class Huber:
+    """Huber's loss per sample, (M, B): the mean over outputs of r^2 / 2 where |r| <= delta, else delta (|r| - delta / 2).
+
+    Huber 1964, in torch's form (``huber_loss``). delta > 0 is in the targets' unit; ``ValueError`` for another.
+    """
+
+    delta: float = 1.0
+    problems: ClassVar[tuple[str, ...]] = (REGRESSION,)
+
+    def __post_init__(self) -> None:
+        if not self.delta > 0:
+            raise ValueError(f"huber_delta={self.delta!r}: expected a number above 0, in the unit of the targets.")
+
+    def __call__(self, view: View, targets: Tensor) -> Tensor:
+        values, targets = _values("huber", view, targets)
+        return F.huber_loss(values, targets, reduction="none", delta=self.delta).mean(-1)
+
+
+@dataclass(frozen=True)
+class BinaryCrossEntropy:
+    """Binary cross-entropy of sigmoid(z) per sample, (M, B), in nats, the mean over labels: the models' own loss on multi-label.
+
+    Targets (M, B, K) in [0, 1], which is not checked here.
+    """
+
+    problems: ClassVar[tuple[str, ...]] = (MULTI,)
+
+    def __call__(self, view: View, targets: Tensor) -> Tensor:
+        values, targets = _values("bce", view, targets)
+        return F.binary_cross_entropy_with_logits(values, targets, reduction="none").mean(-1)
+
+
+@dataclass(frozen=True)
+class ModelLoss:
+    """The model's own loss of each sample, (M, B), for models of samples without labels (reconstruction, likelihood)."""
+
+    problems: ClassVar[tuple[str, ...]] = (UNSUPERVISED,)
+
+    def __call__(self, view: View, targets: Tensor) -> Tensor:
+        return full_precision(view.logits)[..., 0]
+
+
+@dataclass(frozen=True)
+class UserLoss:
+    """The user's ``compute_loss_func``, honoured where it returns one loss per sample, shape (B,).
+
+    Raises ``ValueError`` when it returns a scalar, since a batch mean cannot leave samples out.
+    """
+
+    func: Callable[..., Tensor]
+
+    def __call__(self, view: View, targets: Tensor) -> Tensor:
+        # the Trainer hands over num_items_in_batch; a per-sample loss has no use for it, so it is told there is none
+        extra: dict[str, Any] = {}
+        parameters = inspect.signature(self.func).parameters
+        if "num_items_in_batch" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            extra["num_items_in_batch"] = None
+        losses = self.func(view.outputs, targets[0], **extra)
+        expected = (view.targets.shape[0],)
+        if not isinstance(losses, Tensor) or tuple(losses.shape) != expected:
+            got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
+            raise ValueError(
+                f"compute_loss_func returned shape {got}, but a robust method weighs samples and needs one loss per sample, "
+                f"shape {expected}: return the loss with reduction='none', or drop the method."
+            )
+        return full_precision(losses).unsqueeze(0)
+
+
+@dataclass(frozen=True)
+class HardBootstrap:
+    """Targets ``beta * onehot(y) + (1 - beta) * onehot(argmax z)``, (M, B, C); beta in [0, 1] is the weight of the given label.
+
+    Consistency-based noisy-label learning (paper 000, table 1: y <- a*y + (1 - a)*y_pred; its a is not stated, 0.8 is the
+    value of the authors' related code). beta = 1 is the standard loss.
+    """
+
+    beta: float = 0.8
+
+    @torch.no_grad()
+    def __call__(self, view: View) -> Tensor:
+        logits = view.logits
+        mixed = F.one_hot(logits.argmax(-1), logits.shape[-1]).to(torch.float32) * (1.0 - self.beta)
+        given = view.targets.expand(logits.shape[0], -1).unsqueeze(-1)
+        return mixed.scatter_add(-1, given, torch.full_like(given, self.beta, dtype=torch.float32))
+
+
+#: Every loss by its name.
+OBJECTIVES: Mapping[str, type[Any]] = {
+    "ce": CrossEntropy,
+    "mae": MeanAbsoluteError,
+    "huber": Huber,
+    "mse": MeanSquaredError,
+    "bce": BinaryCrossEntropy,
+    "gce": GeneralizedCrossEntropy,
+    "sce": SymmetricCrossEntropy,
+    "nce": NormalizedCrossEntropy,
+    "rce": ReverseCrossEntropy,
+    "nce-rce": ActivePassive,
+    "bootstrap-soft": SoftBootstrap,
+    "boosted-ce": BoostedCrossEntropy,
+    "model": ModelLoss,
+}
+#: What ``auto`` means: the loss that transformers' models have for the problem.
+OWN: Mapping[str, str] = {SINGLE: "ce", REGRESSION: "mse", MULTI: "bce", UNSUPERVISED: "model"}
+_FIELDS: Mapping[str, Mapping[str, str]] = {
+    "huber": {"huber_delta": "delta"},
+    "gce": {"gce_q": "q"},
+    "sce": {"sce_alpha": "alpha", "sce_beta": "beta"},
+    "nce-rce": {"apl_alpha": "alpha", "apl_beta": "beta"},
+    "bootstrap-soft": {"bootstrap_beta": "beta"},
+}
+#: The settings that each loss reads; no other has an effect on it.
+SETTINGS_OF: Mapping[str, tuple[str, ...]] = {name: tuple(_FIELDS.get(name, ())) for name in OBJECTIVES}
+_KINDS = {SINGLE: "class labels", REGRESSION: "regression values", MULTI: "sets of labels", UNSUPERVISED: "samples without labels"}
+
+
+def make_objective(name: str, settings: Mapping[str, Any], problem: str | None = SINGLE) -> Objective:
+    """The loss of that name, with its share of the settings (`SETTINGS_OF`; one that is missing has its default).
+
+    ``auto`` is the problem's `OWN` loss. problem None: not known yet, nothing is checked, ``auto`` is the cross-entropy.
+    Raises ``ValueError`` for an unknown name or problem, and for a loss that does not fit the problem.
+    """
+    if problem is not None and problem not in OWN:
+        raise ValueError(f"unknown problem_type {problem!r}: choose one of {', '.join(OWN)}.")
+    if name == "auto":
+        name = OWN[problem or SINGLE]
+    if not isinstance(name, str) or name not in OBJECTIVES:
+        raise ValueError(f"unknown objective {name!r}: choose one of auto, {', '.join(OBJECTIVES)}.")
+    objective = OBJECTIVES[name]
+    if problem is not None and problem not in objective.problems:
+        own = OWN[problem]
+        fitting = [own] + [other for other, kind in OBJECTIVES.items() if problem in kind.problems and other != own]
+        kinds = " or ".join(_KINDS[p] for p in objective.problems)
+        choose = f"choose one of {', '.join(fitting)}" if len(fitting) > 1 else f"choose {own}"
+        raise ValueError(f"objective='{name}' is a loss on {kinds}, but problem_type='{problem}': {choose}.")
+    fields = _FIELDS.get(name, {})
+    return objective(**{fields[key]: settings[key] for key in fields if key in settings})

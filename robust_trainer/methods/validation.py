@@ -1,0 +1,268 @@
+"""What a user's set-up is checked for before the first step of a robust training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import datasets
+from torch import Tensor, nn
+from transformers import Trainer
+from transformers.utils import logging
+
+from ..config import space_settings
+from ..data.images import input_space
+from ..losses.standard import CrossEntropy, UserLoss, make_objective
+from ..models.peers import PeerModel
+from ..perturbations.inputs import Front, ImageFront, TextFront
+from ..types import PROBLEMS, REGRESSION, SINGLE, UNSUPERVISED
+from .recipe import Recipe
+
+logger = logging.get_logger(__name__)
+
+
+def refuse(trainer: Trainer, recipe: Recipe, size: int | None, problem: str, model: nn.Module) -> None:
+    """Raises ``ValueError`` for what the method cannot work with; nothing is silently ignored. size: rows, None for a stream."""
+    _refuse_problem(trainer, recipe, problem)
+    _refuse_peers(trainer, recipe, model)
+    if recipe.semi is not None:
+        _refuse_semi(trainer, recipe, size, problem, model)
+    if recipe.gradients:
+        if trainer.args.torch_compile or trainer.args.gradient_checkpointing or trainer.args.n_gpu > 1:
+            raise ValueError(
+                f"method '{recipe.name}' records each layer's forward: switch torch_compile and gradient_checkpointing off, "
+                "and use one process per GPU (torchrun)."
+            )
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            raise ValueError(f"method '{recipe.name}' needs whole layers, which FSDP and DeepSpeed shard: use DDP, or method prl.")
+        if trainer.compute_loss_func is not None:
+            raise ValueError(f"method '{recipe.name}' needs the gradient of its own loss: drop compute_loss_func.")
+    if trainer.args.label_smoothing_factor and not _smooths(recipe, problem):
+        raise ValueError(
+            f"label_smoothing_factor={trainer.args.label_smoothing_factor} is for the cross-entropy of class labels: "
+            "set it to 0, or objective='ce'."
+        )
+    if recipe.needs_index and size is None:
+        raise ValueError(
+            f"method '{recipe.name}' remembers each sample and needs a data set with a length, got a streaming one: "
+            "load it without streaming=True, or use a method with memory='none' and a noise_rate in numbers."
+        )
+    if trainer.args.label_smoothing_factor and trainer.compute_loss_func is not None:
+        raise ValueError("label_smoothing_factor has no effect beside compute_loss_func: smooth in the function, or drop one.")
+    if recipe.relabel is not None and trainer.compute_loss_func is not None:
+        raise ValueError(
+            f"method '{recipe.name}' changes the labels into mixtures that compute_loss_func cannot be given: drop one of them."
+        )
+    if recipe.perturbation is not None and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        raise ValueError(
+            f"method '{recipe.name}' needs input gradients of the unsharded model, which FSDP and DeepSpeed hide: "
+            "use plain distributed training (DDP), or a method without an attack (prl, spl, bootstrap)."
+        )
+    if getattr(trainer.args, "use_liger_kernel", False):
+        raise ValueError(f"use_liger_kernel=True hides the logits that method '{recipe.name}' scores: set it to False.")
+    config = trainer.accelerator.parallelism_config if hasattr(trainer.accelerator, "parallelism_config") else None
+    if config is not None and (getattr(config, "sp_enabled", False) or getattr(config, "cp_enabled", False)):
+        raise ValueError(f"method '{recipe.name}' needs whole samples: switch sequence and context parallelism off.")
+    uneven = getattr(trainer.accelerator, "even_batches", True) is False
+    if recipe.selection is not None and uneven and trainer.accelerator.num_processes > 1:
+        raise ValueError("accelerator_config.even_batches=False: ranks over processes need equal batches; set it to True.")
+
+
+def _refuse_semi(trainer: Trainer, recipe: Recipe, size: int | None, problem: str, model: nn.Module) -> None:
+    """Raises ``ValueError`` where views of images with one label each cannot be had; warns of a warm-up that never ends."""
+    if problem != SINGLE:
+        raise ValueError(f"method '{recipe.name}' needs one class label each, but problem_type={problem!r}: use prl or pgd-at.")
+    if getattr(model, "main_input_name", None) == "input_ids":
+        raise ValueError(f"method '{recipe.name}' augments images, the model reads texts: use prl, nrat, or 'rebalanced'.")
+    if isinstance(model, PeerModel) or recipe.weight_perturbation is not None or recipe.relabel is not None:
+        raise ValueError(f"method '{recipe.name}' trains one network, without AWP or relabelling: take these out of the recipe.")
+    if trainer.compute_loss_func is not None:
+        raise ValueError(f"method '{recipe.name}' takes the loss of several views of a sample: drop compute_loss_func.")
+    epochs, semi = trainer.args.num_train_epochs, recipe.semi
+    assert semi is not None
+    if trainer.args.max_steps <= 0 and recipe.selection is not None and semi.warmup_epochs >= epochs:
+        logger.warning(
+            f"method '{recipe.name}' warms up for {semi.warmup_epochs:g} of {epochs:g} epochs, so no label is ever dropped: "
+            "train for longer, or lower warmup_epochs."
+        )
+
+
+def front_of(trainer: Trainer, recipe: Recipe, model: nn.Module) -> Callable[[Mapping[str, Any]], Front]:
+    """From the first batch's inputs: where the method's perturbation enters the model.
+
+    Raises ``ValueError`` for images whose normalisation is unknown, and (from the first batch) for inputs that cannot be perturbed.
+    """
+    main = getattr(model, "main_input_name", None)
+    if main == "input_ids":
+        if recipe.settings.get("scope") == "batch":
+            raise ValueError(
+                f"scope='batch' of method '{recipe.name}' is one perturbation for images of one size, texts have none: "
+                "set scope='sample'."
+            )
+        if trainer.args.n_gpu > 1:
+            raise ValueError(f"method '{recipe.name}' moves embeddings, not under DataParallel: use torchrun, a process per GPU.")
+        if recipe.settings.get("eps", 1.0) < 0.1:
+            logger.warning(
+                f"eps={recipe.settings['eps']:.3g} of method '{recipe.name}' moves a word by that share of its embedding's norm, "
+                "which changes next to nothing: on text give 0.3 or so, and a step_size (docs/adversarial_training.md)."
+            )
+        if trainer.args.torch_compile:
+            raise ValueError(f"method '{recipe.name}' moves word embeddings by a hook: switch torch_compile off.")
+        text = TextFront.of(list(model.peers) if isinstance(model, PeerModel) else [model])
+        return lambda inputs: text
+    space = input_space(trainer.processing_class, **space_settings(trainer.args))
+    if space is None:
+        raise ValueError(
+            f"method '{recipe.name}' perturbs images within eps pixels and must know their normalisation: pass "
+            "processing_class=<the image processor>, or RobustConfig(image_mean=[...], image_std=[...]) "
+            "(0 and 1 for inputs already in [0, 1])."
+        )
+    return lambda inputs: ImageFront(_image_key(inputs, main), space)
+
+
+def _image_key(inputs: Mapping[str, Any], main: str | None) -> str:
+    """The one float input. Raises ``ValueError`` where there is none, or more than one."""
+    floats = [k for k, v in inputs.items() if isinstance(v, Tensor) and v.is_floating_point()]
+    if main in floats:
+        return str(main)
+    if not floats and isinstance(inputs.get(str(main)), Tensor) and inputs[str(main)].dim() == 4:
+        kind = inputs[str(main)].dtype
+        raise ValueError(f"'{main}' is {kind}: an attack needs float inputs; preprocess with the image processor.")
+    if len(floats) != 1:
+        raise ValueError(
+            f"an image method perturbs one float input, found {floats} in {sorted(inputs)}: "
+            "use an image or a transformers text model, or a method without an attack (prl, spl, bootstrap)."
+        )
+    return floats[0]
+
+
+def _smooths(recipe: Recipe, problem: str) -> bool:
+    return problem == SINGLE and isinstance(recipe.objective, CrossEntropy | UserLoss)
+
+
+def _refuse_problem(trainer: Trainer, recipe: Recipe, problem: str) -> None:
+    """Raises ``ValueError`` where method and ``problem_type`` do not fit."""
+    if problem == UNSUPERVISED:
+        return _refuse_unlabelled(trainer, recipe)
+    name = recipe.settings.get("objective", "auto")
+    if trainer.compute_loss_func is None:
+        make_objective(name, {**recipe.settings}, problem)  # raises where the named loss does not fit
+        fits = getattr(recipe.objective, "problems", PROBLEMS)
+        if problem not in fits and not (name == "auto" and isinstance(recipe.objective, CrossEntropy)):
+            raise ValueError(
+                f"method '{recipe.name}' minimises a loss on class labels, but problem_type={problem!r}: "
+                "use standard, spl, prl, prl-g or co-prl."
+            )
+    if problem == SINGLE:
+        return
+    inner = recipe.settings.get("inner_loss", "ce")
+    if recipe.pair is not None or inner.startswith("kl") or "consistency" in inner or recipe.collapse_check_steps is not None:
+        raise ValueError(
+            f"method '{recipe.name}' with inner_loss={inner!r} compares predicted classes, but problem_type={problem!r}: "
+            "use pgd-at."
+        )
+    for key, mend in (("per_class", "set per_class=False"), ("noise_rate", "give a number")):
+        value = recipe.settings.get(key)
+        if value is True or isinstance(value, str):
+            raise ValueError(f"{key}={value!r} needs one class label per sample, but problem_type={problem!r}: {mend}.")
+    if recipe.relabel is not None or recipe.watch is not None:
+        raise ValueError(
+            f"method '{recipe.name}' compares predicted classes, but problem_type={problem!r}: use standard, spl, prl or co-prl."
+        )
+
+
+def _refuse_unlabelled(trainer: Trainer, recipe: Recipe) -> None:
+    """Raises ``ValueError`` for what needs labels, or images, where the model has only losses of its own."""
+    fits = UNSUPERVISED in getattr(recipe.objective, "problems", ()) or isinstance(recipe.objective, CrossEntropy)
+    attack = recipe.perturbation is not None or recipe.semi is not None
+    grouped = recipe.settings.get("per_class") or recipe.settings.get("rebalance") or hasattr(recipe.selection, "score_scale")
+    if not fits or attack or grouped or recipe.relabel is not None or recipe.watch is not None or recipe.gradients:
+        raise ValueError(
+            f"method '{recipe.name}' with these settings needs labelled samples, the model has only losses of its own: use "
+            "standard, spl, trim, co-teaching or rca, as they come."
+        )
+    if isinstance(recipe.settings.get("noise_rate"), str):
+        raise ValueError(f"noise_rate={recipe.settings['noise_rate']!r} needs one class label per sample: give a number.")
+    if trainer.compute_loss_func is not None:
+        raise ValueError("compute_loss_func has no effect on a model that returns each sample's loss itself: leave it out.")
+
+
+def _refuse_peers(trainer: Trainer, recipe: Recipe, model: nn.Module) -> None:
+    """Raises ``ValueError`` where the model has not the networks that the method trains."""
+    have = len(model.peers) if isinstance(model, PeerModel) else 1
+    if recipe.peers > 1 and have != recipe.peers:
+        raise ValueError(
+            f"method '{recipe.name}' trains peers={recipe.peers} networks, the model has {have}: "
+            "name the method when the RobustTrainer is built, or pass PeerModel.of([...])."
+        )
+    given = getattr(trainer.optimizer, "param_groups", None)
+    if have > 1 and given is not None:
+        known = {id(p) for group in given for p in group["params"]}
+        if any(id(p) not in known for p in model.parameters() if p.requires_grad):
+            raise ValueError(
+                f"the optimizer given does not hold all weights of the {have} peers: leave optimizers out, or build it from "
+                "PeerModel.of([...])."
+            )
+    if have > 1 and (trainer.compute_loss_func is not None or recipe.gradients):
+        what = "compute_loss_func" if trainer.compute_loss_func is not None else "per-sample gradients"
+        raise ValueError(f"{what} and a model of {have} peers do not go together: train one network.")
+
+
+def problem_of(model: nn.Module, asked: str | None) -> str:
+    """The problem: as asked, the config's ``problem_type``, regression for one output, else single-label classification.
+
+    A ``problem_type`` that is asked for is written to a config that names none. Raises ``ValueError`` where the two differ.
+    """
+    if unsupervised(model):
+        if asked is not None:
+            raise ValueError(f"problem_type={asked!r} but {type(model).__name__} has no labels, only its own losses: leave it out.")
+        return UNSUPERVISED
+    models = [model, *(model.peers if isinstance(model, PeerModel) else [])]
+    configs: list[Any] = [m.config for m in models if hasattr(m, "config")]
+    told = next((c.problem_type for c in configs if getattr(c, "problem_type", None) is not None), None)
+    if asked is not None and told is not None and asked != told:
+        raise ValueError(f"problem_type={asked!r} in the arguments but {told!r} in the model's config: give one of them.")
+    if asked is not None:
+        for config in configs:
+            config.problem_type = asked
+    if asked is None and told is None and number_of_classes(model) == 1:
+        return REGRESSION  # as transformers' own heads decide it
+    return asked or told or SINGLE
+
+
+def unsupervised(model: Any) -> bool:
+    """Whether the model returns a loss of each sample itself, without labels (class attribute ``sample_losses``)."""
+    return bool(getattr(model.peers[0] if isinstance(model, PeerModel) else model, "sample_losses", False))
+
+
+def labels_named(args: Any) -> tuple[str, ...]:
+    """The keys of a batch that hold labels, for a model that takes none."""
+    return (*(args.label_names or ()), "labels", "label", "label_ids")
+
+
+def number_of_classes(model: nn.Module) -> int | None:
+    """The classes (or outputs) that the model's config names, None where it does not."""
+    config: Any = getattr(model, "config", None)
+    told = config.to_diff_dict() if config is not None and hasattr(config, "to_diff_dict") else {}
+    # a config that does not name its labels has the default of 2, whatever the head: the first forward tells then
+    return getattr(config, "num_labels", None) if {"id2label", "num_labels", "label2id"} & set(told) else None
+
+
+def label_column(data: datasets.Dataset, label_names: Sequence[str], classes: int | None, columns_removed: bool) -> None:
+    """Raises ``ValueError`` for a label column that is missing, holds strings or names more classes than the model has."""
+    name = next((n for n in (*label_names, "label", "label_ids") if n in data.column_names), None)
+    if name is None:
+        if columns_removed:
+            raise ValueError(
+                f"train_dataset has no label column: expected one of {[*label_names, 'label']}, "
+                f"got {data.column_names}."
+            )
+        return
+    if data.format["type"] == "custom":
+        return  # a transform makes the labels; the collator checks what it made
+    feature = data.features[name]
+    if getattr(feature, "dtype", None) in ("string", "large_string"):
+        raise ValueError(f"'{name}' holds strings, expected class numbers: use dataset.class_encode_column('{name}').")
+    named = getattr(feature, "num_classes", None)
+    if named is not None and classes is not None and named > classes:
+        raise ValueError(f"'{name}' has {named} classes but the model {classes}: pass num_labels={named} to the model.")

@@ -1,0 +1,78 @@
+"""The features in front of a model's last linear layer, read while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .peers import PeerModel
+
+
+@dataclass
+class Layers:
+    """What a forward ran through: the last `Linear` of each width with its input and output, the last convolution and after.
+
+    ``after``: the leaf modules that followed the convolution as long as they kept its channels, with the last one's output.
+    """
+
+    linear: dict[int, tuple[nn.Linear, Tensor, Tensor]] = field(default_factory=dict)
+    conv: nn.Module | None = None
+    channels: Tensor | None = None
+    after: list[nn.Module] = field(default_factory=list)
+    _open: bool = False
+
+    def see(self, module: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any], output: Any) -> None:
+        if isinstance(module, nn.Linear):
+            self.linear[module.out_features] = (module, inputs[0] if inputs else named["input"], output)
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            self.conv, self.channels, self.after, self._open = module, output, [], True
+        elif self._open and self.channels is not None:
+            was = self.channels
+            kept = isinstance(output, Tensor) and output.dim() == was.dim() and output.shape[:2] == was.shape[:2]
+            self._open = kept
+            if kept:
+                self.channels = output
+                self.after.append(module)
+
+
+@contextmanager
+def watched(model: nn.Module) -> Iterator[Layers]:
+    """Within it a forward of the model (of a `PeerModel`: of its first network) fills the `Layers`; its hooks are then removed."""
+    bare = model.peers[0] if isinstance(model, PeerModel) else model
+    layers = Layers()
+    # the leaves, and layers that have others inside (LoRA's are no Linear themselves, but hold one)
+    leaves = [m for m in bare.modules() if isinstance(m, nn.Linear) or next(m.children(), None) is None]
+    handles = [m.register_forward_hook(layers.see, with_kwargs=True) for m in leaves]
+    try:
+        yield layers
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def last_linear(layers: Layers, outputs: Any, logits: Tensor) -> tuple[nn.Linear, Tensor]:
+    """The last `Linear` that ran and is as wide as the logits (B, C), and its input, (B, D) float32.
+
+    Where it ran on every token, (B, T, D), the token whose output the logits are; more axes are flattened.
+    Raises a one-line ``ValueError`` where there is none.
+    """
+    if logits.shape[1] not in layers.linear:
+        raise ValueError(f"no linear layer of {logits.shape[1]} outputs ran in the model: give one whose last layer is linear.")
+    module, given, output = layers.linear[logits.shape[1]]
+    if isinstance(outputs, dict) and outputs.get("peer_logits") is not None:
+        logits = outputs["peer_logits"][:, 0]
+    if len(given) != len(logits):
+        got = f"{tuple(given.shape)} for {len(logits)} samples"
+        raise ValueError(f"the last linear layer's input is {got}, expected one row each: the features cannot be told apart.")
+    if given.dim() == 3:
+        away = (output.float() - logits.float().unsqueeze(1)).abs().amax(-1).flip(1)
+        nearest, token = away.min(1)
+        if bool((nearest > 1e-2 * (1.0 + logits.float().abs().amax(1))).any()):
+            raise ValueError("the last linear layer runs on every token and no token's output is the logits: features are unknown.")
+        given = given.flip(1)[torch.arange(len(given), device=given.device), token]
+    return module, given.detach().flatten(1).float()

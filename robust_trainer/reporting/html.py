@@ -1,0 +1,142 @@
+"""The report: one HTML file with the table, the curves and the most suspicious images; it needs no network and no other file."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from PIL import Image
+
+from .results import percent, table
+
+#: Figures: per-epoch column -> title and what to read from it.
+PLOTS: Mapping[str, tuple[str, str]] = {
+    "clean_accuracy": ("Clean accuracy", "On the untouched test images; higher is better."),
+    "poison_accuracy": ("Poison accuracy", "On the test images with the trigger, against their true labels; higher is better."),
+    "eval_accuracy": ("Accuracy", "On the evaluation data; higher is better."),
+    "robust_accuracy": ("Robust accuracy", "On images perturbed by the attack that was trained against; higher is better."),
+    "kept_clean": ("Kept of the clean samples", "The share of the clean training samples that was trained on; higher is better."),
+    "kept_corrupted": (
+        "Kept of the corrupted samples", "The share of the corrupted training samples that was trained on; lower is better."
+    ),
+    "kept_fraction": ("Kept of all samples", "The share of the training samples that was trained on."),
+}  # fmt: skip
+_COLOURS = ("#c0392b", "#2471a3", "#1e8449", "#b9770e", "#6c3483", "#566573")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+_THUMBNAIL = 96  # pixels, the longer side of an image in the report
+
+
+def write_report(
+    path: str | Path, content: Mapping[str, Any], *, suspects: Sequence[Mapping[str, Any]] = (), suspects_of: str = "",
+    title: str = "Robust training",
+) -> Path:  # fmt: skip
+    """Writes the report of `results.results` as one HTML file and returns its path.
+
+    suspects: rows of `results.suspects`, shown as pictures in that order; suspects_of: the method whose ledger they come from.
+    """
+    runs = content["runs"]
+    heading, rows = table(runs)
+    page = template("report.html").render(
+        title=title, content=content, runs=runs, heading=heading, rows=rows, figures=figures(runs),
+        suspects=[{**row, "image": image_uri(row["image"])} for row in suspects], suspects_of=suspects_of,
+        options=options_told(content), settings=settings_told(runs),
+    )  # fmt: skip
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def figures(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Returns the figures that the runs have values for: title, what to read from it, and the PNG as a data URI."""
+    shown = {name for run in runs for row in run["curves"] for name in row}
+    if {"kept_clean", "kept_corrupted"} & shown:
+        shown.discard("kept_fraction")
+    out = []
+    for name, (title, reading) in PLOTS.items():
+        lines = {run["method"]: [(row["epoch"], 100 * row[name]) for row in run["curves"] if name in row] for run in runs}
+        if name in shown:
+            out.append({"title": title, "reading": reading, "uri": _plot(lines)})
+    return out
+
+
+def image_uri(image: Image.Image) -> str:
+    """Returns a small copy of the image (longer side at most 96 pixels) as a PNG data URI."""
+    small = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    buffer = io.BytesIO()
+    small.save(buffer, "PNG")
+    return png_uri(buffer)
+
+
+def png_uri(buffer: io.BytesIO) -> str:
+    """Returns a PNG in memory as a data URI."""
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _plot(lines: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """Lines over epochs in percent, told apart by marker as well as colour; drawn without a display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(5.2, 3.4), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for i, (name, points) in enumerate(lines.items()):
+        if points:
+            axes.plot(
+                *zip(*points), label=name, color=_COLOURS[i % len(_COLOURS)], marker=_MARKERS[i % len(_MARKERS)],
+                markersize=4, markevery=max(1, len(points) // 12), linewidth=1.8, clip_on=False,
+            )  # fmt: skip
+    axes.set(xlabel="epoch", ylabel="%", ylim=(0, 100))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    legend = figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return png_uri(buffer)
+
+
+def options_told(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Returns what `results.results` says of command, data, model and corruption: name and value."""
+    told: list[tuple[str, Any]] = [("command", content["command"])]
+    told += [(name, content["options"][name]) for name in ("dataset", "model") if name in content["options"]]
+    told += [("training samples", content["train_samples"]), ("test samples", content["test_samples"])]
+    corruption = content.get("corruption")
+    if corruption:
+        named = {"trigger": "trigger", "noise": "label noise", "seed": "corruption seed"}
+        told += [(label, corruption[name]) for name, label in named.items() if name in corruption]
+        nominal = corruption.get("nominal")
+        rate = f"{percent(corruption['overall'])} % realised ({corruption['corrupted']} samples)"
+        told.append(("corruption rate", rate if nominal is None else f"{percent(nominal)} % nominal, {rate}"))
+    else:
+        told.append(("corruption", "none known"))
+    return [(name, str(value)) for name, value in told]
+
+
+def settings_told(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Returns per run the method and what it was trained with."""
+    out = []
+    for run in runs:
+        told = {name: run[name] for name in ("seed", "epochs", "batch_size", "learning_rate", "parameters")} | run["settings"]
+        out.append((run["method"], ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+                                             for name, value in told.items() if value is not None)))  # fmt: skip
+    return out
+
+
+@cache
+def template(name: str) -> jinja2.Template:
+    """Returns a template of the package; whatever is filled in is escaped."""
+    loader = jinja2.PackageLoader("robust_trainer.reporting", "templates")
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["percent"] = percent
+    return environment.get_template(name)

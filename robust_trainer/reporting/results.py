@@ -1,0 +1,131 @@
+"""What a run leaves behind: per-epoch curves, means, suspects, the environment, results.json and the table."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..corruptions import IS_CORRUPTED
+from ..data.load import label_names
+
+#: Per-epoch figures: name in the report -> name in the Trainer's log.
+CURVES: Mapping[str, str] = {
+    "loss": "loss",
+    "clean_accuracy": "eval_clean_accuracy",
+    "poison_accuracy": "eval_poison_accuracy",
+    "robust_accuracy": "robust_accuracy",
+    "eval_accuracy": "eval_accuracy",
+    "kept_fraction": "kept_fraction",
+    "kept_clean": "kept_clean",
+    "kept_corrupted": "kept_corrupted",
+    "filter_precision": "filter_precision",
+    "filter_recall": "filter_recall",
+    "filter_auroc": "filter_auroc",
+}
+
+
+def curves(history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """Returns one row per logged epoch, in order: epoch and the `CURVES` that were logged at it."""
+    rows: dict[float, dict[str, float]] = {}
+    for entry in history:
+        found = {name: float(entry[key]) for name, key in CURVES.items() if key in entry}
+        if found:
+            rows.setdefault(round(float(entry["epoch"]), 4), {}).update(found)
+    return [{"epoch": epoch, **row} for epoch, row in sorted(rows.items())]
+
+
+def mean_last(rows: Sequence[Mapping[str, float]], k: int) -> dict[str, float]:
+    """Returns the means of clean and poison accuracy over the last k evaluations (fewer where there are fewer), and that k."""
+    out: dict[str, float] = {}
+    for name in ("clean_accuracy", "poison_accuracy"):
+        values = [row[name] for row in rows if name in row][-k:]
+        if values:
+            out[name] = sum(values) / len(values)
+            out["k"] = len(values)
+    return out
+
+
+def suspects(trainer: Any, data: Any, count: int = 24) -> list[dict[str, Any]]:
+    """Returns the most suspicious training samples, highest mean score first: image, given label, prediction, truth if known."""
+    if trainer.ledger is None:
+        return []
+    names = label_names(data.train)
+    order = torch.argsort(trainer.ledger.mean_score, descending=True, stable=True)[:count].tolist()
+    out = []
+    for row in trainer.ledger.to_dataset().select(order):
+        sample = data.train[row["index"]]
+        truth = sample.get("clean_label")
+        out.append(
+            {
+                "image": sample["image"], "index": row["index"], "given": names[sample["label"]],
+                "predicted": names[row["predicted"]] if row["predicted"] >= 0 else "-", "score": row["mean_score"],
+                "kept": row["kept"], "seen": row["seen"], "truth": None if truth is None else names[truth],
+                "corrupted": sample.get(IS_CORRUPTED),
+            }
+        )  # fmt: skip
+    return out
+
+
+def environment() -> dict[str, Any]:
+    """Returns what a figure depends on: versions, device, cores, operating system, date."""
+    packages = ("torch", "transformers", "accelerate", "datasets", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "robust_trainer": importlib.metadata.version("robust-trainer"), "python": platform.python_version(), **versions,
+        "device": device, "cores": cores, "threads": torch.get_num_threads(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }  # fmt: skip
+
+
+def results(runs: Sequence[Mapping[str, Any]], command: str, data: Any, *options: Any) -> dict[str, Any]:
+    """Returns all that results.json holds: the command, the options, the corruption, the runs and the environment."""
+    given = {name: value for option in options for name, value in dataclasses.asdict(option).items()}
+    return {
+        "command": command, "options": given, "corruption": data.corruption, "train_samples": len(data.train),
+        "test_samples": len(data.test), "environment": environment(), "runs": list(runs),
+    }  # fmt: skip
+
+
+def write_json(path: str | Path, content: Any) -> Path:
+    """Writes ``content`` as readable JSON, its folder too, and returns the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+    return path
+
+
+def percent(value: float | None) -> str:
+    """Returns a fraction in percent, '-' for none."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def table(runs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Returns the heading and the rows of the table of results, in percent; the report shows the same."""
+    k = next((run["mean_last_k"]["k"] for run in runs if run.get("mean_last_k")), None)
+    heading = ["method", "clean %", "poison %", "attack %"]
+    heading += [f"clean last {k}", f"poison last {k}"] if k else []
+    heading += ["distrusted", "precision %", "recall %", "AUROC %", "seconds"]
+    rows = []
+    for run in runs:
+        final, mean, found = run["final"], run.get("mean_last_k") or {}, run.get("detection") or {}
+        row = [run["method"], *(percent(final.get(n)) for n in ("clean_accuracy", "poison_accuracy", "attack_success_rate"))]
+        row += [percent(mean.get("clean_accuracy")), percent(mean.get("poison_accuracy"))] if k else []
+        flagged = run.get("distrusted")
+        row += ["-" if flagged is None else str(flagged)]
+        row += [percent(found.get("precision") if flagged else None), percent(found.get("recall")), percent(found.get("auroc"))]
+        rows.append([*row, f"{run['seconds']:.1f}"])
+    empty = [i for i, name in enumerate(heading) if i and all(row[i] == "-" for row in rows)]
+    keep = [i for i in range(len(heading)) if i not in empty]
+    return [heading[i] for i in keep], [[row[i] for i in keep] for row in rows]

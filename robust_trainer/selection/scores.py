@@ -1,0 +1,139 @@
+"""Per-sample numbers that say how suspicious a sample is: (M, B), detached, higher = more suspicious.
+
+Computed in the logits' type, float32 at least. A sample whose logits are NaN scores NaN, which every ranking puts last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..losses.noisy_labels import full_precision
+from ..losses.standard import OWN, Huber, make_objective
+from ..types import MULTI, REGRESSION, SINGLE, UNSUPERVISED, Score, View
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss of the given target, in [0, inf) (self-paced learning; paper 001 ch. 4, paper 000 table 1).
+
+    Class labels: cross-entropy, in nats. Multi-label: binary cross-entropy, mean over labels. Regression: squared error, mean over
+    outputs, or Huber's loss where ``huber_delta`` is given (in the targets' unit; without effect on the other problems).
+    Without labels: the score that the model itself returns (reconstruction error, negative log-likelihood).
+    """
+
+    huber_delta: float | None = None
+
+    @torch.no_grad()
+    def __call__(self, view: View) -> Tensor:
+        if view.problem == UNSUPERVISED:
+            return full_precision(view.logits.detach())[..., 1]
+        if view.problem == REGRESSION and self.huber_delta is not None:
+            return Huber(self.huber_delta)(view, view.given())
+        return make_objective(OWN[view.problem], {}, view.problem)(view, view.given())
+
+
+@dataclass(frozen=True)
+class LossLayerGradientNorm:
+    """The norm of the loss's gradient with respect to the outputs (PRL(L): paper 001 Algorithm 4, sec. 4.3.6; paper 000 sec. 3.1).
+
+    Class labels: ``||softmax(z) - onehot(y)||_2``, in [0, sqrt 2]. Regression: ``||yhat - y||_2`` over the K outputs, in the
+    targets' unit; with ``huber_delta`` ``||clip(yhat - y, -delta, delta)||_2``, at most delta sqrt K. Multi-label:
+    ``||sigmoid(z) - y||_2``, in [0, sqrt K]. Constant factors (2 / K, 1 / K) are left out, as in the paper. The authors' code uses
+    the square; the order of the samples is the same. Without labels: the model's own score, which for a squared reconstruction
+    error has the order of its gradient's norm.
+    """
+
+    huber_delta: float | None = None
+
+    @torch.no_grad()
+    def __call__(self, view: View) -> Tensor:
+        logits = full_precision(view.logits)
+        if view.problem == UNSUPERVISED:
+            return loss(view)
+        if view.problem == SINGLE:
+            # ||p - e_y||^2 = sum_{k != y} p_k^2 + (1 - p_y)^2, with 1 - p_y as the sum of the others to stay exact near 0
+            others = logits.softmax(-1).scatter(-1, view.given().unsqueeze(-1), 0.0)
+            return (others.square().sum(-1) + others.sum(-1).square()).sqrt()
+        targets = view.given().to(logits.dtype)
+        if view.problem == MULTI:
+            # sigmoid(z) - y, exact near 0 at both ends
+            residuals = (1.0 - targets) * logits.sigmoid() - targets * (-logits).sigmoid()
+        else:
+            residuals = logits - targets
+            if self.huber_delta is not None:
+                residuals = residuals.clamp(-self.huber_delta, self.huber_delta)
+        return residuals.square().sum(-1).sqrt()
+
+
+loss = Loss()
+loss_layer_gradient_norm = LossLayerGradientNorm()
+
+
+@dataclass(frozen=True)
+class Brier:
+    """||p - y||_2^2 with p = softmax(z) and y the one-hot label, in [0, 2] (ERAT: paper 003 eq. 1; the Brier score).
+
+    Raises ``ValueError`` for regression and multi-label.
+    """
+
+    @torch.no_grad()
+    def __call__(self, view: View) -> Tensor:
+        if view.problem != SINGLE:
+            raise ValueError(f"score 'brier' is for one class label per sample, but problem_type={view.problem!r}: use 'prl-l'.")
+        p = full_precision(view.logits.detach()).softmax(-1)
+        own = p.gather(-1, view.given().unsqueeze(-1)).squeeze(-1)
+        # sum_k p_k^2 + 1 - 2 p_y, as a sum of squares lest it cancel near 0
+        rest = p.scatter(-1, view.given().unsqueeze(-1), 0.0)
+        return rest.square().sum(-1) + (1.0 - own).square()
+
+
+@dataclass(frozen=True)
+class GradientNorm:
+    """The norm of the sample's gradient over all parameters (PRL(G): paper 001 Algorithm 3), as found in ``view.gradient_norms``.
+
+    Raises ``ValueError`` where the view has none.
+    """
+
+    @torch.no_grad()
+    def __call__(self, view: View) -> Tensor:
+        if view.gradient_norms is None:
+            raise ValueError("score 'prl-g' needs view.gradient_norms, got None: set gradients=True in the recipe.")
+        return full_precision(view.gradient_norms.detach())
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """1 where all peers predict the same, 0 where not, (M, B) (decoupling, Malach and Shalev-Shwartz 2017).
+
+    Class labels: the class with the largest logit. Multi-label: all labels, each at logit > 0. ``ValueError`` for others.
+    """
+
+    @torch.no_grad()
+    def __call__(self, view: View) -> Tensor:
+        if view.problem not in (SINGLE, MULTI):
+            raise ValueError(f"score 'agreement' compares predicted classes, not for {view.problem!r}: choose another method.")
+        predicted = view.logits > 0 if view.problem == MULTI else view.logits.argmax(-1, keepdim=True)
+        return (predicted == predicted[:1]).all(-1).all(0).float().expand(view.logits.shape[:2])
+
+
+#: Every score by its name, with the problem's own loss.
+SCORES: Mapping[str, Score] = {
+    "loss": loss,
+    "prl-l": loss_layer_gradient_norm,
+    "prl-g": GradientNorm(),
+    "agreement": Agreement(),
+    "brier": Brier(),
+}
+
+
+def make_score(name: str, huber_delta: float | None = None) -> Score:
+    """The score of that name; ``huber_delta`` is for ``loss`` and ``prl-l`` on regression. ``ValueError`` for an unknown name."""
+    if not isinstance(name, str) or name not in SCORES:
+        raise ValueError(f"unknown score {name!r}: choose one of {', '.join(SCORES)}.")
+    if huber_delta is not None and name in ("loss", "prl-l"):
+        return Loss(huber_delta) if name == "loss" else LossLayerGradientNorm(huber_delta)
+    return SCORES[name]

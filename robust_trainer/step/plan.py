@@ -1,0 +1,350 @@
+"""A batch's walk through the house: perturb, trust, minimise, remember. Knows torch and the recipe, not the Trainer.
+
+One optimizer step is walked as a whole: all its accumulation steps, on all processes. So a filter ranks the same samples,
+and the shared perturbation averages the same signs, however the batch was cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from ..ledger.ledger import SampleLedger
+from ..ledger.pending import Visit, Visits, record
+from ..methods.recipe import Recipe
+from ..models.outputs import read_view
+from ..perturbations.awp import Shaken, WeightPerturbation, sum_over_processes
+from ..perturbations.inputs import Forward, Front, TextFront
+from ..selection.noise_rate import RateEstimate, RateEstimator
+from ..selection.rules import ESTIMATED, KeepByScore
+from ..types import SINGLE, Progress, View
+from .batch import Batch, RunningMeans, Step
+from .decision import Decision, Scanned
+from .inner import Inner
+from .outer import Outer
+
+Context = Callable[[], AbstractContextManager]
+Weights = list[Parameter]
+_APART = 0x5EED  # so that the held-out samples are no stretch of the sampler's order, which comes from the same seed
+
+
+@dataclass
+class Walk:
+    """The state of a run (ledger, carried fractions) and the steps 3 to 9 of docs/architecture.md.
+
+    gather: concatenates a tensor over the processes. total: sums a tensor over the processes. rank: this process's number.
+    """
+
+    recipe: Recipe
+    classes: int
+    device: torch.device
+    ledger: SampleLedger | None = None
+    processes: int = 1
+    rank: int = 0
+    seed: int = 0
+    gather: Callable[[Tensor], Tensor] = lambda t: t
+    total: Callable[[Tensor], Tensor] = lambda t: t
+    gradient_scale: float = 1.0
+    problem: str = SINGLE
+    estimator: RateEstimator | None = None
+    max_epochs: float = 1.0
+    states: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    means: RunningMeans = field(default_factory=RunningMeans)
+    visits: Visits = field(default_factory=Visits)
+    labels_checked: bool = True
+    _inner: Inner | None = None
+
+    def __post_init__(self) -> None:
+        self.outer = Outer(self.recipe, self.view)
+        self.decision = Decision(self.recipe.selection, self.states)
+        if self.ledger is not None:
+            self.watch(self.ledger)
+
+    def watch(self, ledger: SampleLedger) -> None:
+        """Writes to this ledger, which takes up what waits before it is read."""
+        self.ledger, ledger.before_read = ledger, self.take_up
+
+    # ---- steps 3 to 5: trust early, perturb, shake -------------------------------------------------------------------
+
+    def plan(
+        self, bare: Forward, crafting: Context, traceless: Context, batches: list[Batch], progress: Progress, weights: Weights
+    ) -> Step:
+        """Perturbs every micro-batch of the step and decides what can be decided before the training forward.
+
+        bare: the forward of the unwrapped model, in the inner maximisation called within ``crafting()``; within ``traceless()`` a
+        training forward that leaves buffers and random state as they were. weights: those that AWP moves, none without it.
+        """
+        self._open_epoch(progress)
+        progress = self._now(progress)
+        if self.recipe.semi is not None:
+            for batch, weight in zip(batches, self._known_weights(batches, True) or []):
+                batch.weights, batch.labelled = weight, weight > 0
+        if self.recipe.perturbation is not None:
+            inner, every = self.inner(), self.recipe.collapse_check_steps
+            with crafting():
+                inner.perturb(bare, batches, progress)
+                if every is not None and progress.global_step % every == 0:
+                    inner.probe(bare, batches, progress, self.means)
+        if self.recipe.semi is not None:
+            with crafting():
+                self.outer.prepare(bare, batches, progress, self._seed(progress), self.recipe.selection is not None)
+        step = Step(batches)
+        decided = [batch.weights for batch in batches if batch.weights is not None]
+        known = decided if decided else self._known_weights(batches, self.recipe.outer_filter)
+        apart = self.recipe.trust == "eval"
+        if known is None and (len(batches) > 1 or apart):
+            # ranks need the scores of every micro-batch before the first backward: one more forward each, only here
+            scores = []
+            for batch in batches:
+                with crafting() if apart else traceless():
+                    scores.append(self.outer.scores(bare, batch))
+                    batch.clean_scores = scores[-1] if apart else None
+            known = self._rank(scores, batches, progress, "outer")
+        if known is not None:
+            self._settle(step, known)
+        shake = self.recipe.weight_perturbation
+        if shake is not None and progress.epoch >= shake.warmup_epochs:
+            step.shaken = self._shaken(bare, traceless, step, progress, shake, weights)
+        return step
+
+    def _seed(self, progress: Progress) -> int:
+        return hash((self.seed, progress.global_step, self.rank)) % 2**63
+
+    def set_front(self, front: Front) -> None:
+        """Where the perturbation enters. The size of a text model's embeddings is the run's: resumed, it is not measured anew."""
+        if isinstance(front, TextFront):
+            kept = self.states.setdefault("front", {"unit": torch.tensor(front.unit)})
+            front = replace(front, unit=float(kept["unit"]))
+        self.outer.front = front
+
+    def inner(self) -> Inner:
+        """The inner maximisation, made at the first step: by then the front is known."""
+        if self._inner is None:
+            assert self.recipe.perturbation is not None and self.outer.front is not None
+            self._inner = Inner(
+                self.recipe, self.recipe.perturbation, self.outer.front, self.problem, self.view, self._trust_early, self.total,
+                self.seed, self.rank, self.gradient_scale,
+            )  # fmt: skip
+        return self._inner
+
+    def _shaken(
+        self, bare: Forward, traceless: Context, step: Step, progress: Progress, shake: WeightPerturbation, weights: Weights
+    ) -> Shaken:
+        """The weights as AWP moves them, by the gradient of the step's whole loss; ranks are decided here, at unshaken weights."""
+        sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
+        for batch in step.batches:
+            with traceless(), torch.enable_grad():
+                views = self.outer.views(self.outer.first(bare, batch), bare, batch)
+                if batch.weights is None:
+                    self._settle(step, self._rank([self.recipe.score(views[0])], [batch], progress, "outer"))
+                assert batch.weights is not None
+                self.outer.add_gradients(views, batch.weights * self.gradient_scale, weights, sums)
+        return Shaken(weights, shake.offsets(weights, sum_over_processes(sums, self.total) if self.processes > 1 else sums))
+
+    def _trust_early(self, views: list[View], batches: list[Batch], progress: Progress) -> Tensor:
+        """The weights (B,) of the samples in the inner maximisation, from the views of its first forward."""
+        scores = [self.recipe.score(view) for view in views]
+        for batch, score, view in zip(batches, scores, views):
+            batch.clean_scores, batch.first_logits = score, view.logits
+        recipe = self.recipe
+        first = recipe.trust == "inner" and recipe.outer_filter  # this forward decides for the outer step too
+        weights = self._known_weights(batches, recipe.inner_filter or first)
+        if weights is None:
+            weights = self._rank(scores, batches, progress, "inner")
+        for batch, weight in zip(batches, weights):
+            batch.inner_weights = weight if recipe.inner_filter else torch.ones_like(weight)
+            batch.weights = weight if first else None
+        return torch.cat([batch.inner_weights.mean(0) for batch in batches if batch.inner_weights is not None])
+
+    # ---- step 7: trust -----------------------------------------------------------------------------------------------
+
+    def _known_weights(self, batches: list[Batch], active: bool) -> list[Tensor] | None:
+        """Weights that need no further score: nothing to filter, or the ledger has decided for this epoch."""
+        selection = self.recipe.selection
+        nobody_left_out = self.recipe.semi is not None and not self.decision.made  # before the first split
+        if selection is None or not active or nobody_left_out:
+            return [torch.ones(1, len(b.targets), device=b.targets.device) for b in batches]
+        if selection.memory != "none" and self.decision.made:
+            assert self.ledger is not None
+            return [self.ledger.keep[b.positions].float().unsqueeze(0) for b in batches]
+        return None
+
+    def _rank(self, scores: list[Tensor], batches: list[Batch], progress: Progress, place: str) -> list[Tensor]:
+        """The rule's weights for this process's micro-batches, ranked over all micro-batches of all processes."""
+        selection = self.recipe.selection
+        assert selection is not None
+        own = torch.cat(scores, 1)
+        labels = torch.cat([batch.labels for batch in batches])
+        everyone = self.gather(own.T.contiguous()).T.contiguous()
+        if place not in self.states:
+            self.states[place] = selection.new_state(self.classes, own.shape[0], own.device)
+        weights = selection.weights(everyone, self.gather(labels), progress, self.states[place])
+        mine = weights[:, self.rank * own.shape[1] : (self.rank + 1) * own.shape[1]]
+        return list(mine.split([score.shape[1] for score in scores], 1))
+
+    def _settle(self, step: Step, weights: list[Tensor]) -> None:
+        for batch, weight in zip(step.batches, weights):
+            batch.trusted = batch.weights = weight
+            if (estimator := self._estimator()) is not None:
+                # the estimate of the noise rate needs samples whose labels no update has seen
+                batch.weights = torch.where(estimator.hold_out(batch.positions), torch.zeros_like(weight), weight)
+        selection, whole = self.recipe.selection, torch.cat([b.weights for b in step.batches if b.weights is not None], 1)
+        step.kept = self.total(whole.sum(1) if selection is None else selection.divisor(whole))
+        if self.recipe.semi is not None:
+            step.dropped = self.total((1.0 - whole).sum(1))
+
+    # ---- steps 6 to 9: forward (by the caller), trust, minimise, remember --------------------------------------------
+
+    def loss(self, outputs: Any, bare: Forward, batch: Batch, step: Step, progress: Progress) -> Tensor:
+        """The micro-batch's share of the step's loss: sum over kept samples / kept samples of the whole step, scalar.
+
+        outputs: of `Outer.first`. Multiplied by the number of processes, because distributed training averages the gradients.
+        """
+        progress = self._now(progress)
+        views = self.outer.views(outputs, bare, batch)
+        view = views[0]
+        own = self.outer.sample_losses(view)
+        scores = self.recipe.score(view)
+        if batch.weights is None:
+            self._settle(step, self._rank([scores], [batch], progress, "outer"))
+        weights = batch.weights
+        assert weights is not None and step.kept is not None
+        divisor = torch.as_tensor(step.kept, device=view.logits.device).clamp_min(1.0)
+        if self.recipe.semi is not None:
+            loss = self.outer.semi_loss(views, batch, divisor, step.dropped, progress, self.means) * self.processes
+        else:
+            loss = self.outer.loss(views, weights, divisor, own, self.means) * self.processes
+        assert batch.trusted is not None
+        self._remember(view, scores, batch.trusted, batch, progress)
+        return loss
+
+    @torch.no_grad()
+    def _remember(self, view: View, scores: Tensor, weights: Tensor, batch: Batch, progress: Progress) -> None:
+        if not self.recipe.outer_filter and batch.inner_weights is not None:
+            weights = batch.inner_weights
+        if self.recipe.trust != "outer" and batch.clean_scores is not None:
+            scores = batch.clean_scores
+        if self.recipe.watch is not None:
+            scores = self.recipe.watch(view)
+        score, weight = scores.mean(0), weights.mean(0)
+        if self.ledger is None or batch.index is None:
+            self.means.add("kept_fraction", weight.sum(), weight.numel())
+            return
+        logits = view.logits if batch.first_logits is None else batch.first_logits
+        labels = batch.targets if view.problem == SINGLE else batch.labels - 1
+        selection = self.recipe.selection
+        judging = selection is not None and selection.judging(progress)
+        visit = Visit(logits.detach(), score, weight, labels, batch.index, int(progress.epoch), judging)
+        if not self.visits.fits(visit):
+            self.take_up()
+        self.visits.waiting.append(visit)
+        if self.processes > 1 or self.visits.full:  # a ledger that is read on one process alone must not wait for the others
+            self.take_up()
+
+    def take_up(self) -> None:
+        """Records the visits that wait, in the ledger, the running means and the noise rate's estimator."""
+        visit = self.visits.take()
+        if visit is not None and self.ledger is not None:
+            record(visit, self.ledger, self.means, self._estimator(), self.problem == SINGLE, self.gather)
+
+    def take_logs(self) -> dict[str, float]:
+        """The running means since the last call, over all processes (one host sync)."""
+        self.take_up()
+        logs = self.means.take(self.total)
+        if (estimate := self.estimate) is not None:
+            logs.update(noise_rate=estimate.rate, noise_rate_low=estimate.low, noise_rate_high=estimate.high)
+        return logs
+
+    # ---- the noise rate ----------------------------------------------------------------------------------------------
+
+    @property
+    def estimate(self) -> RateEstimate | None:
+        """The share of wrong labels as estimated so far (``noise_rate="auto"``), None before the first estimate."""
+        return self.estimator.best if self.estimator is not None and self.estimator.started else None
+
+    def _estimator(self) -> RateEstimator | None:
+        """The estimator of ``noise_rate="auto"``; made when the first forward has told the number of classes."""
+        selection = self.recipe.selection
+        if self.estimator is None and isinstance(selection, KeepByScore) and isinstance(selection.noise_rate, str):
+            assert self.ledger is not None
+            seed = self.seed + _APART
+            kind = ESTIMATED[selection.noise_rate]
+            self.estimator = RateEstimator(len(self.ledger), self.classes, self.device, kind, seed, self.max_epochs)
+        return self.estimator
+
+    def _now(self, progress: Progress) -> Progress:
+        return progress if self.estimate is None else replace(progress, noise_rate=self.estimate.rate)
+
+    # ---- the epoch's opening -----------------------------------------------------------------------------------------
+
+    def _open_epoch(self, progress: Progress) -> None:
+        """At the first step of an epoch: a new estimate of the noise rate, and whom to keep where memory decides."""
+        self.max_epochs = progress.max_epochs
+        if self.estimator is not None:
+            self.take_up()
+            self.estimator.half = max(1.0, progress.max_epochs / 2)  # a resumed estimator was made before this was known
+            self.estimator.estimate(int(progress.epoch))
+        self.decision.remember(self.ledger, self.classes, self._now(progress))
+
+    # ---- the scan before an epoch -------------------------------------------------------------------------------------
+
+    def scan_due(self, progress: Progress) -> bool:
+        """Whether the epoch that starts now wants all samples scored first."""
+        return self.decision.scan_due(self.ledger, progress)
+
+    def scanned(self, found: Scanned, progress: Progress) -> list[int]:
+        """Takes up what a scan of all samples found; returns the classes that nobody is left of."""
+        assert self.ledger is not None
+        return self.decision.scanned(self.ledger, found, self.classes, self._now(progress))
+
+    def split(self) -> Tensor | None:
+        """Whose labels the epoch trains on, bool (N,), None before there is a decision."""
+        return self.ledger.keep if self.ledger is not None and self.decision.made else None
+
+    def view(self, outputs: Any, batch: Batch) -> View:
+        """The forward pass with its targets. Raises ``ValueError`` where the model's output does not fit them."""
+        view = read_view(outputs, batch.targets, batch.index, self.problem, self.recipe.name)
+        unknown = self.classes != view.logits.shape[2]
+        if unknown or (not self.labels_checked and batch.targets.device.type == "cpu"):
+            # a module without a config tells its number of classes only here, past the collator's check of the labels;
+            # on an accelerator, where looking costs a sync, only the first batch is looked at
+            self.classes = view.logits.shape[2]
+            if self.problem == SINGLE:
+                _check_range(batch.targets, self.classes)
+        return view
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that a resumed run needs, as CPU tensors."""
+        self.take_up()
+        out = {f"state.{place}.{k}": v.cpu() for place, state in self.states.items() for k, v in state.items()}
+        out["classes"] = torch.tensor(self.classes)
+        if self.estimator is not None:
+            out.update(self.estimator.state())
+        return {**out, **(self.ledger.state() if self.ledger is not None else {})}
+
+    def load_state(self, saved: dict[str, Tensor]) -> None:
+        """Restores `state`."""
+        for name, value in saved.items():
+            kind, *rest = name.split(".")
+            if kind == "classes":
+                self.classes = int(value)
+            if kind == "state":
+                place, key = rest
+                self.states.setdefault(place, {})[key] = value if place == "keep" else value.to(self.device)
+        if "rate.numbers" in saved and (estimator := self._estimator()) is not None:
+            estimator.load_state(saved)
+        if self.ledger is not None:
+            self.ledger.load_state(saved)
+
+
+def _check_range(labels: Tensor, classes: int) -> None:
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        bad = low if low < 0 else high
+        raise ValueError(f"label {bad} in the batch, the model has {classes} outputs: repair the label or the model.")

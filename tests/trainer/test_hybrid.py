@@ -1,0 +1,424 @@
+"""Perturbations whose norm is drawn for each sample: bit for bit the single norms' in one loop, and the draw the sample's own."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers.toy import CHANNELS, CLASSES, SIZE, Logits, robust, vit
+from helpers.toy import images as toy_images
+from test_text_attacks import net, padded, sentences
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from robust_trainer.data.images import InputSpace
+from robust_trainer.losses.adversarial import INNER, needs_clean
+from robust_trainer.losses.standard import make_objective
+from robust_trainer.methods.recipe import Recipe
+from robust_trainer.models.outputs import read_view
+from robust_trainer.perturbations.inputs import ImageFront, TextFront
+from robust_trainer.perturbations.norms import Ball, HybridBall, draw_second
+from robust_trainer.perturbations.pgd import NORMS, Perturbation
+from robust_trainer.selection.scores import make_score
+from robust_trainer.step.batch import Batch, RunningMeans
+from robust_trainer.step.inner import PROBE_STEPS, Inner, _own_guess
+from robust_trainer.types import SINGLE, Progress, View
+
+MEAN, STD = (0.3, 0.5, 0.6), (0.1, 0.5, 1.3)
+FRONT = ImageFront("pixel_values", InputSpace(MEAN, STD))
+EPS, EPS_L2 = 8 / 255, 0.5
+HYBRID = Perturbation(
+    EPS, steps=7, step_size=EPS / 5, norm="hybrid", scope="sample", inner_loss="ce", eps_l2=EPS_L2, step_size_l2=0.1
+)
+ATTACKS = {
+    "pgd-7": HYBRID,
+    "fgsm": replace(HYBRID, steps=1, step_size=None, step_size_l2=None),
+    "uniform start": replace(HYBRID, random_start=True),
+    "gaussian start, consistency": replace(HYBRID, random_start=True, start_std=0.01, inner_loss="ce+consistency"),
+}
+RECIPE = Recipe("test", make_score("loss"), make_objective("auto", {}, SINGLE))
+NOW = Progress(0.0, 1.0, global_step=5)
+B = 13  # odd, so that vectorised kernels have a rest
+
+
+def channels(values, dtype=torch.float32):
+    return torch.tensor(values, dtype=dtype).view(1, -1, 1, 1)
+
+
+def images(b=B, dtype=torch.float32):
+    """A network and one micro-batch; some pixels on the edge of the range."""
+    torch.manual_seed(1)
+    model = Logits().to(dtype).eval()
+    pixels = torch.rand(b, CHANNELS, SIZE, SIZE, dtype=dtype)
+    pixels[:, :, :2] = pixels[:, :, :2].round()
+    x = (pixels - channels(MEAN, dtype)) / channels(STD, dtype)
+    return model, Batch({"pixel_values": x}, torch.randint(CLASSES, (b,)), torch.randperm(1000)[:b]), pixels
+
+
+def cut(batch, sizes):
+    """The same samples as micro-batches."""
+    parts = [batch.targets.split(sizes), batch.index.split(sizes)]
+    inputs = {key: value.split(sizes) for key, value in batch.inputs.items()}
+    return [Batch({k: v[i] for k, v in inputs.items()}, parts[0][i], parts[1][i]) for i in range(len(sizes))]
+
+
+def inner_of(attack, front=FRONT, keep=None, **kwargs):
+    def view(outputs, batch):
+        return read_view(outputs, batch.targets, batch.index, SINGLE, "test")
+
+    def trust(views, batches, progress):
+        return torch.ones(sum(len(batch.targets) for batch in batches)) if keep is None else keep
+
+    return Inner(RECIPE, attack, front, SINGLE, view, trust, lambda t: t, **{"seed": 3, **kwargs})
+
+
+def craft(attack, model, batches, front=FRONT, now=NOW, **kwargs):
+    """What the step's samples become, and which of them are in the l_2 ball."""
+    batches = batches if isinstance(batches, list) else [batches]
+    inner = inner_of(attack, front, **kwargs)
+    inner.perturb(lambda inputs: model(**inputs), batches, now)
+    return torch.cat([batch.adversarial for batch in batches]), inner._second(batches, now)
+
+
+def singles(attack):
+    """The same attack in the l_inf ball and in the l_2 ball."""
+    linf = replace(attack, norm="linf", eps_l2=9.0, step_size_l2=9.0)
+    return linf, replace(linf, norm="l2", eps=attack.eps_l2, step_size=attack.step_size_l2)
+
+
+# ---- one loop for both norms ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kept", ["all", "some"])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_each_row_is_the_single_norm_bit_for_bit(name, kept):
+    model, batch, _ = images()
+    keep = None if kept == "all" else (torch.arange(B) % 3 > 0).float()
+    got, second = craft(ATTACKS[name], model, batch, keep=keep)
+    linf, l2 = (craft(one, model, batch, keep=keep)[0] for one in singles(ATTACKS[name]))
+    assert 0 < second.sum() < B
+    assert torch.equal(got[second], l2[second]) and torch.equal(got[~second], linf[~second])
+    moved = torch.ones(B, dtype=torch.bool) if keep is None else keep > 0
+    assert ((linf != l2).flatten(1).any(1) == moved).all()
+    assert torch.equal(got[~moved], batch.inputs["pixel_values"][~moved])
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_both_are_the_two_attacks(name):
+    model, batch, _ = images()
+    got, _ = craft(replace(ATTACKS[name], norm="both"), model, cut(batch, [B]))
+    assert torch.equal(got, torch.cat([craft(one, model, batch)[0] for one in singles(ATTACKS[name])]))
+
+
+def test_both_of_micro_batches_and_of_one_perturbation_for_the_batch():
+    model, batch, _ = images()
+    parts = cut(batch, [4, 9])
+    craft(replace(HYBRID, norm="both"), model, parts)
+    assert [part.adversarial.shape[0] for part in parts] == [8, 18]
+    shared = replace(HYBRID, norm="both", scope="batch")
+    got, _ = craft(shared, model, batch)
+    assert torch.equal(got, torch.cat([craft(one, model, batch)[0] for one in singles(shared)]))
+
+
+@pytest.mark.parametrize("norm", ["hybrid", "both"])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_radii_and_pixel_range(name, norm):
+    model, batch, pixels = images(40)
+    got, second = craft(replace(ATTACKS[name], norm=norm), model, batch)
+    if norm == "both":
+        pixels, second = torch.cat([pixels, pixels]), torch.arange(80) >= 40
+    got = got * channels(STD) + channels(MEAN)
+    assert got.min() >= -1e-6 and got.max() <= 1 + 1e-6
+    moved = (got - pixels).flatten(1)
+    assert moved[~second].abs().max() <= EPS + 1e-6 and moved[second].norm(dim=1).max() <= EPS_L2 + 1e-5
+    assert moved[second].abs().max() > EPS + 0.01 and moved[~second].norm(dim=1).max() > EPS_L2 / 2  # neither is in the other ball
+
+
+@pytest.mark.parametrize("random_start", [False, True])
+def test_a_slow_loop_over_single_samples(random_start):
+    """Paper 003 eq. 10 in float64 pixels, one sample at a time."""
+    attack = replace(HYBRID, inner_loss="ce+consistency", random_start=random_start, start_std=0.01 if random_start else "uniform")
+    model, batch, pixels = images(6, torch.float64)
+    got, second = craft(attack, model, batch)
+    assert 0 < second.sum() < 6
+    g = torch.Generator().manual_seed(hash((3, NOW.global_step, 0)) % 2**63)
+    begin = torch.randn(pixels.shape, generator=g).double() * 0.01 if random_start else torch.zeros_like(pixels)
+    for i in range(6):
+
+        def probabilities(image):
+            return model(pixel_values=(image - channels(MEAN, torch.float64)) / channels(STD, torch.float64)).softmax(1)[0]
+
+        clean = probabilities(pixels[i : i + 1]).detach()
+        delta = (pixels[i] + begin[i]).clamp(0, 1) - pixels[i]
+        for _ in range(7):
+            delta = delta.detach().requires_grad_(True)
+            p = probabilities(pixels[i : i + 1] + delta)
+            loss = -p[batch.targets[i]].log() + sum((p[k] - clean[k]) ** 2 for k in range(CLASSES))
+            (grad,) = torch.autograd.grad(loss, delta)
+            if second[i]:
+                delta = delta.detach() + 0.1 * grad / grad.pow(2).sum().sqrt()
+                delta = delta * min(1.0, EPS_L2 / float(delta.pow(2).sum().sqrt()))
+            else:
+                delta = (delta.detach() + EPS / 5 * grad.sign()).clamp(-EPS, EPS)
+            delta = (pixels[i] + delta).clamp(0, 1) - pixels[i]
+        expected = pixels[i] + delta
+        found = got[i] * channels(STD, torch.float64)[0] + channels(MEAN, torch.float64)[0]
+        assert torch.allclose(found, expected, atol=1e-5) and (expected - pixels[i]).abs().max() > 0.01
+
+
+def test_the_methods_of_the_ball_are_those_of_each_row():
+    second = torch.tensor([True, False, True, True, False])
+    linf, l2 = Ball("linf", 0.1), Ball("l2", 0.7)
+    ball, x = HybridBall(linf, l2, second), torch.randn(5, 3, 4, 5)
+    for one, mask in ((linf, ~second), (l2, second)):
+        assert torch.equal(ball.direction(x)[mask], one.direction(x)[mask])
+        assert torch.equal(ball.project(x)[mask], one.project(x)[mask])
+        starts = [b.random_start(x, torch.Generator().manual_seed(4))[mask] for b in (ball, one)]
+        assert torch.equal(*starts) and starts[0].abs().max() > 0
+
+
+def test_step_sizes_follow_their_own_radius():
+    assert (HYBRID.size, HYBRID.size_l2) == (EPS / 5, 0.1)
+    assert replace(HYBRID, step_size_l2=None).size_l2 == 2.5 * EPS_L2 / 7
+    assert ATTACKS["fgsm"].size_l2 == EPS_L2
+
+
+# ---- the draw ---------------------------------------------------------------------------------------------------------
+
+
+def slow_draw(index, seed, step):
+    """The hash on Python's integers."""
+
+    def mix(bits):
+        for _ in range(2):
+            bits = ((bits >> 16) ^ bits) * 0x45D9F3B % 2**32
+        return (bits >> 16) ^ bits
+
+    key = hash((seed, step)) % 2**64
+    return mix(mix((index ^ (key >> 32)) % 2**32) ^ (key % 2**32)) >= 2**31
+
+
+def test_the_draw_is_the_hash_and_fair():
+    index = torch.arange(20_000)
+    draws = torch.stack([draw_second(index, 3, step) for step in range(20)])
+    assert draws.dtype == torch.bool
+    assert draws[4, :50].tolist() == [slow_draw(i, 3, 4) for i in range(50)]
+    # shares within 4.5 standard deviations of 1/2: of every step, of every sample's first bits, and of agreement between neighbours
+    assert (draws.float().mean(1) - 0.5).abs().max() < 4.5 * 0.5 / 20_000**0.5
+    agree = (draws[1:] == draws[:-1]).float().mean(1), (draws[:, 1:] == draws[:, :-1]).float().mean(1)
+    assert all((share - 0.5).abs().max() < 4.5 * 0.5 / 20_000**0.5 for share in agree)
+    seeds = torch.stack([draw_second(index, seed, 4) for seed in range(4)]).float()
+    assert ((seeds[1:] == seeds[:-1]).float().mean(1) - 0.5).abs().max() < 4.5 * 0.5 / 20_000**0.5
+    often = draws.float().sum(0)  # Binomial(20, 1/2): variance 5
+    assert abs(float(often.var()) - 5) < 0.25
+
+
+def test_the_draw_belongs_to_the_sample_and_the_step():
+    model, batch, _ = images(40)
+    whole, second = craft(HYBRID, model.double(), double(batch))
+    for sizes, rank in (([40], 1), ([10, 30], 0), ([7, 7, 26], 2)):
+        got, same = craft(HYBRID, model, cut(double(batch), sizes), rank=rank)
+        assert torch.equal(same, second) and torch.allclose(got, whole, atol=1e-5)
+    order = torch.randperm(40)
+    shuffled = Batch({"pixel_values": batch.inputs["pixel_values"][order]}, batch.targets[order], batch.index[order])
+    got, drawn = craft(HYBRID, model, double(shuffled))
+    assert torch.equal(drawn, second[order]) and torch.allclose(got, whole[order], atol=1e-5)
+    steps = torch.stack([craft(HYBRID, model, double(batch), now=replace(NOW, global_step=s))[1] for s in (5, 6, 7)])
+    assert torch.equal(steps[0], second) and 8 < (steps[0] != steps[1]).sum() < 32 and not torch.equal(steps[1], steps[2])
+
+
+def double(batch):
+    return Batch({k: v.double() for k, v in batch.inputs.items()}, batch.targets, batch.index)
+
+
+def test_without_an_index_the_place_in_the_step_decides():
+    _, batch, _ = images(12)
+    bare = [replace(part, index=None) for part in cut(batch, [5, 7])]
+    for rank in (0, 2):
+        drawn = inner_of(HYBRID, rank=rank)._second(bare, NOW)
+        assert torch.equal(drawn, draw_second(torch.arange(12) + 12 * rank, 3, NOW.global_step))
+    assert torch.equal(inner_of(HYBRID)._second([replace(batch, index=None)], NOW), inner_of(HYBRID)._second(bare, NOW))
+
+
+# ---- losses, labels ---------------------------------------------------------------------------------------------------
+
+
+def looked(name, clean, adversarial, y):
+    own = make_objective("auto", {}, SINGLE)
+    return INNER[name](View(adversarial, y), y.expand(clean.shape[:2]), clean, own, own)
+
+
+@pytest.mark.parametrize("m", [1, 2])
+def test_consistency_equals_the_loop(m):
+    """Paper 003 eq. 6; the clean side is constant."""
+    clean, adversarial = torch.randn(2, m, 5, 4, dtype=torch.float64) * 3
+    y = torch.randint(4, (5,))
+    p, q = clean.softmax(-1).tolist(), adversarial.softmax(-1).tolist()
+    slow = torch.tensor([[sum((a - b) ** 2 for a, b in zip(p[k][i], q[k][i])) for i in range(5)] for k in range(m)]).double()
+    entropy = -torch.tensor([[q[k][i][y[i]] for i in range(5)] for k in range(m)]).double().log()
+    assert torch.allclose(looked("consistency", clean, adversarial, y), slow, atol=1e-6)
+    assert torch.allclose(looked("ce+consistency", clean, adversarial, y), slow + entropy, atol=1e-6)
+    leaf = clean.clone().requires_grad_(True)
+    for name in ("consistency", "ce+consistency"):
+        assert needs_clean(name)
+        assert torch.autograd.gradcheck(lambda z, name=name: looked(name, clean, z, y), adversarial.clone().requires_grad_(True))
+        assert not looked(name, leaf, adversarial, y).requires_grad
+        with pytest.raises(ValueError, match=f"inner_loss='{name.replace('+', '[+]')}' compares with the clean logits"):
+            INNER[name](View(adversarial, y), y.expand(m, 5), None, RECIPE.objective, RECIPE.objective)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_consistency_is_finite_for_extreme_logits(dtype):
+    clean = torch.tensor([[[800.0, -800, 0], [0, 800, 800], [0, 0, 0]]], dtype=dtype)
+    leaf = (-clean).requires_grad_(True)
+    losses = looked("consistency", clean, leaf, torch.zeros(3, dtype=torch.long))
+    (grad,) = torch.autograd.grad(losses.sum(), leaf)
+    assert losses.dtype == torch.float32 and losses.tolist()[0] == pytest.approx([2.0, 1.5, 0.0]) and torch.isfinite(grad).all()
+
+
+def test_without_a_label_a_zero_start_goes_nowhere():
+    model, batch, _ = images()
+    got, _ = craft(replace(HYBRID, inner_loss="consistency"), model, batch)
+    assert torch.equal(got, batch.inputs["pixel_values"])
+    got, _ = craft(replace(HYBRID, inner_loss="ce+consistency"), model, batch)
+    assert (got != batch.inputs["pixel_values"]).flatten(1).any(1).all()
+
+
+@pytest.mark.parametrize("inner_loss", ["ce", "ce+consistency", "objective"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_unlabelled_samples_are_attacked_on_the_models_own_label(norm, inner_loss):
+    model, batch, _ = images()
+    attack = replace(HYBRID, norm=norm, inner_loss=inner_loss)
+    labelled = torch.arange(B) % 3 == 0
+    own = model(**batch.inputs).argmax(1)
+    other = (batch.targets + 1) % CLASSES
+    results = [
+        craft(attack, model, replace(batch, targets=targets, labelled=mask))[0]
+        for targets, mask in (
+            (batch.targets, labelled[None]),
+            (torch.where(labelled, batch.targets, other), labelled[None]),
+            (torch.where(labelled, batch.targets, own), None),
+            (batch.targets, None),
+        )
+    ]
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+    assert not torch.equal(results[0], results[3])
+
+
+def test_peers_guess_each_for_itself():
+    logits = torch.tensor([[[0.0, 1, 2], [3, 1, 2]], [[5.0, 1, 2], [0, 1, 2]]])
+    labelled = torch.tensor([[True, False], [False, False]])
+    assert _own_guess(torch.tensor([[1, 1], [1, 1]]), logits, labelled).tolist() == [[1, 0], [0, 2]]
+    mixed = _own_guess(torch.full((2, 2, 3), 1 / 3), logits, labelled)
+    assert mixed[0, 0].tolist() == pytest.approx([1 / 3] * 3) and mixed[1].tolist() == [[1, 0, 0], [0, 0, 1]]
+
+
+# ---- the probe --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [80, 30])
+@pytest.mark.parametrize("norm", ["hybrid", "both"])
+def test_the_probe_is_a_strong_attack_of_the_same_balls(norm, size):
+    model, batch, _ = images(size)
+    attack, count = replace(HYBRID, norm=norm, steps=1), min(size, 64)
+    crafted, _ = craft(attack, model, batch)
+    batch.targets[:count] = labels = model(pixel_values=crafted[:count]).argmax(1)  # so that the step's own are all right
+    batch.labelled = torch.ones(1, size, dtype=torch.bool)
+    seen, means = [], RunningMeans()
+
+    def forward(inputs):
+        seen.append(inputs["pixel_values"].detach())
+        return model(**inputs)
+
+    inner_of(attack).probe(forward, [batch], NOW, means)
+    strong = replace(attack, norm="linf" if norm == "both" else norm, steps=PROBE_STEPS, step_size=EPS / 4, step_size_l2=EPS_L2 / 4)
+    moved, _ = craft(strong, model, Batch({"pixel_values": batch.inputs["pixel_values"][:count]}, labels, batch.index[:count]))
+    assert torch.equal(seen[0], crafted[:count]) and torch.equal(seen[-1], moved)
+    found = means.take(lambda t: t)
+    assert found["fgsm_accuracy"] == 1.0
+    assert found["pgd_accuracy"] == pytest.approx(float((model(pixel_values=moved).argmax(1) == labels).float().mean()))
+
+
+# ---- text -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("random_start", [False, True])
+def test_each_sentence_has_the_balls_of_its_norm(random_start):
+    model = net("bert").eval()
+    inputs = padded(sentences(9))
+    batch = Batch(inputs, inputs.pop("labels"), torch.arange(9))
+    front = TextFront.of([model])
+    attack = replace(HYBRID, eps=0.4, step_size=0.1, eps_l2=0.6, step_size_l2=0.2, steps=3, random_start=random_start)
+    got, second = craft(attack, model, batch, front)
+    linf, l2 = (craft(one, model, batch, front)[0] for one in singles(attack))
+    assert 0 < second.sum() < 9
+    assert torch.equal(got[second], l2[second]) and torch.equal(got[~second], linf[~second])
+    assert got[second].norm(dim=-1).max() <= 0.6 * front.unit + 1e-6
+    assert got[~second].abs().max() <= 0.4 * front.unit / front.width**0.5 + 1e-6
+    assert (got[inputs["attention_mask"] == 0] == 0).all() and got[inputs["attention_mask"] == 1].abs().sum(-1).min() > 0
+    pair, _ = craft(replace(attack, norm="both"), model, batch, front)
+    assert torch.equal(pair, torch.cat([linf, l2]))
+
+
+# ---- errors -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_meant_is_refused():
+    with pytest.raises(ValueError, match=r"^norm='hybrid' draws a ball for each sample, got scope='batch': set scope='sample'.*$"):
+        Perturbation(EPS, norm="hybrid")
+    with pytest.raises(ValueError, match=r"^norm='both' has no ball: choose one of linf, l2\.$"):
+        Ball("both", 1.0)
+    assert Perturbation(EPS, norm="both").scope == "batch"
+
+
+class Ops(TorchDispatchMode):
+    """The names of the operators that ran."""
+
+    def __enter__(self):
+        self.names = set()
+        return super().__enter__()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(str(func.overloadpacket))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("front", ["pixels", "words"])
+def test_nothing_waits_for_the_device(front):
+    """No operator whose result's size or value the host must know."""
+    waiting = {"aten.index", "aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.is_nonzero", "aten.equal"}
+    if front == "pixels":
+        where, (_, batch, _) = FRONT, images()
+    else:
+        model = net("bert")
+        inputs = padded(sentences(6))
+        where, batch = TextFront.of([model]), Batch(inputs, inputs.pop("labels"), torch.arange(6))
+    count = len(batch.targets)
+    inner, keep = inner_of(replace(HYBRID, random_start=True), where), torch.ones(count)
+    generator = torch.Generator().manual_seed(0)
+    with Ops() as ops:
+        second = inner._second([batch], NOW)
+        x, space = where.join([batch], "hybrid", second)
+        ball = inner.attack.ball(space, second)
+        delta = inner.attack.start(x, space, ball, generator)
+        inner.attack.apply(x, inner.attack.step(x, delta, torch.ones_like(x), keep, space, ball, lambda t: t), space)
+    assert "aten.where" in ops.names and not ops.names & waiting
+    with Ops() as ops:
+        float(second[0])
+        x[keep > 0]
+    assert "aten._local_scalar_dense" in ops.names and ("aten.nonzero" in ops.names or "aten.index" in ops.names)
+
+
+# ---- in training ------------------------------------------------------------------------------------------------------
+
+
+def test_training_is_the_same_however_the_step_is_cut(tmp_path):
+    """Four micro-batches of 4 take the same steps as one batch of 16, and single norms take others."""
+    ends = {}
+    for name, size, micro, norm in (("whole", 16, 1, "hybrid"), ("cut", 4, 4, "hybrid"), ("linf", 16, 1, "linf")):
+        trainer = robust(
+            tmp_path, vit(), toy_images(32), method="pgd-at", norm=norm, eps=0.05, steps=2, random_start=False, num_train_epochs=1,
+            per_device_train_batch_size=size, gradient_accumulation_steps=micro, learning_rate=1e-3,
+        )  # fmt: skip
+        trainer.train()
+        ends[name] = torch.tensor([row["grad_norm"] for row in trainer.state.log_history if "loss" in row])
+    assert len(ends["whole"]) == 2 and torch.allclose(ends["whole"], ends["cut"], rtol=2e-4)
+    assert not torch.allclose(ends["whole"], ends["linf"], rtol=1e-2)

@@ -1,0 +1,240 @@
+"""The same trajectory however the step is cut: accumulation, processes, interruption."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.toy import CHANNELS, Logits, images, logits_module, resnet, robust, vit
+from torch import nn
+
+from robust_trainer import METHODS
+
+SHARP = {  # settings that make every room of the method work within a few steps
+    "spl": dict(noise_rate=0.25),
+    "prl": dict(noise_rate=0.25),
+    "at": dict(eps=0.1),
+    "bootstrap": dict(),
+    "standard": dict(),
+    "spl-at": dict(noise_rate=0.25, eps=0.1),
+    "prl-at": dict(noise_rate=0.25, eps=0.1, steps=2),
+    "bootstrap-at": dict(eps=0.1, scope="sample"),
+    "prl-at-memory": dict(noise_rate=0.25, rate_ramp_steps=5),
+    "prl-g": dict(noise_rate=0.25),
+    "co-teaching": dict(noise_rate=0.25),
+    "co-spl": dict(noise_rate=0.25),
+    "co-prl": dict(noise_rate=0.25),
+    "normclip": dict(clip_norm=0.5),
+    "ignormclip": dict(sample_clip_norm=0.5),
+    **{name: dict(steps=2, eps=0.05) for name, row in METHODS.items() if row.settings.get("steps", 1) > 1},
+    # a random start is drawn per process
+    "nrat-awp": dict(steps=2, eps=0.05, random_start=False),
+    "prl+trades": dict(noise_rate=0.25, steps=2, eps=0.05, inner_loss="ce", random_start=False),
+    **{name: dict(eps=0.05, collapse_check_steps=3) for name in ("fast-at", "fast-at-awp")},
+    "rebalanced": dict(warmup_epochs=1.0),
+    "erat": dict(steps=2, warmup_epochs=1.0, lambda_ramp_epochs=0.01),  # the epoch is counted in micro-batches: no ramp
+}
+#: Augmentations are drawn per process.
+ALIKE = {"erat": dict(strong_augmentation="none", weak_augmentation="none")}
+
+
+def ready(row):
+    """The logs that must agree, without timings."""
+    return [
+        {k: v for k, v in r.items() if k in ("loss", "grad_norm", "kept_fraction", "kept_corrupted", "filter_auroc")}
+        for r in row if "loss" in r
+    ]  # fmt: skip
+
+
+def close(ours, theirs, rel=2e-4):
+    assert len(ours) == len(theirs) > 3
+    for a, b in zip(ours, theirs):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert a[key] == pytest.approx(b[key], rel=rel, abs=1e-5), (key, a, b)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_accumulation_is_a_larger_batch(tmp_path, method):
+    """Four micro-batches of 4 take the same steps as one batch of 16; 44 samples leave a short last step."""
+    data = images(44)
+    logs = []
+    for size, micro in ((16, 1), (4, 4)):
+        trainer = robust(
+            tmp_path, vit(), data, method=method, per_device_train_batch_size=size, gradient_accumulation_steps=micro,
+            num_train_epochs=3, learning_rate=1e-3, **SHARP.get(method, {}),
+        )  # fmt: skip
+        trainer.train()
+        logs.append((ready(trainer.state.log_history), trainer.ledger.columns))
+    close(logs[0][0], logs[1][0])
+    for name in ("seen", "kept", "predicted"):
+        assert torch.equal(logs[0][1][name], logs[1][1][name]), name
+    for name in ("mean_score", "aum", "margin"):
+        assert torch.allclose(logs[0][1][name], logs[1][1][name], rtol=1e-3, atol=1e-3), name
+
+
+WORKER = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from helpers.toy import images, robust, vit
+from test_invariance import ALIKE, SHARP, ready
+method, size, out = sys.argv[2], int(sys.argv[3]), sys.argv[4]
+trainer = robust(out, vit(), images(48), method=method, per_device_train_batch_size=size, num_train_epochs=3,
+                 learning_rate=1e-3, ddp_find_unused_parameters=False, **SHARP.get(method, {}), **ALIKE.get(method, {}))
+trainer.train()
+rows = trainer.ledger.to_dataset().to_dict()
+if trainer.is_world_process_zero():
+    json.dump([ready(trainer.state.log_history), rows], open(out + "/result.json", "w"))
+trainer.accelerator.wait_for_everyone()  # a process that leaves while the other one still talks to it may abort
+trainer.accelerator.end_training()
+"""
+
+
+def launch(tmp_path, method, processes, size):
+    out = tmp_path / str(processes)
+    out.mkdir()
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0", "--rdzv-backend=c10d",
+                    "--rdzv-endpoint=localhost:0"]  # fmt: skip
+    command += [str(script), str(Path(__file__).parent), method, str(size), str(out)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((out / "result.json").read_text())
+
+
+@pytest.mark.parametrize("method", ["prl-at-memory", "prl-g", "co-prl", "nrat-awp", "prl+trades", "erat"])
+def test_two_processes_are_one(tmp_path, method):
+    """gloo on the CPU, 3 steps of 2 x 8: the trajectory of one process with batches of 16."""
+    one, rows = launch(tmp_path, method, 1, 16)
+    two, both = launch(tmp_path, method, 2, 8)
+    close(one, two, rel=1e-3)
+    assert rows["seen"] == both["seen"] == [3] * 48
+    assert rows["kept"] == both["kept"] and rows["forgetting"] == both["forgetting"]
+    for name in ("aum", "margin", "rival_confidence"):
+        assert rows[name] == pytest.approx(both[name], rel=1e-2, abs=5e-3), name
+
+
+def test_padded_repeats_count_once(tmp_path):
+    """43 samples on two processes: the sampler repeats one, the ledger counts every sample once per epoch."""
+    script = tmp_path / "pad.py"
+    script.write_text(WORKER.replace("images(48)", "images(43)"))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d",
+                "--rdzv-endpoint=localhost:0", str(script), str(Path(__file__).parent), "prl", "8", str(tmp_path)]  # fmt: skip
+    done = subprocess.run(launcher, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    _, rows = json.loads((tmp_path / "result.json").read_text())
+    assert rows["seen"] == [3] * 43 and max(rows["kept"]) <= 3
+
+
+KILLED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from helpers.toy import images, robust, vit
+import time
+from transformers import TrainerCallback
+from test_invariance import SHARP
+class Slow(TrainerCallback):
+    def on_step_end(self, *args, **kwargs): time.sleep(0.05)
+trainer = robust(sys.argv[3], vit(dropout=0.1), images(44), method=sys.argv[2], num_train_epochs=4, save_strategy="steps",
+                 save_steps=4, **SHARP.get(sys.argv[2], {}))
+trainer.add_callback(Slow())
+trainer.train()
+"""
+
+
+@pytest.mark.parametrize("method", ["prl", "prl-at-memory", "co-prl", "nrat-awp", "erat"])
+def test_killed_and_resumed_is_a_straight_run(tmp_path, method):
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    broken = tmp_path / "broken"
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(Path(__file__).parent), method, str(broken)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    deadline = time.time() + 120
+    while not (broken / "checkpoint-16").exists() and time.time() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+    common = dict(method=method, num_train_epochs=4, save_strategy="steps", save_steps=4, **SHARP.get(method, {}))
+    straight = robust(tmp_path / "straight", vit(dropout=0.1), images(44), **common)
+    straight.train()
+    resumed = robust(broken, vit(dropout=0.1), images(44), **common)
+    resumed.train(resume_from_checkpoint=str(broken / "checkpoint-8"))  # in the middle of the second epoch (6 steps each)
+    assert ready(resumed.state.log_history) == ready(straight.state.log_history)
+    for name, column in straight.ledger.columns.items():
+        assert torch.equal(column, resumed.ledger.columns[name]), name
+    weights = resumed.model.state_dict()
+    assert all(torch.equal(v, weights[k]) for k, v in straight.model.state_dict().items())
+
+
+def test_a_checkpoint_of_another_method_is_refused(tmp_path):
+    robust(tmp_path, method="prl", save_strategy="epoch").train()
+    checkpoint = str(tmp_path / "checkpoint-6")
+    for method in ("spl", None):
+        keep = {"image_mean": None, "image_std": None}
+        with pytest.raises(ValueError, match="made by method='prl'"):
+            robust(tmp_path, method=method, **keep).train(resume_from_checkpoint=checkpoint)
+
+
+def test_state_loads_without_pickle(tmp_path):
+    import safetensors.torch
+
+    robust(tmp_path, method="prl-at-memory", save_strategy="epoch").train()
+    state = safetensors.torch.load_file(tmp_path / "checkpoint-12" / "robust_state.safetensors")
+    assert state["ledger.seen"].tolist() == [2] * 48
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_crafting_leaves_batchnorm_as_it_was(tmp_path, mode):
+    """One step of AT with eps 0 and one of standard training end with the same buffers and weights."""
+    ends = []
+    for settings in (dict(method="at", eps=0.0, attack_mode=mode, steps=2), dict(method="standard")):
+        trainer = robust(tmp_path, resnet(), max_steps=3, **settings)
+        trainer.train()
+        ends.append(trainer.model.state_dict())
+    assert any("running_mean" in k for k in ends[0])
+    assert all(torch.equal(v, ends[1][k]) for k, v in ends[0].items())
+
+
+def test_crafting_computes_no_weight_gradients(tmp_path):
+    calls = []
+
+    class Watched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Logits(channels=CHANNELS)
+
+        def forward(self, pixel_values):
+            out = self.inner(pixel_values)
+            calls.append((self.training, pixel_values.requires_grad))
+            return out
+
+    trainer = robust(tmp_path, Watched(), method="at", max_steps=1)
+    trainer.model.inner.head.weight.register_hook(lambda grad: calls.append("weight gradient"))
+    trainer.train()
+    # one crafting forward in eval mode with a gradient for its input, one training forward, one weight gradient
+    assert calls == [(False, True), (True, False), "weight gradient"]
+    assert logits_module().training
+
+
+def test_memory_is_frozen_within_an_epoch_and_right_in_share(tmp_path):
+    trainer = robust(
+        tmp_path, data=images(200), method="prl-at-memory", noise_rate=0.2, num_train_epochs=3, logging_strategy="epoch",
+        rate_schedule="constant", memory_after_epochs=1,
+    )  # fmt: skip
+    trainer.train()
+    rates = [r["kept_fraction"] for r in trainer.state.log_history if "kept_fraction" in r]
+    drop = trainer.recipe().selection.rate(trainer._progress())
+    assert rates[1:] == pytest.approx([1 - drop] * 2, abs=0.01)
