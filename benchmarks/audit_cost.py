@@ -48,6 +48,7 @@ def data_of(label: np.ndarray, classes: int, images: bool) -> datasets.Dataset:
     rows: dict[str, Any] = {"label": label}
     features: dict[str, Any] = {"label": datasets.ClassLabel(names=names)}
     if images:
+
         def png(pixels: np.ndarray) -> bytes:
             buffer = io.BytesIO()
             Image.fromarray(pixels).save(buffer, "PNG")

@@ -28,8 +28,8 @@ def changed(method: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Those of a run's settings that are not the method's own: what `RobustConfig` is to be given."""
     own = METHODS[method].settings
     found = {k: v for k, v in settings.items() if v is not None and v != own[k]}
-    if own.get("rate_ramp_steps") is not None and settings["rate_ramp_steps"] is None:
-        found["rate_ramp_epochs"] = settings["rate_ramp_epochs"]  # named, epochs count, be it the default's number
+    if own.get("drop_ramp_steps") is not None and settings["drop_ramp_steps"] is None:
+        found["drop_ramp_epochs"] = settings["drop_ramp_epochs"]  # named, epochs count, be it the default's number
     return found
 
 

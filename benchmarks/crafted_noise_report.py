@@ -1,9 +1,9 @@
 """Tables and figures of `crafted_noise.py`'s runs.
 
-    python benchmarks/crafted_noise_report.py runs/*.jsonl                         tables in markdown
-    python benchmarks/crafted_noise_report.py runs/*.jsonl --figures docs/figures  and crafted_*.png
-    python benchmarks/crafted_noise_report.py --paths <folder of MNIST's parquet files> --figures docs/figures
-                                       path lengths, and the closest and farthest images of a clean network (figures 13, 14, 16)
+python benchmarks/crafted_noise_report.py runs/*.jsonl                         tables in markdown
+python benchmarks/crafted_noise_report.py runs/*.jsonl --figures docs/figures  and crafted_*.png
+python benchmarks/crafted_noise_report.py --paths <folder of MNIST's parquet files> --figures docs/figures
+                                   path lengths, and the closest and farthest images of a clean network (figures 13, 14, 16)
 """
 
 from __future__ import annotations

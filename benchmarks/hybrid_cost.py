@@ -3,7 +3,7 @@
     python benchmarks/hybrid_cost.py                          # resnet32 and small-cnn, PGD-7, batch 64, 32x32
     python benchmarks/hybrid_cost.py --models small-cnn --rounds 15 --check
 
-What is timed is the inner maximisation as training runs it (`robust_trainer.step.inner.Inner.perturb`): all forwards and backwards of
+What is timed is the inner maximisation as training runs it (`robust_trainer.step.inner.InnerMaximization.perturb`): all forwards and backwards of
 the attack, the draw, the steps and projections; no update of the weights. ``both``, which crafts an l_inf and an l_2 perturbation
 for every sample, is the plain alternative.
 
@@ -34,12 +34,12 @@ from robust_trainer.methods.recipe import Recipe
 from robust_trainer.models.modes import untouched
 from robust_trainer.models.outputs import read_view
 from robust_trainer.models.zoo import build_model
-from robust_trainer.perturbations.inputs import ImageFront
+from robust_trainer.perturbations.inputs import PixelAdapter
 from robust_trainer.perturbations.pgd import NORMS, Perturbation
 from robust_trainer.selection.scores import make_score
 from robust_trainer.step.batch import Batch
-from robust_trainer.step.inner import Inner
-from robust_trainer.types import SINGLE, Progress, View
+from robust_trainer.step.inner import InnerMaximization
+from robust_trainer.types import SINGLE, ForwardOutput, Progress
 
 BAR = 1.05
 CLASSES, EPS, EPS_L2 = 10, 8 / 255, 0.5
@@ -52,17 +52,17 @@ def make_runs(args: argparse.Namespace, name: str) -> dict[str, Callable[[], Any
     x = (torch.rand(args.batch_size, 3, args.size, args.size) * 2 - 1).to(args.device)
     y = torch.randint(CLASSES, (args.batch_size,)).to(args.device)
     batch = Batch({"pixel_values": x}, y, torch.arange(args.batch_size, device=args.device))
-    front = ImageFront("pixel_values", InputSpace((0.5,), (0.5,)))
+    front = PixelAdapter("pixel_values", InputSpace((0.5,), (0.5,)))
     recipe = Recipe("benchmark", make_score("loss"), make_objective("auto", {}, SINGLE))
     ones = torch.ones(args.batch_size, device=args.device)
 
-    def view(outputs: Any, batch: Batch) -> View:
+    def view(outputs: Any, batch: Batch) -> ForwardOutput:
         return read_view(outputs, batch.targets, batch.index, SINGLE, "benchmark")
 
-    def trust(views: list[View], batches: list[Batch], progress: Progress) -> Tensor:
+    def trust(views: list[ForwardOutput], batches: list[Batch], progress: Progress) -> Tensor:
         return ones
 
-    def run(inner: Inner, model: nn.Module, numbers: list[int]) -> None:
+    def run(inner: InnerMaximization, model: nn.Module, numbers: list[int]) -> None:
         numbers[0] += 1
         with untouched(model, "eval"):
             inner.perturb(lambda inputs: model(**inputs), [batch], Progress(0.0, 1.0, global_step=numbers[0]))
@@ -73,7 +73,7 @@ def make_runs(args: argparse.Namespace, name: str) -> dict[str, Callable[[], Any
         attack = Perturbation(
             eps, eps / 5, args.steps, norm, "sample", inner_loss=args.inner_loss, eps_l2=EPS_L2, step_size_l2=EPS_L2 / 5
         )
-        inner, numbers = Inner(recipe, attack, front, SINGLE, view, trust, lambda t: t), [0]
+        inner, numbers = InnerMaximization(recipe, attack, front, SINGLE, view, trust, lambda t: t), [0]
         runs[norm] = lambda inner=inner, numbers=numbers: run(inner, model, numbers)
     return runs
 

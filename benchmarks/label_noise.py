@@ -230,8 +230,8 @@ def method_settings(args: argparse.Namespace, name: str, told: float | str) -> d
     takes = METHODS[method].settings
     if "noise_rate" in takes:
         given["noise_rate"] = told
-    if "rate_ramp_epochs" in takes:
-        given["rate_ramp_epochs"] = args.ramp_epochs
+    if "drop_ramp_epochs" in takes:
+        given["drop_ramp_epochs"] = args.ramp_epochs
     for change in args.set:
         key, equals, text = change.partition("=")
         for_method, dot, setting = key.rpartition(".")
@@ -469,7 +469,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--table", choices=TABLES, default="4.2")
     p.add_argument("--data", help="mnist, cifar10, ...: see --data_dir; for table 4.1 diabetes or digits, which scikit-learn ships")
     p.add_argument("--data_dir", help="folder that holds <data>/train.parquet and test.parquet; without it: hub name or 'digits'")
-    p.add_argument("--model", default="plain-cnn", help="plain-cnn, small-cnn, resnet32, ... (robust_trainer.models.zoo); not for 4.1")
+    p.add_argument(
+        "--model", default="plain-cnn", help="plain-cnn, small-cnn, resnet32, ... (robust_trainer.models.zoo); not for 4.1"
+    )
     p.add_argument("--noise", nargs="+", help="kind:rate, or clean; default: the paper's")
     p.add_argument("--methods", nargs="+", help="names, also separated by commas; default: the paper's")
     p.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="setting=value or method.setting=value")

@@ -37,25 +37,21 @@ class RobustConfig(TrainingArguments):
         default=None,
         metadata={"help": f"Expected share of corrupted samples, [0, 1), err high; auto: estimated. {_FROM_METHOD}"},
     )
-    over_trim: float | None = field(default=None, metadata={"help": f"Factor on noise_rate, > 0. {_FROM_METHOD}"})
-    max_rate: float | None = field(
+    rate_multiplier: float | None = field(default=None, metadata={"help": f"Factor on noise_rate, > 0. {_FROM_METHOD}"})
+    max_drop_rate: float | None = field(
         default=None, metadata={"help": f"Largest share of samples to drop, (0, 1). {_FROM_METHOD}"}
     )
-    rate_schedule: str | None = field(
+    drop_schedule: str | None = field(
         default=None, metadata={"help": f"constant, ramp (0 up to the rate) or relax (down to the rate). {_FROM_METHOD}"}
     )
-    rate_ramp_epochs: float | None = field(
-        default=None, metadata={"help": f"Epochs that ramp or relax take, > 0. {_FROM_METHOD}"}
-    )
-    rate_ramp_steps: int | None = field(
+    drop_ramp_epochs: float | None = field(default=None, metadata={"help": f"Epochs that ramp or relax take, > 0. {_FROM_METHOD}"})
+    drop_ramp_steps: int | None = field(
         default=None, metadata={"help": f"Optimizer steps that ramp takes, >= 1, instead of epochs. {_FROM_METHOD}"}
     )
-    ramp_from: float | None = field(
+    drop_ramp_from: float | None = field(
         default=None, metadata={"help": f"Share of the final rate where ramp starts, [0, 1]. {_FROM_METHOD}"}
     )
-    relax_from: float | None = field(
-        default=None, metadata={"help": f"Share dropped where relax starts, (0, 1). {_FROM_METHOD}"}
-    )
+    relax_from: float | None = field(default=None, metadata={"help": f"Share dropped where relax starts, (0, 1). {_FROM_METHOD}"})
     rate_decay_share: float | None = field(
         default=None, metadata={"help": f"Share of all epochs after which decay drops its full share, (0, 1]. {_FROM_METHOD}"}
     )
@@ -73,9 +69,7 @@ class RobustConfig(TrainingArguments):
             f"starts). {_FROM_METHOD}"
         },
     )
-    memory_decay: float | None = field(
-        default=None, metadata={"help": f"Weight of the past in memory=ema, [0, 1). {_FROM_METHOD}"}
-    )
+    memory_decay: float | None = field(default=None, metadata={"help": f"Weight of the past in memory=ema, [0, 1). {_FROM_METHOD}"})
     memory_after_epochs: int | None = field(
         default=None, metadata={"help": f"Finished epochs after which memory decides, >= 1. {_FROM_METHOD}"}
     )
@@ -106,8 +100,8 @@ class RobustConfig(TrainingArguments):
     min_sgd_group: int | None = field(
         default=None, metadata={"help": f"min-sgd: samples of which the best is used; none: the whole step. {_FROM_METHOD}"}
     )
-    peers: int | None = field(default=None, metadata={"help": f"Networks trained side by side, >= 2. {_FROM_METHOD}"})
-    exchange: str | None = field(
+    num_networks: int | None = field(default=None, metadata={"help": f"Networks trained side by side, >= 2. {_FROM_METHOD}"})
+    peer_exchange: str | None = field(
         default=None,
         metadata={"help": f"Who trains on what a network trusts: next, or shuffled (any other, drawn each step). {_FROM_METHOD}"},
     )
@@ -129,9 +123,7 @@ class RobustConfig(TrainingArguments):
     step_size_l2: float | str | None = field(
         default=None, metadata={"help": f"hybrid, both: l_2 attack step in [0, 1] pixels. {_FROM_METHOD}"}
     )
-    scope: str | None = field(
-        default=None, metadata={"help": f"batch (one perturbation for the batch) or sample. {_FROM_METHOD}"}
-    )
+    scope: str | None = field(default=None, metadata={"help": f"batch (one perturbation for the batch) or sample. {_FROM_METHOD}"})
     random_start: bool | None = field(
         default=None, metadata={"help": f"Start the attack at a random point of the ball. {_FROM_METHOD}"}
     )
@@ -163,9 +155,7 @@ class RobustConfig(TrainingArguments):
     score_scale: str | None = field(
         default=None, metadata={"help": f"erat: none or minmax, how scores enter the class rates. {_FROM_METHOD}"}
     )
-    strong_augmentation: str | None = field(
-        default=None, metadata={"help": f"erat: {', '.join(AUGMENTATIONS)}. {_FROM_METHOD}"}
-    )
+    strong_augmentation: str | None = field(default=None, metadata={"help": f"erat: {', '.join(AUGMENTATIONS)}. {_FROM_METHOD}"})
     weak_augmentation: str | None = field(default=None, metadata={"help": f"erat: as strong_augmentation. {_FROM_METHOD}"})
     lambda_u: float | None = field(default=None, metadata={"help": f"erat: weight of the unlabelled samples, >= 0. {_FROM_METHOD}"})
     lambda_ramp_epochs: float | None = field(
@@ -184,9 +174,7 @@ class RobustConfig(TrainingArguments):
     sample_selection: bool | None = field(
         default=None, metadata={"help": f"erat: false trains on all labels as given. {_FROM_METHOD}"}
     )
-    attack_mode: str | None = field(
-        default=None, metadata={"help": f"Model mode while crafting: eval or train. {_FROM_METHOD}"}
-    )
+    attack_mode: str | None = field(default=None, metadata={"help": f"Model mode while crafting: eval or train. {_FROM_METHOD}"})
     inner_filter: bool | None = field(
         default=None, metadata={"help": f"Filter or relabel in the inner maximisation. {_FROM_METHOD}"}
     )
@@ -196,7 +184,7 @@ class RobustConfig(TrainingArguments):
     bootstrap_beta: float | None = field(
         default=None, metadata={"help": f"Weight of the given label in bootstrap, [0, 1]. {_FROM_METHOD}"}
     )
-    head_only: bool | None = field(
+    freeze_backbone: bool | None = field(
         default=None,
         metadata={"help": f"Any method, or none: train the classification head alone, the rest is frozen. {_FROM_METHOD}"},
     )
@@ -243,9 +231,9 @@ class RobustConfig(TrainingArguments):
         return {name: getattr(self, name) for name in SETTINGS if getattr(self, name) is not None}
 
     def switches(self) -> tuple[bool, Cap | None]:
-        """``head_only`` and the cap of spectral norms as given here, whatever the method."""
+        """``freeze_backbone`` and the cap of spectral norms as given here, whatever the method."""
         given = self._given()
-        return bool(given.get("head_only")), cap_of(given)
+        return bool(given.get("freeze_backbone")), cap_of(given)
 
     def recipe(self) -> Recipe | None:
         """The named method with the settings given here; None without a method."""

@@ -26,7 +26,7 @@ class DataHooks(SwitchHooks):
         data, walk = self.train_dataset, self._walk
         if not self._training or walk is None or walk.ledger is None or data is None:
             return super().get_train_dataloader()
-        semi = walk.recipe.semi
+        semi = walk.recipe.semi_supervised
 
         def sampler(rows: Any) -> Any:
             if semi is None or walk.recipe.selection is None:

@@ -13,14 +13,14 @@ from .config import RobustConfig
 from .methods.recipe import Recipe
 from .models.heads import head_of
 from .models.peers import PeerModel, clip_each, each_reported, make_peers
-from .step.plan import Walk
+from .step.plan import RobustStep
 
 
 class PeerHooks(Trainer):
     """A Trainer whose model is a `PeerModel` where the method trains several networks; base class of `RobustTrainer`."""
 
     _given_recipe: Recipe | None
-    _walk: Walk | None
+    _walk: RobustStep | None
 
     def __init__(self, *args: Any, **kwargs: Any):
         if args or "model" in kwargs:
@@ -36,17 +36,17 @@ class PeerHooks(Trainer):
 
     def _with_peers(self, model: Any, args: Any) -> Any:
         recipe = args.recipe() if isinstance(args, RobustConfig) else self._given_recipe
-        if recipe is None or recipe.peers == 1 or not isinstance(model, nn.Module) or isinstance(model, PeerModel):
+        if recipe is None or recipe.num_networks == 1 or not isinstance(model, nn.Module) or isinstance(model, PeerModel):
             return model
-        return make_peers(model, recipe.peers, getattr(args, "seed", 0), head_of if recipe.head_only else None)
+        return make_peers(model, recipe.num_networks, getattr(args, "seed", 0), head_of if recipe.freeze_backbone else None)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         recipe = self.recipe()
         model = super().call_model_init(trial)
-        if recipe is None or recipe.peers == 1 or isinstance(model, PeerModel):
+        if recipe is None or recipe.num_networks == 1 or isinstance(model, PeerModel):
             return model
         # called once per peer: the random state moves on, so that they start from other weights
-        return PeerModel.of([model, *(super(PeerHooks, self).call_model_init(trial) for _ in range(1, recipe.peers))])
+        return PeerModel.of([model, *(super(PeerHooks, self).call_model_init(trial) for _ in range(1, recipe.num_networks))])
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None and isinstance(self.model, PeerModel):

@@ -10,7 +10,7 @@ from torch import nn
 
 from .callbacks.spectral_cap import SpectralCap
 from .config import RobustConfig
-from .models.heads import HeadAlone
+from .models.heads import LinearProbe
 from .models.spectral import Cap
 from .peer_hooks import PeerHooks
 
@@ -18,25 +18,25 @@ from .peer_hooks import PeerHooks
 class SwitchHooks(PeerHooks):
     """A Trainer that trains the head alone, and caps the spectral norm of weights, where it is told to."""
 
-    _alone: HeadAlone | None = None
+    _alone: LinearProbe | None = None
 
     def _switches(self) -> tuple[bool, Cap | None]:
         """Whether the head is trained alone, and the cap: of the method in force, else of the arguments."""
         recipe, args = self.recipe(), self.args
-        head_only, cap = args.switches() if isinstance(args, RobustConfig) else (False, None)
+        freeze_backbone, cap = args.switches() if isinstance(args, RobustConfig) else (False, None)
         if recipe is None:
-            return head_only, cap
+            return freeze_backbone, cap
         if cap is not None and recipe.spectral is not None and recipe.spectral != cap:
             raise ValueError(f"spectral_cap={cap.k!r} in the arguments and {recipe.spectral.k!r} in the recipe: give one of them.")
-        return recipe.head_only or head_only, recipe.spectral or cap
+        return recipe.freeze_backbone or freeze_backbone, recipe.spectral or cap
 
     @contextmanager
     def _switched(self) -> Iterator[None]:
         """One training: what is frozen and capped in it is as it was afterwards, but for the weights."""
-        head_only, cap = self._switches()
+        freeze_backbone, cap = self._switches()
         bare = self.accelerator.unwrap_model(self.model)
         callback = SpectralCap(cap.k, cap.layers) if cap is not None else None
-        with HeadAlone(bare) if head_only else nullcontext() as self._alone:
+        with LinearProbe(bare) if freeze_backbone else nullcontext() as self._alone:
             if callback is not None:
                 self.add_callback(callback)
             try:

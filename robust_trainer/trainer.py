@@ -29,12 +29,12 @@ from .methods.table import get_method
 from .models.modes import untouched
 from .per_sample_gradients.norms import SampleGradients
 from .perturbations.collapse import collapse
-from .perturbations.inputs import Front
+from .perturbations.inputs import InputAdapter
 from .selection.noise_rate import RateEstimate
 from .step import checkpoints
 from .step.batch import Batch, Step
 from .step.dataset_scores import EpochScan
-from .step.plan import Walk
+from .step.plan import RobustStep
 from .types import SINGLE, UNSUPERVISED, Progress
 
 logger = logging.get_logger(__name__)
@@ -49,7 +49,7 @@ class RobustTrainer(DataHooks):
 
     def __init__(self, *args: Any, recipe: Recipe | str | None = None, **kwargs: Any):
         self._given_recipe = get_method(recipe)() if isinstance(recipe, str) else recipe
-        self._walk: Walk | None = None
+        self._walk: RobustStep | None = None
         self._window: list[Any] = []
         self._step: Step | None = None
         self._micro: int | None = None
@@ -57,7 +57,7 @@ class RobustTrainer(DataHooks):
         self._training = False
         self._problem = SINGLE
         self._auroc_epoch = -1
-        self._make_front: Callable[[Mapping[str, Any]], Front]
+        self._make_front: Callable[[Mapping[str, Any]], InputAdapter]
         super().__init__(*args, **kwargs)
         if self.recipe() is not None and checks.unsupervised(self.model):
             self.label_names, self.can_return_loss = [], True  # evaluations have a loss without labels
@@ -127,7 +127,7 @@ class RobustTrainer(DataHooks):
             named = classes if problem == SINGLE else None
             if problem != UNSUPERVISED:
                 checks.label_column(data, self.label_names, named, self.args.remove_unused_columns)
-        walk = Walk(
+        walk = RobustStep(
             recipe=self._with_objective(recipe, problem),
             classes=classes or 0,
             problem=problem,
@@ -142,7 +142,7 @@ class RobustTrainer(DataHooks):
         )
         if recipe.gradients:
             walk.outer.recorder = SampleGradients(self._in_training_mode(bare))
-        if recipe.perturbation is not None or recipe.semi is not None:
+        if recipe.perturbation is not None or recipe.semi_supervised is not None:
             self._make_front = checks.front_of(self, recipe, bare)
         if size is not None:
             walk.watch(new_ledger(self, walk.recipe, problem, classes, size, getattr(bare, "config", None)))
@@ -182,8 +182,8 @@ class RobustTrainer(DataHooks):
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
         finally:
-            if self._step is not None and self._step.shaken is not None:
-                self._step.shaken.restore()
+            if self._step is not None and self._step.perturbed_weights is not None:
+                self._step.perturbed_weights.restore()
         if self._micro is not None:
             raise ValueError(
                 f"{type(self).__name__} overrides compute_loss without calling super().compute_loss: "
@@ -191,9 +191,7 @@ class RobustTrainer(DataHooks):
             )
         return loss
 
-    def compute_loss(
-        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         if INDEX in inputs and self._walk is not None:
             inputs = {k: v for k, v in inputs.items() if k != INDEX}
         # model.training alone also holds in a prediction step right after a training step; of a frozen backbone it is False
@@ -209,8 +207,8 @@ class RobustTrainer(DataHooks):
             self._step = self._plan(model, progress)
         step = self._step
         batch = step.batches[micro]
-        if step.shaken is not None:
-            step.shaken.apply()  # until this micro-batch's backward is done: see training_step
+        if step.perturbed_weights is not None:
+            step.perturbed_weights.apply()  # until this micro-batch's backward is done: see training_step
         with self._walk.outer.recording(batch):
             outputs = self._walk.outer.first(lambda given: model(**given), batch)
         loss = self._walk.loss(outputs, self._forward, batch, step, progress)
@@ -227,7 +225,7 @@ class RobustTrainer(DataHooks):
             )
         bare = self._unwrapped(model)
         attack, shake = walk.recipe.perturbation, walk.recipe.weight_perturbation
-        if (attack is not None or walk.recipe.semi is not None) and walk.outer.front is None:
+        if (attack is not None or walk.recipe.semi_supervised is not None) and walk.outer.front is None:
             walk.set_front(self._make_front(batches[0].inputs))
 
         def crafting() -> AbstractContextManager:
@@ -338,4 +336,3 @@ class RobustTrainer(DataHooks):
             checkpoints.load(checkpoint, self._walk)
             self._auroc_epoch = int(self.state.epoch or 0)
         super()._load_optimizer_and_scheduler(checkpoint)
-

@@ -31,7 +31,7 @@ class Progress:
 
 
 @dataclass
-class View:
+class ForwardOutput:
     """One forward pass kept together: logits (M, B, C), what is to be predicted and, where known, sample indices (B,).
 
     targets: class labels (B,), or for the problems ``regression`` and ``multi_label_classification`` floats (B, C).
@@ -52,9 +52,9 @@ class View:
 
 
 class Score(Protocol):
-    """``View -> (M, B)``, detached; HIGHER = MORE SUSPICIOUS, everywhere."""
+    """``ForwardOutput -> (M, B)``, detached; HIGHER = MORE SUSPICIOUS, everywhere."""
 
-    def __call__(self, view: View) -> Tensor: ...
+    def __call__(self, view: ForwardOutput) -> Tensor: ...
 
 
 class Selection(Protocol):
@@ -69,12 +69,10 @@ class Selection(Protocol):
 
     def divisor(self, weights: Tensor) -> Tensor: ...
 
-    def judging(self, progress: Progress) -> bool: ...
+    def filter_active(self, progress: Progress) -> bool: ...
 
 
-#: ``View -> targets``: (M, B) labels or (M, B, C) mixtures that replace the given labels (bootstrap).
-Relabel = Callable[[View], Tensor]
-#: ``(View, targets) -> (M, B)`` differentiable losses, one per sample.
-Objective = Callable[[View, Tensor], Tensor]
-
-
+#: ``ForwardOutput -> targets``: (M, B) labels or (M, B, C) mixtures that replace the given labels (bootstrap).
+Relabel = Callable[[ForwardOutput], Tensor]
+#: ``(ForwardOutput, targets) -> (M, B)`` differentiable losses, one per sample.
+Objective = Callable[[ForwardOutput, Tensor], Tensor]

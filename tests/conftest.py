@@ -10,10 +10,10 @@ _ROOT = Path(__file__).resolve().parents[1]
 _FOUND = [path for path in sys.path if Path(path).resolve().is_relative_to(_ROOT)]
 os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(_ROOT), *_FOUND, *filter(None, [os.environ.get("PYTHONPATH")])]))
 
-import datasets
-import pytest
-import torch
-import transformers
+import datasets  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
 
 torch.set_num_threads(1)  # one order of summation everywhere, and tiny models gain nothing from a second thread
 datasets.disable_progress_bars()

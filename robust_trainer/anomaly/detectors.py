@@ -67,7 +67,7 @@ class RCA(AnomalyDetector):
     def _method(self, share: float) -> dict[str, Any]:
         if self.networks == 1:
             return {"method": "standard"}
-        return {"method": "rca", "peers": int(self.networks), "noise_rate": share if self.select else 0.0}
+        return {"method": "rca", "num_networks": int(self.networks), "noise_rate": share if self.select else 0.0}
 
     def _score(self, x: Tensor) -> Tensor:
         return ensemble_scores(self.networks_, x, int(self.ensemble), self.seed_)

@@ -45,7 +45,6 @@ class Thinned:
     A VAE's bottleneck, its mean, they keep whole.
     """
 
-
     def __init__(self, network: AutoencoderModel, passes: int, generator: torch.Generator):
         config = network.config
         h, r, variational = config.hidden_size, config.dropout, config.variational

@@ -125,4 +125,3 @@ def _all_names(names: tuple[str, ...], rows: Mapping[str, np.ndarray]) -> tuple[
     """The names of the classes, by number where they have none: a model may have more outputs than the data set has classes."""
     most = max(int(rows["label"].max(initial=-1)), int(rows["rival"].max(initial=-1)))
     return names + tuple(str(i) for i in range(len(names), most + 1))
-

@@ -50,5 +50,3 @@ def load_best(model: nn.Module, folder: str | Path) -> None:
     if distributed:
         for value in model.state_dict().values():
             torch.distributed.broadcast(value, 0)
-
-

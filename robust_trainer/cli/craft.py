@@ -96,9 +96,7 @@ def craft_splits(
     return Crafted(datasets.DatasetDict(splits), record, paths)
 
 
-def _model(
-    found: datasets.DatasetDict, options: CraftOptions, folder: Path, say: Callable[[str], None]
-) -> tuple[Any, Any, str]:
+def _model(found: datasets.DatasetDict, options: CraftOptions, folder: Path, say: Callable[[str], None]) -> tuple[Any, Any, str]:
     """The network that the strategy looks at, its image processor (None: it takes the images as they are), and what it is."""
     name = options.craft_model or "small-cnn"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

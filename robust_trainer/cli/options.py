@@ -243,7 +243,6 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
             return super()._format_action_invocation(action)
         return f"{action.option_strings[0]} {'VALUE ...' if action.nargs == '+' else 'VALUE'}"
 
-
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, False) else super()._get_help_string(action)
 

@@ -39,7 +39,8 @@ class PathsOptions:
 
     run: str = field(default="robust_run", metadata={"help": "Folder with a saved model: the output_dir of a training."})
     target: str | None = field(
-        default=None, metadata={"help": "Walk to the next class (cyclic), or to a class number or name. Default: to any other."}
+        default=None,
+        metadata={"help": "RobustStep to the next class (cyclic), or to a class number or name. Default: to any other."},
     )
     step_size: float = field(default=0.01, metadata={"help": "Of each step, in [0, 1] pixels."})
     norm: str = field(default="linf", metadata={"help": "linf or l2."})

@@ -51,7 +51,7 @@ class ContrastiveOptions:
     def epochs(self, args: RobustConfig, options: ModelOptions) -> float:
         """Returns the epochs of SimCLR, 0 for none. Raises ``ValueError`` where a method is given some that trains all layers."""
         recipe = args.recipe()
-        frozen = args.switches()[0] if recipe is None else recipe.head_only
+        frozen = args.switches()[0] if recipe is None else recipe.freeze_backbone
         if not frozen:
             for name, given in (("contrastive_epochs", self.contrastive_epochs), ("unlabelled", self.unlabelled)):
                 if given:
@@ -60,7 +60,7 @@ class ContrastiveOptions:
             return 0
         if self.contrastive_epochs is None:
             if recipe is None or not recipe.name.endswith(("-simclr", "-simclr-sn")):
-                return 0  # head_only of another method: the backbone as it is, unless epochs are asked for
+                return 0  # freeze_backbone of another method: the backbone as it is, unless epochs are asked for
             return DEFAULT_EPOCHS if options.model in SMALL or options.from_scratch else 0
         if self.contrastive_epochs < 0:
             raise ValueError(f"contrastive_epochs={self.contrastive_epochs} must be >= 0: give for instance {DEFAULT_EPOCHS}.")

@@ -86,5 +86,3 @@ def train(argv: Sequence[str]) -> None:
         one = attack.single()[0]  # of two norms: the l_inf ball's
         norm, eps = "linf" if one.norm == "hybrid" else one.norm, show_eps(one.eps)
         say(f"robust accuracy: robust-trainer evaluate {folder} --attacks pgd-20 cw-20 autoattack --norm {norm} --eps {eps}")
-
-

@@ -167,9 +167,7 @@ class ContrastiveTrainer(Trainer):
         self._evaluated = 0
         return super().evaluation_loop(*args, **kwargs)
 
-    def compute_loss(
-        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         x = inputs[self._contrasted.main_input_name]
         if not self._checked:
             self.space.check(x)

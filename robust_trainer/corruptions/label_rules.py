@@ -66,5 +66,3 @@ def label_targets(label_rule: str | LabelRule, num_classes: int) -> tuple[int, .
     if (targets == classes).all():
         raise ValueError(f"label_rule={label_rule!r} moves none of the {num_classes} classes: give a rule that changes a label.")
     return tuple(targets.tolist())
-
-

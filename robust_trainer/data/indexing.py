@@ -103,5 +103,3 @@ def _collation_error(error: Exception, examples: list[Any], index: list[int]) ->
                     "encode labels with dataset.class_encode_column(...)."
                 )
     return ValueError(f"the data collator failed on training rows {index[:5]}: {error}")
-
-

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..losses.standard import CrossEntropy
 from ..methods.recipe import Recipe
 from ..selection.scores import loss
-from ..types import SINGLE, View
+from ..types import SINGLE, ForwardOutput
 from .detection import Detection, share_setting, top, whole
 from .evidence import Evidence
 
@@ -50,7 +50,7 @@ class LocalGradientAscent:
         if isinstance(self.gamma, bool) or not isinstance(self.gamma, int | float) or not 0 <= self.gamma < float("inf"):
             raise ValueError(f"gamma={self.gamma!r}: expected a loss in nats of at least 0, such as 0.5.")
 
-    def __call__(self, view: View, targets: Tensor) -> Tensor:
+    def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
         losses = CrossEntropy()(view, targets)
         return (losses.detach() - self.gamma).sign() * losses
 

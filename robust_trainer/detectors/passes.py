@@ -94,5 +94,3 @@ def _logits(outputs: Any, model: nn.Module, labels: Tensor) -> Tensor:
         wrong = int(labels.min()) if int(labels.min()) < 0 else int(labels.max())
         raise ValueError(f"label {wrong} is outside 0 to {logits.shape[1] - 1}, the model's classes: mend the labels or the model.")
     return logits.float()
-
-

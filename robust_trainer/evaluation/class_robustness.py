@@ -129,9 +129,7 @@ def class_robustness(
     return ClassRobustness(count, share(clean), share(free), targeted, aim, radius, norm, tuple(names))
 
 
-def broken(
-    model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, eps: float, norm: str, steps: int, size: float
-) -> Tensor:
+def broken(model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, eps: float, norm: str, steps: int, size: float) -> Tensor:
     """Returns whether PGD finds a wrong prediction, or the ``target`` (B,), within ``eps`` of images x (B, C, H, W), (B,)."""
     out = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     left, image, within = torch.arange(len(x), device=x.device), x, Region(norm, eps, x)

@@ -98,12 +98,12 @@ class SampleLedger:
 
     @torch.no_grad()
     def record(
-        self, index: Tensor, scores: Tensor, weights: Tensor, labels: Tensor, predicted: Tensor, epoch: int, judging: bool = True,
+        self, index: Tensor, scores: Tensor, weights: Tensor, labels: Tensor, predicted: Tensor, epoch: int, filter_active: bool = True,
         told: Tensor | None = None, probs: Tensor | None = None,
     ) -> None:  # fmt: skip
         """Writes one step: all of shape (B,), gathered over the processes. Without a host sync.
 
-        judging: whether being left out counts as distrust, which it does not while a ramp has hardly begun. told: `trace`'s (B, 5)
+        filter_active: whether being left out counts as distrust, which it does not while a ramp has hardly begun. told: `trace`'s (B, 5)
         for class labels. probs: (B, C), for a ledger that keeps their means.
         """
         counts, remembered = self._counts[index], self._scores[index]
@@ -113,7 +113,7 @@ class SampleLedger:
         mean = mean + (scores - mean) / (seen + 1)
         ema = torch.where(seen == 0, scores, self.ema_decay * ema + (1.0 - self.ema_decay) * scores)
         kept = counts[:, 1] + (weights > 0)
-        doubt = counts[:, 5] + (1 - 2 * (weights > 0).int()) * int(judging)
+        doubt = counts[:, 5] + (1 - 2 * (weights > 0).int()) * int(filter_active)
         labels, predicted = labels.to(seen.dtype), predicted.to(seen.dtype)
         events, rival, confidence = counts[:, 6], counts[:, 7], counts[:, 8]
         if told is not None:

@@ -1,4 +1,4 @@
-"""Visits of samples that the ledger has not taken up yet: recording some steps at once costs less than each by itself."""
+"""PendingRecords of samples that the ledger has not taken up yet: recording some steps at once costs less than each by itself."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ STEPS, NUMBERS = 16, 4_000_000
 
 
 @dataclass(frozen=True)
-class Visit:
+class StepRecord:
     """What one or more micro-batches leave behind: logits (M, B, C), all others (B,).
 
-    labels: given classes, -1 where targets are numbers. epoch, judging: as `SampleLedger.record` takes them.
+    labels: given classes, -1 where targets are numbers. epoch, filter_active: as `SampleLedger.record` takes them.
     """
 
     logits: Tensor
@@ -30,38 +30,40 @@ class Visit:
     labels: Tensor
     index: Tensor
     epoch: int
-    judging: bool
+    filter_active: bool
 
 
 @dataclass
-class Visits:
-    """The waiting visits, all of one epoch and one way of judging."""
+class PendingRecords:
+    """The waiting visits, all of one epoch and one way of filter_active."""
 
-    waiting: list[Visit] = field(default_factory=list)
+    waiting: list[StepRecord] = field(default_factory=list)
 
-    def fits(self, visit: Visit) -> bool:
+    def fits(self, visit: StepRecord) -> bool:
         """Whether it can wait with the others."""
-        return not self.waiting or all(getattr(self.waiting[0], name) == getattr(visit, name) for name in ("epoch", "judging"))
+        return not self.waiting or all(
+            getattr(self.waiting[0], name) == getattr(visit, name) for name in ("epoch", "filter_active")
+        )
 
     @property
     def full(self) -> bool:
         """Whether it is time to record them."""
         return len(self.waiting) >= STEPS or sum(visit.logits.numel() for visit in self.waiting) >= NUMBERS
 
-    def take(self) -> Visit | None:
+    def take(self) -> StepRecord | None:
         """All that waited as one, in their order; None where none did. Nothing waits afterwards."""
         waiting, self.waiting = self.waiting, []
         if len(waiting) < 2:
             return waiting[0] if waiting else None
         first = waiting[0]
-        tensors = [f.name for f in fields(Visit) if isinstance(getattr(first, f.name), Tensor)]
+        tensors = [f.name for f in fields(StepRecord) if isinstance(getattr(first, f.name), Tensor)]
         joined = {name: torch.cat([getattr(v, name) for v in waiting], 1 if name == "logits" else 0) for name in tensors}
-        return Visit(**joined, epoch=first.epoch, judging=first.judging)
+        return StepRecord(**joined, epoch=first.epoch, filter_active=first.filter_active)
 
 
 @torch.no_grad()
 def record(
-    visit: Visit, ledger: SampleLedger, means: RunningMeans, estimator: RateEstimator | None, single: bool,
+    visit: StepRecord, ledger: SampleLedger, means: RunningMeans, estimator: RateEstimator | None, single: bool,
     gather: Callable[[Tensor], Tensor],
 ) -> None:  # fmt: skip
     """Writes visits to the ledger, the running means and the noise rate's estimator; single: the labels are classes.
@@ -82,7 +84,7 @@ def record(
     if estimator is not None and probs is not None:
         estimator.update(index, probs, labels, visit.epoch)
     told = row[:, 3:] if single else None
-    ledger.record(index, row[:, 0], row[:, 1], labels, row[:, 2], visit.epoch, visit.judging, told, probs)
+    ledger.record(index, row[:, 0], row[:, 1], labels, row[:, 2], visit.epoch, visit.filter_active, told, probs)
     if ledger.truth is not None:
         truth = ledger.truth[visit.index].float()
         means.add("kept_corrupted", (weight * truth).sum(), truth.sum())

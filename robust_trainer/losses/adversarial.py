@@ -14,7 +14,7 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
-from ..types import SINGLE, Objective, View
+from ..types import SINGLE, ForwardOutput, Objective
 from .noisy_labels import full_precision, other_mass
 
 
@@ -40,7 +40,9 @@ class PairObjective(Protocol):
     @property
     def problems(self) -> tuple[str, ...]: ...
 
-    def __call__(self, clean: View, adversarial: View, targets: Tensor, objective: Objective) -> dict[str, Tensor]: ...
+    def __call__(
+        self, clean: ForwardOutput, adversarial: ForwardOutput, targets: Tensor, objective: Objective
+    ) -> dict[str, Tensor]: ...
 
 
 def _check_beta(beta: float) -> None:
@@ -61,7 +63,9 @@ class Trades:
     def __post_init__(self) -> None:
         _check_beta(self.beta)
 
-    def __call__(self, clean: View, adversarial: View, targets: Tensor, objective: Objective) -> dict[str, Tensor]:
+    def __call__(
+        self, clean: ForwardOutput, adversarial: ForwardOutput, targets: Tensor, objective: Objective
+    ) -> dict[str, Tensor]:
         return {"label": objective(clean, targets), "robust": self.beta * kl(clean.logits, adversarial.logits)}
 
 
@@ -78,7 +82,9 @@ class Nrat:
     def __post_init__(self) -> None:
         _check_beta(self.beta)
 
-    def __call__(self, clean: View, adversarial: View, targets: Tensor, objective: Objective) -> dict[str, Tensor]:
+    def __call__(
+        self, clean: ForwardOutput, adversarial: ForwardOutput, targets: Tensor, objective: Objective
+    ) -> dict[str, Tensor]:
         return {"label": objective(clean, targets), "robust": self.beta * symmetric_kl(clean.logits, adversarial.logits)}
 
 
@@ -98,7 +104,9 @@ class Mart:
     def __post_init__(self) -> None:
         _check_beta(self.beta)
 
-    def __call__(self, clean: View, adversarial: View, targets: Tensor, objective: Objective) -> dict[str, Tensor]:
+    def __call__(
+        self, clean: ForwardOutput, adversarial: ForwardOutput, targets: Tensor, objective: Objective
+    ) -> dict[str, Tensor]:
         if targets.dim() != 2:
             got = tuple(targets.shape)
             raise ValueError(f"mart weighs by p_y and takes class labels (M, B), got targets of shape {got}: choose 'trades'.")
@@ -107,14 +115,16 @@ class Mart:
 
 
 #: ``(adversarial view, targets, clean logits (M, B, C) or None, method's loss on labels, problem's own loss) -> (M, B)``.
-InnerLoss = Callable[[View, Tensor, Tensor | None, Objective, Objective], Tensor]
+InnerLoss = Callable[[ForwardOutput, Tensor, Tensor | None, Objective, Objective], Tensor]
 
 
-def _own(adversarial: View, targets: Tensor, clean_logits: Tensor | None, objective: Objective, own: Objective) -> Tensor:
+def _own(adversarial: ForwardOutput, targets: Tensor, clean_logits: Tensor | None, objective: Objective, own: Objective) -> Tensor:
     return own(adversarial, targets)
 
 
-def _objective(adversarial: View, targets: Tensor, clean_logits: Tensor | None, objective: Objective, own: Objective) -> Tensor:
+def _objective(
+    adversarial: ForwardOutput, targets: Tensor, clean_logits: Tensor | None, objective: Objective, own: Objective
+) -> Tensor:
     return objective(adversarial, targets)
 
 
@@ -124,25 +134,29 @@ def _constant(name: str, clean_logits: Tensor | None) -> Tensor:
     return clean_logits.detach()
 
 
-def _kl(adversarial: View, targets: Tensor, clean_logits: Tensor | None, objective: Objective, own: Objective) -> Tensor:
+def _kl(adversarial: ForwardOutput, targets: Tensor, clean_logits: Tensor | None, objective: Objective, own: Objective) -> Tensor:
     return kl(_constant("kl", clean_logits), adversarial.logits)
 
 
-def _kl_sym(adversarial: View, targets: Tensor, clean_logits: Tensor | None, objective: Objective, own: Objective) -> Tensor:
+def _kl_sym(
+    adversarial: ForwardOutput, targets: Tensor, clean_logits: Tensor | None, objective: Objective, own: Objective
+) -> Tensor:
     return symmetric_kl(_constant("kl-sym", clean_logits), adversarial.logits)
 
 
-def _squared_difference(name: str, adversarial: View, clean_logits: Tensor | None) -> Tensor:
+def _squared_difference(name: str, adversarial: ForwardOutput, clean_logits: Tensor | None) -> Tensor:
     clean = full_precision(_constant(name, clean_logits)).softmax(-1)
     return (full_precision(adversarial.logits).softmax(-1) - clean).square().sum(-1)
 
 
-def _consistency(adversarial: View, targets: Tensor, clean_logits: Tensor | None, objective: Objective, own: Objective) -> Tensor:
+def _consistency(
+    adversarial: ForwardOutput, targets: Tensor, clean_logits: Tensor | None, objective: Objective, own: Objective
+) -> Tensor:
     return _squared_difference("consistency", adversarial, clean_logits)
 
 
 def _ce_consistency(
-    adversarial: View, targets: Tensor, clean_logits: Tensor | None, objective: Objective, own: Objective
+    adversarial: ForwardOutput, targets: Tensor, clean_logits: Tensor | None, objective: Objective, own: Objective
 ) -> Tensor:
     return own(adversarial, targets) + _squared_difference("ce+consistency", adversarial, clean_logits)
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..methods.validation import labels_named
 from ..models.outputs import logits_of
 from ..models.peers import PeerModel
-from ..types import SINGLE, UNSUPERVISED, View
+from ..types import SINGLE, UNSUPERVISED, ForwardOutput
 from .standard import make_objective
 
 
@@ -35,7 +35,7 @@ def plain_loss(trainer: Any, base: Any, model: nn.Module, inputs: Any, return_ou
         loss = nn.functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
     else:
         targets = labels.float().view(len(labels), -1)
-        view = View(logits.view(1, *targets.shape), targets, problem=problem)
+        view = ForwardOutput(logits.view(1, *targets.shape), targets, problem=problem)
         loss = make_objective("auto", {}, problem)(view, view.given()).mean()
     if not return_outputs:
         return loss

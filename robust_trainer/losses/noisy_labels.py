@@ -1,4 +1,4 @@
-"""Losses on class labels that wrong labels hurt less than cross-entropy: (View, labels (M, B)) -> (M, B), differentiable.
+"""Losses on class labels that wrong labels hurt less than cross-entropy: (ForwardOutput, labels (M, B)) -> (M, B), differentiable.
 
 p = softmax(z) of one sample, y its given label, C the number of classes. Computed in the logits' type, float32 at least; finite,
 with finite gradients, for logits of +-800 and for C from 2 up. Mixtures (M, B, C) as targets are a one-line ``ValueError``.
@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..types import SINGLE, View
+from ..types import SINGLE, ForwardOutput
 
 #: log 0 in the reverse cross-entropy, where a one-hot target is taken at 1e-4 (Wang et al. 2019; the authors' code).
 A = math.log(1e-4)
@@ -33,7 +33,7 @@ def one_label(name: str, targets: Tensor) -> Tensor:
     return targets.unsqueeze(-1)
 
 
-def other_mass(view: View, index: Tensor) -> Tensor:
+def other_mass(view: ForwardOutput, index: Tensor) -> Tensor:
     """``1 - p_y``, (M, B), in [0, 1], as the sum of the other probabilities: exact where p_y rounds to 1."""
     return full_precision(view.logits).softmax(-1).scatter(-1, index, 0.0).sum(-1)
 
@@ -53,7 +53,7 @@ class GeneralizedCrossEntropy:
         if not 0 < self.q <= 1:
             raise ValueError(f"gce_q={self.q!r}: expected a number in (0, 1].")
 
-    def __call__(self, view: View, targets: Tensor) -> Tensor:
+    def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
         index = one_label("gce", targets)
         log_p = full_precision(view.logits).log_softmax(-1).gather(-1, index).squeeze(-1)
         return -(self.q * log_p).expm1() / self.q
@@ -68,7 +68,7 @@ class NormalizedCrossEntropy:
 
     problems: ClassVar[tuple[str, ...]] = (SINGLE,)
 
-    def __call__(self, view: View, targets: Tensor) -> Tensor:
+    def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
         index = one_label("nce", targets)
         log_p = full_precision(view.logits).log_softmax(-1)
         return log_p.gather(-1, index).squeeze(-1) / log_p.sum(-1)
@@ -84,7 +84,7 @@ class ReverseCrossEntropy:
 
     problems: ClassVar[tuple[str, ...]] = (SINGLE,)
 
-    def __call__(self, view: View, targets: Tensor) -> Tensor:
+    def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
         return -A * other_mass(view, one_label("rce", targets))
 
 
@@ -100,7 +100,7 @@ class SymmetricCrossEntropy:
     beta: float = 1.0
     problems: ClassVar[tuple[str, ...]] = (SINGLE,)
 
-    def __call__(self, view: View, targets: Tensor) -> Tensor:
+    def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
         index = one_label("sce", targets)
         log_p = full_precision(view.logits).log_softmax(-1).gather(-1, index).squeeze(-1)
         return -self.alpha * log_p - self.beta * A * other_mass(view, index)
@@ -119,7 +119,7 @@ class ActivePassive:
     beta: float | None = None
     problems: ClassVar[tuple[str, ...]] = (SINGLE,)
 
-    def __call__(self, view: View, targets: Tensor) -> Tensor:
+    def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
         index = one_label("nce-rce", targets)
         classes = view.logits.shape[-1]
         alpha = classes / 10 if self.alpha is None else self.alpha
@@ -139,7 +139,7 @@ class SoftBootstrap:
     beta: float = 0.95
     problems: ClassVar[tuple[str, ...]] = (SINGLE,)
 
-    def __call__(self, view: View, targets: Tensor) -> Tensor:
+    def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
         index = one_label("bootstrap-soft", targets)
         log_p = full_precision(view.logits).log_softmax(-1)
         entropy = -(log_p.exp() * log_p).sum(-1)
@@ -157,7 +157,7 @@ class BoostedCrossEntropy:
 
     problems: ClassVar[tuple[str, ...]] = (SINGLE,)
 
-    def __call__(self, view: View, targets: Tensor) -> Tensor:
+    def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
         index = one_label("boosted-ce", targets)
         logits = full_precision(view.logits)
         rival = logits.detach().scatter(-1, index, -math.inf).argmax(-1, keepdim=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..images.augmentations import Augmentation
-from ..types import Objective, Progress, View
+from ..types import ForwardOutput, Objective, Progress
 
 CONSISTENCIES = ("sum", "mean")
 
@@ -52,7 +52,7 @@ class SemiSupervised:
         return (logits.detach().float() / self.temperature).softmax(-1)
 
     def terms(
-        self, views: Sequence[View], perturbations: int, targets: Tensor, pseudo: Tensor | None, objective: Objective
+        self, views: Sequence[ForwardOutput], perturbations: int, targets: Tensor, pseudo: Tensor | None, objective: Objective
     ) -> tuple[Tensor, Tensor | None]:
         """What a sample costs if it is labelled and, without lambda, if it is not: (M, B) each, the second None without pseudo.
 

@@ -1,4 +1,4 @@
-"""What is minimised: (View, targets) -> one differentiable loss per sample, (M, B); and the relabelling of bootstrap.
+"""What is minimised: (ForwardOutput, targets) -> one differentiable loss per sample, (M, B); and the relabelling of bootstrap.
 
 Targets are class labels (M, B) or, for the problems ``regression`` and ``multi_label_classification``, floats (M, B, K). Losses are
 computed in the logits' type, float32 at least. Each class names the ``problems`` it fits; `make_objective` makes one by name.
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..types import MULTI, REGRESSION, SINGLE, UNSUPERVISED, Objective, View
+from ..types import MULTI, REGRESSION, SINGLE, UNSUPERVISED, ForwardOutput, Objective
 from .noisy_labels import (
     ActivePassive,
     BoostedCrossEntropy,
@@ -30,7 +30,7 @@ from .noisy_labels import (
 )
 
 
-def _values(name: str, view: View, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _values(name: str, view: ForwardOutput, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Outputs and targets, both (M, B, K). Raises ``ValueError`` where the shapes differ, which would broadcast."""
     logits = full_precision(view.logits)
     if targets.shape != logits.shape:
@@ -49,7 +49,7 @@ class CrossEntropy:
     label_smoothing: float = 0.0
     problems: ClassVar[tuple[str, ...]] = (SINGLE,)
 
-    def __call__(self, view: View, targets: Tensor) -> Tensor:
+    def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
         logits = full_precision(view.logits)
         flat = targets.flatten() if targets.dim() == 2 else targets.flatten(0, 1).to(logits.dtype)
         losses = F.cross_entropy(logits.flatten(0, 1), flat, reduction="none", label_smoothing=self.label_smoothing)
@@ -66,7 +66,7 @@ class MeanAbsoluteError:
 
     problems: ClassVar[tuple[str, ...]] = (SINGLE, REGRESSION)
 
-    def __call__(self, view: View, targets: Tensor) -> Tensor:
+    def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
         if view.problem == SINGLE:
             return other_mass(view, one_label("mae", targets))
         values, targets = _values("mae", view, targets)
@@ -82,7 +82,7 @@ class MeanSquaredError:
 
     problems: ClassVar[tuple[str, ...]] = (REGRESSION,)
 
-    def __call__(self, view: View, targets: Tensor) -> Tensor:
+    def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
         values, targets = _values("mse", view, targets)
         return (values - targets).square().mean(-1)
 
@@ -101,7 +101,7 @@ class Huber:
         if not self.delta > 0:
             raise ValueError(f"huber_delta={self.delta!r}: expected a number above 0, in the unit of the targets.")
 
-    def __call__(self, view: View, targets: Tensor) -> Tensor:
+    def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
         values, targets = _values("huber", view, targets)
         return F.huber_loss(values, targets, reduction="none", delta=self.delta).mean(-1)
 
@@ -115,7 +115,7 @@ class BinaryCrossEntropy:
 
     problems: ClassVar[tuple[str, ...]] = (MULTI,)
 
-    def __call__(self, view: View, targets: Tensor) -> Tensor:
+    def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
         values, targets = _values("bce", view, targets)
         return F.binary_cross_entropy_with_logits(values, targets, reduction="none").mean(-1)
 
@@ -126,7 +126,7 @@ class ModelLoss:
 
     problems: ClassVar[tuple[str, ...]] = (UNSUPERVISED,)
 
-    def __call__(self, view: View, targets: Tensor) -> Tensor:
+    def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
         return full_precision(view.logits)[..., 0]
 
 
@@ -139,7 +139,7 @@ class UserLoss:
 
     func: Callable[..., Tensor]
 
-    def __call__(self, view: View, targets: Tensor) -> Tensor:
+    def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
         # the Trainer hands over num_items_in_batch; a per-sample loss has no use for it, so it is told there is none
         extra: dict[str, Any] = {}
         parameters = inspect.signature(self.func).parameters
@@ -167,7 +167,7 @@ class HardBootstrap:
     beta: float = 0.8
 
     @torch.no_grad()
-    def __call__(self, view: View) -> Tensor:
+    def __call__(self, view: ForwardOutput) -> Tensor:
         logits = view.logits
         mixed = F.one_hot(logits.argmax(-1), logits.shape[-1]).to(torch.float32) * (1.0 - self.beta)
         given = view.targets.expand(logits.shape[0], -1).unsqueeze(-1)

@@ -20,12 +20,12 @@ OBJECTIVE: Mapping[str, Any] = {
 #: Selection as the papers have it: ranked in the batch, dropped share ramped up over 10 epochs (paper 001 ch. 4).
 KEEP: Mapping[str, Any] = {
     "noise_rate": 0.25,
-    "over_trim": 1.0,
-    "max_rate": 0.99,
-    "rate_schedule": "ramp",
-    "rate_ramp_epochs": 10,
-    "rate_ramp_steps": None,
-    "ramp_from": 0.0,
+    "rate_multiplier": 1.0,
+    "max_drop_rate": 0.99,
+    "drop_schedule": "ramp",
+    "drop_ramp_epochs": 10,
+    "drop_ramp_steps": None,
+    "drop_ramp_from": 0.0,
     "relax_from": 0.6,
     "per_class": False,
     "memory": "none",
@@ -67,7 +67,7 @@ APL: Mapping[str, Any] = {**OBJECTIVE, "objective": "nce-rce"}
 #: AWP: gamma = 0.005 is the authors' for TRADES, 0.01 for PGD-AT.
 AWP: Mapping[str, Any] = {"awp_gamma": 0.005, "awp_warmup_epochs": 0.0}
 #: Networks trained side by side, each on what the one before it trusts.
-PEERS: Mapping[str, Any] = {"peers": 2, "exchange": "next"}
+PEERS: Mapping[str, Any] = {"num_networks": 2, "peer_exchange": "next"}
 BOOTSTRAP: Mapping[str, Any] = {"bootstrap_beta": 0.8}
 #: ERAT's split of the data set, decided from all samples' scores at each epoch's start (paper 003 eq. 1 to 5 and sec. IV.B).
 SPLIT: Mapping[str, Any] = {
@@ -103,9 +103,9 @@ ERAT: Mapping[str, Any] = {
 #: Where the method's filter or relabelling acts: paper 000 Algorithm 1 has both; table 4 has one at a time.
 ABLATION: Mapping[str, Any] = {"inner_filter": True, "outer_filter": True}
 #: What every method takes although its row does not name it, and plain training too; at these values it is as if not there.
-EVERYWHERE: Mapping[str, Any] = {"head_only": False, "spectral_cap": None, "spectral_layers": "last"}
+EVERYWHERE: Mapping[str, Any] = {"freeze_backbone": False, "spectral_cap": None, "spectral_layers": "last"}
 #: Stage two of paper 001 Algorithm 7: the linear layer alone, on a representation learned without labels.
-FROZEN: Mapping[str, Any] = {"head_only": True}
+FROZEN: Mapping[str, Any] = {"freeze_backbone": True}
 #: Its "spectral normalization to truncate the largest singular value of last linear layer". The paper names no k; 1 is that of
 #: Miyato et al. 2018, whom it cites.
 CAPPED: Mapping[str, Any] = {**FROZEN, "spectral_cap": 1.0, "spectral_layers": "last"}

@@ -22,11 +22,11 @@ def _whole(least: int) -> Any:
 
 _RANGES: Mapping[str, tuple[str, Any]] = {
     "noise_rate": (f"in [0, 1), the share of corrupted samples, or {' or '.join(map(repr, ESTIMATED))}", lambda v: 0 <= v < 1),
-    "over_trim": ("> 0, a factor on noise_rate", lambda v: v > 0),
-    "max_rate": ("in (0, 1), the largest share to drop", lambda v: 0 < v < 1),
-    "rate_ramp_epochs": ("> 0 epochs", lambda v: v > 0),
-    "rate_ramp_steps": ("a whole number >= 1, or None", _whole(1)),
-    "ramp_from": ("in [0, 1], a share of the final rate", lambda v: 0 <= v <= 1),
+    "rate_multiplier": ("> 0, a factor on noise_rate", lambda v: v > 0),
+    "max_drop_rate": ("in (0, 1), the largest share to drop", lambda v: 0 < v < 1),
+    "drop_ramp_epochs": ("> 0 epochs", lambda v: v > 0),
+    "drop_ramp_steps": ("a whole number >= 1, or None", _whole(1)),
+    "drop_ramp_from": ("in [0, 1], a share of the final rate", lambda v: 0 <= v <= 1),
     "relax_from": ("in (0, 1)", lambda v: 0 < v < 1),
     "rate_decay_share": ("in (0, 1], a share of all epochs", lambda v: 0 < v <= 1),
     "memory_decay": ("in [0, 1)", lambda v: 0 <= v < 1),
@@ -56,18 +56,21 @@ _RANGES: Mapping[str, tuple[str, Any]] = {
     "awp_gamma": ("in [0, 1), the size of the weight perturbation relative to the weights", lambda v: 0 <= v < 1),
     "awp_warmup_epochs": (">= 0 epochs", lambda v: v >= 0),
     "collapse_check_steps": ("a whole number >= 0 of steps between two probes, 0 for none", _whole(0)),
-    "peers": ("a whole number >= 2: networks exchange what they trust; for one network use method 'prl' or 'spl'", _whole(2)),
+    "num_networks": (
+        "a whole number >= 2: networks exchange what they trust; for one network use method 'prl' or 'spl'",
+        _whole(2),
+    ),
     "spectral_cap": ("> 0, the largest spectral norm of a layer's weights, or None: no cap", lambda v: v > 0),
 }
-_OPTIONAL = ("step_size", "rate_ramp_steps", "apl_alpha", "apl_beta", "min_sgd_group", "step_size_l2", "spectral_cap")
+_OPTIONAL = ("step_size", "drop_ramp_steps", "apl_alpha", "apl_beta", "min_sgd_group", "step_size_l2", "spectral_cap")
 _SWITCHES = (
     "per_class", "random_start", "inner_filter", "outer_filter", "rebalance", "adversarial_training", "sample_selection",
-    "head_only",
+    "freeze_backbone",
 )  # fmt: skip
 _CHOICES: Mapping[str, tuple[str, ...]] = {
-    "rate_schedule": SCHEDULES,
+    "drop_schedule": SCHEDULES,
     "memory": MEMORIES,
-    "exchange": EXCHANGES,
+    "peer_exchange": EXCHANGES,
     "norm": NORMS,
     "scope": SCOPES,
     "attack_mode": ("eval", "train"),
@@ -131,10 +134,10 @@ def check_settings(settings: Mapping[str, Any], changes: Mapping[str, Any], obje
             f"noise_rate={rate!r} does not go with an attack: it cannot see a backdoor, whose trigger the model learns to obey "
             "(docs/label_noise.md), and was not tried in adversarial training: give a number that errs high, for instance 0.45."
         )
-    if _is_number(rate) and rate * settings["over_trim"] >= 1 and settings["max_rate"] >= 0.99:
+    if _is_number(rate) and rate * settings["rate_multiplier"] >= 1 and settings["max_drop_rate"] >= 0.99:
         raise ValueError(
-            f"noise_rate={rate!r} x over_trim={settings['over_trim']!r} would drop every sample: "
-            "lower one of them, or set max_rate below 0.99."
+            f"noise_rate={rate!r} x rate_multiplier={settings['rate_multiplier']!r} would drop every sample: "
+            "lower one of them, or set max_drop_rate below 0.99."
         )
 
 

@@ -55,7 +55,7 @@ def keep_all(s: Mapping[str, Any]) -> Selection | None:
 
 def keep_by_score(s: Mapping[str, Any]) -> Selection | None:
     """The rank rule, with the settings of `KEEP`; peers exchange what they trust."""
-    return KeepByScore(**{k: s[k] for k in KEEP}, exchange=s.get("exchange"))
+    return KeepByScore(**{k: s[k] for k in KEEP}, peer_exchange=s.get("peer_exchange"))
 
 
 def keep_split(s: Mapping[str, Any]) -> Selection | None:
@@ -95,9 +95,9 @@ class Method:
     settings: Mapping[str, Any]
     rule: Callable[[Mapping[str, Any]], Selection | None] = keep_all
     objective: str = "auto"
-    trust: str = "outer"
-    watch: str | None = None
-    pair: str | None = None
+    score_from: str = "training"
+    ledger_score: str | None = None
+    adversarial_loss: str | None = None
     relabels: bool = False
 
     def __call__(self, **changes: Any) -> Recipe:
@@ -108,8 +108,8 @@ class Method:
                 select = f"a selection takes it: 'prl+{self.name}'; " if key in KEEP and self.name in ATTACKING else ""
                 raise ValueError(f"method '{self.name}' takes no '{key}' (got {value!r}); {select}it takes: {takes}.")
         s = {**self.settings, **changes}
-        if "rate_ramp_epochs" in changes and "rate_ramp_steps" not in changes:
-            s["rate_ramp_steps"] = None  # epochs asked for: they count
+        if "drop_ramp_epochs" in changes and "drop_ramp_steps" not in changes:
+            s["drop_ramp_steps"] = None  # epochs asked for: they count
         objective = s.get("objective", self.objective)
         check_settings(s, changes, objective)
         delta = s["huber_delta"] if objective == "huber" else None
@@ -120,18 +120,18 @@ class Method:
             selection=self.rule(s),
             relabel=HardBootstrap(s["bootstrap_beta"]) if self.relabels else None,
             perturbation=_perturbation(s),
-            semi=_semi(s),
+            semi_supervised=_semi(s),
             inner_filter=s.get("inner_filter", "lambda_u" not in s),  # ERAT perturbs whom it does not trust, too
             outer_filter=s.get("outer_filter", True),
-            trust=self.trust,
-            peers=s.get("peers", 1),
-            pair=PAIRS[self.pair](s["beta"]) if self.pair is not None else None,
+            score_from=self.score_from,
+            num_networks=s.get("num_networks", 1),
+            adversarial_loss=PAIRS[self.adversarial_loss](s["beta"]) if self.adversarial_loss is not None else None,
             weight_perturbation=WeightPerturbation(s["awp_gamma"], s["awp_warmup_epochs"]) if "awp_gamma" in s else None,
             collapse_check_steps=s.get("collapse_check_steps") or None,
-            watch=make_score(self.watch, delta) if self.watch is not None else None,
+            ledger_score=make_score(self.ledger_score, delta) if self.ledger_score is not None else None,
             gradients=self.score == "prl-g",
             clip_norm=s.get("clip_norm"),
-            head_only=s.get("head_only", False),
+            freeze_backbone=s.get("freeze_backbone", False),
             spectral=cap_of(s),
             settings=s,
         )
@@ -177,13 +177,13 @@ _ROWS = (
     Method("co-prl", "Co-PRL(L): two networks, each on the other's small loss-layer gradients", "paper 001 Algorithm 5", "prl-l",
            {**FILTER, **PEERS}, rule=keep_by_score),
     Method("decouple", "two networks, updated where they disagree", "Malach and Shalev-Shwartz 2017; paper 001 table 4.2",
-           "agreement", {"peers": 2, "warmup_epochs": 1.0, **OBJECTIVE}, rule=lambda s: KeepDisputed(s["warmup_epochs"]),
-           watch="prl-l"),
+           "agreement", {"num_networks": 2, "warmup_epochs": 1.0, **OBJECTIVE}, rule=lambda s: KeepDisputed(s["warmup_epochs"]),
+           ledger_score="prl-l"),
     # ---- data without labels; on classifiers they filter by the loss
     Method("rca", "networks in training mode, each on what another trusts in evaluation mode", "paper 001 Algorithm 1", "loss",
-           {**FILTER, **PEERS, "exchange": "shuffled", "rate_schedule": "decay"}, rule=keep_by_score, trust="eval"),
+           {**FILTER, **PEERS, "peer_exchange": "shuffled", "drop_schedule": "decay"}, rule=keep_by_score, score_from="eval"),
     Method("trim", "drop the samples of lowest density, from the first twentieth of the epochs on", "paper 001 Algorithm 2", "loss",
-           {**FILTER, "rate_schedule": "decay", "rate_decay_share": 0.05}, rule=keep_by_score),
+           {**FILTER, "drop_schedule": "decay", "rate_decay_share": 0.05}, rule=keep_by_score),
     # ---- backdoors
     Method("spl-at", "SPL in both steps", "paper 000 Algorithm 1", "loss", {**FILTER, **ATTACK, **ABLATION}, rule=keep_by_score),
     Method("prl-at", "PRL(L) in both steps", "paper 000 Algorithm 1, eq. 5", "prl-l", {**FILTER, **ATTACK, **ABLATION},
@@ -199,18 +199,18 @@ _ROWS = (
             **FILTER,
             **ATTACK,
             **ABLATION,
-            "over_trim": 1.5,
-            "max_rate": 0.6,
-            "rate_schedule": "ramp",
-            "ramp_from": 0.25,
-            "rate_ramp_steps": 316,  # four epochs of the runs it was found in: the window before a trigger is learned
+            "rate_multiplier": 1.5,
+            "max_drop_rate": 0.6,
+            "drop_schedule": "ramp",
+            "drop_ramp_from": 0.25,
+            "drop_ramp_steps": 316,  # four epochs of the runs it was found in: the window before a trigger is learned
             "per_class": True,
             "memory": "ema",
             "eps": 0.1,
             "scope": "sample",
         },
         rule=keep_by_score,
-        trust="inner",
+        score_from="clean",
     ),
 )  # fmt: skip
 #: Adversarial training (paper 004): the labels may be wrong, the inputs are clean.
@@ -218,13 +218,13 @@ _ADVERSARIAL = (
     Method("pgd-at", "PGD adversarial training", "Madry et al. 2017; paper 004 eq. 2", "prl-l", {**PGD10, **OBJECTIVE}),
     Method("pgd-at-apl", "PGD-AT with NCE + RCE", "paper 004 sec. 4.2", "prl-l", {**PGD10, **APL}),
     Method("trades", "TRADES: clean loss and KL to the adversarial prediction", "Zhang et al. 2019; paper 004 eq. 3", "prl-l",
-           {**PAIR, "inner_loss": "kl", **OBJECTIVE}, pair="trades"),
+           {**PAIR, "inner_loss": "kl", **OBJECTIVE}, adversarial_loss="trades"),
     Method("trades-apl", "TRADES with NCE + RCE", "paper 004 sec. 4.1", "prl-l", {**PAIR, "inner_loss": "kl", **APL},
-           pair="trades"),
+           adversarial_loss="trades"),
     Method("mart", "MART: boosted cross-entropy and a KL weighed by doubt", "Wang et al. 2020; paper 004 eq. 4, 5", "prl-l",
-           {**PAIR, "beta": 5.0, **OBJECTIVE, "objective": "boosted-ce"}, pair="mart"),
-    Method("mart-apl", "MART with NCE + RCE", "paper 004 sec. 4.1", "prl-l", {**PAIR, "beta": 5.0, **APL}, pair="mart"),
-    Method("nrat", "NRAT: NCE + RCE and a symmetric KL", "paper 004 Algorithm 1, eq. 16", "prl-l", {**PAIR, **APL}, pair="nrat"),
+           {**PAIR, "beta": 5.0, **OBJECTIVE, "objective": "boosted-ce"}, adversarial_loss="mart"),
+    Method("mart-apl", "MART with NCE + RCE", "paper 004 sec. 4.1", "prl-l", {**PAIR, "beta": 5.0, **APL}, adversarial_loss="mart"),
+    Method("nrat", "NRAT: NCE + RCE and a symmetric KL", "paper 004 Algorithm 1, eq. 16", "prl-l", {**PAIR, **APL}, adversarial_loss="nrat"),
     Method("fast-at", "FGSM from a random start, probed for catastrophic overfitting", "Wong et al. 2020", "prl-l",
            {**PGD10, "step_size": 10 / 255, "steps": 1, "collapse_check_steps": 100, **OBJECTIVE}),
 )  # fmt: skip
@@ -236,7 +236,7 @@ _DUAL = (
 
 
 def _with_awp(row: Method) -> Method:
-    gamma = AWP["awp_gamma"] if row.pair else 0.01
+    gamma = AWP["awp_gamma"] if row.adversarial_loss else 0.01
     return replace(
         row, name=f"{row.name}-awp", summary=f"{row.summary}; AWP", source=f"{row.source}; Wu et al. 2020, eq. 18",
         settings={**row.settings, **AWP, "awp_gamma": gamma},
@@ -258,13 +258,15 @@ def _on_simclr(row: Method, capped: bool) -> Method:
 _SIMCLR = ("-simclr", "-simclr-sn")
 _HEADS = tuple(_on_simclr(row, capped) for row in _ROWS if row.name == "prl" for capped in (False, True))
 
-METHODS: Mapping[str, Method] = {
-    row.name: row for row in (*_ROWS, *_ADVERSARIAL, *map(_with_awp, _ADVERSARIAL), *_DUAL, *_HEADS)
-}
+METHODS: Mapping[str, Method] = {row.name: row for row in (*_ROWS, *_ADVERSARIAL, *map(_with_awp, _ADVERSARIAL), *_DUAL, *_HEADS)}
 #: The rows that select by a score: ``prl+trades`` is TRADES on the samples that PRL(L) trusts.
 SELECTING = tuple(
-    row.name for row in _ROWS
-    if row.rule in (keep_by_score, keep_split) and "eps" not in row.settings and row.score != "prl-g" and row.trust == "outer"
+    row.name
+    for row in _ROWS
+    if row.rule in (keep_by_score, keep_split)
+    and "eps" not in row.settings
+    and row.score != "prl-g"
+    and row.score_from == "training"
 )
 ATTACKING = tuple(name for name, row in METHODS.items() if "eps" in row.settings and row.rule is keep_all and not row.relabels)
 

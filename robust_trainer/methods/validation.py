@@ -14,7 +14,7 @@ from ..config import space_settings
 from ..data.images import input_space
 from ..losses.standard import CrossEntropy, UserLoss, make_objective
 from ..models.peers import PeerModel
-from ..perturbations.inputs import Front, ImageFront, TextFront
+from ..perturbations.inputs import EmbeddingAdapter, InputAdapter, PixelAdapter
 from ..types import PROBLEMS, REGRESSION, SINGLE, UNSUPERVISED
 from .recipe import Recipe
 
@@ -25,7 +25,7 @@ def refuse(trainer: Trainer, recipe: Recipe, size: int | None, problem: str, mod
     """Raises ``ValueError`` for what the method cannot work with; nothing is silently ignored. size: rows, None for a stream."""
     _refuse_problem(trainer, recipe, problem)
     _refuse_peers(trainer, recipe, model)
-    if recipe.semi is not None:
+    if recipe.semi_supervised is not None:
         _refuse_semi(trainer, recipe, size, problem, model)
     if recipe.gradients:
         if trainer.args.torch_compile or trainer.args.gradient_checkpointing or trainer.args.n_gpu > 1:
@@ -78,7 +78,7 @@ def _refuse_semi(trainer: Trainer, recipe: Recipe, size: int | None, problem: st
         raise ValueError(f"method '{recipe.name}' trains one network, without AWP or relabelling: take these out of the recipe.")
     if trainer.compute_loss_func is not None:
         raise ValueError(f"method '{recipe.name}' takes the loss of several views of a sample: drop compute_loss_func.")
-    epochs, semi = trainer.args.num_train_epochs, recipe.semi
+    epochs, semi = trainer.args.num_train_epochs, recipe.semi_supervised
     assert semi is not None
     if trainer.args.max_steps <= 0 and recipe.selection is not None and semi.warmup_epochs >= epochs:
         logger.warning(
@@ -87,7 +87,7 @@ def _refuse_semi(trainer: Trainer, recipe: Recipe, size: int | None, problem: st
         )
 
 
-def front_of(trainer: Trainer, recipe: Recipe, model: nn.Module) -> Callable[[Mapping[str, Any]], Front]:
+def front_of(trainer: Trainer, recipe: Recipe, model: nn.Module) -> Callable[[Mapping[str, Any]], InputAdapter]:
     """From the first batch's inputs: where the method's perturbation enters the model.
 
     Raises ``ValueError`` for images whose normalisation is unknown, and (from the first batch) for inputs that cannot be perturbed.
@@ -108,7 +108,7 @@ def front_of(trainer: Trainer, recipe: Recipe, model: nn.Module) -> Callable[[Ma
             )
         if trainer.args.torch_compile:
             raise ValueError(f"method '{recipe.name}' moves word embeddings by a hook: switch torch_compile off.")
-        text = TextFront.of(list(model.peers) if isinstance(model, PeerModel) else [model])
+        text = EmbeddingAdapter.of(list(model.peers) if isinstance(model, PeerModel) else [model])
         return lambda inputs: text
     space = input_space(trainer.processing_class, **space_settings(trainer.args))
     if space is None:
@@ -117,7 +117,7 @@ def front_of(trainer: Trainer, recipe: Recipe, model: nn.Module) -> Callable[[Ma
             "processing_class=<the image processor>, or RobustConfig(image_mean=[...], image_std=[...]) "
             "(0 and 1 for inputs already in [0, 1])."
         )
-    return lambda inputs: ImageFront(_image_key(inputs, main), space)
+    return lambda inputs: PixelAdapter(_image_key(inputs, main), space)
 
 
 def _image_key(inputs: Mapping[str, Any], main: str | None) -> str:
@@ -156,7 +156,12 @@ def _refuse_problem(trainer: Trainer, recipe: Recipe, problem: str) -> None:
     if problem == SINGLE:
         return
     inner = recipe.settings.get("inner_loss", "ce")
-    if recipe.pair is not None or inner.startswith("kl") or "consistency" in inner or recipe.collapse_check_steps is not None:
+    if (
+        recipe.adversarial_loss is not None
+        or inner.startswith("kl")
+        or "consistency" in inner
+        or recipe.collapse_check_steps is not None
+    ):
         raise ValueError(
             f"method '{recipe.name}' with inner_loss={inner!r} compares predicted classes, but problem_type={problem!r}: "
             "use pgd-at."
@@ -165,7 +170,7 @@ def _refuse_problem(trainer: Trainer, recipe: Recipe, problem: str) -> None:
         value = recipe.settings.get(key)
         if value is True or isinstance(value, str):
             raise ValueError(f"{key}={value!r} needs one class label per sample, but problem_type={problem!r}: {mend}.")
-    if recipe.relabel is not None or recipe.watch is not None:
+    if recipe.relabel is not None or recipe.ledger_score is not None:
         raise ValueError(
             f"method '{recipe.name}' compares predicted classes, but problem_type={problem!r}: use standard, spl, prl or co-prl."
         )
@@ -174,9 +179,9 @@ def _refuse_problem(trainer: Trainer, recipe: Recipe, problem: str) -> None:
 def _refuse_unlabelled(trainer: Trainer, recipe: Recipe) -> None:
     """Raises ``ValueError`` for what needs labels, or images, where the model has only losses of its own."""
     fits = UNSUPERVISED in getattr(recipe.objective, "problems", ()) or isinstance(recipe.objective, CrossEntropy)
-    attack = recipe.perturbation is not None or recipe.semi is not None
+    attack = recipe.perturbation is not None or recipe.semi_supervised is not None
     grouped = recipe.settings.get("per_class") or recipe.settings.get("rebalance") or hasattr(recipe.selection, "score_scale")
-    if not fits or attack or grouped or recipe.relabel is not None or recipe.watch is not None or recipe.gradients:
+    if not fits or attack or grouped or recipe.relabel is not None or recipe.ledger_score is not None or recipe.gradients:
         raise ValueError(
             f"method '{recipe.name}' with these settings needs labelled samples, the model has only losses of its own: use "
             "standard, spl, trim, co-teaching or rca, as they come."
@@ -190,9 +195,9 @@ def _refuse_unlabelled(trainer: Trainer, recipe: Recipe) -> None:
 def _refuse_peers(trainer: Trainer, recipe: Recipe, model: nn.Module) -> None:
     """Raises ``ValueError`` where the model has not the networks that the method trains."""
     have = len(model.peers) if isinstance(model, PeerModel) else 1
-    if recipe.peers > 1 and have != recipe.peers:
+    if recipe.num_networks > 1 and have != recipe.num_networks:
         raise ValueError(
-            f"method '{recipe.name}' trains peers={recipe.peers} networks, the model has {have}: "
+            f"method '{recipe.name}' trains num_networks={recipe.num_networks} networks, the model has {have}: "
             "name the method when the RobustTrainer is built, or pass PeerModel.of([...])."
         )
     given = getattr(trainer.optimizer, "param_groups", None)
@@ -254,8 +259,7 @@ def label_column(data: datasets.Dataset, label_names: Sequence[str], classes: in
     if name is None:
         if columns_removed:
             raise ValueError(
-                f"train_dataset has no label column: expected one of {[*label_names, 'label']}, "
-                f"got {data.column_names}."
+                f"train_dataset has no label column: expected one of {[*label_names, 'label']}, got {data.column_names}."
             )
         return
     if data.format["type"] == "custom":

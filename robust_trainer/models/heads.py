@@ -67,7 +67,7 @@ def _linear(module: nn.Module) -> Iterator[nn.Linear]:
         yield from _linear(child)
 
 
-class HeadAlone:
+class LinearProbe:
     """Within it only a model's head trains (of a `PeerModel`: each network's): ``requires_grad`` of all else is off.
 
     `hold` puts all but the head in evaluation mode, so that BatchNorm's statistics stay and dropout is off; whatever calls
@@ -80,8 +80,8 @@ class HeadAlone:
         own = {id(p) for head in heads for p in head.parameters()}
         if not any(p.requires_grad for head in heads for p in head.parameters()):
             raise ValueError(
-                f"head_only=True but the head of {type(model).__name__} is frozen, nothing would be trained: unfreeze it "
-                "(PEFT: name it in modules_to_save), or set head_only=False."
+                f"freeze_backbone=True but the head of {type(model).__name__} is frozen, nothing would be trained: unfreeze it "
+                "(PEFT: name it in modules_to_save), or set freeze_backbone=False."
             )
         self.model, self.head = model, heads[0]
         self.frozen = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
@@ -93,10 +93,10 @@ class HeadAlone:
         for module in self.others:
             module.training = False
 
-    def __enter__(self) -> HeadAlone:
+    def __enter__(self) -> LinearProbe:
         for parameter in self.frozen:
             parameter.requires_grad = False
-        logger.info("head_only: the head is trained, the backbone is taken as it is.")
+        logger.info("freeze_backbone: the head is trained, the backbone is taken as it is.")
         return self
 
     def __exit__(self, *error: object) -> None:

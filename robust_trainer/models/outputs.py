@@ -1,4 +1,4 @@
-"""Forward passes: what a model returned, read as a `View`; and a forward that leaves no trace in the model."""
+"""Forward passes: what a model returned, read as a `ForwardOutput`; and a forward that leaves no trace in the model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..types import SINGLE, UNSUPERVISED, View
+from ..types import SINGLE, UNSUPERVISED, ForwardOutput
 
 
 def logits_of(outputs: Any) -> Tensor | None:
@@ -33,7 +33,7 @@ def image_logits(outputs: Any, model: nn.Module, images: int) -> Tensor:
     return logits.float()
 
 
-def read_view(outputs: Any, targets: Tensor, index: Tensor | None, problem: str, method: str) -> View:
+def read_view(outputs: Any, targets: Tensor, index: Tensor | None, problem: str, method: str) -> ForwardOutput:
     """The forward pass with its targets, (B,) class labels or (B, K) floats; peers' logits (B, M, K) become rows (M, B, K).
 
     Raises a one-line ``ValueError`` where the model's output is no (B, K) logits, or K is not the targets' K.
@@ -42,7 +42,7 @@ def read_view(outputs: Any, targets: Tensor, index: Tensor | None, problem: str,
         both = outputs.get("peer_losses") if isinstance(outputs, dict) else None  # (B, M, 2)
         if both is None:
             both = losses_and_scores(outputs, len(targets), f"method '{method}'").unsqueeze(1)
-        return View(both.transpose(0, 1), targets, index, outputs, problem)
+        return ForwardOutput(both.transpose(0, 1), targets, index, outputs, problem)
     stacked = outputs.get("peer_logits") if isinstance(outputs, dict) else None
     logits = logits_of(outputs) if stacked is None else stacked.transpose(0, 1)
     single = problem == SINGLE
@@ -55,15 +55,14 @@ def read_view(outputs: Any, targets: Tensor, index: Tensor | None, problem: str,
         got = "none" if logits is None else str(tuple(logits.shape[1:]))
         kind = "classification logits of shape ({}, C)" if single else "outputs of shape ({}, K)"
         raise ValueError(
-            f"method '{method}' needs {kind.format(size)}, got {got}: "
-            "use a sequence or image classification model, or method=None."
+            f"method '{method}' needs {kind.format(size)}, got {got}: use a sequence or image classification model, or method=None."
         )
     if not single and logits.shape[2] != targets.shape[1]:
         raise ValueError(
             f"the model has {logits.shape[2]} outputs but each sample {targets.shape[1]} targets (problem_type={problem!r}): "
             f"pass num_labels={targets.shape[1]} to the model."
         )
-    return View(logits, targets, index, outputs, problem)
+    return ForwardOutput(logits, targets, index, outputs, problem)
 
 
 def losses_and_scores(outputs: Any, size: int, told: str) -> Tensor:
@@ -82,5 +81,3 @@ def losses_and_scores(outputs: Any, size: int, told: str) -> Tensor:
                 "see docs/anomaly.md."
             )
     return torch.stack([losses, scores.detach()], 1)
-
-

@@ -39,7 +39,7 @@ class WeightPerturbation:
 
 
 @dataclass
-class Shaken:
+class PerturbedWeights:
     """The weights of one optimizer step: moved and restored around every backward, bit for bit."""
 
     weights: list[nn.Parameter]

@@ -17,7 +17,7 @@ from .norms import Ball, Space
 Forward = Callable[[dict[str, Any]], Any]
 
 
-class Front(Protocol):
+class InputAdapter(Protocol):
     """What the inner maximisation moves, x (B, ...): read from the micro-batches, and put into a forward in their place."""
 
     def join(self, batches: Sequence[Batch], norm: str, second: Tensor | None = None) -> tuple[Tensor, Space]:
@@ -37,7 +37,7 @@ class Front(Protocol):
 
 
 @dataclass(frozen=True)
-class ImageFront:
+class PixelAdapter:
     """Pixels: the input called ``key``, in the model's normalised units."""
 
     key: str
@@ -83,7 +83,7 @@ class EmbeddingSpace:
 
 
 @dataclass(frozen=True)
-class TextFront:
+class EmbeddingAdapter:
     """The outputs of the word embeddings; the model still sees the token ids, so that padding is found where it looks for it.
 
     embeddings: the embedding module of the model, or of each of its peers.
@@ -94,7 +94,7 @@ class TextFront:
     width: int
 
     @classmethod
-    def of(cls, models: Sequence[Any]) -> TextFront:
+    def of(cls, models: Sequence[Any]) -> EmbeddingAdapter:
         """The front of transformers models. Raises ``ValueError`` for one that embeds for a decoder too, or has no embeddings."""
         found = []
         for model in models:

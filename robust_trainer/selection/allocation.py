@@ -34,7 +34,7 @@ def sampling_rates(class_score: Tensor, eta: float) -> Tensor:
     return share / share.sum().clamp_min(1e-30)
 
 
-def hand_out(budget: Tensor, rates: Tensor, capacity: Tensor) -> Tensor:
+def allocate(budget: Tensor, rates: Tensor, capacity: Tensor) -> Tensor:
     """min(capacity, level x rates) of each class, (C,), with the level at which they sum to the budget. Real numbers, no host sync.
 
     budget: scalar of at most capacity's sum. Classes are filled up in the order in which they run out.
@@ -50,9 +50,9 @@ def hand_out(budget: Tensor, rates: Tensor, capacity: Tensor) -> Tensor:
     return torch.where(rates > 0, torch.minimum(capacity, last * rates), torch.zeros_like(rates))
 
 
-def quotas(budget: int, rates: Tensor, capacity: Tensor) -> Tensor:
-    """`hand_out` in whole samples, int64 (C,), summing to the budget: what rounding down leaves goes to the largest remainders."""
-    exact = hand_out(torch.tensor(float(budget), dtype=torch.float64), rates.double().cpu(), capacity.double().cpu())
+def allocate_integers(budget: int, rates: Tensor, capacity: Tensor) -> Tensor:
+    """`allocate` in whole samples, int64 (C,), summing to the budget: what rounding down leaves goes to the largest remainders."""
+    exact = allocate(torch.tensor(float(budget), dtype=torch.float64), rates.double().cpu(), capacity.double().cpu())
     whole = (exact + 1e-9).floor()
     left = budget - int(whole.sum())
     room = torch.where(whole < capacity.double().cpu(), exact - whole, torch.full_like(exact, -1.0))
@@ -76,5 +76,3 @@ def minmax(scores: Tensor) -> Tensor:
     low = torch.where(finite, scores, torch.full_like(scores, torch.inf)).min()
     high = torch.where(finite, scores, torch.full_like(scores, -torch.inf)).max()
     return torch.where(finite, (scores - low) / (high - low).clamp_min(1e-30), torch.ones_like(scores))
-
-

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..types import Progress
-from .allocation import class_scores, minmax, quotas, sampling_rates, smallest
+from .allocation import allocate_integers, class_scores, minmax, sampling_rates, smallest
 
 SCALES = ("none", "minmax")
 
@@ -38,7 +38,7 @@ class Split:
         """Whether an epoch that starts now is decided by a scan."""
         return progress.epoch + 1e-9 >= self.warmup_epochs
 
-    def judging(self, progress: Progress) -> bool:
+    def filter_active(self, progress: Progress) -> bool:
         """Whether being left out means distrust."""
         return self.remembers(progress)
 
@@ -52,7 +52,7 @@ class Split:
         given, level = labels.cpu(), minmax(exact)
         scaled = level if self.scale == "minmax" else exact.nan_to_num(nan=2.0, posinf=2.0)
         rates = sampling_rates(class_scores(scaled, given, kept.cpu() & finite, classes), self.eta)
-        counts = quotas(int(below.sum()), rates, torch.bincount(given[finite], minlength=classes))
+        counts = allocate_integers(int(below.sum()), rates, torch.bincount(given[finite], minlength=classes))
         return (smallest(exact, given, counts) & finite).to(scores.device)
 
     def new_state(self, classes: int, peers: int, device: torch.device) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..types import Progress
-from .allocation import class_scores, hand_out, minmax, quotas, sampling_rates, smallest
+from .allocation import allocate, allocate_integers, class_scores, minmax, sampling_rates, smallest
 
 #: ``noise_rate``s that are estimated while training, and the estimator's kind that each means.
 ESTIMATED = {"auto": "held-out", "confident-joint": "confident-joint"}
@@ -32,14 +32,14 @@ class KeepByScore:
     """Keep the samples with the smallest scores; drop the ``rate(progress)`` share with the largest.
 
     noise_rate: expected share of corrupted samples, in [0, 1), or a key of ESTIMATED: the run's own estimate, nobody is dropped
-    before the first one. over_trim: factor on it (> 1 drops more than expected; over-estimating is safe, paper 001 table 4.4).
-    max_rate: upper limit of the product, in (0, 1). exchange: ``next``, each of the M peers trains on what the peer before it
+    before the first one. rate_multiplier: factor on it (> 1 drops more than expected; over-estimating is safe, paper 001 table 4.4).
+    max_drop_rate: upper limit of the product, in (0, 1). peer_exchange: ``next``, each of the M peers trains on what the peer before it
     trusts (co-teaching; paper 001 Algorithm 5); ``shuffled``, on what some other one trusts, all such orders equally likely, drawn
     from the run's seed and step (RCA with K networks; paper 001 sec. 2.4); None: on what it trusts itself. For two both are one.
-    rate_schedule: ``constant``; ``ramp`` from ``ramp_from`` x rate (0 in the papers) to the rate over ``rate_ramp_epochs``
+    drop_schedule: ``constant``; ``ramp`` from ``drop_ramp_from`` x rate (0 in the papers) to the rate over ``drop_ramp_epochs``
     (paper 001 sec. 4, R(T) = min(T/Tk * rate, rate), T from 1)
-    or, where given, in four stairs over ``rate_ramp_steps`` optimizer steps; ``relax`` from ``relax_from`` down to
-    the rate over ``rate_ramp_epochs``; ``decay`` from 0 in the first epoch to the rate over the share ``rate_decay_share`` (alpha)
+    or, where given, in four stairs over ``drop_ramp_steps`` optimizer steps; ``relax`` from ``relax_from`` down to
+    the rate over ``drop_ramp_epochs``; ``decay`` from 0 in the first epoch to the rate over the share ``rate_decay_share`` (alpha)
     of all epochs: the kept share is beta = max(1 - t eps / (alpha max_epoch), 1 - eps) in epoch t = 0, 1, ... (paper 001
     Algorithm 1).
     per_class: rank within each given label, dropping the same share of each. rebalance: within each given label too, but the kept
@@ -47,22 +47,22 @@ class KeepByScore:
     [0, 1] (`rebalance.minmax`) and averaged over all samples of a label that are ranked together.
     memory: ``none`` (papers), ``mean`` or ``ema`` (m <- memory_decay m + (1 - memory_decay) score, each epoch) of the ledger's
     scores, or ``scan``: all samples are scored anew at each epoch's start, in evaluation mode; in force from the first epoch after
-    ``memory_after_epochs`` and ``rate_ramp_steps``; before, ranks are those in the batch.
+    ``memory_after_epochs`` and ``drop_ramp_steps``; before, ranks are those in the batch.
     """
 
     noise_rate: float | str
-    over_trim: float = 1.0
-    max_rate: float = 0.99
-    rate_schedule: str = "constant"
-    rate_ramp_epochs: float = 10
-    rate_ramp_steps: int | None = None
-    ramp_from: float = 0.0
+    rate_multiplier: float = 1.0
+    max_drop_rate: float = 0.99
+    drop_schedule: str = "constant"
+    drop_ramp_epochs: float = 10
+    drop_ramp_steps: int | None = None
+    drop_ramp_from: float = 0.0
     relax_from: float = 0.6
     per_class: bool = False
     memory: str = "none"
     memory_decay: float = 0.5
     memory_after_epochs: int = 1
-    exchange: str | None = None
+    peer_exchange: str | None = None
     rebalance: bool = False
     rebalance_eta: float = 0.1
     rate_decay_share: float = 0.5
@@ -70,29 +70,31 @@ class KeepByScore:
     def rate(self, progress: Progress) -> float:
         """The share dropped at this moment, in [0, 1)."""
         noise_rate = (progress.noise_rate or 0.0) if isinstance(self.noise_rate, str) else self.noise_rate
-        asked = noise_rate * self.over_trim
-        final = min(asked, self.max_rate)
-        if self.rate_schedule == "ramp":
-            if self.rate_ramp_steps is not None:
-                done = (progress.global_step * 4 // self.rate_ramp_steps + 1) / 4
+        asked = noise_rate * self.rate_multiplier
+        final = min(asked, self.max_drop_rate)
+        if self.drop_schedule == "ramp":
+            if self.drop_ramp_steps is not None:
+                done = (progress.global_step * 4 // self.drop_ramp_steps + 1) / 4
             else:  # whole epochs, as in the papers; a ramp shorter than four has four stairs
-                stair = min(1.0, self.rate_ramp_epochs / 4)
-                done = (int(progress.epoch / stair + 1e-9) + 1) * stair / self.rate_ramp_epochs
-            return min(asked * (self.ramp_from + (1.0 - self.ramp_from) * min(done, 1.0)), self.max_rate)
-        if self.rate_schedule == "decay":
-            return min(asked * min(int(progress.epoch + 1e-9) / (self.rate_decay_share * progress.max_epochs), 1.0), self.max_rate)
-        if self.rate_schedule == "relax" and final > 0 and self.relax_from > final:
-            return self.relax_from + (final - self.relax_from) * min(progress.epoch / self.rate_ramp_epochs, 1.0)
+                stair = min(1.0, self.drop_ramp_epochs / 4)
+                done = (int(progress.epoch / stair + 1e-9) + 1) * stair / self.drop_ramp_epochs
+            return min(asked * (self.drop_ramp_from + (1.0 - self.drop_ramp_from) * min(done, 1.0)), self.max_drop_rate)
+        if self.drop_schedule == "decay":
+            return min(
+                asked * min(int(progress.epoch + 1e-9) / (self.rate_decay_share * progress.max_epochs), 1.0), self.max_drop_rate
+            )
+        if self.drop_schedule == "relax" and final > 0 and self.relax_from > final:
+            return self.relax_from + (final - self.relax_from) * min(progress.epoch / self.drop_ramp_epochs, 1.0)
         return final
 
-    def judging(self, progress: Progress) -> bool:
+    def filter_active(self, progress: Progress) -> bool:
         """Whether at least half of the final share is dropped by now, so that being left out means distrust."""
         final = (progress.noise_rate or 0.0) if isinstance(self.noise_rate, str) else self.noise_rate
-        return 0.0 < min(final * self.over_trim, self.max_rate) <= 2.0 * self.rate(progress) + 1e-9
+        return 0.0 < min(final * self.rate_multiplier, self.max_drop_rate) <= 2.0 * self.rate(progress) + 1e-9
 
     def remembers(self, progress: Progress) -> bool:
         """Whether an epoch that starts now is decided from memory."""
-        ramped = self.rate_schedule != "ramp" or self.rate_ramp_steps is None or progress.global_step >= self.rate_ramp_steps
+        ramped = self.drop_schedule != "ramp" or self.drop_ramp_steps is None or progress.global_step >= self.drop_ramp_steps
         return self.memory != "none" and int(progress.epoch) >= self.memory_after_epochs and ramped
 
     def new_state(self, classes: int, peers: int, device: torch.device) -> dict[str, Tensor]:
@@ -136,9 +138,9 @@ class KeepByScore:
 
     def _exchanged(self, keep: Tensor, progress: Progress) -> Tensor:
         peers = len(keep)
-        if self.exchange is None or peers == 1:
+        if self.peer_exchange is None or peers == 1:
             return keep
-        if self.exchange == "next" or peers == 2:
+        if self.peer_exchange == "next" or peers == 2:
             return keep.roll(1, 0)
         return keep[derangement(peers, hash((progress.seed, progress.global_step)))]
 
@@ -152,7 +154,7 @@ class KeepByScore:
         rows = []
         for row, size in zip(scores, count):
             rates = sampling_rates(class_scores(minmax(row).to(size.dtype), labels, everybody, size.numel()), self.rebalance_eta)
-            rows.append(hand_out(kept * size.sum(), rates, size) / size.clamp_min(1.0))
+            rows.append(allocate(kept * size.sum(), rates, size) / size.clamp_min(1.0))
         return torch.stack(rows)
 
     def keep_mask(
@@ -170,7 +172,7 @@ class KeepByScore:
             sizes = torch.bincount(given, minlength=classes)
             everybody = torch.ones_like(given, dtype=torch.bool)
             rates = sampling_rates(class_scores(minmax(scores), given, everybody, classes), self.rebalance_eta)
-            chosen = smallest(scores, given, quotas(round((1.0 - rate) * len(rows)), rates, sizes))
+            chosen = smallest(scores, given, allocate_integers(round((1.0 - rate) * len(rows)), rates, sizes))
             mask = torch.ones_like(seen, dtype=torch.bool)
             mask[rows] = chosen.to(mask.device)
             return mask
@@ -205,7 +207,7 @@ class _Simple:
         """The kept samples, (M,)."""
         return weights.sum(1)
 
-    def judging(self, progress: Progress) -> bool:
+    def filter_active(self, progress: Progress) -> bool:
         """Being left out of a step does not mean distrust."""
         return False
 

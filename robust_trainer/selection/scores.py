@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..losses.noisy_labels import full_precision
 from ..losses.standard import OWN, Huber, make_objective
-from ..types import MULTI, REGRESSION, SINGLE, UNSUPERVISED, Score, View
+from ..types import MULTI, REGRESSION, SINGLE, UNSUPERVISED, ForwardOutput, Score
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Loss:
     huber_delta: float | None = None
 
     @torch.no_grad()
-    def __call__(self, view: View) -> Tensor:
+    def __call__(self, view: ForwardOutput) -> Tensor:
         if view.problem == UNSUPERVISED:
             return full_precision(view.logits.detach())[..., 1]
         if view.problem == REGRESSION and self.huber_delta is not None:
@@ -50,7 +50,7 @@ class LossLayerGradientNorm:
     huber_delta: float | None = None
 
     @torch.no_grad()
-    def __call__(self, view: View) -> Tensor:
+    def __call__(self, view: ForwardOutput) -> Tensor:
         logits = full_precision(view.logits)
         if view.problem == UNSUPERVISED:
             return loss(view)
@@ -81,7 +81,7 @@ class Brier:
     """
 
     @torch.no_grad()
-    def __call__(self, view: View) -> Tensor:
+    def __call__(self, view: ForwardOutput) -> Tensor:
         if view.problem != SINGLE:
             raise ValueError(f"score 'brier' is for one class label per sample, but problem_type={view.problem!r}: use 'prl-l'.")
         p = full_precision(view.logits.detach()).softmax(-1)
@@ -99,7 +99,7 @@ class GradientNorm:
     """
 
     @torch.no_grad()
-    def __call__(self, view: View) -> Tensor:
+    def __call__(self, view: ForwardOutput) -> Tensor:
         if view.gradient_norms is None:
             raise ValueError("score 'prl-g' needs view.gradient_norms, got None: set gradients=True in the recipe.")
         return full_precision(view.gradient_norms.detach())
@@ -113,7 +113,7 @@ class Agreement:
     """
 
     @torch.no_grad()
-    def __call__(self, view: View) -> Tensor:
+    def __call__(self, view: ForwardOutput) -> Tensor:
         if view.problem not in (SINGLE, MULTI):
             raise ValueError(f"score 'agreement' compares predicted classes, not for {view.problem!r}: choose another method.")
         predicted = view.logits > 0 if view.problem == MULTI else view.logits.argmax(-1, keepdim=True)

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..perturbations.awp import Shaken
+from ..perturbations.awp import PerturbedWeights
 
 
 @dataclass
 class Batch:
     """One micro-batch: the model's inputs without labels and index, the targets (B,) or (B, K), the positions (B,) or None.
 
-    adversarial: what the inner maximisation found, as `fronts.Front.forward` takes it; None without one.
+    adversarial: what the inner maximisation found, as `fronts.InputAdapter.forward` takes it; None without one.
     clean_scores, first_logits: (M, B) and (M, B, C), of the inner maximisation's first forward.
     trusted: the rule's weights (M, B); weights: those that count, less the samples held out for the noise rate's estimate.
     labelled: whose label counts, bool (M, B), for semi-supervised methods; strong: what the first of their training forwards takes;
@@ -59,7 +59,7 @@ class Step:
     batches: list[Batch]
     kept: Tensor | float | None = None
     dropped: Tensor | None = None
-    shaken: Shaken | None = None
+    perturbed_weights: PerturbedWeights | None = None
 
 
 @dataclass

@@ -12,12 +12,12 @@ from transformers import PreTrainedModel
 
 from ..methods.defaults import EVERYWHERE
 from ..methods.recipe import Recipe
-from .plan import Walk
+from .plan import RobustStep
 
 STATE_FILE = "robust_state.safetensors"
 
 
-def save(folder: str, walk: Walk) -> None:
+def save(folder: str, walk: RobustStep) -> None:
     """Writes the ledger and the filter's state, and the method's name and settings."""
     tensors = {name: tensor.contiguous() for name, tensor in walk.state().items()}
     metadata = _identity(walk.recipe)
@@ -37,7 +37,7 @@ def _identity(recipe: Recipe) -> dict[str, str]:
     return {"method": recipe.name, "settings": json.dumps(dict(recipe.settings), sort_keys=True)}
 
 
-def load(folder: str, walk: Walk) -> None:
+def load(folder: str, walk: RobustStep) -> None:
     """Restores what `save` wrote. Raises ``ValueError`` for a data set of another size."""
     walk.load_state(safetensors.torch.load_file(os.path.join(folder, STATE_FILE)))
 

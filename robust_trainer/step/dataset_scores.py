@@ -13,7 +13,7 @@ from transformers.utils import logging
 from ..ledger.ledger import SampleLedger
 from ..ledger.margins import trace
 from ..models.modes import _same_random_state, untouched
-from .decision import Scanned
+from .decision import DatasetScores
 
 if TYPE_CHECKING:
     from ..trainer import RobustTrainer
@@ -46,7 +46,7 @@ class EpochScan(TrainerCallback):
 
 
 @torch.no_grad()
-def scan(trainer: RobustTrainer, loader: Any, ledger: SampleLedger | None) -> Scanned:
+def scan(trainer: RobustTrainer, loader: Any, ledger: SampleLedger | None) -> DatasetScores:
     """What the model says of every sample, equal on all processes."""
     walk = trainer._walk
     assert walk is not None and ledger is not None
@@ -66,12 +66,10 @@ def scan(trainer: RobustTrainer, loader: Any, ledger: SampleLedger | None) -> Sc
     index = walk.gather(torch.cat(indices))
     whole = _in_order(walk.gather(torch.cat(rows)), index, len(ledger))
     means = _in_order(walk.gather(torch.cat(probs)), index, len(ledger)) if probs else None
-    return Scanned(whole[:, 0], whole[:, 1].long(), whole[:, 2].long(), whole[:, 3:], means)
+    return DatasetScores(whole[:, 0], whole[:, 1].long(), whole[:, 2].long(), whole[:, 3:], means)
 
 
 def _in_order(found: Tensor, index: Tensor, size: int) -> Tensor:
     whole = torch.zeros(size, found.shape[1], dtype=found.dtype, device=found.device)
     whole[index] = found
     return whole
-
-

@@ -14,7 +14,7 @@ from ..types import Progress, Selection
 
 
 @dataclass(frozen=True)
-class Scanned:
+class DatasetScores:
     """What a scan found of all samples: score, given label and prediction (N,), `trace`'s numbers (N, 5), probabilities (N, C)."""
 
     scores: Tensor
@@ -25,7 +25,7 @@ class Scanned:
 
 
 @dataclass
-class Decision:
+class EpochSelection:
     """The decision in force: the ledger's column ``keep`` and, in the walk's states, its epoch; so both are in a checkpoint."""
 
     selection: Selection | None
@@ -63,14 +63,14 @@ class Decision:
         return selection.remembers(progress) and not self._of(int(progress.epoch))
 
     @torch.no_grad()
-    def scanned(self, ledger: SampleLedger, found: Scanned, classes: int, progress: Progress) -> list[int]:
+    def scanned(self, ledger: SampleLedger, found: DatasetScores, classes: int, progress: Progress) -> list[int]:
         """Decides over the epoch from all samples' scores and records them; returns the classes that nobody is left of."""
         selection, epoch, scores, labels = self.selection, int(progress.epoch), found.scores, found.labels
         assert isinstance(selection, KeepByScore | Split)
         mask = selection.keep_mask(scores, torch.ones_like(labels), labels, classes, progress, ledger.columns["keep"])
         self._settle(ledger, mask, epoch)
         everybody = torch.arange(len(scores), device=scores.device)
-        judging = selection.judging(progress)
-        ledger.record(everybody, scores, mask.float(), labels, found.predicted, epoch, judging, found.told, found.probs)
+        filter_active = selection.filter_active(progress)
+        ledger.record(everybody, scores, mask.float(), labels, found.predicted, epoch, filter_active, found.told, found.probs)
         sizes, left = torch.bincount(labels, minlength=classes), torch.bincount(labels[mask], minlength=classes)
         return ((sizes > 0) & (left == 0)).nonzero().flatten().tolist()

@@ -12,10 +12,10 @@ from torch import Tensor
 from ..losses.adversarial import INNER, needs_clean
 from ..losses.standard import make_objective
 from ..methods.recipe import Recipe
-from ..perturbations.inputs import Forward, Front
+from ..perturbations.inputs import Forward, InputAdapter
 from ..perturbations.norms import draw_second
 from ..perturbations.pgd import Perturbation
-from ..types import Progress, View
+from ..types import ForwardOutput, Progress
 from .batch import Batch, RunningMeans
 
 #: Of the probe for catastrophic overfitting: samples, steps, and the step as a share of eps (Rice et al. 2020 use PGD-10, eps / 4).
@@ -23,7 +23,7 @@ PROBE_SAMPLES, PROBE_STEPS, PROBE_SHARE = 64, 10, 0.25
 
 
 @dataclass
-class Inner:
+class InnerMaximization:
     """Perturbs the micro-batches of a step, all of them at once: one perturbation for the batch does not depend on how it was cut.
 
     view: reads a model's outputs with a batch's targets. trust: the samples' weights (B,) from the views of the first forward.
@@ -32,10 +32,10 @@ class Inner:
 
     recipe: Recipe
     attack: Perturbation
-    front: Front
+    front: InputAdapter
     problem: str
-    view: Callable[[Any, Batch], View]
-    trust: Callable[[list[View], list[Batch], Progress], Tensor]
+    view: Callable[[Any, Batch], ForwardOutput]
+    trust: Callable[[list[ForwardOutput], list[Batch], Progress], Tensor]
     total: Callable[[Tensor], Tensor]
     seed: int = 0
     rank: int = 0
@@ -112,7 +112,7 @@ class Inner:
         right = self._views(bare, [some], [some.adversarial])[0].logits.mean(0).argmax(-1) == some.targets
         means.add("pgd_accuracy", right.sum(), len(some.targets))
 
-    def _views(self, bare: Forward, batches: list[Batch], moved: list[Tensor] | None = None) -> list[View]:
+    def _views(self, bare: Forward, batches: list[Batch], moved: list[Tensor] | None = None) -> list[ForwardOutput]:
         """Forwards without gradients, on the inputs as they came or where they were moved to."""
         with torch.no_grad():
             if moved is None:
@@ -123,7 +123,7 @@ class Inner:
         rank = 0 if self.attack.scope == "batch" else self.rank
         return torch.Generator(x.device).manual_seed(hash((self.seed, progress.global_step, rank)) % 2**63)
 
-    def _gradient(self, bare: Forward, batch: Batch, x: Tensor, clean: Tensor | None) -> tuple[Tensor, View]:
+    def _gradient(self, bare: Forward, batch: Batch, x: Tensor, clean: Tensor | None) -> tuple[Tensor, ForwardOutput]:
         """The loss's gradient with respect to x alone (no weight gradients), and the forward it came from."""
         with torch.enable_grad():
             leaf = x.detach().requires_grad_(True)
@@ -135,7 +135,7 @@ class Inner:
             own = make_objective("auto", {}, self.problem)
             losses = INNER[self.attack.inner_loss](view, targets, clean, self.recipe.objective, own)
             (grad,) = torch.autograd.grad(losses.sum() * self.gradient_scale, leaf)
-        return grad, View(view.logits.detach(), view.targets, view.index, problem=view.problem)
+        return grad, ForwardOutput(view.logits.detach(), view.targets, view.index, problem=view.problem)
 
 
 def _own_guess(targets: Tensor, clean: Tensor, labelled: Tensor) -> Tensor:

@@ -15,19 +15,19 @@ from ..images.augmentations import augment
 from ..methods.recipe import Recipe
 from ..models.outputs import logits_of
 from ..per_sample_gradients.norms import SampleGradients
-from ..perturbations.inputs import Forward, Front, ImageFront
-from ..types import Progress, View
+from ..perturbations.inputs import Forward, InputAdapter, PixelAdapter
+from ..types import ForwardOutput, Progress
 from .batch import Batch, RunningMeans
 
 
 @dataclass
-class Outer:
+class OuterMinimization:
     """A micro-batch's forwards and losses. read: a model's outputs as a view; recorder: of each sample's gradient, for prl-g."""
 
     recipe: Recipe
-    read: Callable[[Any, Batch], View]
+    read: Callable[[Any, Batch], ForwardOutput]
     recorder: SampleGradients | None = None
-    front: Front | None = None
+    front: InputAdapter | None = None
     _checked: bool = False
 
     def first(self, forward: Forward, batch: Batch) -> Any:
@@ -35,15 +35,15 @@ class Outer:
         if batch.strong is not None:
             assert self.front is not None
             return self.front.forward(forward, batch.inputs, batch.strong)
-        if batch.adversarial is None or self.recipe.pair is not None:
+        if batch.adversarial is None or self.recipe.adversarial_loss is not None:
             return forward(batch.inputs)
         assert self.front is not None
         return self.front.forward(forward, batch.inputs, batch.adversarial)
 
-    def views(self, outputs: Any, bare: Forward, batch: Batch) -> list[View]:
+    def views(self, outputs: Any, bare: Forward, batch: Batch) -> list[ForwardOutput]:
         """The views of the training forwards: that of `first`'s outputs and, for a pair, the perturbed one, of one more forward."""
         views = [self.read(outputs, batch)]
-        if self.recipe.pair is not None:
+        if self.recipe.adversarial_loss is not None:
             assert batch.adversarial is not None and self.front is not None
             # the bare model: a second forward of a distributed one would broadcast BatchNorm's buffers under the first's graph
             views.append(self.read(self.front.forward(bare, batch.inputs, batch.adversarial), batch))
@@ -59,8 +59,8 @@ class Outer:
 
         Runs in evaluation mode. dropping: whether there may be unlabelled samples.
         """
-        semi, front = self.recipe.semi, self.front
-        assert semi is not None and isinstance(front, ImageFront)
+        semi, front = self.recipe.semi_supervised, self.front
+        assert semi is not None and isinstance(front, PixelAdapter)
         x, space = front.join(batches, "linf")
         if not self._checked and self.recipe.perturbation is None:  # with one the inner maximisation has looked
             space.check(x)
@@ -87,10 +87,16 @@ class Outer:
                     batch.pseudo = semi.pseudo_labels(self.read(front.forward(bare, batch.inputs, row), batch).logits)
 
     def semi_loss(
-        self, views: list[View], batch: Batch, kept: Tensor, dropped: Tensor | None, progress: Progress, means: RunningMeans | None
+        self,
+        views: list[ForwardOutput],
+        batch: Batch,
+        kept: Tensor,
+        dropped: Tensor | None,
+        progress: Progress,
+        means: RunningMeans | None,
     ) -> Tensor:
         """The mean loss of the labelled samples plus lambda times that of the unlabelled ones, each over the whole step, scalar."""
-        semi, weights = self.recipe.semi, batch.weights
+        semi, weights = self.recipe.semi_supervised, batch.weights
         assert semi is not None and weights is not None
         formal, adversarial = semi.formal(progress), len(views) - 1
         kinds = adversarial // 2 if formal else adversarial
@@ -109,7 +115,7 @@ class Outer:
         """What a training forward runs in: the recording of each sample's gradient, where the method asks for it."""
         return self.recorder.record(len(batch.targets)) if self.recorder is not None else nullcontext()
 
-    def sample_losses(self, view: View) -> Tensor | None:
+    def sample_losses(self, view: ForwardOutput) -> Tensor | None:
         """Notes each sample's gradient norm in the view, where the method asks for it, and gives the losses (M, B)."""
         if self.recorder is None:
             return None
@@ -127,7 +133,12 @@ class Outer:
             return self.recipe.score(view)
 
     def loss(
-        self, views: list[View], weights: Tensor, divisor: Tensor, own: Tensor | None = None, means: RunningMeans | None = None
+        self,
+        views: list[ForwardOutput],
+        weights: Tensor,
+        divisor: Tensor,
+        own: Tensor | None = None,
+        means: RunningMeans | None = None,
     ) -> Tensor:
         """The sum over the peers of sum(weight x loss) / divisor, scalar; its value is their mean, so that one loss is logged.
 
@@ -141,10 +152,10 @@ class Outer:
         if self.recipe.selection is not None:
             kept = (weights > 0).unsqueeze(-1)
             views = [replace(v, logits=torch.where(kept, v.logits, torch.zeros_like(v.logits))) for v in views]
-        if self.recipe.pair is None:
+        if self.recipe.adversarial_loss is None:
             losses = self.recipe.objective(views[0], targets)
         else:
-            terms = self.recipe.pair(views[0], views[1], targets, self.recipe.objective)
+            terms = self.recipe.adversarial_loss(views[0], views[1], targets, self.recipe.objective)
             losses = torch.stack(list(terms.values())).sum(0)
             if means is not None:
                 for name, term in terms.items():
@@ -152,7 +163,9 @@ class Outer:
         total = (torch.where(weights > 0, losses * weights, torch.zeros_like(losses)).sum(1) / divisor).sum()
         return total if len(losses) == 1 else total - (total * (1.0 - 1.0 / len(losses))).detach()
 
-    def add_gradients(self, views: list[View], weights: Tensor, parameters: Sequence[Parameter], sums: list[Tensor]) -> None:
+    def add_gradients(
+        self, views: list[ForwardOutput], weights: Tensor, parameters: Sequence[Parameter], sums: list[Tensor]
+    ) -> None:
         """Adds to ``sums`` the gradient of sum(weight x loss) with respect to each of the parameters; their ``grad`` stays."""
         loss = self.loss(views, weights, torch.ones((), device=weights.device))
         for total, gradient in zip(sums, torch.autograd.grad(loss, parameters, allow_unused=True)):

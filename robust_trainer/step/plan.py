@@ -16,18 +16,18 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from ..ledger.ledger import SampleLedger
-from ..ledger.pending import Visit, Visits, record
+from ..ledger.pending import PendingRecords, StepRecord, record
 from ..methods.recipe import Recipe
 from ..models.outputs import read_view
-from ..perturbations.awp import Shaken, WeightPerturbation, sum_over_processes
-from ..perturbations.inputs import Forward, Front, TextFront
+from ..perturbations.awp import PerturbedWeights, WeightPerturbation, sum_over_processes
+from ..perturbations.inputs import EmbeddingAdapter, Forward, InputAdapter
 from ..selection.noise_rate import RateEstimate, RateEstimator
 from ..selection.rules import ESTIMATED, KeepByScore
-from ..types import SINGLE, Progress, View
+from ..types import SINGLE, ForwardOutput, Progress
 from .batch import Batch, RunningMeans, Step
-from .decision import Decision, Scanned
-from .inner import Inner
-from .outer import Outer
+from .decision import DatasetScores, EpochSelection
+from .inner import InnerMaximization
+from .outer import OuterMinimization
 
 Context = Callable[[], AbstractContextManager]
 Weights = list[Parameter]
@@ -35,7 +35,7 @@ _APART = 0x5EED  # so that the held-out samples are no stretch of the sampler's 
 
 
 @dataclass
-class Walk:
+class RobustStep:
     """The state of a run (ledger, carried fractions) and the steps 3 to 9 of docs/architecture.md.
 
     gather: concatenates a tensor over the processes. total: sums a tensor over the processes. rank: this process's number.
@@ -56,13 +56,13 @@ class Walk:
     max_epochs: float = 1.0
     states: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     means: RunningMeans = field(default_factory=RunningMeans)
-    visits: Visits = field(default_factory=Visits)
+    visits: PendingRecords = field(default_factory=PendingRecords)
     labels_checked: bool = True
-    _inner: Inner | None = None
+    _inner: InnerMaximization | None = None
 
     def __post_init__(self) -> None:
-        self.outer = Outer(self.recipe, self.view)
-        self.decision = Decision(self.recipe.selection, self.states)
+        self.outer = OuterMinimization(self.recipe, self.view)
+        self.decision = EpochSelection(self.recipe.selection, self.states)
         if self.ledger is not None:
             self.watch(self.ledger)
 
@@ -82,7 +82,7 @@ class Walk:
         """
         self._open_epoch(progress)
         progress = self._now(progress)
-        if self.recipe.semi is not None:
+        if self.recipe.semi_supervised is not None:
             for batch, weight in zip(batches, self._known_weights(batches, True) or []):
                 batch.weights, batch.labelled = weight, weight > 0
         if self.recipe.perturbation is not None:
@@ -91,13 +91,13 @@ class Walk:
                 inner.perturb(bare, batches, progress)
                 if every is not None and progress.global_step % every == 0:
                     inner.probe(bare, batches, progress, self.means)
-        if self.recipe.semi is not None:
+        if self.recipe.semi_supervised is not None:
             with crafting():
                 self.outer.prepare(bare, batches, progress, self._seed(progress), self.recipe.selection is not None)
         step = Step(batches)
         decided = [batch.weights for batch in batches if batch.weights is not None]
         known = decided if decided else self._known_weights(batches, self.recipe.outer_filter)
-        apart = self.recipe.trust == "eval"
+        apart = self.recipe.score_from == "eval"
         if known is None and (len(batches) > 1 or apart):
             # ranks need the scores of every micro-batch before the first backward: one more forward each, only here
             scores = []
@@ -110,24 +110,24 @@ class Walk:
             self._settle(step, known)
         shake = self.recipe.weight_perturbation
         if shake is not None and progress.epoch >= shake.warmup_epochs:
-            step.shaken = self._shaken(bare, traceless, step, progress, shake, weights)
+            step.perturbed_weights = self._shaken(bare, traceless, step, progress, shake, weights)
         return step
 
     def _seed(self, progress: Progress) -> int:
         return hash((self.seed, progress.global_step, self.rank)) % 2**63
 
-    def set_front(self, front: Front) -> None:
+    def set_front(self, front: InputAdapter) -> None:
         """Where the perturbation enters. The size of a text model's embeddings is the run's: resumed, it is not measured anew."""
-        if isinstance(front, TextFront):
+        if isinstance(front, EmbeddingAdapter):
             kept = self.states.setdefault("front", {"unit": torch.tensor(front.unit)})
             front = replace(front, unit=float(kept["unit"]))
         self.outer.front = front
 
-    def inner(self) -> Inner:
+    def inner(self) -> InnerMaximization:
         """The inner maximisation, made at the first step: by then the front is known."""
         if self._inner is None:
             assert self.recipe.perturbation is not None and self.outer.front is not None
-            self._inner = Inner(
+            self._inner = InnerMaximization(
                 self.recipe, self.recipe.perturbation, self.outer.front, self.problem, self.view, self._trust_early, self.total,
                 self.seed, self.rank, self.gradient_scale,
             )  # fmt: skip
@@ -135,7 +135,7 @@ class Walk:
 
     def _shaken(
         self, bare: Forward, traceless: Context, step: Step, progress: Progress, shake: WeightPerturbation, weights: Weights
-    ) -> Shaken:
+    ) -> PerturbedWeights:
         """The weights as AWP moves them, by the gradient of the step's whole loss; ranks are decided here, at unshaken weights."""
         sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
         for batch in step.batches:
@@ -145,15 +145,17 @@ class Walk:
                     self._settle(step, self._rank([self.recipe.score(views[0])], [batch], progress, "outer"))
                 assert batch.weights is not None
                 self.outer.add_gradients(views, batch.weights * self.gradient_scale, weights, sums)
-        return Shaken(weights, shake.offsets(weights, sum_over_processes(sums, self.total) if self.processes > 1 else sums))
+        return PerturbedWeights(
+            weights, shake.offsets(weights, sum_over_processes(sums, self.total) if self.processes > 1 else sums)
+        )
 
-    def _trust_early(self, views: list[View], batches: list[Batch], progress: Progress) -> Tensor:
+    def _trust_early(self, views: list[ForwardOutput], batches: list[Batch], progress: Progress) -> Tensor:
         """The weights (B,) of the samples in the inner maximisation, from the views of its first forward."""
         scores = [self.recipe.score(view) for view in views]
         for batch, score, view in zip(batches, scores, views):
             batch.clean_scores, batch.first_logits = score, view.logits
         recipe = self.recipe
-        first = recipe.trust == "inner" and recipe.outer_filter  # this forward decides for the outer step too
+        first = recipe.score_from == "clean" and recipe.outer_filter  # this forward decides for the outer step too
         weights = self._known_weights(batches, recipe.inner_filter or first)
         if weights is None:
             weights = self._rank(scores, batches, progress, "inner")
@@ -167,7 +169,7 @@ class Walk:
     def _known_weights(self, batches: list[Batch], active: bool) -> list[Tensor] | None:
         """Weights that need no further score: nothing to filter, or the ledger has decided for this epoch."""
         selection = self.recipe.selection
-        nobody_left_out = self.recipe.semi is not None and not self.decision.made  # before the first split
+        nobody_left_out = self.recipe.semi_supervised is not None and not self.decision.made  # before the first split
         if selection is None or not active or nobody_left_out:
             return [torch.ones(1, len(b.targets), device=b.targets.device) for b in batches]
         if selection.memory != "none" and self.decision.made:
@@ -196,7 +198,7 @@ class Walk:
                 batch.weights = torch.where(estimator.hold_out(batch.positions), torch.zeros_like(weight), weight)
         selection, whole = self.recipe.selection, torch.cat([b.weights for b in step.batches if b.weights is not None], 1)
         step.kept = self.total(whole.sum(1) if selection is None else selection.divisor(whole))
-        if self.recipe.semi is not None:
+        if self.recipe.semi_supervised is not None:
             step.dropped = self.total((1.0 - whole).sum(1))
 
     # ---- steps 6 to 9: forward (by the caller), trust, minimise, remember --------------------------------------------
@@ -204,7 +206,7 @@ class Walk:
     def loss(self, outputs: Any, bare: Forward, batch: Batch, step: Step, progress: Progress) -> Tensor:
         """The micro-batch's share of the step's loss: sum over kept samples / kept samples of the whole step, scalar.
 
-        outputs: of `Outer.first`. Multiplied by the number of processes, because distributed training averages the gradients.
+        outputs: of `OuterMinimization.first`. Multiplied by the number of processes, because distributed training averages the gradients.
         """
         progress = self._now(progress)
         views = self.outer.views(outputs, bare, batch)
@@ -216,7 +218,7 @@ class Walk:
         weights = batch.weights
         assert weights is not None and step.kept is not None
         divisor = torch.as_tensor(step.kept, device=view.logits.device).clamp_min(1.0)
-        if self.recipe.semi is not None:
+        if self.recipe.semi_supervised is not None:
             loss = self.outer.semi_loss(views, batch, divisor, step.dropped, progress, self.means) * self.processes
         else:
             loss = self.outer.loss(views, weights, divisor, own, self.means) * self.processes
@@ -225,13 +227,13 @@ class Walk:
         return loss
 
     @torch.no_grad()
-    def _remember(self, view: View, scores: Tensor, weights: Tensor, batch: Batch, progress: Progress) -> None:
+    def _remember(self, view: ForwardOutput, scores: Tensor, weights: Tensor, batch: Batch, progress: Progress) -> None:
         if not self.recipe.outer_filter and batch.inner_weights is not None:
             weights = batch.inner_weights
-        if self.recipe.trust != "outer" and batch.clean_scores is not None:
+        if self.recipe.score_from != "training" and batch.clean_scores is not None:
             scores = batch.clean_scores
-        if self.recipe.watch is not None:
-            scores = self.recipe.watch(view)
+        if self.recipe.ledger_score is not None:
+            scores = self.recipe.ledger_score(view)
         score, weight = scores.mean(0), weights.mean(0)
         if self.ledger is None or batch.index is None:
             self.means.add("kept_fraction", weight.sum(), weight.numel())
@@ -239,8 +241,8 @@ class Walk:
         logits = view.logits if batch.first_logits is None else batch.first_logits
         labels = batch.targets if view.problem == SINGLE else batch.labels - 1
         selection = self.recipe.selection
-        judging = selection is not None and selection.judging(progress)
-        visit = Visit(logits.detach(), score, weight, labels, batch.index, int(progress.epoch), judging)
+        filter_active = selection is not None and selection.filter_active(progress)
+        visit = StepRecord(logits.detach(), score, weight, labels, batch.index, int(progress.epoch), filter_active)
         if not self.visits.fits(visit):
             self.take_up()
         self.visits.waiting.append(visit)
@@ -298,7 +300,7 @@ class Walk:
         """Whether the epoch that starts now wants all samples scored first."""
         return self.decision.scan_due(self.ledger, progress)
 
-    def scanned(self, found: Scanned, progress: Progress) -> list[int]:
+    def scanned(self, found: DatasetScores, progress: Progress) -> list[int]:
         """Takes up what a scan of all samples found; returns the classes that nobody is left of."""
         assert self.ledger is not None
         return self.decision.scanned(self.ledger, found, self.classes, self._now(progress))
@@ -307,7 +309,7 @@ class Walk:
         """Whose labels the epoch trains on, bool (N,), None before there is a decision."""
         return self.ledger.keep if self.ledger is not None and self.decision.made else None
 
-    def view(self, outputs: Any, batch: Batch) -> View:
+    def view(self, outputs: Any, batch: Batch) -> ForwardOutput:
         """The forward pass with its targets. Raises ``ValueError`` where the model's output does not fit them."""
         view = read_view(outputs, batch.targets, batch.index, self.problem, self.recipe.name)
         unknown = self.classes != view.logits.shape[2]

@@ -87,7 +87,7 @@ def test_rca_is_algorithm_1(tmp_path, monkeypatch, networks, variational):
         monkeypatch.setattr(torch, "randn_like", lambda like: torch.full_like(like, 0.3))
     rate, epochs = 0.25, 4
     trainer = run(
-        tmp_path, autoencoder(variational=variational, kl_weight=0.1), method="rca", peers=networks, noise_rate=rate,
+        tmp_path, autoencoder(variational=variational, kl_weight=0.1), method="rca", num_networks=networks, noise_rate=rate,
         num_train_epochs=epochs,
     )  # fmt: skip
     nets = [copy.deepcopy(peer) for peer in trainer.model.peers]
@@ -145,7 +145,7 @@ def test_trim_is_algorithm_2(tmp_path, lipschitz):
 @pytest.mark.parametrize("alpha", [0.05, 0.3, 0.5, 1.0])
 @pytest.mark.parametrize("epochs", [1, 2, 7, 60])
 def test_the_kept_share_is_the_papers_recursion(rate, alpha, epochs):
-    rule = KeepByScore(rate, rate_schedule="decay", rate_decay_share=alpha)
+    rule = KeepByScore(rate, drop_schedule="decay", rate_decay_share=alpha)
     for epoch, beta in enumerate(kept_by_epoch(rate, alpha, epochs)):
         for done in (0.0, 1e-12, 0.5, 0.999):  # of the epoch: a share holds for a whole one
             assert 1 - rule.rate(Progress(epoch + done, epochs)) == pytest.approx(beta, abs=1e-12)
@@ -171,7 +171,7 @@ def test_derangements_are_uniform(size):
 def test_selection_is_by_the_evaluation_forward(tmp_path, micro):
     """With dropout, errors are ranked as they are without it, each network's rows go to the other, and the ledger has them."""
     trainer = run(
-        tmp_path, autoencoder(dropout=0.5), method="rca", noise_rate=0.25, rate_schedule="constant", num_train_epochs=1,
+        tmp_path, autoencoder(dropout=0.5), method="rca", noise_rate=0.25, drop_schedule="constant", num_train_epochs=1,
         per_device_train_batch_size=128 // micro, gradient_accumulation_steps=micro, learning_rate=0.3,
     )  # fmt: skip
     own, told, modes, scored = trainer.training_step, [], [], {}
@@ -235,7 +235,7 @@ def test_trimming_nobody_is_plain_training(tmp_path, lipschitz):
 
 
 def make(kind):
-    return {"rca": lambda: (autoencoder(), dict(method="rca", peers=3)), "trim": lambda: (flow(), dict(method="trim")),
+    return {"rca": lambda: (autoencoder(), dict(method="rca", num_networks=3)), "trim": lambda: (flow(), dict(method="trim")),
             "capped": lambda: (flow(0.5), dict(method="trim"))}[kind]()  # fmt: skip
 
 
@@ -266,7 +266,7 @@ def test_resumed_is_a_straight_run(tmp_path, kind):
         model = autoencoder(0.5) if kind == "rca" else flow(0.7)
         return run(
             tmp_path / folder, model, rows(200), method=kind, noise_rate=0.2, per_device_train_batch_size=48, optim="adamw_torch",
-            save_strategy="steps", save_steps=7, **({"peers": 3} if kind == "rca" else {}),
+            save_strategy="steps", save_steps=7, **({"num_networks": 3} if kind == "rca" else {}),
         )  # fmt: skip
 
     straight, resumed = trainer("straight"), trainer("resumed")
@@ -367,7 +367,7 @@ def test_rows_come_in_any_data_set(tmp_path, straight, case):
 @pytest.mark.parametrize("method", ["rca", "trim"])
 def test_a_stream_is_filtered_without_a_ledger(tmp_path, method):
     trainer = run(
-        tmp_path, autoencoder(), rows().to_iterable_dataset(), method=method, noise_rate=0.25, rate_schedule="constant", max_steps=3
+        tmp_path, autoencoder(), rows().to_iterable_dataset(), method=method, noise_rate=0.25, drop_schedule="constant", max_steps=3
     )
     trainer.train()
     assert trainer.ledger is None
@@ -518,9 +518,9 @@ REFUSED = {
     "predictions": (dict(method="rca", ledger_predictions=True), "ledger_predictions=True is for class labels"),
     "range": (dict(method="rca", noise_rate=1.0), r"noise_rate=1.0 must be in \[0, 1\)"),
     "decay share": (dict(method="rca", rate_decay_share=0.0), r"rate_decay_share=0.0 must be in \(0, 1\]"),
-    "exchange": (dict(method="rca", exchange="own"), "exchange='own' is unknown: choose one of next, shuffled"),
-    "one network": (dict(method="rca", peers=1), "peers=1 must be a whole number >= 2"),
-    "foreign": (dict(method="trim", peers=2), "method 'trim' takes no 'peers'"),
+    "peer_exchange": (dict(method="rca", peer_exchange="own"), "peer_exchange='own' is unknown: choose one of next, shuffled"),
+    "one network": (dict(method="rca", num_networks=1), "num_networks=1 must be a whole number >= 2"),
+    "foreign": (dict(method="trim", num_networks=2), "method 'trim' takes no 'num_networks'"),
 }  # fmt: skip
 
 
@@ -555,7 +555,7 @@ def test_rows_that_are_no_numbers(tmp_path, value, kind):
 @pytest.mark.parametrize("method", ["spl", "prl", "min-sgd", "co-teaching", "co-prl", "standard", "normclip"])
 def test_other_methods_take_the_models_own_losses(tmp_path, method):
     """A law: at rate zero they are all the plain mean; with a rate they keep the share that they say."""
-    given = {} if method in ("standard", "normclip", "min-sgd") else {"noise_rate": 0.25, "rate_schedule": "constant"}
+    given = {} if method in ("standard", "normclip", "min-sgd") else {"noise_rate": 0.25, "drop_schedule": "constant"}
     trainer = run(tmp_path, autoencoder(), method=method, num_train_epochs=2, **given)
     trainer.train()
     share = {"min-sgd": 1 / 128}.get(method, 0.75 if given else 1.0)

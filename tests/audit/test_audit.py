@@ -92,9 +92,7 @@ def test_suspicion_is_the_formula(seed):
     doubted = found.suspicion >= 0.5
     assert (found.suggested == np.where(doubted, rows["rival"], rows["label"])).all() and 0 < doubted.sum() < 200
     assert found.confidence.min() >= 0 and found.confidence.max() <= 1 and (found.confidence[rows["seen"] == 0] == 0).all()
-    assert found.confidence[doubted & (rows["seen"] > 0)] == pytest.approx(
-        rows["rival_confidence"][doubted & (rows["seen"] > 0)]
-    )
+    assert found.confidence[doubted & (rows["seen"] > 0)] == pytest.approx(rows["rival_confidence"][doubted & (rows["seen"] > 0)])
 
 
 def test_suspicion_falls_with_the_area_among_those_of_one_rival():
@@ -531,8 +529,10 @@ def test_the_fingerprint_differs_where_the_data_does():
     hidden = next(i for i in range(200) if i not in looked_at)
     flipped = list(labels)
     flipped[hidden] = (flipped[hidden] + 1) % 4
+
     def relabelled(values):
         return image_set([r["image"] for r in data], label=values).cast_column("label", data.features["label"])
+
     pixels = np.array([np.asarray(r["image"]) for r in data])
     pixels[looked_at[5], 0, 0] += 1
     others = [

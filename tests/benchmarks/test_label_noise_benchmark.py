@@ -38,7 +38,7 @@ def test_classification(benchmark, tmp_path, capsys):
     rows = rows_of(out)
     assert [(r["method"], r["seed"]) for r in rows] == [("standard", 0), ("prl", 0), ("standard", 1), ("prl", 1)]
     assert all(abs(r["realised_rate"] - 0.45) < 0.01 and len(r["epochs"]) == 2 for r in rows)
-    assert rows[1]["settings"]["noise_rate"] == 0.45 and rows[1]["settings"]["rate_ramp_epochs"] == 1
+    assert rows[1]["settings"]["noise_rate"] == 0.45 and rows[1]["settings"]["drop_ramp_epochs"] == 1
     benchmark.main([*command.split(), "--methods", "standard,prl"])
     assert len(rows_of(out)) == 4  # found, not run again
     benchmark.main([*command.split(), "--table", "4.4", "--methods", "standard,prl"])

@@ -89,7 +89,7 @@ def test_when_the_first_stage_runs(tmp_path):
     assert epochs("prl-simclr", tmp_path, "some/vit", contrastive_epochs=3) == 3
     assert epochs("prl", tmp_path) == epochs(None, tmp_path) == 0
     for method in ("spl", None):  # the switch, whatever the method
-        args = RobustConfig(output_dir=str(tmp_path), method=method, head_only=True, use_cpu=True, report_to=[])
+        args = RobustConfig(output_dir=str(tmp_path), method=method, freeze_backbone=True, use_cpu=True, report_to=[])
         assert ContrastiveOptions(contrastive_epochs=3).epochs(args, ModelOptions()) == 3
         assert ContrastiveOptions().epochs(args, ModelOptions()) == 0
     for method, given, told in (

@@ -402,9 +402,7 @@ def small(name="small-cnn", seed=0):
 def test_the_backbone_is_trained_and_the_head_is_not(tmp_path, make, layers):
     model, watch = make(), Recorder()
     before = state_of(model)
-    ours = trainer(
-        tmp_path, model, max_steps=4, projection_layers=layers, max_grad_norm=0.0, kwargs=dict(callbacks=[watch])
-    )
+    ours = trainer(tmp_path, model, max_steps=4, projection_layers=layers, max_grad_norm=0.0, kwargs=dict(callbacks=[watch]))
     head = ours.model.head_name
     first = state_of(ours.model.projector)
     assert sum(isinstance(m, nn.Linear) for m in ours.model.projector) == layers

@@ -27,7 +27,7 @@ from robust_trainer.detectors import (
 from robust_trainer.detectors.spectral import first_direction
 from robust_trainer.methods.recipe import Recipe
 from robust_trainer.models.peers import PeerModel
-from robust_trainer.types import View
+from robust_trainer.types import ForwardOutput
 
 
 def planted(n: int = 300, classes: int = 3, width: int = 12, share: float = 0.15, seed: int = 0) -> tuple[Evidence, np.ndarray]:
@@ -269,7 +269,7 @@ def test_local_gradient_ascent_is_the_formula():
     torch.manual_seed(0)
     logits = (3 * torch.randn(1, 6, 4)).requires_grad_()
     targets = torch.tensor([0, 1, 2, 3, 0, 1])
-    view = View(logits, targets)
+    view = ForwardOutput(logits, targets)
     found = LocalGradientAscent(0.5)(view, view.given())
     plain = nn.functional.cross_entropy(logits[0], targets, reduction="none")
     assert (plain < 0.5).any() and (plain > 0.5).any()

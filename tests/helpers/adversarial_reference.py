@@ -58,7 +58,7 @@ def symmetric(z, w):
 
 
 NCE_RCE = apl(CLASSES / 10, 10 / CLASSES)
-#: Outer losses of the two training forwards, clean then adversarial; None: one forward, on the adversarial batch alone.
+#: OuterMinimization losses of the two training forwards, clean then adversarial; None: one forward, on the adversarial batch alone.
 OUTER = {
     "pgd-at": (None, ce),
     "pgd-at-apl": (None, NCE_RCE),
@@ -166,8 +166,8 @@ def reference(
             return (losses * weights).sum() / weights.sum()
 
         model.train()
-        shaken = gamma is not None and step >= warmup_steps
-        offsets = awp_offsets(model, loss_of, gamma) if shaken else {}
+        perturbed_weights = gamma is not None and step >= warmup_steps
+        offsets = awp_offsets(model, loss_of, gamma) if perturbed_weights else {}
         parameters = dict(model.named_parameters())
         backup = {name: parameters[name].detach().clone() for name in offsets}
         with torch.no_grad():

@@ -48,7 +48,7 @@ def test_ledger_is_small():
 
 
 def test_detection_figures_are_those_of_sklearn(tmp_path):
-    trainer = robust(tmp_path, vit(), images(120), method="prl", noise_rate=0.25, rate_schedule="constant", num_train_epochs=4)
+    trainer = robust(tmp_path, vit(), images(120), method="prl", noise_rate=0.25, drop_schedule="constant", num_train_epochs=4)
     trainer.train()
     rows, told = trainer.ledger.to_dataset(), trainer.ledger.detection()
     truth, flagged = rows["is_corrupted"][:], rows["distrusted"][:]

@@ -1,20 +1,20 @@
-"""Visits wait and are recorded together: nothing that reads the ledger can tell."""
+"""PendingRecords wait and are recorded together: nothing that reads the ledger can tell."""
 
 import pytest
 import torch
 from helpers.toy import images, robust, vit
 
 import robust_trainer.ledger.pending as room
-from robust_trainer.ledger.pending import STEPS, Visit, Visits
+from robust_trainer.ledger.pending import STEPS, PendingRecords, StepRecord
 
 
-def visit(n=3, peers=1, classes=4, epoch=0, judging=True):
+def visit(n=3, peers=1, classes=4, epoch=0, filter_active=True):
     labels = torch.zeros(n, dtype=torch.long)
-    return Visit(torch.randn(peers, n, classes), torch.rand(n), torch.ones(n), labels, torch.arange(n), epoch, judging)
+    return StepRecord(torch.randn(peers, n, classes), torch.rand(n), torch.ones(n), labels, torch.arange(n), epoch, filter_active)
 
 
 def test_they_are_taken_in_their_order_and_once():
-    visits, given = Visits(), [visit(n, peers=2) for n in (3, 1, 2)]
+    visits, given = PendingRecords(), [visit(n, peers=2) for n in (3, 1, 2)]
     visits.waiting += given
     taken = visits.take()
     assert torch.equal(taken.logits, torch.cat([v.logits for v in given], 1)) and taken.logits.shape == (2, 6, 4)
@@ -24,14 +24,14 @@ def test_they_are_taken_in_their_order_and_once():
 
 
 def test_only_alike_ones_wait_together(monkeypatch):
-    visits = Visits([visit()])
-    assert visits.fits(visit()) and not visits.fits(visit(epoch=1)) and not visits.fits(visit(judging=False))
+    visits = PendingRecords([visit()])
+    assert visits.fits(visit()) and not visits.fits(visit(epoch=1)) and not visits.fits(visit(filter_active=False))
     visits.waiting += [visit() for _ in range(STEPS - 2)]
     assert not visits.full
     visits.waiting.append(visit())
     assert visits.full
     monkeypatch.setattr(room, "NUMBERS", 20)
-    assert not Visits([visit()]).full and Visits([visit(), visit()]).full
+    assert not PendingRecords([visit()]).full and PendingRecords([visit(), visit()]).full
 
 
 @pytest.mark.parametrize("method", ["standard", "prl", "prl-at-memory", "co-prl", "erat"])

@@ -9,7 +9,7 @@ from helpers import reference
 
 from robust_trainer.losses.adversarial import INNER, Mart, Nrat, Trades, kl, needs_clean, symmetric_kl
 from robust_trainer.losses.standard import HardBootstrap, make_objective
-from robust_trainer.types import SINGLE, View
+from robust_trainer.types import SINGLE, ForwardOutput
 
 SHAPES = [(7, 2, 1), (5, 3, 2), (1, 10, 1), (4, 30, 2)]
 BETA = 2.5
@@ -28,7 +28,7 @@ def views(b, c, m=1, dtype=torch.float64, scale=3.0):
     clean = torch.randn(m, b, c, generator=g, dtype=torch.float64) * scale
     adversarial = clean + torch.randn(m, b, c, generator=g, dtype=torch.float64)
     y = torch.randint(c, (b,), generator=g)
-    return View(clean.to(dtype), y), View(adversarial.to(dtype), y)
+    return ForwardOutput(clean.to(dtype), y), ForwardOutput(adversarial.to(dtype), y)
 
 
 def call(name, clean, adversarial):
@@ -109,7 +109,7 @@ def test_gradients_of_pairs_are_those_of_finite_differences_on_both_sides(name, 
     clean, adversarial = views(3, c, 2, scale=1.0)
 
     def total(z, adv):
-        return sum(call(name, View(z, clean.targets), View(adv, clean.targets)).values())
+        return sum(call(name, ForwardOutput(z, clean.targets), ForwardOutput(adv, clean.targets)).values())
 
     assert torch.autograd.gradcheck(total, (clean.logits.requires_grad_(True), adversarial.logits.requires_grad_(True)))
 
@@ -127,7 +127,7 @@ def extremes(c, dtype, y=0):
 @pytest.mark.parametrize("c", [2, 10, 1000])
 def test_probabilities_that_underflow_give_finite_losses_and_gradients(c, dtype):
     clean, adv, y = extremes(c, dtype)
-    v, w = View(clean, y), View(adv, y)
+    v, w = ForwardOutput(clean, y), ForwardOutput(adv, y)
     assert (clean.detach().float().softmax(-1) == 0).any()
     losses = {name: sum(call(name, v, w).values()) for name in PAIRS}
     losses |= {"kl": kl(clean, adv), "symmetric": symmetric_kl(clean, adv), "boosted": BOOSTED(v, v.given())}
@@ -140,7 +140,7 @@ def test_probabilities_that_underflow_give_finite_losses_and_gradients(c, dtype)
 
 
 def test_a_batch_of_one_with_a_certain_wrong_prediction():
-    v = View(torch.tensor([[[800.0, -800.0]]], requires_grad=True), torch.tensor([1]))
+    v = ForwardOutput(torch.tensor([[[800.0, -800.0]]], requires_grad=True), torch.tensor([1]))
     for name in PAIRS:
         loss = sum(call(name, v, v).values())
         (gradient,) = torch.autograd.grad(loss.sum(), v.logits)
@@ -202,13 +202,13 @@ def test_mart_without_its_regulariser_is_boosted_cross_entropy_on_the_adversaria
 
 def test_boosted_cross_entropy_keeps_its_precision_where_a_wrong_class_is_certain():
     for margin in (12.0, 20.0, 800.0):  # float32 rounds 1.0001 - p there
-        v = View(torch.tensor([[[margin, 0.0]]]), torch.tensor([1]))
+        v = ForwardOutput(torch.tensor([[[margin, 0.0]]]), torch.tensor([1]))
         expected = margin + math.log1p(math.exp(-margin)) - math.log(1e-4 + math.exp(-margin) / (1 + math.exp(-margin)))
         assert float(BOOSTED(v, v.given())) == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_margin_of_boosted_cross_entropy_never_takes_the_given_class_as_its_rival():
-    v = View(torch.tensor([[[5.0, 1.0, 0.0], [5.0, 1.0, 0.0]]], dtype=torch.float64), torch.tensor([0, 2]))
+    v = ForwardOutput(torch.tensor([[[5.0, 1.0, 0.0], [5.0, 1.0, 0.0]]], dtype=torch.float64), torch.tensor([0, 2]))
     p = v.logits[0].softmax(-1)
     margin = BOOSTED(v, v.given()) - CE(v, v.given())
     assert torch.allclose(margin[0], -torch.stack([1.0001 - p[0, 1], 1.0001 - p[1, 0]]).log())

@@ -7,7 +7,7 @@ from helpers import reference
 from robust_trainer.losses import noisy_labels as robust_losses
 from robust_trainer.losses import standard as objectives
 from robust_trainer.losses.standard import OBJECTIVES, OWN, SETTINGS_OF, make_objective
-from robust_trainer.types import MULTI, PROBLEMS, REGRESSION, SINGLE, UNSUPERVISED, View
+from robust_trainer.types import MULTI, PROBLEMS, REGRESSION, SINGLE, UNSUPERVISED, ForwardOutput
 
 SHAPES = [(7, 2, 1), (5, 3, 2), (6, 10, 1), (4, 100, 2)]
 ON_LABELS = [name for name, kind in OBJECTIVES.items() if SINGLE in kind.problems]
@@ -25,7 +25,7 @@ def view(b, c, m=1, problem=SINGLE, scale=3.0, dtype=torch.float64):
         targets = torch.randn(b, c, generator=g, dtype=torch.float64)
     else:
         targets = torch.rand(b, c, generator=g, dtype=torch.float64).round(decimals=1)
-    return View(logits, targets, problem=problem)
+    return ForwardOutput(logits, targets, problem=problem)
 
 
 def one_sample(name, problem, c):
@@ -58,7 +58,7 @@ def test_losses_equal_the_loop(name, problem, b, c, m):
     expected = [[slow(v.logits[k, i].tolist(), v.targets[i].tolist()) for i in range(b)] for k in range(m)]
     assert losses.shape == (m, b) and losses.dtype == torch.float64
     assert torch.allclose(losses, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-12)
-    single = View(v.logits.float(), v.targets, problem=problem)
+    single = ForwardOutput(v.logits.float(), v.targets, problem=problem)
     assert torch.allclose(make_objective(name, {}, problem)(single, single.given()).double(), losses, rtol=1e-4, atol=1e-6)
 
 
@@ -68,7 +68,7 @@ def test_gradients_are_those_of_finite_differences(name, problem, c):
     v = view(3, c, 2, problem, scale=1.0)
     objective = make_objective(name, {}, problem)
     assert torch.autograd.gradcheck(
-        lambda z: objective(View(z, v.targets, problem=problem), v.given()), v.logits.requires_grad_(True)
+        lambda z: objective(ForwardOutput(z, v.targets, problem=problem), v.given()), v.logits.requires_grad_(True)
     )
 
 
@@ -83,7 +83,7 @@ def test_losses_and_gradients_are_finite_at_the_extremes(name, problem, c, dtype
         z[0, 2], z[0, 3] = -800.0, 800.0
         z[0, 2, v.targets[2]], z[0, 3, v.targets[3]] = 800.0, -800.0
     z.requires_grad_(True)
-    v = View(z, v.targets, problem=problem)
+    v = ForwardOutput(z, v.targets, problem=problem)
     losses = make_objective(name, {}, problem)(v, v.given())
     losses.sum().backward()
     assert losses.dtype == torch.float32 and losses.isfinite().all() and (losses >= -1.1e-4).all()  # boosted-ce takes log 1.0001
@@ -93,8 +93,8 @@ def test_losses_and_gradients_are_finite_at_the_extremes(name, problem, c, dtype
 @pytest.mark.parametrize("name,problem", EVERY)
 def test_low_precision_logits_are_computed_in_float32(name, problem):
     v = view(6, 10, 2, problem)
-    low = View(v.logits.to(torch.bfloat16), v.targets, problem=problem)
-    same = View(low.logits.float(), v.targets, problem=problem)
+    low = ForwardOutput(v.logits.to(torch.bfloat16), v.targets, problem=problem)
+    same = ForwardOutput(low.logits.float(), v.targets, problem=problem)
     objective = make_objective(name, {}, problem)
     assert torch.equal(objective(low, low.given()), objective(same, same.given()))
 
@@ -107,7 +107,9 @@ def losses_of(v):
 def every_label(objective, logits):
     """The sum of the loss over all labels of each sample, (B,)."""
     c = logits.shape[-1]
-    return sum(objective(View(logits, y), y.unsqueeze(0))[0] for y in (torch.full((logits.shape[1],), k) for k in range(c)))
+    return sum(
+        objective(ForwardOutput(logits, y), y.unsqueeze(0))[0] for y in (torch.full((logits.shape[1],), k) for k in range(c))
+    )
 
 
 @pytest.mark.parametrize("b,c,m", [(7, 2, 1), (6, 10, 1), (4, 100, 1)])
@@ -156,7 +158,7 @@ def test_reverse_cross_entropy_is_the_authors_up_to_their_clamp(b, c):
 
 
 def test_mae_and_rce_stay_exact_where_the_probability_rounds_to_one():
-    v = View(torch.tensor([[[30.0, 0.0]]]), torch.tensor([0]))
+    v = ForwardOutput(torch.tensor([[[30.0, 0.0]]]), torch.tensor([0]))
     for name, factor in (("mae", 1.0), ("rce", -math.log(1e-4))):
         assert float(make_objective(name, {})(v, v.given())) == pytest.approx(factor * math.exp(-30), rel=1e-5, abs=0)
 
@@ -195,7 +197,7 @@ def test_huber_is_half_the_square_within_delta_and_linear_outside():
 
 
 def test_integer_targets_are_read_as_numbers():
-    v = View(torch.tensor([[[0.5, 2.0]]]), torch.tensor([[1, 0]]), problem=MULTI)
+    v = ForwardOutput(torch.tensor([[[0.5, 2.0]]]), torch.tensor([[1, 0]]), problem=MULTI)
     expected = reference.binary_cross_entropy([0.5, 2.0], [1.0, 0.0])
     assert float(make_objective("bce", {}, MULTI)(v, v.given())) == pytest.approx(expected)
 

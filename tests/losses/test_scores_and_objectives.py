@@ -8,12 +8,12 @@ from robust_trainer.losses import standard as objectives
 from robust_trainer.losses.standard import make_objective
 from robust_trainer.selection import scores
 from robust_trainer.selection.rules import _rank_within
-from robust_trainer.types import MULTI, REGRESSION, SINGLE, View
+from robust_trainer.types import MULTI, REGRESSION, SINGLE, ForwardOutput
 
 
 def view(b, c, m=1, scale=4.0, dtype=torch.float64):
     g = torch.Generator().manual_seed(b * 31 + c)
-    return View((torch.randn(m, b, c, generator=g, dtype=dtype) * scale), torch.randint(c, (b,), generator=g))
+    return ForwardOutput((torch.randn(m, b, c, generator=g, dtype=dtype) * scale), torch.randint(c, (b,), generator=g))
 
 
 SHAPES = [(1, 2, 1), (7, 3, 1), (16, 10, 1), (5, 100, 2)]
@@ -39,12 +39,12 @@ def test_prl_score_is_the_gradient_norm_of_the_loss_layer():
 
 def test_scores_stay_finite_and_ordered_at_the_extremes():
     z = torch.tensor([[[800.0, -800.0], [-800.0, 800.0], [0.0, 0.0], [20.0, 0.0], [30.0, 0.0]]])
-    v = View(z, torch.zeros(5, dtype=torch.long))
+    v = ForwardOutput(z, torch.zeros(5, dtype=torch.long))
     for score in (scores.loss, scores.loss_layer_gradient_norm):
         s = score(v)[0]
         assert torch.isfinite(s).all() and s[0] == 0 and s[4] <= s[3] < s[2] < s[1]
     assert scores.loss_layer_gradient_norm(v)[0, 4] < scores.loss_layer_gradient_norm(v)[0, 3]
-    low = View(z.to(torch.bfloat16), v.targets)
+    low = ForwardOutput(z.to(torch.bfloat16), v.targets)
     assert torch.isfinite(scores.loss_layer_gradient_norm(low)).all() and scores.loss(low).dtype == torch.float32
 
 
@@ -79,7 +79,7 @@ def numbers(b, k, m=1, problem=REGRESSION):
     g = torch.Generator().manual_seed(b * 31 + k)
     logits = torch.randn(m, b, k, generator=g, dtype=torch.float64) * 3
     targets = torch.randn(b, k, generator=g) if problem == REGRESSION else torch.randint(2, (b, k), generator=g).float()
-    return View(logits, targets, problem=problem)
+    return ForwardOutput(logits, targets, problem=problem)
 
 
 @pytest.mark.parametrize("b,k,m", [(7, 1, 1), (5, 3, 2), (4, 40, 1)])
@@ -103,7 +103,7 @@ def test_scores_on_numbers_equal_the_loop(b, k, m, delta):
 def test_the_score_is_the_gradient_norm_of_the_loss_layer_up_to_a_constant(problem, name):
     v = view(9, 3) if problem == SINGLE else numbers(9, 3, 1, problem)
     z = v.logits.clone().requires_grad_(True)
-    losses = make_objective(name, {"huber_delta": 0.5}, problem)(View(z, v.targets, problem=problem), v.given())
+    losses = make_objective(name, {"huber_delta": 0.5}, problem)(ForwardOutput(z, v.targets, problem=problem), v.given())
     (grad,) = torch.autograd.grad(losses.sum(), z)
     factor = {"ce": 1.0, "mse": 2 / 3}.get(name, 1 / 3)
     got = scores.make_score("prl-l", 0.5 if name == "huber" else None)(v)
@@ -120,7 +120,7 @@ def test_loss_and_gradient_norm_order_the_papers_two_predictions_differently(): 
     alpha = [0.08, 0.28, *[0.08] * 8]
     beta = [0.1, 0.3, 0.34, 0.05, 0.05, 0.1, 0.03, 0.03, 0.0, 0.0]
     z = torch.tensor([[alpha, beta]]).log().clamp_min(-800.0)
-    v = View(z, torch.ones(2, dtype=torch.long))
+    v = ForwardOutput(z, torch.ones(2, dtype=torch.long))
     loss, norm = scores.loss(v)[0], scores.loss_layer_gradient_norm(v)[0]
     assert loss.tolist() == pytest.approx([-math.log(0.28), -math.log(0.3)], rel=1e-5) and loss[0] > loss[1]
     assert norm.square().tolist() == pytest.approx([0.576, 0.6324], rel=1e-5) and norm[0] < norm[1]
@@ -129,7 +129,7 @@ def test_loss_and_gradient_norm_order_the_papers_two_predictions_differently(): 
 def test_multi_label_scores_stay_finite_and_exact_at_the_extremes():
     z = torch.tensor([[[800.0, -800.0], [30.0, -30.0], [20.0, -20.0], [0.0, 0.0], [-800.0, 800.0]]])
     for dtype in (torch.float32, torch.bfloat16):
-        v = View(z.to(dtype), torch.tensor([[1.0, 0.0]] * 5), problem=MULTI)
+        v = ForwardOutput(z.to(dtype), torch.tensor([[1.0, 0.0]] * 5), problem=MULTI)
         for score in (scores.loss, scores.loss_layer_gradient_norm):
             s = score(v)[0]
             assert s.isfinite().all() and s.dtype == torch.float32 and s[0] == 0 and (s.diff() > 0).all()

@@ -19,10 +19,10 @@ def test_a_combination_has_both_rows_settings(first, second):
     own, choice = METHODS[second].settings, METHODS[first].settings
     assert all(row.settings[key] == value for key, value in own.items())
     assert all(row.settings[key] == choice[key] for key in {*KEEP, *SPLIT} & set(choice))
-    assert recipe.peers == choice.get("peers", 1)
+    assert recipe.num_networks == choice.get("peers", 1)
     assert recipe.selection is not None and recipe.perturbation is not None
     alone = METHODS[second]()
-    assert recipe.pair == alone.pair and recipe.weight_perturbation == alone.weight_perturbation
+    assert recipe.adversarial_loss == alone.pair and recipe.weight_perturbation == alone.weight_perturbation
     assert recipe.objective == alone.objective and type(recipe.score) is type(METHODS[first]().score)
 
 
@@ -113,7 +113,7 @@ def test_an_optimizer_that_misses_a_peer_is_refused(tmp_path):
 def test_a_pair_keeps_by_the_clean_view(tmp_path):
     """The wrong labels are told apart by the view of the images as they came."""
     trainer = robust(
-        tmp_path, resnet(), images(96), method="prl+nrat", noise_rate=0.25, rate_ramp_steps=1, eps=0.02, steps=2,
+        tmp_path, resnet(), images(96), method="prl+nrat", noise_rate=0.25, drop_ramp_steps=1, eps=0.02, steps=2,
         num_train_epochs=12, per_device_train_batch_size=32, learning_rate=2e-2,
     )  # fmt: skip
     trainer.train()

@@ -84,7 +84,7 @@ def test_plain_training_arguments_with_a_recipe(tmp_path):
 
 
 def test_ablations_change_what_they_name(tmp_path):
-    base = dict(method="prl-at", noise_rate=0.5, rate_schedule="constant", eps=0.1)
+    base = dict(method="prl-at", noise_rate=0.5, drop_schedule="constant", eps=0.1)
     kept = {}
     for inner in (True, False):
         for outer in (True, False):
@@ -113,7 +113,7 @@ def test_config_travels(tmp_path):
     config = RobustConfig(output_dir=str(tmp_path), method="prl-at", noise_rate=0.2, image_mean=[0.5], image_std=[0.5])
     again = pickle.loads(pickle.dumps(config))
     assert again.recipe() == config.recipe() and json.loads(config.to_json_string())["noise_rate"] == 0.2
-    parsed, = HfArgumentParser(RobustConfig).parse_args_into_dataclasses(
+    (parsed,) = HfArgumentParser(RobustConfig).parse_args_into_dataclasses(
         ["--output_dir", str(tmp_path), "--method", "prl-at", "--noise_rate", "0.2", "--eps", "0.1", "--inner_filter", "false"]
     )
     assert parsed.recipe().settings["eps"] == 0.1 and parsed.recipe().inner_filter is False

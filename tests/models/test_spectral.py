@@ -358,7 +358,7 @@ def test_every_method_takes_it_and_none_tells_it_unasked():
         assert row(spectral_cap=2, spectral_layers="all").spectral == Cap(2, "all"), name
         assert row().spectral == (Cap(1.0) if name == "prl-simclr-sn" else None)
         if "simclr" not in name:
-            assert not {"spectral_cap", "spectral_layers", "head_only"} & set(row().settings)
+            assert not {"spectral_cap", "spectral_layers", "freeze_backbone"} & set(row().settings)
             assert row(spectral_cap=2.0).settings == {**row.settings, "spectral_cap": 2.0}
     assert METHODS["prl-simclr-sn"](spectral_cap=None).spectral is None
 
@@ -371,7 +371,7 @@ MISTAKES = {
     "text": (dict(spectral_cap="1"), "spectral_cap='1' must be > 0"),
     "layers": (dict(spectral_cap=1.0, spectral_layers="first"), "spectral_layers='first' is unknown: choose one of last, all"),
     "layers alone": (dict(spectral_layers="all"), "spectral_layers='all' has no effect without a cap: give spectral_cap"),
-    "head": (dict(head_only="yes"), "head_only='yes' must be true or false"),
+    "head": (dict(freeze_backbone="yes"), "freeze_backbone='yes' must be true or false"),
 }
 
 

@@ -6,11 +6,11 @@ import torch
 
 from robust_trainer import METHODS
 from robust_trainer.methods.table import get_method
-from robust_trainer.selection.allocation import class_scores, hand_out, minmax, quotas, sampling_rates, smallest
+from robust_trainer.selection.allocation import allocate, allocate_integers, class_scores, minmax, sampling_rates, smallest
 from robust_trainer.selection.erat_split import Split
 from robust_trainer.selection.rules import KeepByScore
 from robust_trainer.selection.scores import make_score
-from robust_trainer.types import Progress, View
+from robust_trainer.types import ForwardOutput, Progress
 
 LATE = Progress(20.0, 30.0)
 
@@ -56,10 +56,10 @@ def test_rebalancing_helps_the_neglected_class_and_eta_zero_is_equal_numbers():
 
 def test_what_a_class_cannot_supply_is_handed_on():
     rates, capacity = torch.tensor([0.4, 0.3, 0.2, 0.1]), torch.tensor([10, 100, 100, 100])
-    got = quotas(100, rates, capacity)
+    got = allocate_integers(100, rates, capacity)
     assert got.tolist() == [10, 45, 30, 15] and got.sum() == 100
-    assert quotas(310, rates, capacity).tolist() == capacity.tolist()
-    assert quotas(0, rates, capacity).tolist() == [0, 0, 0, 0]
+    assert allocate_integers(310, rates, capacity).tolist() == capacity.tolist()
+    assert allocate_integers(0, rates, capacity).tolist() == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -72,9 +72,9 @@ def test_hand_out_is_the_slow_loop(seed):
         return
     rates = rates / rates.sum()
     budget = int(torch.randint(0, int(capacity.sum()) + 1, (), generator=generator))
-    got = hand_out(torch.tensor(float(budget)).double(), rates, capacity.double())
+    got = allocate(torch.tensor(float(budget)).double(), rates, capacity.double())
     assert got.sum().item() == pytest.approx(budget) and bool((got <= capacity + 1e-9).all())
-    assert quotas(budget, rates, capacity).tolist() == slow.share_out(budget, rates.tolist(), capacity.tolist())
+    assert allocate_integers(budget, rates, capacity).tolist() == slow.share_out(budget, rates.tolist(), capacity.tolist())
 
 
 def test_class_scores_fall_back_and_absent_classes_get_nothing():
@@ -104,10 +104,10 @@ def test_smallest_takes_the_first_of_equals():
 def test_brier_is_the_slow_sum():
     logits = torch.randn(1, 40, 7, generator=torch.Generator().manual_seed(0)) * 6
     labels = torch.arange(40) % 7
-    found = make_score("brier")(View(logits, labels))
+    found = make_score("brier")(ForwardOutput(logits, labels))
     assert found[0].tolist() == pytest.approx([slow.brier(z, y) for z, y in zip(logits[0].tolist(), labels.tolist())], abs=1e-6)
     sure = torch.tensor([[[60.0, 0.0, 0.0], [0.0, 60.0, 0.0]]])
-    assert make_score("brier")(View(sure, torch.tensor([0, 0])))[0].tolist() == pytest.approx([0.0, 2.0], abs=1e-7)
+    assert make_score("brier")(ForwardOutput(sure, torch.tensor([0, 0])))[0].tolist() == pytest.approx([0.0, 2.0], abs=1e-7)
 
 
 # ---- inside other methods
@@ -131,7 +131,7 @@ def test_a_step_is_shared_out_over_the_classes():
         scores, labels, _ = draw(200, 5, seed)
         weights = rule.weights(scores.unsqueeze(0), labels, LATE, state)
         rates, capacity, budget = reference_step(scores, labels, 5, 0.5, 0.4)
-        exact = hand_out(torch.tensor(budget).double(), torch.tensor(rates).double(), torch.tensor(capacity).double())
+        exact = allocate(torch.tensor(budget).double(), torch.tensor(rates).double(), torch.tensor(capacity).double())
         total += torch.stack([weights[0][labels == k].sum() for k in range(5)])
         asked += exact.float()
         for k in range(5):

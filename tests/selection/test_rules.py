@@ -43,7 +43,7 @@ def test_exchange_rolls_the_peers():
     scores = torch.stack([torch.arange(200.0), torch.arange(200.0).flip(0)])
     rule = KeepByScore(0.5)
     own = rule.weights(scores, torch.zeros(200, dtype=torch.long), START, rule.new_state(2, 2, torch.device("cpu")))
-    rule = KeepByScore(0.5, exchange="next")
+    rule = KeepByScore(0.5, peer_exchange="next")
     theirs = rule.weights(scores, torch.zeros(200, dtype=torch.long), START, rule.new_state(2, 2, torch.device("cpu")))
     assert torch.equal(own.flip(0), theirs) and own[0, :100].all() and theirs[1, :100].all()
 
@@ -53,7 +53,7 @@ def test_exchange_rolls_the_peers():
 def test_a_step_written_out(tmp_path, method, make):
     """Plain SGD: each sample's gradient by autograd, ranked or clipped by its norm over all parameters, then averaged."""
     size, rate, largest, lr = 128, 0.3, 0.7, 0.2
-    own = {"prl-g": dict(noise_rate=rate, rate_schedule="constant"), "ignormclip": dict(sample_clip_norm=largest)}.get(method, {})
+    own = {"prl-g": dict(noise_rate=rate, drop_schedule="constant"), "ignormclip": dict(sample_clip_norm=largest)}.get(method, {})
     trainer = robust(
         tmp_path, make(), images(size * 2), method=method, optim="sgd", learning_rate=lr, per_device_train_batch_size=size,
         max_grad_norm=0.0, num_train_epochs=1, **own,

@@ -80,24 +80,26 @@ def test_permuting_a_batch_permutes_its_weights():
 
 
 def test_schedules():
-    ramp = KeepByScore(0.4, rate_schedule="ramp", rate_ramp_epochs=10)
+    ramp = KeepByScore(0.4, drop_schedule="ramp", drop_ramp_epochs=10)
     assert [ramp.rate(epoch(e)) for e in (0, 0.9, 4, 9, 15)] == pytest.approx([0.04, 0.04, 0.2, 0.4, 0.4])
-    risen = KeepByScore(0.4, rate_schedule="ramp", rate_ramp_epochs=4, ramp_from=0.5)
+    risen = KeepByScore(0.4, drop_schedule="ramp", drop_ramp_epochs=4, drop_ramp_from=0.5)
     assert [risen.rate(epoch(e)) for e in (0, 1, 3, 9)] == pytest.approx([0.25, 0.3, 0.4, 0.4])
-    short = KeepByScore(0.4, rate_schedule="ramp", rate_ramp_epochs=0.8)
+    short = KeepByScore(0.4, drop_schedule="ramp", drop_ramp_epochs=0.8)
     assert [short.rate(epoch(e)) for e in (0, 0.19, 0.2, 0.4, 0.7, 2)] == pytest.approx([0.1, 0.1, 0.2, 0.3, 0.4, 0.4])
-    steps = KeepByScore(0.4, rate_schedule="ramp", rate_ramp_steps=316, memory="ema")
+    steps = KeepByScore(0.4, drop_schedule="ramp", drop_ramp_steps=316, memory="ema")
     at = [Progress(s / 79, 20.0, s) for s in (0, 78, 79, 237, 316)]
     assert [steps.rate(p) for p in at] == pytest.approx([0.1, 0.1, 0.2, 0.4, 0.4])
     assert [steps.remembers(p) for p in at] == [False, False, False, False, True]
-    relax = KeepByScore(0.25, over_trim=1.1, rate_schedule="relax", relax_from=0.6, rate_ramp_epochs=6)
+    relax = KeepByScore(0.25, rate_multiplier=1.1, drop_schedule="relax", relax_from=0.6, drop_ramp_epochs=6)
     assert [relax.rate(epoch(e)) for e in (0, 3, 6, 9)] == pytest.approx([0.6, 0.4375, 0.275, 0.275])
-    assert KeepByScore(0.4, over_trim=1.5, max_rate=0.55).rate(START) == 0.55
-    assert KeepByScore(0.0, rate_schedule="relax").rate(START) == 0.0
-    judged = [ramp.judging(Progress(e, 20.0)) for e in range(12)]
-    assert judged == [False] * 4 + [True] * 8 and not KeepByScore(0.0).judging(START) and KeepByScore(0.1).judging(START)
+    assert KeepByScore(0.4, rate_multiplier=1.5, max_drop_rate=0.55).rate(START) == 0.55
+    assert KeepByScore(0.0, drop_schedule="relax").rate(START) == 0.0
+    judged = [ramp.filter_active(Progress(e, 20.0)) for e in range(12)]
+    assert (
+        judged == [False] * 4 + [True] * 8 and not KeepByScore(0.0).filter_active(START) and KeepByScore(0.1).filter_active(START)
+    )
     auto = KeepByScore("auto")
-    assert not auto.judging(START) and auto.judging(Progress(3.0, 10.0, 5, 0.2))
+    assert not auto.filter_active(START) and auto.filter_active(Progress(3.0, 10.0, 5, 0.2))
 
 
 def test_memory_keeps_the_share_of_each_class_in_the_data_set():
@@ -105,7 +107,7 @@ def test_memory_keeps_the_share_of_each_class_in_the_data_set():
     memory, labels = torch.rand(1000, generator=g), torch.randint(4, (1000,), generator=g)
     seen = torch.ones(1000, dtype=torch.int32)
     seen[:10] = 0
-    rule = KeepByScore(0.25, over_trim=1.2, per_class=True, memory="mean")
+    rule = KeepByScore(0.25, rate_multiplier=1.2, per_class=True, memory="mean")
     keep = rule.keep_mask(memory, seen, labels, 4, epoch(1))
     assert keep[:10].all()
     for c in range(4):

@@ -3,7 +3,6 @@
 The networks have BatchNorm, so that the mode, number and order of the forwards show in its buffers.
 """
 
-
 import pytest
 import torch
 from helpers.adversarial_reference import BATCH, SEED, STEPS, reference, samples, sgd
@@ -94,10 +93,10 @@ def test_the_plain_loops_differ_by_far_more_than_the_tolerance():
 @pytest.mark.parametrize("case", ["pgd-at", "trades", "mart", "nrat"])
 def test_weight_perturbation_is_the_authors_proxy(tmp_path, case):
     ours, plain = arguments(case)
-    shaken = reference(**plain, gamma=0.02)
+    perturbed_weights = reference(**plain, gamma=0.02)
     ours["method"] += "-awp"
     trainer = trained(tmp_path, awp_gamma=0.02, awp_warmup_epochs=0.0, **ours)
-    assert distance(trainer.model, shaken) < 1e-6 and distance(reference(**plain), shaken) > 1e-4
+    assert distance(trainer.model, perturbed_weights) < 1e-6 and distance(reference(**plain), perturbed_weights) > 1e-4
 
 
 def test_weight_perturbation_starts_after_its_warm_up(tmp_path):
@@ -117,7 +116,7 @@ def test_weight_perturbation_of_size_zero_is_none(tmp_path, case):
     assert not same(trained(tmp_path, awp_gamma=1e-3, **ours).model, without.model)
 
 
-FILTER = dict(noise_rate=0.25, rate_schedule="constant")
+FILTER = dict(noise_rate=0.25, drop_schedule="constant")
 #: Batches of 128 are ranked by themselves; smaller ones among the latest 128 samples: see test_selection.py.
 LARGE = 128
 
@@ -202,13 +201,13 @@ def test_weights_are_restored_when_the_step_raises(tmp_path, where):
 
     def fail_once_shaken(*_):
         if not torch.equal(weight, trainer.before["classifier.1.weight"]):
-            raise ZeroDivisionError("shaken")
+            raise ZeroDivisionError("perturbed_weights")
 
     if where == "forward":
         model.register_forward_hook(fail_once_shaken)
     else:
         model.classifier[1].bias.register_hook(fail_once_shaken)
-    with pytest.raises(ZeroDivisionError, match="shaken"):
+    with pytest.raises(ZeroDivisionError, match="perturbed_weights"):
         trainer.train()
     assert trainer.steps == 1 and all(torch.equal(p, q) for p, q in zip(model.parameters(), resnet().double().parameters()))
 

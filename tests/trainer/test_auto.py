@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.toy import curve, images, logits_module, robust
 
-AUTO = dict(noise_rate="auto", num_train_epochs=10, per_device_train_batch_size=20, logging_strategy="epoch", rate_ramp_epochs=2)
+AUTO = dict(noise_rate="auto", num_train_epochs=10, per_device_train_batch_size=20, logging_strategy="epoch", drop_ramp_epochs=2)
 
 
 @pytest.mark.parametrize("method", ["spl", "prl", "co-prl", "prl-memory", "prl-joint"])

@@ -22,8 +22,8 @@ CONFIG = {
     "eps in 0-255": (dict(method="at", eps=8), r"eps=8 looks like the 0-255 scale.*0.03137"),
     "steps of zero": (dict(method="at", steps=0), "steps=0 must be a whole number >= 1"),
     "norm": (dict(method="at", norm="l1"), "norm='l1' is unknown: choose one of linf, l2"),
-    "schedule": (dict(method="prl", rate_schedule="linear"), "rate_schedule='linear' is unknown: choose one of constant, ramp"),
-    "everything dropped": (dict(method="prl", noise_rate=0.6, over_trim=2.0), "would drop every sample"),
+    "schedule": (dict(method="prl", drop_schedule="linear"), "drop_schedule='linear' is unknown: choose one of constant, ramp"),
+    "everything dropped": (dict(method="prl", noise_rate=0.6, rate_multiplier=2.0), "would drop every sample"),
     "beta": (dict(method="bootstrap", bootstrap_beta=1.5), "bootstrap_beta=1.5 must be in"),
 }
 
@@ -127,7 +127,7 @@ def test_a_batch_of_which_nothing_is_kept_changes_no_weight(tmp_path):
     """Memory may distrust a whole batch: the step is then empty, not NaN."""
     trainer = robust(
         tmp_path, vit(), images(8), method="prl-at-memory", per_device_train_batch_size=1, num_train_epochs=3, optim="sgd",
-        noise_rate=0.5, over_trim=1.0, rate_schedule="constant", memory_after_epochs=1,
+        noise_rate=0.5, rate_multiplier=1.0, drop_schedule="constant", memory_after_epochs=1,
     )  # fmt: skip
     trainer.train()
     empty = [r for r in trainer.state.log_history if r.get("kept_fraction") == 0.0]

@@ -9,7 +9,7 @@ from transformers import BertConfig, BertForSequenceClassification, TrainerCallb
 from robust_trainer import METHODS, RobustConfig, RobustTrainer
 from robust_trainer.data.streams import StreamSampler
 from robust_trainer.losses.semi_supervised import SemiSupervised
-from robust_trainer.types import Progress, View
+from robust_trainer.types import ForwardOutput, Progress
 
 PLAIN = dict(strong_augmentation="none", weak_augmentation="none")
 SHORT = dict(method="erat", warmup_epochs=1.0, lambda_ramp_epochs=1.0, steps=2)
@@ -74,7 +74,7 @@ def test_terms_average_over_several_perturbations():
     semi = SemiSupervised(lambda x: x, lambda x: x)
     z = torch.randn(5, 1, 4, 3, generator=torch.Generator().manual_seed(0))
     y, q = torch.tensor([[0, 1, 2, 0]]), torch.rand(1, 4, 3)
-    views = [View(v, y[0]) for v in z]
+    views = [ForwardOutput(v, y[0]) for v in z]
     labelled, apart = semi.terms(views, 2, y, q, lambda view, targets: view.logits.square().sum(-1))
     squares = z.square().sum(-1)
     assert torch.allclose(labelled, squares[0] + squares[1:].sum(0) / 2)
@@ -166,7 +166,7 @@ def test_a_scan_leaves_the_random_state_alone(tmp_path):
 
 
 def test_prl_with_a_scan_keeps_the_smallest_of_all(tmp_path):
-    constant = dict(noise_rate=0.25, rate_schedule="constant", memory="scan")
+    constant = dict(noise_rate=0.25, drop_schedule="constant", memory="scan")
     trainer = robust(tmp_path, data=images(60), method="prl", num_train_epochs=3, **constant)
     trainer.train()
     keep, scores = trainer.ledger.keep, trainer.ledger.last_score
@@ -376,7 +376,7 @@ def test_an_own_augmentation_that_leaves_the_pixels_is_told(tmp_path):
     from dataclasses import replace
 
     recipe = METHODS["erat"](warmup_epochs=0.0, steps=1)
-    own = replace(recipe, semi=replace(recipe.semi, strong=lambda x: x * 3.0))
+    own = replace(recipe, semi=replace(recipe.semi_supervised, strong=lambda x: x * 3.0))
     args = RobustConfig(**{**settings(tmp_path), **NORMALISATION})
     with pytest.raises(ValueError, match="strong_augmentation returned pixels in .*expected .0, 1."):
         RobustTrainer(model=logits_module(), args=args, train_dataset=images(), recipe=own).train()

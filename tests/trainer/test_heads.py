@@ -11,7 +11,7 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification, 
 from robust_trainer import METHODS, RobustConfig, RobustTrainer
 from robust_trainer.callbacks.spectral_cap import spectral_norms
 from robust_trainer.methods.table import ATTACKING, get_method
-from robust_trainer.models.heads import HeadAlone, head_of, heads_of
+from robust_trainer.models.heads import LinearProbe, head_of, heads_of
 from robust_trainer.models.peers import PeerModel, make_peers
 from robust_trainer.models.spectral import Cap
 from robust_trainer.models.zoo import SMALL
@@ -110,7 +110,7 @@ def test_inside_peft():
     adapted = peft.get_peft_model(vit(), peft.LoraConfig(r=2, target_modules=["classifier"]))
     assert head_of(adapted) is adapted.base_model.model.classifier.base_layer  # not lora_B, which is as wide
     with pytest.raises(ValueError, match="the head of PeftModel is frozen.*modules_to_save") as caught:
-        HeadAlone(adapted)
+        LinearProbe(adapted)
     assert "\n" not in str(caught.value)
 
 
@@ -140,7 +140,7 @@ def test_no_head():
 def test_only_the_head_moves(tmp_path, method, model):
     if method is None and model in ("module", "noisy"):
         pytest.skip("the plain Trainer needs a loss of the model")
-    given = dict(head_only=True) if method is None else {}
+    given = dict(freeze_backbone=True) if method is None else {}
     trainer = robust(tmp_path, MODELS[model](), method=method, max_steps=4, weight_decay=0.1, **given)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.train()
@@ -154,12 +154,12 @@ def test_only_the_head_moves(tmp_path, method, model):
 
 @pytest.mark.parametrize("method", ["prl", "prl-at", "erat", "nrat-awp", "prl+trades", "co-prl", "prl-at-memory", "spl"])
 def test_the_backbone_is_in_evaluation_mode_in_every_forward(tmp_path, method):
-    """Inner, scoring, probing and training forwards; and between evaluations."""
+    """InnerMaximization, scoring, probing and training forwards; and between evaluations."""
     given = dict(steps=2) if METHODS.get(method, get_method(method)).settings.get("steps", 1) > 1 else {}
     if method == "erat":
         given["warmup_epochs"] = 0.0
     trainer = robust(
-        tmp_path, noisy(), method=method, head_only=True, max_steps=4, gradient_accumulation_steps=2, eval_strategy="steps",
+        tmp_path, noisy(), method=method, freeze_backbone=True, max_steps=4, gradient_accumulation_steps=2, eval_strategy="steps",
         eval_steps=2, trainer={"eval_dataset": images(8, seed=1)}, **given,
     )  # fmt: skip
     before = copy.deepcopy(trainer.model.state_dict())
@@ -188,7 +188,7 @@ def test_prl_on_precomputed_features_is_the_same_head(tmp_path):
     """Algorithm 7's loop by hand: h(x) once, in evaluation mode; keep the smallest ||softmax - y||; SGD; truncate by SVD."""
     rate, lr, k, size, data = 0.25, 0.5, 0.3, 128, images(384)  # smaller batches are ranked among earlier ones
     trainer = robust(
-        tmp_path, noisy(), data, method="prl-simclr-sn", noise_rate=rate, rate_schedule="constant", spectral_cap=k,
+        tmp_path, noisy(), data, method="prl-simclr-sn", noise_rate=rate, drop_schedule="constant", spectral_cap=k,
         optim="sgd", learning_rate=lr, max_grad_norm=0.0, per_device_train_batch_size=size, num_train_epochs=4,
     )  # fmt: skip
     net = copy.deepcopy(trainer.model).eval()
@@ -217,7 +217,7 @@ def test_prl_on_precomputed_features_is_the_same_head(tmp_path):
 
 
 def test_without_a_method_it_is_a_plain_trainer_on_a_frozen_model(tmp_path):
-    ours = robust(tmp_path, resnet(), head_only=True)
+    ours = robust(tmp_path, resnet(), freeze_backbone=True)
     ours.train()
     model = resnet()
     model.requires_grad_(False)
@@ -258,7 +258,7 @@ def test_what_was_frozen_stays_frozen_and_all_is_restored_after_an_error(tmp_pat
 def test_a_head_that_is_frozen_or_missing_is_told(tmp_path):
     model = vit()
     model.classifier.requires_grad_(False)
-    with pytest.raises(ValueError, match="head_only=True but the head of ViTForImageClassification is frozen"):
+    with pytest.raises(ValueError, match="freeze_backbone=True but the head of ViTForImageClassification is frozen"):
         robust(tmp_path, model, method="prl-simclr").train()
     with pytest.raises(ValueError, match="model has no linear layer at all"):
         robust(tmp_path, nn.Sequential(nn.Conv2d(CHANNELS, 4, 8), nn.Flatten()), method="prl-simclr").train()
@@ -294,13 +294,13 @@ def test_text(tmp_path):
 
 def test_the_rows_of_algorithm_7():
     frozen, capped = METHODS["prl-simclr"], METHODS["prl-simclr-sn"]
-    assert frozen.settings == {**METHODS["prl"].settings, "head_only": True}
+    assert frozen.settings == {**METHODS["prl"].settings, "freeze_backbone": True}
     assert capped.settings == {**frozen.settings, "spectral_cap": 1.0, "spectral_layers": "last"}
     assert capped.source == "paper 001 Algorithm 7"
     assert frozen.source == "paper 001 Algorithm 7, without spectral normalisation (table 5.3)"
-    assert (frozen().head_only, frozen().spectral, capped().spectral) == (True, None, Cap(1.0, "last"))
+    assert (frozen().freeze_backbone, frozen().spectral, capped().spectral) == (True, None, Cap(1.0, "last"))
     assert get_method("prl-simclr") is frozen and get_method("prl-simclr-sn") is capped
-    assert frozen(head_only=False).head_only is False and METHODS["prl-at"](head_only=True).head_only
+    assert frozen(freeze_backbone=False).freeze_backbone is False and METHODS["prl-at"](freeze_backbone=True).freeze_backbone
 
 
 @pytest.mark.parametrize("name", [name for name, row in METHODS.items() if "eps" not in row.settings and "simclr" not in name])
@@ -308,9 +308,9 @@ def test_every_row_without_an_attack_has_them(tmp_path, name):
     row = METHODS[name]
     for ending, more in (("-simclr", {}), ("-simclr-sn", {"spectral_cap": 1.0, "spectral_layers": "last"})):
         made = get_method(f"{name}{ending}")
-        assert made.name == made().name == f"{name}{ending}" and made.settings == {**row.settings, "head_only": True, **more}
+        assert made.name == made().name == f"{name}{ending}" and made.settings == {**row.settings, "freeze_backbone": True, **more}
         ours, alone = made(), row()
-        assert ours.head_only and (ours.spectral == Cap(1.0)) == bool(more)
+        assert ours.freeze_backbone and (ours.spectral == Cap(1.0)) == bool(more)
         assert (ours.objective, ours.selection, ours.relabel, ours.peers) == (
             alone.objective, alone.selection, alone.relabel, alone.peers,
         )  # fmt: skip
@@ -348,6 +348,6 @@ def test_the_attacking_names_are_as_they_were():
 def test_the_command_line_takes_them(tmp_path):
     from transformers import HfArgumentParser
 
-    words = ["--output_dir", str(tmp_path), "--head_only", "true", "--spectral_cap", "2.5", "--spectral_layers", "all"]
-    parsed, = HfArgumentParser(RobustConfig).parse_args_into_dataclasses(words)
+    words = ["--output_dir", str(tmp_path), "--freeze_backbone", "true", "--spectral_cap", "2.5", "--spectral_layers", "all"]
+    (parsed,) = HfArgumentParser(RobustConfig).parse_args_into_dataclasses(words)
     assert parsed.recipe() is None and parsed.switches() == (True, Cap(2.5, "all"))

@@ -14,16 +14,16 @@ from robust_trainer.losses.adversarial import INNER, needs_clean
 from robust_trainer.losses.standard import make_objective
 from robust_trainer.methods.recipe import Recipe
 from robust_trainer.models.outputs import read_view
-from robust_trainer.perturbations.inputs import ImageFront, TextFront
+from robust_trainer.perturbations.inputs import EmbeddingAdapter, PixelAdapter
 from robust_trainer.perturbations.norms import Ball, HybridBall, draw_second
 from robust_trainer.perturbations.pgd import NORMS, Perturbation
 from robust_trainer.selection.scores import make_score
 from robust_trainer.step.batch import Batch, RunningMeans
-from robust_trainer.step.inner import PROBE_STEPS, Inner, _own_guess
-from robust_trainer.types import SINGLE, Progress, View
+from robust_trainer.step.inner import PROBE_STEPS, InnerMaximization, _own_guess
+from robust_trainer.types import SINGLE, ForwardOutput, Progress
 
 MEAN, STD = (0.3, 0.5, 0.6), (0.1, 0.5, 1.3)
-FRONT = ImageFront("pixel_values", InputSpace(MEAN, STD))
+FRONT = PixelAdapter("pixel_values", InputSpace(MEAN, STD))
 EPS, EPS_L2 = 8 / 255, 0.5
 HYBRID = Perturbation(
     EPS, steps=7, step_size=EPS / 5, norm="hybrid", scope="sample", inner_loss="ce", eps_l2=EPS_L2, step_size_l2=0.1
@@ -67,7 +67,7 @@ def inner_of(attack, front=FRONT, keep=None, **kwargs):
     def trust(views, batches, progress):
         return torch.ones(sum(len(batch.targets) for batch in batches)) if keep is None else keep
 
-    return Inner(RECIPE, attack, front, SINGLE, view, trust, lambda t: t, **{"seed": 3, **kwargs})
+    return InnerMaximization(RECIPE, attack, front, SINGLE, view, trust, lambda t: t, **{"seed": 3, **kwargs})
 
 
 def craft(attack, model, batches, front=FRONT, now=NOW, **kwargs):
@@ -243,7 +243,7 @@ def test_without_an_index_the_place_in_the_step_decides():
 
 def looked(name, clean, adversarial, y):
     own = make_objective("auto", {}, SINGLE)
-    return INNER[name](View(adversarial, y), y.expand(clean.shape[:2]), clean, own, own)
+    return INNER[name](ForwardOutput(adversarial, y), y.expand(clean.shape[:2]), clean, own, own)
 
 
 @pytest.mark.parametrize("m", [1, 2])
@@ -262,7 +262,7 @@ def test_consistency_equals_the_loop(m):
         assert torch.autograd.gradcheck(lambda z, name=name: looked(name, clean, z, y), adversarial.clone().requires_grad_(True))
         assert not looked(name, leaf, adversarial, y).requires_grad
         with pytest.raises(ValueError, match=f"inner_loss='{name.replace('+', '[+]')}' compares with the clean logits"):
-            INNER[name](View(adversarial, y), y.expand(m, 5), None, RECIPE.objective, RECIPE.objective)
+            INNER[name](ForwardOutput(adversarial, y), y.expand(m, 5), None, RECIPE.objective, RECIPE.objective)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -345,7 +345,7 @@ def test_each_sentence_has_the_balls_of_its_norm(random_start):
     model = net("bert").eval()
     inputs = padded(sentences(9))
     batch = Batch(inputs, inputs.pop("labels"), torch.arange(9))
-    front = TextFront.of([model])
+    front = EmbeddingAdapter.of([model])
     attack = replace(HYBRID, eps=0.4, step_size=0.1, eps_l2=0.6, step_size_l2=0.2, steps=3, random_start=random_start)
     got, second = craft(attack, model, batch, front)
     linf, l2 = (craft(one, model, batch, front)[0] for one in singles(attack))
@@ -390,7 +390,7 @@ def test_nothing_waits_for_the_device(front):
     else:
         model = net("bert")
         inputs = padded(sentences(6))
-        where, batch = TextFront.of([model]), Batch(inputs, inputs.pop("labels"), torch.arange(6))
+        where, batch = EmbeddingAdapter.of([model]), Batch(inputs, inputs.pop("labels"), torch.arange(6))
     count = len(batch.targets)
     inner, keep = inner_of(replace(HYBRID, random_start=True), where), torch.ones(count)
     generator = torch.Generator().manual_seed(0)

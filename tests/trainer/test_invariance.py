@@ -24,7 +24,7 @@ SHARP = {  # settings that make every room of the method work within a few steps
     "spl-at": dict(noise_rate=0.25, eps=0.1),
     "prl-at": dict(noise_rate=0.25, eps=0.1, steps=2),
     "bootstrap-at": dict(eps=0.1, scope="sample"),
-    "prl-at-memory": dict(noise_rate=0.25, rate_ramp_steps=5),
+    "prl-at-memory": dict(noise_rate=0.25, drop_ramp_steps=5),
     "prl-g": dict(noise_rate=0.25),
     "co-teaching": dict(noise_rate=0.25),
     "co-spl": dict(noise_rate=0.25),
@@ -232,7 +232,7 @@ def test_crafting_computes_no_weight_gradients(tmp_path):
 def test_memory_is_frozen_within_an_epoch_and_right_in_share(tmp_path):
     trainer = robust(
         tmp_path, data=images(200), method="prl-at-memory", noise_rate=0.2, num_train_epochs=3, logging_strategy="epoch",
-        rate_schedule="constant", memory_after_epochs=1,
+        drop_schedule="constant", memory_after_epochs=1,
     )  # fmt: skip
     trainer.train()
     rates = [r["kept_fraction"] for r in trainer.state.log_history if "kept_fraction" in r]

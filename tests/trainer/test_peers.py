@@ -45,7 +45,7 @@ def test_exchange_against_a_two_loop_reference(tmp_path, method, score):
     """Two networks written out: each ranks the batch one sample at a time, and steps on what the other one kept."""
     steps, size, rate, lr, largest = 6, 128, 0.3, 0.5, 0.2
     trainer = robust(
-        tmp_path, logits_module(), images(size * 3), method=method, noise_rate=rate, rate_schedule="constant", optim="sgd",
+        tmp_path, logits_module(), images(size * 3), method=method, noise_rate=rate, drop_schedule="constant", optim="sgd",
         learning_rate=lr, per_device_train_batch_size=size, max_steps=steps, max_grad_norm=largest, num_train_epochs=2,
     )  # fmt: skip
     nets = [copy.deepcopy(peer) for peer in trainer.model.peers]
@@ -78,6 +78,7 @@ def test_exchange_against_a_two_loop_reference(tmp_path, method, score):
 
 def test_peers_are_clipped_by_themselves(tmp_path):
     """One peer with a huge gradient leaves the other's step alone."""
+
     class Scaled(nn.Module):
         def __init__(self, scale):
             super().__init__()
@@ -166,7 +167,7 @@ def test_saved_peers_load_as_one_model(tmp_path):
 
 
 def test_model_init_is_called_once_per_peer(tmp_path):
-    args = RobustConfig(**settings(tmp_path), method="co-teaching", peers=3)
+    args = RobustConfig(**settings(tmp_path), method="co-teaching", num_networks=3)
     trainer = RobustTrainer(model_init=lambda: Logits(), args=args, train_dataset=images())
     assert len(trainer.model.peers) == 3
     trainer.train()
@@ -197,17 +198,17 @@ def test_equal_peers_on_everything_are_one_network(tmp_path):
 
 
 def test_refusals(tmp_path):
-    with pytest.raises(ValueError, match=r"peers=1 must be a whole number >= 2.*method 'prl' or 'spl'"):
-        robust(tmp_path, method="co-prl", peers=1)
+    with pytest.raises(ValueError, match=r"num_networks=1 must be a whole number >= 2.*method 'prl' or 'spl'"):
+        robust(tmp_path, method="co-prl", num_networks=1)
     with pytest.raises(ValueError, match=r"method 'prl' takes no 'peers'"):
-        robust(tmp_path, method="prl", peers=2)
-    with pytest.raises(ValueError, match=r"trains peers=3 networks, the model has 2"):
-        robust(tmp_path, PeerModel.of([vit(), vit()]), method="co-prl", peers=3).train()
+        robust(tmp_path, method="prl", num_networks=2)
+    with pytest.raises(ValueError, match=r"trains num_networks=3 networks, the model has 2"):
+        robust(tmp_path, PeerModel.of([vit(), vit()]), method="co-prl", num_networks=3).train()
     with pytest.raises(ValueError, match=r"compute_loss_func and a model of 2 peers"):
         robust(tmp_path, vit(), method="co-prl", trainer={"compute_loss_func": lambda o, y, **k: y}).train()
     with pytest.raises(ValueError, match=r"give two or more networks of one class"):
         PeerModel.of([vit(), resnet()])
     trainer = RobustTrainer(vit(), TrainingArguments(**settings(tmp_path)), train_dataset=images())
     trainer._given_recipe = METHODS["co-prl"]()
-    with pytest.raises(ValueError, match=r"peers=2 networks, the model has 1: name the method when"):
+    with pytest.raises(ValueError, match=r"num_networks=2 networks, the model has 1: name the method when"):
         trainer.train()

@@ -66,7 +66,7 @@ def test_selection_beats_standard_on_wrong_targets(tmp_path, method, problem):
     clean = test.filter(lambda r: not r["is_corrupted"])
     common = dict(problem_type=problem, num_train_epochs=25, per_device_train_batch_size=64, logging_steps=200)
     loss = {}
-    for name, rate in (("standard", {}), (method, dict(noise_rate=0.3, rate_ramp_epochs=5))):
+    for name, rate in (("standard", {}), (method, dict(noise_rate=0.3, drop_ramp_epochs=5))):
         trainer = robust(tmp_path, Line(2), data, method=name, **common, **rate)
         trainer.train()
         loss[name] = trainer.evaluate(clean)["eval_loss"]
@@ -84,6 +84,7 @@ def test_shapes_of_outputs(tmp_path, flat, outputs):
 @pytest.mark.parametrize("outputs,problem", [(1, "regression"), (3, "regression"), (3, "multi_label_classification")])
 def test_standard_is_the_plain_trainer(tmp_path, outputs, problem):
     """transformers' own heads: the same losses, with the problem_type of the config or asked for in the arguments."""
+
     def model(named):
         torch.manual_seed(0)
         config = vit().config.__class__(

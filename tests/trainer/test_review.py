@@ -86,7 +86,7 @@ def test_dropped_samples_with_infinite_logits_leave_the_weights_finite(tmp_path)
     torch.manual_seed(0)
     rows = [dict(r) for r in images(32).select_columns(["pixel_values", "labels"])]
     rows[3]["pixel_values"] = torch.ones(3, 8, 8)
-    trainer = robust(tmp_path, Explodes(), rows, method="prl", noise_rate=0.25, rate_schedule="constant")
+    trainer = robust(tmp_path, Explodes(), rows, method="prl", noise_rate=0.25, drop_schedule="constant")
     trainer.train()
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
 
@@ -213,7 +213,7 @@ def test_dataset_dict_is_told(tmp_path):
 
 def test_a_bare_module_resumes_into_memory(tmp_path):
     """The number of classes is known from the first forward only; a resumed epoch is decided before it."""
-    common = dict(method="prl-at-memory", rate_ramp_steps=4, num_train_epochs=3, save_strategy="epoch")
+    common = dict(method="prl-at-memory", drop_ramp_steps=4, num_train_epochs=3, save_strategy="epoch")
     straight = robust(tmp_path, **common)
     straight.train()
     resumed = robust(tmp_path, **common)

@@ -103,7 +103,7 @@ def test_the_index_of_a_score_is_its_sentence(strategy, tmp_path):
 def test_filter_drops_wrong_labels_and_evaluation_works(tmp_path):
     train = sentences(512)
     batch = {"per_device_train_batch_size": 32, "learning_rate": 3e-3}
-    trainer = trainer_for(tmp_path, train=train, epochs=8, method="prl", noise_rate=0.25, rate_ramp_epochs=4, **batch)
+    trainer = trainer_for(tmp_path, train=train, epochs=8, method="prl", noise_rate=0.25, drop_ramp_epochs=4, **batch)
     trainer.train()
     assert trainer.evaluate()["eval_accuracy"] > 0.9
     assert trainer.predict(trainer.eval_dataset).predictions.shape == (24, 2)
@@ -129,7 +129,7 @@ def test_example(columns, tmp_path, monkeypatch, capsys):
     table = datasets.Dataset.from_dict({text: data["text"][:], label: [names[i] for i in data["label"][:]], "more": [0] * 60})
     table.to_csv(tmp_path / "reviews.csv")
     flags = f"--dataset {tmp_path / 'reviews.csv'} --text_column {text} --label_column {label} --output_dir {tmp_path / 'out'} "
-    flags += "--method prl --noise_rate 0.3 --rate_schedule constant --use_cpu 1 --num_train_epochs 1 --disable_tqdm 1 "
+    flags += "--method prl --noise_rate 0.3 --drop_schedule constant --use_cpu 1 --num_train_epochs 1 --disable_tqdm 1 "
     flags += "--save_strategy no --dataloader_pin_memory 0"
     monkeypatch.setattr(sys, "argv", ["text_classification.py", *flags.split()])
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))

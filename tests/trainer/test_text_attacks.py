@@ -1,6 +1,5 @@
 """Adversarial training of text models: what the hook on the word embeddings does, against plain forwards on inputs_embeds."""
 
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,7 +18,7 @@ from transformers import (
 from robust_trainer import RobustConfig, RobustTrainer
 from robust_trainer.methods.table import METHODS
 from robust_trainer.models.peers import PeerModel
-from robust_trainer.perturbations.inputs import TextFront
+from robust_trainer.perturbations.inputs import EmbeddingAdapter
 from robust_trainer.step.batch import Batch
 
 WORDS, CLASSES, WIDTH, LR, SEED = 20, 3, 16, 0.05, 3
@@ -119,7 +118,7 @@ def test_the_hook_is_a_forward_on_moved_embeddings(kind, side, norm):
     assert inputs["attention_mask"].sum() < inputs["attention_mask"].numel()
     table = model.get_input_embeddings()
     width = table.weight.shape[1]
-    front = TextFront.of([model])
+    front = EmbeddingAdapter.of([model])
     x, space = front.join([Batch(inputs, labels, None)], norm)
     delta = torch.randn(*inputs["input_ids"].shape, width, generator=torch.Generator().manual_seed(1)) * 0.3
     unit = table.weight.detach().pow(2).sum(1).sqrt().mean() / (1 if norm == "l2" else width**0.5)
@@ -254,7 +253,7 @@ def test_words_stay_in_their_balls_and_padding_where_it_is(tmp_path, method, ste
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("method", ["pgd-at", "trades", "nrat-awp", "prl+mart"])
 def test_accumulation_is_a_larger_batch_whatever_the_padding(tmp_path, method, norm):
-    extra = {"noise_rate": 0.25, "rate_schedule": "constant"} if "+" in method else {}
+    extra = {"noise_rate": 0.25, "drop_schedule": "constant"} if "+" in method else {}
     if method.endswith("awp"):
         extra = {"awp_gamma": 0.02}
     ends = []

@@ -23,9 +23,7 @@ _FIRST, _PAIRS = 96, 8192  # coordinates that are looked at first, and pairs tha
 _CELL, _PROBES = 200, 12  # points of a cell, and cells that are searched for the neighbours of one
 
 
-def class_graph(
-    points: np.ndarray, gamma: float, norm: str = "l2", *, search: str = "auto", seed: int = 0
-) -> sparse.csr_array:
+def class_graph(points: np.ndarray, gamma: float, norm: str = "l2", *, search: str = "auto", seed: int = 0) -> sparse.csr_array:
     """Returns the class graph (n, n) as a boolean CSR matrix, symmetric, without loops: an edge where ||x_i - x_j|| <= gamma.
 
     points (n, d) of one class; gamma > 0 in their unit; norm l1, l2 or linf. search ``exact`` compares all pairs; ``approximate``

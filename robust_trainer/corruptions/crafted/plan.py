@@ -143,9 +143,7 @@ class CraftedMap:
         return relabelled(batch, self.label_column, labels, self.new[np.asarray(indices)])
 
 
-def flip(
-    dataset: datasets.Dataset, told: str, plan: FlipPlan, choose: Callable[[np.ndarray], np.ndarray]
-) -> datasets.Dataset:
+def flip(dataset: datasets.Dataset, told: str, plan: FlipPlan, choose: Callable[[np.ndarray], np.ndarray]) -> datasets.Dataset:
     """Returns the data set with the first of what ``choose`` returns for a class's rows flipped; told: how it is called in the log.
 
     Raises ``ValueError`` where ``choose`` returns fewer rows than are to be flipped.

@@ -112,5 +112,3 @@ def colouring_scores(
     colours = shuffled[colours].astype(np.int64)
     network = fit_colours(images, colours, make=make, epochs=epochs, seed=seed, device=device)
     return reach(network.requires_grad_(False), images, graph, colours, eps=eps, steps=steps)
-
-

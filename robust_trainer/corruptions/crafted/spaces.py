@@ -33,9 +33,7 @@ def gammas_of(gamma: Any, space: str, norm: str, search: str) -> tuple[Any, ...]
     return given
 
 
-def graph_of(
-    points: np.ndarray, gamma: float | None, norm: str, degree: int, search: str, plan: FlipPlan, rows: np.ndarray
-) -> Any:
+def graph_of(points: np.ndarray, gamma: float | None, norm: str, degree: int, search: str, plan: FlipPlan, rows: np.ndarray) -> Any:
     """Returns the class graph of the rows (n,) of one class, at points (n, d). Raises ``ValueError`` where it has no edge."""
     if not isinstance(degree, int) or isinstance(degree, bool) or degree < 1:
         raise ValueError(f"degree={degree!r} must be a whole number of neighbours >= 1: give for instance 10.")
