@@ -3,7 +3,8 @@
     python benchmarks/hybrid_cost.py                          # resnet32 and small-cnn, PGD-7, batch 64, 32x32
     python benchmarks/hybrid_cost.py --models small-cnn --rounds 15 --check
 
-What is timed is the inner maximisation as training runs it (`robust_trainer.step.inner.InnerMaximization.perturb`): all forwards and backwards of
+What is timed is the inner maximisation as training runs it (`robust_trainer.step.inner.InnerMaximization.perturb`): all forwards
+and backwards of
 the attack, the draw, the steps and projections; no update of the weights. ``both``, which crafts an l_inf and an l_2 perturbation
 for every sample, is the plain alternative.
 

@@ -3,7 +3,8 @@
     python benchmarks/ledger_cost.py                       # small ResNet, ResNet-32 and ViT on 32x32 images, batch 32
     python benchmarks/ledger_cost.py --classes 1000
 
-The CPU seconds inside of `RobustStep._remember` and `RobustStep.take_up` (scores, counts, margins, the rival class; a few steps are recorded at
+The CPU seconds inside of `RobustStep._remember` and `RobustStep.take_up` (scores, counts, margins, the rival class; a few steps
+are recorded at
 once) are divided by those of whole steps (data loader, forward, backward, optimizer and log included), after one warm-up epoch.
 "with mean predictions": `ledger_predictions=True`.
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..reporting.suggest import did_you_mean
 from .autoencoder import AutoencoderConfig, AutoencoderModel
 from .ensemble import ensemble_scores, in_parts
 from .estimator import AnomalyDetector, _is
@@ -144,9 +144,7 @@ DETECTORS: Mapping[str, Variant] = {
 def make_detector(name: str, **settings: Any) -> AnomalyDetector:
     """The detector of that name with these settings changed. Raises ``ValueError`` for an unknown name or setting."""
     if name not in DETECTORS:
-        near = difflib.get_close_matches(str(name), DETECTORS, 1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        raise ValueError(f"unknown detector {name!r}: {hint}choose one of {', '.join(DETECTORS)}.")
+        raise ValueError(f"unknown detector {name!r}: {did_you_mean(name, DETECTORS)}choose one of {', '.join(DETECTORS)}.")
     row = DETECTORS[name]
     known = row.kind._get_param_names()
     for key, value in settings.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..methods.units import fraction
+from ..reporting.suggest import did_you_mean
 from .apgd import APGD
 from .base import Attack
 from .fab import FAB
@@ -81,8 +81,7 @@ def check_name(name: Any) -> str:
     if stem in ("pgd", "cw", "pgd-t", "cw-t"):
         kind, _, targeted = stem.partition("-")
         raise ValueError(f"attack {name!r} lacks its number of steps: did you mean '{kind}-20{targeted and '-t'}'?")
-    near = difflib.get_close_matches(stem, ["pgd-20", "cw-20", "pgd-20-t", "cw-20-t", *_PLAIN, "autoattack"], 1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'? " if near else ""
+    hint = did_you_mean(stem, ["pgd-20", "cw-20", "pgd-20-t", "cw-20-t", *_PLAIN, "autoattack"])
     raise ValueError(f"attack {name!r} is unknown: {hint}choose from {', '.join(NAMES)}.")
 
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..reporting.suggest import did_you_mean
 from .activation_clustering import activation_clustering
 from .confident_joint import confident_learning
 from .detection import Detection
@@ -84,9 +84,7 @@ def detect(name: str, evidence: Evidence, *, rate: float | None = None, seed: in
     evidence that the rule needs and is not there.
     """
     if not isinstance(name, str) or name not in DETECTORS:
-        near = difflib.get_close_matches(str(name), DETECTORS, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown detector {name!r}: {hint}choose one of {', '.join(DETECTORS)}.")
+        raise ValueError(f"unknown detector {name!r}: {did_you_mean(name, DETECTORS)}choose one of {', '.join(DETECTORS)}.")
     row = DETECTORS[name]
     unknown = [setting for setting in settings if setting not in row.defaults]
     if unknown:

@@ -98,12 +98,14 @@ class SampleLedger:
 
     @torch.no_grad()
     def record(
-        self, index: Tensor, scores: Tensor, weights: Tensor, labels: Tensor, predicted: Tensor, epoch: int, filter_active: bool = True,
+        self, index: Tensor, scores: Tensor, weights: Tensor, labels: Tensor, predicted: Tensor, epoch: int, filter_active: bool =
+        True,
         told: Tensor | None = None, probs: Tensor | None = None,
     ) -> None:  # fmt: skip
         """Writes one step: all of shape (B,), gathered over the processes. Without a host sync.
 
-        filter_active: whether being left out counts as distrust, which it does not while a ramp has hardly begun. told: `trace`'s (B, 5)
+        filter_active: whether being left out counts as distrust, which it does not while a ramp has hardly begun. told: `trace`'s
+        (B, 5)
         for class labels. probs: (B, C), for a ledger that keeps their means.
         """
         counts, remembered = self._counts[index], self._scores[index]

@@ -21,14 +21,18 @@ class Recipe:
     ``inner_filter`` and ``outer_filter`` switch selection and relabelling on in the inner maximisation and in the outer
     minimisation (paper 000, Algorithm 1; table 4 is the ablation). ``score_from`` names the forward whose scores decide in the
     outer step and are remembered: ``training``, the training forward's (on the perturbed inputs in paper 000), ``clean``, on the
-    inputs as they came, or ``eval``, one more forward in evaluation mode, so without dropout (RCA). adversarial_loss: a loss of two training
+    inputs as they came, or ``eval``, one more forward in evaluation mode, so without dropout (RCA). adversarial_loss: a loss of
+    two training
     forwards, on the inputs as they came and perturbed (TRADES); its scores are the former's. Without one the training forward is on
-    the perturbed inputs alone. semi_supervised: a loss of augmented and perturbed views, on the trusted samples' labels and on the model's own
+    the perturbed inputs alone. semi_supervised: a loss of augmented and perturbed views, on the trusted samples' labels and on the
+    model's own
     predictions for the others (ERAT). weight_perturbation: AWP.
     collapse_check_steps: steps between two probes for catastrophic overfitting, None for none.
-    num_networks: number of networks that are trained side by side; ``ledger_score``: the score that the ledger keeps where the ranking is by
+    num_networks: number of networks that are trained side by side; ``ledger_score``: the score that the ledger keeps where the
+    ranking is by
     another; gradients: the score is of each sample's parameter gradient; clip_norm: the norm that a step's gradient is clipped to
-    instead of the Trainer's ``max_grad_norm``. freeze_backbone: the classification head is trained, the rest of the network stays as it
+    instead of the Trainer's ``max_grad_norm``. freeze_backbone: the classification head is trained, the rest of the network stays
+    as it
     is; spectral: the cap of the weights' spectral norms, None for none. ``settings`` are the numbers it was built from.
     """
 

@@ -224,7 +224,8 @@ _ADVERSARIAL = (
     Method("mart", "MART: boosted cross-entropy and a KL weighed by doubt", "Wang et al. 2020; paper 004 eq. 4, 5", "prl-l",
            {**PAIR, "beta": 5.0, **OBJECTIVE, "objective": "boosted-ce"}, adversarial_loss="mart"),
     Method("mart-apl", "MART with NCE + RCE", "paper 004 sec. 4.1", "prl-l", {**PAIR, "beta": 5.0, **APL}, adversarial_loss="mart"),
-    Method("nrat", "NRAT: NCE + RCE and a symmetric KL", "paper 004 Algorithm 1, eq. 16", "prl-l", {**PAIR, **APL}, adversarial_loss="nrat"),
+    Method("nrat", "NRAT: NCE + RCE and a symmetric KL", "paper 004 Algorithm 1, eq. 16", "prl-l", {**PAIR, **APL},
+           adversarial_loss="nrat"),
     Method("fast-at", "FGSM from a random start, probed for catastrophic overfitting", "Wong et al. 2020", "prl-l",
            {**PGD10, "step_size": 10 / 255, "steps": 1, "collapse_check_steps": 100, **OBJECTIVE}),
 )  # fmt: skip

@@ -32,8 +32,10 @@ class KeepByScore:
     """Keep the samples with the smallest scores; drop the ``rate(progress)`` share with the largest.
 
     noise_rate: expected share of corrupted samples, in [0, 1), or a key of ESTIMATED: the run's own estimate, nobody is dropped
-    before the first one. rate_multiplier: factor on it (> 1 drops more than expected; over-estimating is safe, paper 001 table 4.4).
-    max_drop_rate: upper limit of the product, in (0, 1). peer_exchange: ``next``, each of the M peers trains on what the peer before it
+    before the first one. rate_multiplier: factor on it (> 1 drops more than expected; over-estimating is safe, paper 001 table
+    4.4).
+    max_drop_rate: upper limit of the product, in (0, 1). peer_exchange: ``next``, each of the M peers trains on what the peer
+    before it
     trusts (co-teaching; paper 001 Algorithm 5); ``shuffled``, on what some other one trusts, all such orders equally likely, drawn
     from the run's seed and step (RCA with K networks; paper 001 sec. 2.4); None: on what it trusts itself. For two both are one.
     drop_schedule: ``constant``; ``ramp`` from ``drop_ramp_from`` x rate (0 in the papers) to the rate over ``drop_ramp_epochs``

@@ -206,7 +206,8 @@ class RobustStep:
     def loss(self, outputs: Any, bare: Forward, batch: Batch, step: Step, progress: Progress) -> Tensor:
         """The micro-batch's share of the step's loss: sum over kept samples / kept samples of the whole step, scalar.
 
-        outputs: of `OuterMinimization.first`. Multiplied by the number of processes, because distributed training averages the gradients.
+        outputs: of `OuterMinimization.first`. Multiplied by the number of processes, because distributed training averages the
+        gradients.
         """
         progress = self._now(progress)
         views = self.outer.views(outputs, bare, batch)

@@ -5,7 +5,6 @@ Every strategy is a function like `corrupt_labels`: a data set in, the data set 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ...reporting.suggest import did_you_mean
 from ..poisons.pixels import read_pixels
 from .class_graph import check_graph, degrees, dominating_order
 from .plan import Flips, flip, plan_flips, rank_in_range
@@ -246,10 +246,7 @@ def craft_labels(dataset: datasets.Dataset, strategy: str, **settings: Any) -> d
     Raises a one-line ``ValueError`` for an unknown name or setting.
     """
     if strategy not in CRAFTED:
-        word = str(strategy)
-        near = [name for name in CRAFTED if word and word in name] or difflib.get_close_matches(word, CRAFTED, 1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        raise ValueError(f"strategy={strategy!r} is unknown: {hint}choose one of {', '.join(CRAFTED)}.")
+        raise ValueError(f"strategy={strategy!r} is unknown: {did_you_mean(strategy, CRAFTED)}choose one of {', '.join(CRAFTED)}.")
     function = CRAFTED[strategy]
     code = function.__code__
     takes = [*code.co_varnames[1 : 1 + code.co_kwonlyargcount], *Flips.__annotations__]
