@@ -55,6 +55,10 @@ class RobustConfig(TrainingArguments):
     rate_decay_share: float | None = field(
         default=None, metadata={"help": f"Share of all epochs after which decay drops its full share, (0, 1]. {_FROM_METHOD}"}
     )
+    rank_among: str | None = field(
+        default=None,
+        metadata={"help": f"Rank a sample in its batch, or recent: at least among the latest 128 samples. {_FROM_METHOD}"},
+    )
     per_class: bool | None = field(default=None, metadata={"help": f"Rank within each given label. {_FROM_METHOD}"})
     rebalance: bool | None = field(
         default=None, metadata={"help": f"Share out the kept samples over the given labels by ERAT's class scores. {_FROM_METHOD}"}

@@ -26,6 +26,7 @@ KEEP: Mapping[str, Any] = {
     "drop_ramp_epochs": 10,
     "drop_ramp_steps": None,
     "drop_ramp_from": 0.0,
+    "rank_among": "recent",
     "relax_from": 0.6,
     "per_class": False,
     "memory": "none",

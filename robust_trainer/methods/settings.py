@@ -13,7 +13,7 @@ from ..losses.standard import OBJECTIVES, SETTINGS_OF
 from ..models.spectral import LAYERS
 from ..perturbations.pgd import NORMS, SCOPES, UNIFORM
 from ..selection.erat_split import SCALES
-from ..selection.rules import ESTIMATED, EXCHANGES, MEMORIES, SCHEDULES
+from ..selection.rules import ESTIMATED, EXCHANGES, MEMORIES, RANK_AMONG, SCHEDULES
 
 
 def _whole(least: int) -> Any:
@@ -70,6 +70,7 @@ _SWITCHES = (
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "drop_schedule": SCHEDULES,
     "memory": MEMORIES,
+    "rank_among": RANK_AMONG,
     "peer_exchange": EXCHANGES,
     "norm": NORMS,
     "scope": SCOPES,

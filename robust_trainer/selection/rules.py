@@ -22,7 +22,9 @@ SCHEDULES = ("constant", "ramp", "relax", "decay")
 #: Who trains on what a network trusts: the next one, or any other, drawn anew at each step.
 EXCHANGES = ("next", "shuffled")
 MEMORIES = ("none", "mean", "ema", "scan")
-#: A batch smaller than this is ranked together with the latest scores before it, so that its ranks mean something.
+#: What a sample is ranked among: the samples of its optimizer step, as the papers have it, or at least the latest POOL samples.
+RANK_AMONG = ("batch", "recent")
+#: With ``recent`` a batch smaller than this is ranked together with the latest scores before it.
 POOL = 128
 _TIE = 1e-4
 
@@ -68,6 +70,7 @@ class KeepByScore:
     rebalance: bool = False
     rebalance_eta: float = 0.1
     rate_decay_share: float = 0.5
+    rank_among: str = "recent"
 
     def rate(self, progress: Progress) -> float:
         """The share dropped at this moment, in [0, 1)."""
@@ -111,9 +114,11 @@ class KeepByScore:
     def weights(self, scores: Tensor, labels: Tensor, progress: Progress, state: dict[str, Tensor]) -> Tensor:
         """Weights 0 or 1, (M, B), for scores (M, B) and given labels (B,) of one whole optimizer step.
 
-        ``state`` is updated in place. In a batch of POOL samples or more the round((1 - rate) B) smallest are kept, ties by
-        position; the rounding error is carried to the next batch. A smaller batch is ranked among the latest POOL scores, with
-        a correction by what is owed, so that the kept share over an epoch is the asked one for any batch size.
+        ``state`` is updated in place. With ``rank_among="batch"``, and in any batch of POOL samples or more, the (1 - rate) B
+        smallest are kept, rounded down, ties by position; the fraction is carried to the next batch, so that 8 samples at rate
+        0.3 keep 5, 6, 5, 6, 6. With ``recent`` a smaller batch is ranked among the latest POOL scores and keeps those that are
+        among the (1 - rate) POOL smallest, corrected by what is owed. Guarantee: the kept share over an epoch is the asked one
+        for any batch size.
         """
         rate = self.rate(progress)
         if rate <= 0:
@@ -133,7 +138,7 @@ class KeepByScore:
         # asked minus kept, per group: what the next batches still owe
         error = share[batch_groups] - keep.flatten().to(state["owed"].dtype)
         state["owed"].scatter_add_(0, batch_groups, error)
-        room = max(POOL - size, 0)
+        room = max(POOL - size, 0) if self.rank_among == "recent" else 0
         state["pool_scores"] = pool_scores[:, :room].detach()
         state["pool_labels"] = pool_labels[:room]
         return self._exchanged(keep, progress).to(scores.dtype)
