@@ -1,8 +1,8 @@
 """ERAT's split and class-rebalanced selection against slow loops, and their laws."""
 
-import erat_reference as slow
 import pytest
 import torch
+from helpers import erat_reference as slow
 
 from robust_trainer import METHODS
 from robust_trainer.methods.table import get_method

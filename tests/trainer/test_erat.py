@@ -1,8 +1,8 @@
 """ERAT's step, streams and scan: slow references, laws, ablations that change what they name, bad input."""
 
-import erat_reference as slow
 import pytest
 import torch
+from helpers import erat_reference as slow
 from helpers.toy import NORMALISATION, images, logits_module, resnet, robust, settings
 from transformers import BertConfig, BertForSequenceClassification, TrainerCallback
 
