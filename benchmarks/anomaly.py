@@ -5,7 +5,7 @@
     python benchmarks/anomaly.py --data D --offsets -0.1 -0.05 0.05 0.1 --detectors rca --seeds 2         # table 2.3
     python benchmarks/anomaly.py --data D --offsets auto --detectors rca robust-realnvp --seeds 3 --flow_seeds 3      # told nothing
     python benchmarks/anomaly.py --data D --detectors rca --seeds 3 --set networks=3                         # K-RCA, figure 2.4
-    python benchmarks/anomaly.py --report --out runs/anomaly.jsonl > docs/anomaly_results.md
+    python benchmarks/anomaly.py --report --out runs/anomaly.jsonl > docs/experiments/anomaly_results.md
 
 A cell is a table, a share of missing values and a seed: 60 % of the rows to train, 40 % to judge, both with the same share of
 anomalies; a seed decides the split, the values struck out (in both parts) and the initialisation. Ours are told the true share of

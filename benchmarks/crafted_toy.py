@@ -318,7 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--stack", type=int, default=32, help="Networks that are trained at once.")
     parser.add_argument("--out", type=Path, default=Path("runs/crafted_toy.jsonl"))
     parser.add_argument("--report", action="store_true", help="Write the page and the figures of --out.")
-    parser.add_argument("--page", type=Path, default=Path("docs/crafted_toy_results.md"))
+    parser.add_argument("--page", type=Path, default=Path("docs/experiments/crafted_toy_results.md"))
     args = parser.parse_args(arguments)
     if args.report:
         write(read_results(args.out), args.page)

@@ -1,4 +1,4 @@
-"""RobustTrainer: with `DataHooks`, `PeerHooks` and `EpochScan`, all that knows the Trainer's hooks (docs/architecture.md)."""
+"""RobustTrainer: with `DataHooks`, `PeerHooks` and `EpochScan` (docs/background/how_it_works.md)."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def ensemble_scores(networks: Sequence[AutoencoderModel], x: Tensor, passes: int
     """Scores (B,) of rows x (B, d): the reconstruction error's mean over ``passes`` thinned copies of each network.
 
     Paper 001 Algorithm 1, lines 11 to 15. Rows of a group share their copies, so that these are products of matrices; the groups
-    have copies of their own, so that the draw of one set does not shift all scores the same way (docs/anomaly.md). Seed and row
+    have copies of their own, so that one draw does not shift all scores the same way (docs/guides/anomaly.md). Seed and row
     decide a score, not the rows beside it. passes 0: the networks as they are, without dropout.
     """
     if passes == 0:

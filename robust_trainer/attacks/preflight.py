@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .target import Target
 
-_PAGE = "see docs/robustness.md#"
+_PAGE = "see docs/guides/robustness.md#"
 #: Share of all samples from which a weaker attack's wins over the stronger ones are told (AutoAttack's own check takes the same).
 TOLD_FROM = 0.002
 

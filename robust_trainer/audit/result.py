@@ -22,7 +22,7 @@ GROUPS = ("fine", "mislabelled", "triggered", "perturbed", "unclear")
 class Audit:
     """The result of `make_audit`.
 
-    table: one row per sample, in the order of the data set, with the columns of docs/audit.md. names: of the C classes, () where
+    table: one row per sample, in data-set order, with the columns of docs/guides/audit.md. names: of the C classes, () where
     targets are numbers. threshold: the suspicion from which on a sample is flagged. noise_rate: estimated share of wrong labels in
     [0, 1], None where targets are numbers. transition: (C, C), row i: how the samples whose label should be i are labelled, sums to
     1. meaning: of suspicion; cautions: why this audit tells less than others; groups_told: what the groups rest on, in words.

@@ -133,7 +133,7 @@ def check_settings(settings: Mapping[str, Any], changes: Mapping[str, Any], obje
     if isinstance(rate, str) and eps is not None:
         raise ValueError(
             f"noise_rate={rate!r} does not go with an attack: it cannot see a backdoor, whose trigger the model learns to obey "
-            "(docs/label_noise.md), and was not tried in adversarial training: give a number that errs high, for instance 0.45."
+            "(docs/guides/label_noise.md), and was not tried in adversarial training: give a number that errs high, as 0.45."
         )
     if _is_number(rate) and rate * settings["rate_multiplier"] >= 1 and settings["max_drop_rate"] >= 0.99:
         raise ValueError(

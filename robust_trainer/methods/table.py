@@ -193,7 +193,7 @@ _ROWS = (
     Method(
         "prl-at-memory",
         "recommended: PRL-AT ranked by what the ledger remembers, per class",
-        "this project, docs/methods.md",
+        "this project, docs/reference/methods.md",
         "prl-l",
         {
             **FILTER,

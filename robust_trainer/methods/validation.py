@@ -104,7 +104,7 @@ def front_of(trainer: Trainer, recipe: Recipe, model: nn.Module) -> Callable[[Ma
         if recipe.settings.get("eps", 1.0) < 0.1:
             logger.warning(
                 f"eps={recipe.settings['eps']:.3g} of method '{recipe.name}' moves a word by that share of its embedding's norm, "
-                "which changes next to nothing: on text give 0.3 or so, and a step_size (docs/adversarial_training.md)."
+                "which changes next to nothing: on text give 0.3 or so, and a step_size (docs/guides/adversarial_training.md)."
             )
         if trainer.args.torch_compile:
             raise ValueError(f"method '{recipe.name}' moves word embeddings by a hook: switch torch_compile off.")

@@ -78,6 +78,6 @@ def losses_and_scores(outputs: Any, size: int, told: str) -> Tensor:
             got = "none" if value is None else str(tuple(value.shape))
             raise ValueError(
                 f"{told} needs one {one} per sample of shape ({size},), the model's {many} are {got}: return an AnomalyOutput, "
-                "see docs/anomaly.md."
+                "see docs/guides/anomaly.md."
             )
     return torch.stack([losses, scores.detach()], 1)

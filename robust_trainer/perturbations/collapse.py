@@ -37,7 +37,7 @@ def collapse(history: Sequence[Mapping[str, Any]], logs: Mapping[str, float]) ->
     logger.warning(
         f"catastrophic overfitting: PGD-10 accuracy on training samples is {logs['pgd_accuracy']:.3f} (best so far {best:.3f}), "
         f"that on the single-step examples {logs['fgsm_accuracy']:.3f}. The model is not robust: go back to an earlier "
-        "checkpoint, lower step_size or eps, or use pgd-at (docs/adversarial_training.md)."
+        "checkpoint, lower step_size or eps, or use pgd-at (docs/guides/adversarial_training.md)."
     )
     return {COLLAPSED: 1.0}
 

@@ -36,7 +36,7 @@ _APART = 0x5EED  # so that the held-out samples are no stretch of the sampler's 
 
 @dataclass
 class RobustStep:
-    """The state of a run (ledger, carried fractions) and the steps 3 to 9 of docs/architecture.md.
+    """The state of a run (ledger, carried fractions) and the steps 3 to 9 of docs/background/how_it_works.md.
 
     gather: concatenates a tensor over the processes. total: sums a tensor over the processes. rank: this process's number.
     """

@@ -129,9 +129,9 @@ def test_warnings_before(kind, page, caplog):
         found = evaluate_robustness(model, data, ["pgd-2"], 0.02, **PIXELS)
     assert len(found.warnings) == bool(page) and found.warnings == [r.message for r in caplog.records]
     assert found.table().count("\nwarning: ") == bool(page) and all(told in found.table() for told in found.warnings)
-    docs = (Path(__file__).parents[2] / "docs/robustness.md").read_text()
+    docs = (Path(__file__).parents[2] / "docs/guides/robustness.md").read_text()
     for told in found.warnings:
-        assert f"docs/robustness.md#{page})" in told and f"\n### {page.replace('-', ' ').capitalize()}\n" in docs
+        assert f"docs/guides/robustness.md#{page})" in told and f"\n### {page.replace('-', ' ').capitalize()}\n" in docs
 
 
 def test_square_tells_masked_gradients():
