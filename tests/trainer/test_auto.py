@@ -87,7 +87,7 @@ def test_a_model_that_learns_nothing_drops_nobody(tmp_path, caplog):
 
 
 def test_refusals(tmp_path):
-    with pytest.raises(ValueError, match=r"noise_rate='auto' does not go with an attack.*for instance 0.45"):
+    with pytest.raises(ValueError, match=r"noise_rate='auto' does not go with an attack.*as 0.45"):
         robust(tmp_path, method="prl-at", noise_rate="auto")
     with pytest.raises(ValueError, match=r"noise_rate='atuo' must be a number in \[0, 1\), .*, or 'auto' or 'confident-joint'"):
         robust(tmp_path, method="prl", noise_rate="atuo")
