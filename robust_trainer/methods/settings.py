@@ -13,7 +13,8 @@ from ..losses.standard import OBJECTIVES, SETTINGS_OF
 from ..models.spectral import LAYERS
 from ..perturbations.pgd import NORMS, SCOPES, UNIFORM
 from ..selection.erat_split import SCALES
-from ..selection.rules import ESTIMATED, EXCHANGES, MEMORIES, RANK_AMONG, SCHEDULES
+from ..selection.rates import SCHEDULES
+from ..selection.rules import ESTIMATED, EXCHANGES, MEMORIES, RANK_AMONG
 
 
 def _whole(least: int) -> Any:

@@ -1,8 +1,8 @@
-"""Class-rebalanced selection: how many samples of each class to trust (paper 003 "ERAT", eq. 3 to 5).
+"""Class-rebalanced selection: how many samples of each class to keep.
 
-The score of a class is the mean score of its samples, S_k; its rate R_k = (1 - S_k)^eta / sum_j (1 - S_j)^eta (eq. 4); of a budget
-of n samples it gets d_k = n R_k (eq. 5), but no more than it has. What a class cannot supply is handed on to the others by their
-rates, which the authors' code does not do (there the selection just gets smaller).
+The score of a class is the mean score of its samples, S_k; its rate R_k = (1 - S_k)^eta / sum_j (1 - S_j)^eta (ERAT eq. 4); of a
+budget of n samples it gets d_k = n R_k (eq. 5), but no more than it has. What a class cannot supply is handed on to the others by
+their rates, which the authors' code does not do (there the selection just gets smaller).
 """
 
 from __future__ import annotations
@@ -10,14 +10,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .ranking import minmax
+
 #: (1 - S_k) of eq. 4 is no number to take a power of where S_k > 1, and eq. 1's score goes up to 2.
 FLOOR = 1e-3
 
 
 def class_scores(scores: Tensor, labels: Tensor, member: Tensor, classes: int) -> Tensor:
-    """The mean score of each class over the samples of which ``member`` (n,) is true, (C,) (paper 003 eq. 3).
+    """Returns the mean score of each class, (C,), over its member samples.
 
-    Of a class without such samples: over all that it has; NaN for a class that has none.
+    Args:
+        scores: (n,).
+        labels: the classes (n,).
+        member: bool (n,), which samples count. Of a class without such samples all count.
+        classes: C, the number of classes.
+
+    Returns:
+        S_k, (C,); NaN for a class that has no sample.
+
+    References:
+        ERAT eq. 3.
     """
 
     def mean(chosen: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,15 +41,31 @@ def class_scores(scores: Tensor, labels: Tensor, member: Tensor, classes: int) -
 
 
 def sampling_rates(class_score: Tensor, eta: float) -> Tensor:
-    """R_k of each class, (C,), summing to 1; 0 for a class of score NaN (paper 003 eq. 4; 1 - S_k at least FLOOR)."""
+    """Returns R_k of each class, (C,), summing to 1.
+
+    Args:
+        class_score: S_k, (C,); a class of score NaN gets rate 0. 1 - S_k counts as at least FLOOR.
+        eta: in [0, 1]; 0 gives all classes the same rate.
+
+    References:
+        ERAT eq. 4.
+    """
     share = torch.where(class_score.isnan(), torch.zeros_like(class_score), (1.0 - class_score).clamp_min(FLOOR) ** eta)
     return share / share.sum().clamp_min(1e-30)
 
 
 def allocate(budget: Tensor, rates: Tensor, capacity: Tensor) -> Tensor:
-    """min(capacity, level x rates) of each class, (C,), with the level at which they sum to the budget. Real numbers, no host sync.
+    """Returns how much each class gives, (C,): min(capacity, level x rates), with the level at which they sum to the budget.
 
-    budget: scalar of at most capacity's sum. Classes are filled up in the order in which they run out.
+    Classes are filled up in the order in which they run out. Real numbers, without a host sync.
+
+    Args:
+        budget: scalar, at most the sum of the capacities.
+        rates: of each class, (C,), >= 0.
+        capacity: what each class has, (C,).
+
+    References:
+        ERAT eq. 5, with what a class cannot supply handed on.
     """
     order = torch.argsort(capacity / rates.clamp_min(1e-30), stable=True)
     size, rate = capacity[order], rates[order]
@@ -51,7 +79,15 @@ def allocate(budget: Tensor, rates: Tensor, capacity: Tensor) -> Tensor:
 
 
 def allocate_integers(budget: int, rates: Tensor, capacity: Tensor) -> Tensor:
-    """`allocate` in whole samples, int64 (C,), summing to the budget: what rounding down leaves goes to the largest remainders."""
+    """Returns `allocate` in whole samples, int64 (C,), summing to the budget.
+
+    What rounding down leaves goes to the largest remainders.
+
+    Args:
+        budget: at most the sum of the capacities.
+        rates: of each class, (C,), >= 0.
+        capacity: the number of samples of each class, (C,).
+    """
     exact = allocate(torch.tensor(float(budget), dtype=torch.float64), rates.double().cpu(), capacity.double().cpu())
     whole = (exact + 1e-9).floor()
     left = budget - int(whole.sum())
@@ -60,19 +96,19 @@ def allocate_integers(budget: int, rates: Tensor, capacity: Tensor) -> Tensor:
     return torch.minimum(whole, capacity.double().cpu()).long()
 
 
-def smallest(scores: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
-    """Which samples are among the ``counts[k]`` smallest scores of their class k, bool (n,); ties go by position, NaN last."""
-    order = torch.argsort(scores.nan_to_num(nan=torch.inf), stable=True)
-    order = order[torch.argsort(labels[order], stable=True)]
-    sizes = torch.bincount(labels, minlength=len(counts))
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[labels[order]]
-    return rank < counts.to(labels.device)[labels]
+def rebalanced_shares(scores: Tensor, labels: Tensor, count: Tensor, kept: float, eta: float) -> Tensor:
+    """Returns which share of each class's samples each network keeps, (M, C), so that ``kept`` of all are.
 
-
-def minmax(scores: Tensor) -> Tensor:
-    """The scores moved and stretched to [0, 1]; NaN and infinity become 1."""
-    finite = scores.isfinite()
-    low = torch.where(finite, scores, torch.full_like(scores, torch.inf)).min()
-    high = torch.where(finite, scores, torch.full_like(scores, -torch.inf)).max()
-    return torch.where(finite, (scores - low) / (high - low).clamp_min(1e-30), torch.ones_like(scores))
+    Args:
+        scores: (M, n), stretched to [0, 1] for each network before the classes' means are taken.
+        labels: the classes (n,).
+        count: the number of samples of each class, (M, C).
+        kept: share of all samples to keep, in (0, 1].
+        eta: of `sampling_rates`.
+    """
+    everybody = torch.ones_like(labels, dtype=torch.bool)
+    shares = []
+    for row, sizes in zip(scores, count):
+        rates = sampling_rates(class_scores(minmax(row).to(sizes.dtype), labels, everybody, sizes.numel()), eta)
+        shares.append(allocate(kept * sizes.sum(), rates, sizes) / sizes.clamp_min(1.0))
+    return torch.stack(shares)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..types import Progress
-from .allocation import allocate_integers, class_scores, minmax, sampling_rates, smallest
+from .allocation import allocate_integers, class_scores, sampling_rates
+from .ranking import minmax, smallest
 
 SCALES = ("none", "minmax")
 

@@ -1,7 +1,7 @@
-"""Whom to trust: scores -> weights in [0, 1]. One rule with parameters, by the rank of a sample's score; three simple ones.
+"""Which samples to train on: scores -> weights in [0, 1]. One rule with parameters, by rank; three simple ones.
 
-Without memory a sample is ranked in its batch (all processes and accumulation steps together), as the papers do. With
-memory it is ranked in the whole data set by what the ledger remembers of it, decided anew at the start of every epoch.
+Without memory a sample is ranked in its step (all processes and accumulation steps together), as the papers do. With memory it is
+ranked in the whole data set by what the ledger remembers of it, decided anew at the start of every epoch.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from ..types import Progress
-from .allocation import allocate, allocate_integers, class_scores, minmax, sampling_rates, smallest
+from .allocation import allocate_integers, class_scores, rebalanced_shares, sampling_rates
+from .ranking import minmax, rank_within, share_dtype, smallest
+from .rates import decay_share, ramp_share, relaxed_rate
 
 #: ``noise_rate``s that are estimated while training, and the estimator's kind that each means.
 ESTIMATED = {"auto": "held-out", "confident-joint": "confident-joint"}
-
-SCHEDULES = ("constant", "ramp", "relax", "decay")
-#: Who trains on what a network trusts: the next one, or any other, drawn anew at each step.
+#: Who trains on what a network keeps: the next one, or any other, drawn anew at each step.
 EXCHANGES = ("next", "shuffled")
 MEMORIES = ("none", "mean", "ema", "scan")
 #: What a sample is ranked among: the samples of its optimizer step, as the papers have it, or at least the latest POOL samples.
@@ -31,27 +31,39 @@ _TIE = 1e-4
 
 @dataclass(frozen=True)
 class KeepByScore:
-    """Keep the samples with the smallest scores; drop the ``rate(progress)`` share with the largest.
+    """Keeps the samples with the smallest scores; drops the share ``rate(progress)`` with the largest.
 
-    noise_rate: expected share of corrupted samples, in [0, 1), or a key of ESTIMATED: the run's own estimate, nobody is dropped
-    before the first one. rate_multiplier: factor on it (> 1 drops more than expected; over-estimating is safe, paper 001 table
-    4.4).
-    max_drop_rate: upper limit of the product, in (0, 1). peer_exchange: ``next``, each of the M peers trains on what the peer
-    before it
-    trusts (co-teaching; paper 001 Algorithm 5); ``shuffled``, on what some other one trusts, all such orders equally likely, drawn
-    from the run's seed and step (RCA with K networks; paper 001 sec. 2.4); None: on what it trusts itself. For two both are one.
-    drop_schedule: ``constant``; ``ramp`` from ``drop_ramp_from`` x rate (0 in the papers) to the rate over ``drop_ramp_epochs``
-    (paper 001 sec. 4, R(T) = min(T/Tk * rate, rate), T from 1)
-    or, where given, in four stairs over ``drop_ramp_steps`` optimizer steps; ``relax`` from ``relax_from`` down to
-    the rate over ``drop_ramp_epochs``; ``decay`` from 0 in the first epoch to the rate over the share ``rate_decay_share`` (alpha)
-    of all epochs: the kept share is beta = max(1 - t eps / (alpha max_epoch), 1 - eps) in epoch t = 0, 1, ... (paper 001
-    Algorithm 1).
-    per_class: rank within each given label, dropping the same share of each. rebalance: within each given label too, but the kept
-    ones are shared out over the labels as ERAT does (paper 003 eq. 3 to 5, with ``rebalance_eta``), from scores stretched to
-    [0, 1] (`rebalance.minmax`) and averaged over all samples of a label that are ranked together.
-    memory: ``none`` (papers), ``mean`` or ``ema`` (m <- memory_decay m + (1 - memory_decay) score, each epoch) of the ledger's
-    scores, or ``scan``: all samples are scored anew at each epoch's start, in evaluation mode; in force from the first epoch after
-    ``memory_after_epochs`` and ``drop_ramp_steps``; before, ranks are those in the batch.
+    Guarantee: the kept share over an epoch is the asked one for any batch size; rate 0 keeps everybody.
+
+    Args:
+        noise_rate: expected share of corrupted samples, in [0, 1), or a key of ESTIMATED: the run's own estimate; nobody is dropped
+            before the first one.
+        rate_multiplier: factor on it, > 0; above 1 drops more than expected (over-estimating is safe, Dissertation table 4.4).
+        max_drop_rate: upper limit of the product, in (0, 1).
+        drop_schedule: one of SCHEDULES: ``constant``; ``ramp``, up to the rate (`rates.ramp_share`); ``relax``, down to it;
+            ``decay``, the kept share down from 1 (`rates.decay_share`).
+        drop_ramp_epochs: epochs that ``ramp`` and ``relax`` take, > 0.
+        drop_ramp_steps: optimizer steps that ``ramp`` takes instead, in four stairs.
+        drop_ramp_from: share of the final rate where ``ramp`` starts, in [0, 1]; 0 in the papers.
+        relax_from: rate where ``relax`` starts.
+        per_class: rank within each label, dropping the same share of each.
+        memory: ``none`` (papers); ``mean`` or ``ema`` (m <- memory_decay m + (1 - memory_decay) score, each epoch) of the ledger's
+            scores; ``scan``: all samples are scored anew at each epoch's start, in evaluation mode. In force from the first epoch
+            after ``memory_after_epochs`` and ``drop_ramp_steps``; before, ranks are those of ``rank_among``.
+        memory_decay: weight of the past in ``ema``, in [0, 1).
+        memory_after_epochs: finished epochs after which memory decides, >= 1.
+        peer_exchange: with M networks, ``next``: each trains on what the one before it keeps (co-teaching); ``shuffled``: on what
+            some other one keeps, all such orders equally likely, drawn from the run's seed and step (RCA with K networks); None:
+            on what it keeps itself. For two networks both are one.
+        rebalance: rank within each label too, but the kept ones are shared out over the labels as ERAT does, from scores stretched
+            to [0, 1] and averaged over all samples of a label that are ranked together.
+        rebalance_eta: eta of ERAT eq. 4, in [0, 1].
+        rate_decay_share: alpha of ``decay``, a share of all epochs in (0, 1].
+        rank_among: without memory, ``batch``: the samples of the step, as in the papers; ``recent``: at least the latest POOL.
+
+    References:
+        Han et al. 2018, "Co-teaching" (small loss); Backdoor Algorithm 1 and Dissertation Algorithms 3 to 5 (PRL); ERAT eq. 3 to 5
+        (``rebalance``).
     """
 
     noise_rate: float | str
@@ -72,53 +84,63 @@ class KeepByScore:
     rate_decay_share: float = 0.5
     rank_among: str = "recent"
 
-    def rate(self, progress: Progress) -> float:
-        """The share dropped at this moment, in [0, 1)."""
+    def _asked_rate(self, progress: Progress) -> float:
+        """The expected share times its factor, before the upper limit."""
         noise_rate = (progress.noise_rate or 0.0) if isinstance(self.noise_rate, str) else self.noise_rate
-        asked = noise_rate * self.rate_multiplier
-        final = min(asked, self.max_drop_rate)
+        return noise_rate * self.rate_multiplier
+
+    def rate(self, progress: Progress) -> float:
+        """Returns the share that is dropped at this moment, in [0, 1).
+
+        Args:
+            progress: where training stands.
+        """
+        asked = self._asked_rate(progress)
         if self.drop_schedule == "ramp":
-            if self.drop_ramp_steps is not None:
-                done = (progress.global_step * 4 // self.drop_ramp_steps + 1) / 4
-            else:  # whole epochs, as in the papers; a ramp shorter than four has four stairs
-                stair = min(1.0, self.drop_ramp_epochs / 4)
-                done = (int(progress.epoch / stair + 1e-9) + 1) * stair / self.drop_ramp_epochs
-            return min(asked * (self.drop_ramp_from + (1.0 - self.drop_ramp_from) * min(done, 1.0)), self.max_drop_rate)
-        if self.drop_schedule == "decay":
-            return min(
-                asked * min(int(progress.epoch + 1e-9) / (self.rate_decay_share * progress.max_epochs), 1.0), self.max_drop_rate
-            )
-        if self.drop_schedule == "relax" and final > 0 and self.relax_from > final:
-            return self.relax_from + (final - self.relax_from) * min(progress.epoch / self.drop_ramp_epochs, 1.0)
-        return final
+            asked *= ramp_share(progress, self.drop_ramp_epochs, self.drop_ramp_steps, self.drop_ramp_from)
+        elif self.drop_schedule == "decay":
+            asked *= decay_share(progress, self.rate_decay_share)
+        elif self.drop_schedule == "relax":
+            return relaxed_rate(progress, self.drop_ramp_epochs, self.relax_from, min(asked, self.max_drop_rate))
+        return min(asked, self.max_drop_rate)
 
     def filter_active(self, progress: Progress) -> bool:
-        """Whether at least half of the final share is dropped by now, so that being left out means distrust."""
-        final = (progress.noise_rate or 0.0) if isinstance(self.noise_rate, str) else self.noise_rate
-        return 0.0 < min(final * self.rate_multiplier, self.max_drop_rate) <= 2.0 * self.rate(progress) + 1e-9
+        """Returns whether at least half of the final share is dropped by now, so that being left out means distrust."""
+        return 0.0 < min(self._asked_rate(progress), self.max_drop_rate) <= 2.0 * self.rate(progress) + 1e-9
 
     def remembers(self, progress: Progress) -> bool:
-        """Whether an epoch that starts now is decided from memory."""
+        """Returns whether an epoch that starts now is decided from memory."""
         ramped = self.drop_schedule != "ramp" or self.drop_ramp_steps is None or progress.global_step >= self.drop_ramp_steps
         return self.memory != "none" and int(progress.epoch) >= self.memory_after_epochs and ramped
 
     def new_state(self, classes: int, peers: int, device: torch.device) -> dict[str, Tensor]:
-        """What the batch rule carries from one step to the next: the fractions owed per group, and the latest scores."""
+        """Returns what is carried from one step to the next: the fractions owed per group, and the latest scores.
+
+        Args:
+            classes: number of classes.
+            peers: M, the number of networks.
+            device: where the scores are.
+        """
         groups = peers * (classes if self.per_class or self.rebalance else 1)
         return {
-            "owed": torch.zeros(groups, dtype=_exact(device), device=device),
+            "owed": torch.zeros(groups, dtype=share_dtype(device), device=device),
             "pool_scores": torch.zeros(peers, 0, device=device),
             "pool_labels": torch.zeros(0, dtype=torch.long, device=device),
         }
 
     def weights(self, scores: Tensor, labels: Tensor, progress: Progress, state: dict[str, Tensor]) -> Tensor:
-        """Weights 0 or 1, (M, B), for scores (M, B) and given labels (B,) of one whole optimizer step.
+        """Returns weights 0 or 1, (M, B), for one whole optimizer step.
 
-        ``state`` is updated in place. With ``rank_among="batch"``, and in any batch of POOL samples or more, the (1 - rate) B
-        smallest are kept, rounded down, ties by position; the fraction is carried to the next batch, so that 8 samples at rate
-        0.3 keep 5, 6, 5, 6, 6. With ``recent`` a smaller batch is ranked among the latest POOL scores and keeps those that are
-        among the (1 - rate) POOL smallest, corrected by what is owed. Guarantee: the kept share over an epoch is the asked one
-        for any batch size.
+        With ``rank_among="batch"``, and in any batch of POOL samples or more, the (1 - rate) B smallest are kept, rounded down,
+        ties by position; the fraction is carried to the next batch: 8 samples at rate 0.3 keep 5, 6, 5, 6, 6. With ``recent`` a
+        smaller batch is ranked among the latest POOL scores and keeps those that are among the (1 - rate) POOL smallest,
+        corrected by what is owed.
+
+        Args:
+            scores: (M, B), higher is more suspicious.
+            labels: the classes (B,).
+            progress: where training stands.
+            state: of `new_state`; updated in place.
         """
         rate = self.rate(progress)
         if rate <= 0:
@@ -127,10 +149,10 @@ class KeepByScore:
         pool_scores = torch.cat([scores, state["pool_scores"]], 1)
         pool_labels = torch.cat([labels, state["pool_labels"]])
         groups = self._groups(pool_labels, peers, state["owed"].numel())
-        rank, count = _rank_within(pool_scores, groups, state["owed"].numel())
+        rank, count = rank_within(pool_scores, groups, state["owed"].numel())
         share = torch.full_like(count, 1.0 - rate)
         if self.rebalance:
-            share = self._shares(pool_scores, pool_labels, count.view(peers, -1), 1.0 - rate).flatten()
+            share = rebalanced_shares(pool_scores, pool_labels, count.view(peers, -1), 1.0 - rate, self.rebalance_eta).flatten()
         asked = (share * count).gather(0, groups.flatten()).view_as(rank)
         owed = state["owed"].gather(0, groups.flatten()).view_as(rank)
         keep = (rank + 1 <= asked + owed + _TIE)[:, :size]
@@ -152,45 +174,46 @@ class KeepByScore:
         return keep[derangement(peers, hash((progress.seed, progress.global_step)))]
 
     def divisor(self, weights: Tensor) -> Tensor:
-        """What the sum over a step's samples is divided by, (M,): the kept ones."""
-        return weights.sum(1)
+        """Returns the number of kept samples, (M,), which a step's sum is divided by.
 
-    def _shares(self, scores: Tensor, labels: Tensor, count: Tensor, kept: float) -> Tensor:
-        """Which share of each label's samples to keep, (M, C), of ``kept`` of all; count: the samples of each label, (M, C)."""
-        everybody = torch.ones_like(labels, dtype=torch.bool)
-        rows = []
-        for row, size in zip(scores, count):
-            rates = sampling_rates(class_scores(minmax(row).to(size.dtype), labels, everybody, size.numel()), self.rebalance_eta)
-            rows.append(allocate(kept * size.sum(), rates, size) / size.clamp_min(1.0))
-        return torch.stack(rows)
+        Args:
+            weights: (M, B).
+        """
+        return weights.sum(1)
 
     def keep_mask(
         self, memory: Tensor, seen: Tensor, labels: Tensor, classes: int, progress: Progress, kept: Tensor | None = None
     ) -> Tensor:
-        """The samples to keep over the next epoch, bool (N,), from remembered scores (N,) of the samples already seen.
+        """Returns the samples to keep over the next epoch, bool (N,).
 
         Exactly round((1 - rate) n_c) of each class c (or of all, without ``per_class``; with ``rebalance`` as many of all, shared
-        out over the classes); unseen samples are kept. kept: those of the last epoch, which this rule does not look at.
+        out over the classes); unseen samples are kept.
+
+        Args:
+            memory: remembered scores (N,).
+            seen: how often each sample was seen, (N,).
+            labels: the classes (N,).
+            classes: number of classes.
+            progress: where training stands.
+            kept: those of the last epoch, which this rule does not look at.
         """
-        rate = self.rate(progress)
+        rate, known = self.rate(progress), seen > 0
         if self.rebalance:
-            rows = (seen > 0).nonzero().flatten()
-            scores, given = memory[rows].double().cpu(), labels[rows].cpu()
-            sizes = torch.bincount(given, minlength=classes)
-            everybody = torch.ones_like(given, dtype=torch.bool)
-            rates = sampling_rates(class_scores(minmax(scores), given, everybody, classes), self.rebalance_eta)
-            chosen = smallest(scores, given, allocate_integers(round((1.0 - rate) * len(rows)), rates, sizes))
-            mask = torch.ones_like(seen, dtype=torch.bool)
+            rows = known.nonzero().flatten()
+            scores, row_labels = memory[rows].double().cpu(), labels[rows].cpu()
+            sizes = torch.bincount(row_labels, minlength=classes)
+            everybody = torch.ones_like(row_labels, dtype=torch.bool)
+            rates = sampling_rates(class_scores(minmax(scores), row_labels, everybody, classes), self.rebalance_eta)
+            chosen = smallest(scores, row_labels, allocate_integers(round((1.0 - rate) * len(rows)), rates, sizes))
+            mask = torch.ones_like(known)
             mask[rows] = chosen.to(mask.device)
             return mask
-        groups = labels if self.per_class else torch.zeros_like(labels)
-        total = classes if self.per_class else 1
-        known = seen > 0
+        groups, total = (labels, classes) if self.per_class else (torch.zeros_like(labels), 1)
         # unseen samples sit in a group of their own, of which nothing is dropped
         groups = torch.where(known, groups, torch.full_like(groups, total))
-        rank, count = _rank_within(memory.unsqueeze(0), groups.unsqueeze(0), total + 1)
+        rank, count = rank_within(memory, groups, total + 1)
         allowed = ((1.0 - rate) * count).round()
-        return (rank[0] < allowed[groups]) | ~known
+        return (rank < allowed[groups]) | ~known
 
     def _groups(self, labels: Tensor, peers: int, total: int) -> Tensor:
         base = labels if self.per_class or self.rebalance else torch.zeros_like(labels)
@@ -204,32 +227,38 @@ class _Simple:
 
     @property
     def memory(self) -> str:
-        """Every step decides anew."""
+        """``none``: every step decides anew."""
         return "none"
 
     def new_state(self, classes: int, peers: int, device: torch.device) -> dict[str, Tensor]:
+        """Returns an empty state: nothing is carried from one step to the next."""
         return {}
 
     def divisor(self, weights: Tensor) -> Tensor:
-        """The kept samples, (M,)."""
+        """Returns the number of kept samples, (M,)."""
         return weights.sum(1)
 
     def filter_active(self, progress: Progress) -> bool:
-        """Being left out of a step does not mean distrust."""
+        """Returns False: being left out of a step does not mean distrust."""
         return False
 
 
 @dataclass(frozen=True)
 class KeepSmallest(_Simple):
-    """Keep one sample, that with the smallest score, of each ``group`` consecutive ones of a step; None: of the whole step.
+    """Keeps one sample, that with the smallest score, of each group of a step: Min-SGD, with the loss as score.
 
-    Min-SGD (Shah et al. 2020, MKL-SGD; a baseline of paper 001 tables 4.1 and 4.2), with the loss as score.
+    Args:
+        group: number of consecutive samples of a group; None: the whole step.
+
+    References:
+        Shah et al. 2020, "Choosing the sample with lowest loss makes SGD robust" (MKL-SGD); a baseline of Dissertation tables 4.1
+        and 4.2.
     """
 
     group: int | None = None
 
     def weights(self, scores: Tensor, labels: Tensor, progress: Progress, state: dict[str, Tensor]) -> Tensor:
-        """Weights 0 or 1, (M, B)."""
+        """Returns weights 0 or 1, (M, B)."""
         peers, size = scores.shape
         group = self.group or size
         padded = torch.nn.functional.pad(scores.nan_to_num(nan=torch.inf), (0, -size % group), value=torch.inf)
@@ -240,60 +269,56 @@ class KeepSmallest(_Simple):
 
 @dataclass(frozen=True)
 class KeepDisputed(_Simple):
-    """Keep the samples that the peers predict differently: scores are 1 where all agree and 0 where not.
+    """Keeps the samples that the networks predict differently: scores are 1 where all agree and 0 where not.
 
-    Decoupling "when to update" from "how to update" (Malach and Shalev-Shwartz 2017; a baseline of paper 001 table 4.2). In the
-    first ``warmup_epochs`` everybody is kept: with 0 two networks that agree from the start, on whatever class, never learn.
+    Args:
+        warmup_epochs: first epochs in which everybody is kept: with 0 two networks that agree from the start, on whatever class,
+            never learn.
+
+    References:
+        Malach and Shalev-Shwartz 2017, "Decoupling 'when to update' from 'how to update'"; a baseline of Dissertation table 4.2.
     """
 
     warmup_epochs: float = 1.0
 
     def weights(self, scores: Tensor, labels: Tensor, progress: Progress, state: dict[str, Tensor]) -> Tensor:
-        """Weights 0 or 1, (M, B)."""
+        """Returns weights 0 or 1, (M, B)."""
         return torch.ones_like(scores) if progress.epoch < self.warmup_epochs else (scores < 0.5).to(scores.dtype)
 
 
 @dataclass(frozen=True)
 class ClipSamples(_Simple):
-    """Weight min(1, norm / score): with gradient norms as scores, each sample's gradient is clipped to ``norm``, then averaged.
+    """Weighs a sample by min(1, norm / score): its gradient, whose norm is the score, is clipped to ``norm``, then averaged.
 
-    Ignormclip (a baseline of paper 001 table 4.1). A sample whose norm is not finite gets weight 0.
+    Guarantee: a sample whose norm is not finite gets weight 0.
+
+    Args:
+        norm: the largest norm of a sample's gradient, > 0.
+
+    References:
+        Ignormclip, a baseline of Dissertation table 4.1.
     """
 
     norm: float = 1.0
 
     def weights(self, scores: Tensor, labels: Tensor, progress: Progress, state: dict[str, Tensor]) -> Tensor:
-        """Weights in [0, 1], (M, B)."""
+        """Returns weights in [0, 1], (M, B)."""
         return torch.where(scores.isfinite(), (self.norm / scores.clamp_min(1e-12)).clamp_max(1.0), torch.zeros_like(scores))
 
     def divisor(self, weights: Tensor) -> Tensor:
-        """All samples, (M,): clipping shortens a gradient, it does not leave it out of the mean."""
+        """Returns the number of all samples, (M,): clipping shortens a gradient, it does not leave it out of the mean."""
         return torch.full_like(weights[:, 0], weights.shape[1])
 
 
 def derangement(size: int, seed: int) -> list[int]:
-    """A permutation of ``size`` >= 2 places that leaves none where it is, drawn uniformly from these."""
+    """Returns a permutation of ``size`` places that leaves none where it is, drawn uniformly from these.
+
+    Args:
+        size: number of places, >= 2.
+        seed: of the draw.
+    """
     draw = random.Random(seed)
     order = list(range(size))
-    while any(place == found for place, found in enumerate(order)):
+    while any(place == source for place, source in enumerate(order)):
         draw.shuffle(order)
     return order
-
-
-def _exact(device: torch.device) -> torch.dtype:
-    """The type that shares are counted in; Apple's MPS has no float64."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
-def _rank_within(scores: Tensor, groups: Tensor, total: int) -> tuple[Tensor, Tensor]:
-    """0-based rank of each score within its group, (M, n), and the group sizes, (total,). Ties go by position."""
-    flat_scores, flat_groups = scores.flatten(), groups.flatten()
-    order = torch.argsort(flat_scores, stable=True)
-    order = order[torch.argsort(flat_groups[order], stable=True)]
-    count = torch.zeros(total, dtype=_exact(scores.device), device=scores.device)
-    count.scatter_add_(0, flat_groups, torch.ones_like(flat_groups, dtype=count.dtype))
-    start = (count.cumsum(0) - count).long()
-    position = torch.arange(flat_scores.numel(), device=scores.device)
-    rank = torch.empty_like(position)
-    rank[order] = position - start[flat_groups[order]]
-    return rank.view(scores.shape), count

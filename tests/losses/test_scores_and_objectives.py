@@ -7,7 +7,7 @@ from helpers import reference
 from robust_trainer.losses import standard as objectives
 from robust_trainer.losses.standard import make_objective
 from robust_trainer.selection import scores
-from robust_trainer.selection.rules import _rank_within
+from robust_trainer.selection.ranking import rank_within
 from robust_trainer.types import MULTI, REGRESSION, SINGLE, ForwardOutput
 
 
@@ -143,7 +143,7 @@ def test_a_sample_with_nan_logits_ranks_last(problem, name, delta):
     v = view(6, 2) if problem == SINGLE else numbers(6, 2, 1, problem)
     v.logits[0, 2] = torch.nan
     s = scores.make_score(name, delta)(v)
-    rank, _ = _rank_within(s, torch.zeros(1, 6, dtype=torch.long), 1)
+    rank, _ = rank_within(s, torch.zeros(1, 6, dtype=torch.long), 1)
     assert rank[0, 2] == 5 and s[0].isnan().sum() == 1
 
 

@@ -6,8 +6,9 @@ from helpers import erat_reference as slow
 
 from robust_trainer import METHODS
 from robust_trainer.methods.table import get_method
-from robust_trainer.selection.allocation import allocate, allocate_integers, class_scores, minmax, sampling_rates, smallest
+from robust_trainer.selection.allocation import allocate, allocate_integers, class_scores, sampling_rates
 from robust_trainer.selection.erat_split import Split
+from robust_trainer.selection.ranking import minmax, smallest
 from robust_trainer.selection.rules import KeepByScore
 from robust_trainer.selection.scores import make_score
 from robust_trainer.types import ForwardOutput, Progress
