@@ -1,17 +1,14 @@
 """Algorithms 1 and 2 of paper 001 through RobustTrainer, against loops written from them; and what is refused without labels."""
 
 import copy
-import json
 from collections import Counter
 
 import datasets
 import numpy as np
 import pytest
-import test_invariance
 import torch
-from helpers.toy import curve, settings
-from test_invariance import close, launch, ready
-from test_peers import batches
+from helpers.processes import close, ready, trained_together
+from helpers.toy import batches, curve, settings
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -280,43 +277,31 @@ def test_resumed_is_a_straight_run(tmp_path, kind):
     assert all(torch.equal(b, dict(resumed.model.named_buffers())[name]) for name, b in straight.model.named_buffers())
 
 
-def told(out, kind, size):
+def outcome(kind, size, tmp_path):
     """One run's logs and counts, for processes to be compared by."""
-    model, given = make(kind)
-    trainer = run(
-        out, model, rows(512), noise_rate=0.2, per_device_train_batch_size=size, ddp_find_unused_parameters=False, **given
-    )
-    trainer.train()
-    columns = trainer.ledger.columns
-    found = {name: columns[name].tolist() for name in ("seen", "kept", "doubt", "mean_score")}
-    return trainer, [ready(trainer.state.log_history), found, weights_of(trainer.accelerator.unwrap_model(trainer.model)).tolist()]
+
+    def work(out):
+        model, given = make(kind)
+        trainer = run(
+            out, model, rows(512), noise_rate=0.2, per_device_train_batch_size=size, ddp_find_unused_parameters=False, **given
+        )
+        trainer.train()
+        columns = {name: trainer.ledger.columns[name].tolist() for name in ("seen", "kept", "doubt", "mean_score")}
+        weights = weights_of(trainer.accelerator.unwrap_model(trainer.model)).tolist()
+        return trainer, [ready(trainer.state.log_history), columns, weights]
+
+    return trained_together(work, 1 if size == 256 else 2, tmp_path)
 
 
-WORKER = """
-import json, sys
-sys.path.insert(0, sys.argv[1])
-from test_anomaly_training import told
-found = {}
-for kind in sys.argv[2].split(","):
-    trainer, found[kind] = told(sys.argv[4], kind, int(sys.argv[3]))
-if trainer.is_world_process_zero():
-    json.dump(found, open(sys.argv[4] + "/result.json", "w"))
-trainer.accelerator.wait_for_everyone()  # a process that leaves while the other one still talks to it may abort
-trainer.accelerator.end_training()
-"""
-
-
-def test_two_processes_are_one(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["rca", "capped"])
+def test_two_processes_are_one(tmp_path, kind):
     """gloo on the CPU, 2 x 128: the trajectory of one process with batches of 256."""
-    monkeypatch.setattr(test_invariance, "WORKER", WORKER)
-    two = launch(tmp_path, "rca,capped", 2, 128)
-    for kind in ("rca", "capped"):
-        one = json.loads(json.dumps(told(tmp_path / "one", kind, 256)[1]))
-        close(one[0], two[kind][0], rel=1e-3)
-        assert one[1]["seen"] == two[kind][1]["seen"] == [4] * 512
-        assert one[1]["kept"] == two[kind][1]["kept"] and one[1]["doubt"] == two[kind][1]["doubt"]
-        assert one[1]["mean_score"] == pytest.approx(two[kind][1]["mean_score"], rel=1e-3, abs=1e-4)
-        assert one[2] == pytest.approx(two[kind][2], abs=1e-4)
+    one, two = outcome(kind, 256, tmp_path), outcome(kind, 128, tmp_path)
+    close(one[0], two[0], rel=1e-3)
+    assert one[1]["seen"] == two[1]["seen"] == [4] * 512
+    assert one[1]["kept"] == two[1]["kept"] and one[1]["doubt"] == two[1]["doubt"]
+    assert one[1]["mean_score"] == pytest.approx(two[1]["mean_score"], rel=1e-3, abs=1e-4)
+    assert one[2] == pytest.approx(two[2], abs=1e-4)
 
 
 # ---- data, evaluation, what the ledger tells ----------------------------------------------------------------------------------

@@ -2,8 +2,8 @@ import math
 
 import pytest
 import torch
+from helpers.linear_attack import Linear, distance_to_boundary, length, near_the_middle
 from helpers.toy import Logits
-from test_attacks_fab import Linear, distance_to_boundary, length, near_the_middle
 
 from robust_trainer.attacks.base import Draws
 from robust_trainer.attacks.square import Square, pyramid

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from helpers.audits import numbers_rows, rows_of
 from helpers.toy import Logits, images, resnet, robust
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -31,32 +32,6 @@ from robust_trainer.ledger.fingerprint import class_names, data_fingerprint
 from robust_trainer.ledger.ledger import SampleLedger
 from robust_trainer.reporting.atomic_files import ROWS, read_run, replacing, write_parquet
 from robust_trainer.step.checkpoints import STATE_FILE
-
-
-def rows_of(n=300, classes=4, seed=0, **changes):
-    """A ledger's rows: most areas above 0, some far below."""
-    rng = np.random.default_rng(seed)
-    label = rng.integers(0, classes, n).astype(np.int32)
-    rival = (label + rng.integers(1, max(classes, 2), n)) % max(classes, 1)
-    aum = (rng.normal(3, 3, n) * (1 + label)).astype(np.float32)
-    rows = {
-        "index": np.arange(n), "label": label, "predicted": label, "seen": rng.integers(1, 5, n).astype(np.int32),
-        "kept": np.ones(n, np.int32), "last_score": rng.random(n).astype(np.float32),
-        "mean_score": rng.random(n).astype(np.float32), "ema_score": rng.random(n).astype(np.float32), "aum": aum,
-        "margin": np.tanh(aum).astype(np.float32),
-        "forgetting": np.zeros(n, np.int32), "rival": rival.astype(np.int32), "rival_confidence": rng.random(n).astype(np.float32),
-        "distrusted": aum < 0,
-    }  # fmt: skip
-    return {**rows, **changes}
-
-
-def numbers_rows(scores, seen=None):
-    """The rows of a run whose targets are numbers."""
-    n = len(scores)
-    none, nan = np.full(n, -1, np.int32), np.full(n, np.nan, np.float32)
-    seen = np.ones(n, np.int32) if seen is None else seen
-    return rows_of(n, label=none, rival=none, aum=nan, margin=nan, mean_score=np.asarray(scores, np.float32), seen=seen)
-
 
 # ---- suspicion -----------------------------------------------------------------------------------------------------------
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from test_audit import numbers_rows, rows_of
-from test_audit_report import SCRIPT, Parsed, card, image_data, png, report
-from test_audit_report import make_audit as made_up
-from test_cli import fails
+from helpers.audits import SCRIPT, image_data, numbers_rows, png, rows_of
+from helpers.audits import make_audit as made_up
+from helpers.one_line import fails
+from helpers.pages import Parsed, card, report
 
 from robust_trainer import RobustConfig, RobustTrainer
 from robust_trainer.audit import boundary, make_audit

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import html
 import io
 import re
 import shutil
@@ -13,106 +12,21 @@ import subprocess
 import time
 import warnings
 import zlib
-from html.parser import HTMLParser
 
 import datasets
 import numpy as np
 import pytest
 import yaml
+from helpers.audits import SCRIPT, image_data, make_audit, png
+from helpers.pages import card, content, report, run, tables
 from PIL import Image
-from test_report import content, run
 
-from robust_trainer.audit.model_card import write_model_card
 from robust_trainer.audit.pictures import cells, drawable, heat_map, pattern_picture
 from robust_trainer.audit.report import write_audit_report
-from robust_trainer.audit.result import GROUPS, Audit
+from robust_trainer.audit.result import GROUPS
 from robust_trainer.audit.samples import ALL_PIXELS, Unshown, encode, show, thumbnail
 from robust_trainer.audit.summary import summarise
 from robust_trainer.reporting.safe_text import plain
-
-SCRIPT = "<script>alert(1)</script>"
-ENVIRONMENT = {"robust_trainer": "0.1.0", "torch": "9.9"}
-
-
-def make_audit(n=240, classes=4, names=None, rate=0.25, truth=False, told="what groups rest on", **changes):
-    """A share of the labels is the next class, and is what is flagged."""
-    rng = np.random.default_rng(0)
-    true = np.arange(n) % max(classes, 1)
-    wrong = rng.permutation(n) < round(rate * n)
-    given = np.where(wrong, (true + 1) % max(classes, 1), true)
-    suspicion = np.where(wrong, rng.uniform(0.6, 1, n), rng.uniform(0, 0.4, n)).astype(np.float32)
-    columns = {
-        "index": np.arange(n), "label": given, "suggested_label": np.where(wrong, true, -1),
-        "suggested_confidence": np.where(wrong, 0.9, 0).astype(np.float32), "suspicion": suspicion, "flagged": wrong,
-        "distrusted": wrong, "seen": np.full(n, 4, np.int32), "kept": np.where(wrong, 1, 4).astype(np.int32),
-        "mean_score": suspicion, "ema_score": suspicion, "last_score": suspicion,
-        "aum": np.where(np.arange(n) % 5 == 0, np.nan, 1 - suspicion).astype(np.float32),
-        "forgetting": np.where(wrong, -1, 0).astype(np.int32), "group": np.where(wrong, 1 + np.arange(n) % 4, 0),
-    }  # fmt: skip
-    if classes == 0:
-        columns["label"] = columns["suggested_label"] = np.full(n, -1)
-    if truth:
-        columns["is_corrupted"] = wrong
-    columns.update(changes)
-    types = {name: datasets.Value(str(values.dtype)) for name, values in columns.items()}
-    types["group"] = datasets.ClassLabel(names=list(GROUPS))
-    table = datasets.Dataset.from_dict(columns, features=datasets.Features(types))
-    transition = None
-    if classes > 1:
-        transition = np.zeros((classes, classes))
-        np.add.at(transition, (true, given), 1)
-        transition /= np.maximum(transition.sum(1, keepdims=True), 1)
-    names = tuple(f"class {i}" for i in range(classes)) if names is None else tuple(names)
-    return Audit(table, names, 0.5, rate if classes else None, transition, told, {"method": "prl-at-memory", "fingerprint": "abc"})
-
-
-def png(shape=(8, 8), seed=0):
-    buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def image_data(values, **columns):
-    features = {"image": datasets.Image(), **{name: datasets.Value("string") for name in columns}}
-    return datasets.Dataset.from_dict({"image": values, **columns}, features=datasets.Features(features))
-
-
-class Parsed(HTMLParser):
-    def __init__(self, page):
-        super().__init__()
-        self.tags, self.text, self.handlers = [], [], []
-        self.feed(page)
-        self.text = " ".join(" ".join(self.text).split())
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.handlers += [name for name, value in attributes if name.startswith("on") or "javascript:" in (value or "")]
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-
-def report(tmp_path, audit, **options):
-    """The page, and what a browser would make of it."""
-    path = write_audit_report(tmp_path / "a.html", audit, **{"environment": ENVIRONMENT, **options})
-    page = path.read_text(encoding="utf-8")
-    parsed = Parsed(page)
-    assert path.stat().st_size <= 5_000_000 and "script" not in parsed.tags and not parsed.handlers
-    sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
-    assert all(re.match(r"data:image/(png|jpeg);base64,", source) for source in sources)
-    assert not re.search(r"https?://|@import|url\(", page)
-    return page, parsed
-
-
-def card(tmp_path, audit, **options):
-    path = write_model_card(tmp_path / "card/README.md", audit, **{"environment": ENVIRONMENT, **options})
-    return path.read_text(encoding="utf-8")
-
-
-def tables(text):
-    """Rows of the card's tables, cells without the escapes."""
-    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    return [[html.unescape(re.sub(r"\\(.)", r"\1", cell)) for cell in row] for row in rows]
 
 
 def test_what_came_from_outside_is_escaped(tmp_path):

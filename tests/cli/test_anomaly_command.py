@@ -14,8 +14,8 @@ import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.one_line import fails
 from PIL import Image
-from test_cli import fails
 
 from robust_trainer.anomaly import load_detector
 from robust_trainer.anomaly.plots import measure, plot_curves, plot_scores

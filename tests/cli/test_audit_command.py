@@ -15,8 +15,8 @@ import datasets
 import numpy as np
 import pytest
 import yaml
+from helpers.one_line import fails
 from helpers.toy import Logits, images, robust
-from test_cli import fails
 
 from robust_trainer.cli.audit import CARD, CLEANED, DETECTED, FIGURES, REPORT, TABLE
 from robust_trainer.cli.main import main

@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from helpers.one_line import fails
 from PIL import Image
 from transformers import AutoModelForImageClassification
 
@@ -25,13 +26,6 @@ from robust_trainer.reporting.results import curves, mean_last
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--max_train_samples", "64", "--max_test_samples", "32", "--num_train_epochs", "2", "--disable_tqdm", "true", "--use_cpu"]
 BLEND = ["--corrupt", "blend", "--corrupt_rate", "0.25", "--blend_std", "1.0"]
-
-
-def fails(capsys, *words: str) -> str:
-    assert main(list(words)) == 2
-    err = capsys.readouterr().err.strip()
-    assert err.startswith("robust-trainer: error: ") and "\n" not in err and "Traceback" not in err
-    return err
 
 
 def test_train_writes_a_run_that_evaluate_reads_back(tmp_path, capsys):

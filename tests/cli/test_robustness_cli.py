@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.processes import launch
 from helpers.robustness_toy import TOY, fitted
 from helpers.toy import images, logits_module
 from PIL import Image
@@ -71,22 +70,6 @@ def test_without_attacks_nothing_is_attacked(run, capsys):
     assert "robust" not in capsys.readouterr().out.replace(str(run), "").replace("robust_trainer", "")
 
 
-WORKER = """
-import json, os, sys
-sys.path.insert(0, sys.argv[1])
-import torch
-torch.set_num_threads(1)
-from helpers.robustness_toy import TOY, fitted
-from helpers.toy import images, logits_module
-from robust_trainer.cli import main
-from robust_trainer.robustness import evaluate_robustness
-found = evaluate_robustness(fitted(logits_module()), images(31, noisy=0.0), ["pgd-3", "apgd-ce"], 0.055, batch_size=5,
-                            resume_from=sys.argv[2] + "/found.jsonl", **TOY)
-json.dump({k: v.tolist() for k, v in found.per_sample.items()}, open(f"{sys.argv[2]}/{os.environ['RANK']}.json", "w"))
-sys.exit(main(sys.argv[3:]))
-"""
-
-
 def test_class_by_class(run, tmp_path, capsys):
     out = tmp_path / "found.json"
     assert main(["evaluate", str(run), *FEW, "--per_class", "9", "--eps", "12/255", "--output", str(out)]) == 0
@@ -111,16 +94,19 @@ def test_two_processes_are_one(run, tmp_path):
     """gloo on the CPU: every process returns the whole, one writes it, and one process resumes what two began."""
     words = ["evaluate", str(run), "--attacks", "pgd-3", "--eps", "24/255", "--batch_size", "5", *FEW]
     assert main([*words, "--output", str(tmp_path / "one.json")]) == 0
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d",
-                "--rdzv-endpoint=localhost:0", str(script), str(Path(__file__).parent), str(tmp_path)]  # fmt: skip
-    done = subprocess.run(
-        [*launcher, *words, "--output", str(tmp_path / "two.json")], capture_output=True, text=True, timeout=200,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("worst case") == 1
+    model, data = fitted(logits_module()), images(31, noisy=0.0)
+
+    def work(out):
+        rank = os.environ["RANK"]
+        found = evaluate_robustness(
+            model, data, ["pgd-3", "apgd-ce"], 0.055, batch_size=5, resume_from=str(out / "found.jsonl"), **TOY
+        )
+        (out / f"{rank}.json").write_text(json.dumps({k: v.tolist() for k, v in found.per_sample.items()}))
+        with open(out / f"{rank}.txt", "w") as file, contextlib.redirect_stdout(file):
+            assert main([*words, "--output", str(out / "two.json")]) == 0
+
+    launch(work, 2, tmp_path, tmp_path)
+    assert "".join((tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)).count("worst case") == 1
     one, two = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
     for key in ("clean_accuracy", "accuracies", "worst_case", "n", "members"):
         assert one["robustness"][key] == two["robustness"][key], key
@@ -128,7 +114,6 @@ def test_two_processes_are_one(run, tmp_path):
     counts = [len((tmp_path / name).read_text().splitlines()) for name in ("two_robustness.jsonl", "two_robustness.jsonl.1")]
     assert counts == [4, 4]  # settings and three batches each: 12 samples
 
-    model, data = fitted(logits_module()), images(31, noisy=0.0)
     found = evaluate_robustness(model, data, ["pgd-3", "apgd-ce"], 0.055, **TOY)
     expected = {k: v.tolist() for k, v in found.per_sample.items()}
     assert 0 < found.worst_case < 1

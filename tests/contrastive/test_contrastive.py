@@ -8,10 +8,9 @@ import os
 import datasets
 import numpy as np
 import pytest
-import test_invariance
 import torch
+from helpers.processes import trained_together
 from helpers.toy import NORMALISATION, images, logits_module, resnet, settings, vit
-from test_invariance import launch
 from torch import nn
 from torch.utils.data import IterableDataset
 from transformers import HfArgumentParser, TrainerCallback, TrainingArguments
@@ -358,33 +357,23 @@ def test_training_is_a_plain_loop(tmp_path, accumulated):
         assert torch.allclose(value, ours.model.state_dict()[name], atol=1e-5), name
 
 
-WORKER = """
-import json, sys
-sys.path.insert(0, sys.argv[1])
-from test_contrastive import distributed
-result = distributed(sys.argv[4], int(sys.argv[3]))
-if result[0].is_world_process_zero():
-    json.dump(result[1:], open(sys.argv[4] + "/result.json", "w"))
-result[0].accelerator.wait_for_everyone()  # a process that leaves while the other one still talks to it may abort
-result[0].accelerator.end_training()
-"""
+def distributed(size, tmp_path):
+    def work(out):
+        ours = trainer(
+            out, per_device_train_batch_size=size, per_device_eval_batch_size=size, optim="sgd", learning_rate=0.5,
+            max_grad_norm=0.0, temperature=0.2, ddp_find_unused_parameters=False,
+            kwargs=dict(views=Turns(), eval_dataset=images(16, seed=1)),
+        )  # fmt: skip
+        ours.train()
+        weights = [round(float(v), 6) for p in ours.model.parameters() for v in p.detach().flatten()[:20]]
+        return ours, [[row["loss"] for row in ours.state.log_history if "loss" in row], weights, ours.evaluate()["eval_loss"]]
+
+    return trained_together(work, 1 if size == 16 else 2, tmp_path)
 
 
-def distributed(out, size):
-    ours = trainer(
-        out, per_device_train_batch_size=size, per_device_eval_batch_size=size, optim="sgd", learning_rate=0.5, max_grad_norm=0.0,
-        temperature=0.2, ddp_find_unused_parameters=False, kwargs=dict(views=Turns(), eval_dataset=images(16, seed=1)),
-    )  # fmt: skip
-    ours.train()
-    weights = [round(float(v), 6) for p in ours.model.parameters() for v in p.detach().flatten()[:20]]
-    return ours, [row["loss"] for row in ours.state.log_history if "loss" in row], weights, ours.evaluate()["eval_loss"]
-
-
-def test_two_processes_are_one(tmp_path, monkeypatch):
+def test_two_processes_are_one(tmp_path):
     """gloo on the CPU, 2 x 8: the trajectory, and the evaluation, of one process with batches of 16."""
-    monkeypatch.setattr(test_invariance, "WORKER", WORKER)
-    two = launch(tmp_path, "simclr", 2, 8)
-    _, *one = distributed(tmp_path / "one", 16)
+    one, two = distributed(16, tmp_path), distributed(8, tmp_path)
     assert len(one[0]) == 6 and one[0][-1] < one[0][0]
     for ours, theirs in zip(one, two):
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)

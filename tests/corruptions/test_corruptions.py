@@ -1,11 +1,7 @@
 """Triggers, label rules and the map functions that apply them, against slow loops over pixels and samples."""
 
-import json
 import logging
-import os
 import pickle
-import subprocess
-import sys
 from io import BytesIO
 
 import numpy as np
@@ -408,28 +404,6 @@ def test_format_is_kept():
     assert list(some[0]) == ["label"]
     lazy = poison(toy().with_transform(lambda batch: {"n": [len(batch)] * len(batch["label"])}), trigger=PatchTrigger(), rate=0.5)
     assert lazy[0] == {"n": 4}
-
-
-def fingerprints():
-    data, trigger = toy(12), BlendTrigger(picture=[[0, 9], [3, 4]])
-    made = [
-        poison(data, trigger=trigger, rate=0.5),
-        poison(data, trigger=trigger, rate=0.5, seed=1),
-        poison(data, trigger=BlendTrigger(picture=[[0, 9], [3, 5]]), rate=0.5),
-        poison(data, trigger=trigger, rate=0.5, label_rule=AllToOne(1)),
-        trigger_all(data, PatchTrigger()),
-    ]
-    return [one._fingerprint for one in made]
-
-
-def test_fingerprint_is_stable_across_processes_and_tells_settings_apart():
-    code = "import test_corruptions, json; print(json.dumps(test_corruptions.fingerprints()))"
-    path = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
-    environment = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": path}
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=100)
-    assert run.returncode == 0, run.stderr
-    assert json.loads(run.stdout.splitlines()[-1]) == fingerprints() == fingerprints()
-    assert len(set(fingerprints())) == 5
 
 
 def test_a_cached_file_is_reused(tmp_path):

@@ -3,10 +3,7 @@
 import json
 import logging
 import math
-import os
 import pickle
-import subprocess
-import sys
 from collections import Counter
 
 import numpy as np
@@ -235,23 +232,6 @@ def test_processes_do_not_matter():
     for noise in ("symmetric", "instance"):
         whole, parts = (corrupt_labels(toy(60), noise, num_proc=n, **settings(noise)) for n in (None, 2))
         assert whole["label"][:] == parts["label"][:]
-
-
-def fingerprints():
-    data = toy(20)
-    made = [corrupt_labels(data, noise, exact=exact, **settings(noise)) for noise in NOISES for exact in (True, False)]
-    made += [use_noisy_labels(data, [0] * 20), corrupt_targets(regression(20, 2), "mixture", rate=0.5, feature_columns="x")]
-    return [one._fingerprint for one in made]
-
-
-def test_fingerprints_are_stable_across_processes_and_tell_settings_apart():
-    code = "import test_label_noise, json; print(json.dumps(test_label_noise.fingerprints()))"
-    path = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
-    environment = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": path}
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=100)
-    assert run.returncode == 0, run.stderr
-    assert json.loads(run.stdout.splitlines()[-1]) == fingerprints()
-    assert len(set(fingerprints())) == len(NOISES) * 2 + 2
 
 
 def test_format_other_columns_and_first_truth_are_kept():

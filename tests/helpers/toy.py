@@ -6,7 +6,12 @@ import datasets
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import ResNetConfig, ResNetForImageClassification, ViTConfig, ViTForImageClassification
+from transformers import (
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from robust_trainer import RobustConfig, RobustTrainer
 
@@ -93,3 +98,16 @@ def robust(tmp_path, model=None, data=None, trainer: dict | None = None, **kwarg
 def curve(trainer) -> list[tuple[float, float]]:
     """(loss, gradient norm) of every logged step."""
     return [(row["loss"], row["grad_norm"]) for row in trainer.state.log_history if "loss" in row]
+
+
+def batches(trainer):
+    """The batches that the trainer sees, in its order."""
+    seen = []
+    own = trainer.compute_loss
+
+    def spy(model, inputs, **kwargs):
+        seen.append({k: v.clone() for k, v in inputs.items()})
+        return own(model, inputs, **kwargs)
+
+    trainer.compute_loss = spy
+    return seen

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from datasets import Value
-from helpers.toy import curve, images, logits_module, resnet, robust
+from helpers.toy import Logits, curve, images, logits_module, resnet, robust
 
 from robust_trainer import METHODS, RobustConfig
 from robust_trainer.methods.table import ATTACKING, KEEP, SELECTING, SPLIT, get_method
@@ -93,8 +93,6 @@ def test_regression_is_told_what_fits(tmp_path, method):
 
 
 def logits_module_of(classes):
-    from toy import Logits
-
     torch.manual_seed(0)
     return Logits(classes)
 

@@ -6,34 +6,11 @@ import re
 
 import numpy as np
 import pytest
+from helpers.pages import content, run
 from PIL import Image
 
 from robust_trainer.reporting.html import figures, image_uri, write_report
 from robust_trainer.reporting.results import table
-
-
-def run(method="prl-at-memory", **changes):
-    record = {
-        "method": method, "settings": {"noise_rate": 0.25}, "model": "small-cnn", "parameters": 10, "seed": 0, "epochs": 2.0,
-        "batch_size": 32, "learning_rate": 0.003, "train_samples": 4, "seconds": 1.0,
-        "curves": [
-            {"epoch": e, "loss": 1.0, "clean_accuracy": 0.9, "poison_accuracy": 0.8, "kept_clean": 0.9, "kept_corrupted": 0.1}
-            for e in (1.0, 2.0)
-        ],
-        "final": {"clean_accuracy": 0.981, "poison_accuracy": 0.972, "attack_success_rate": 0.013, "n": 4},
-        "mean_last_k": {"clean_accuracy": 0.9, "poison_accuracy": 0.8, "k": 2},
-        "detection": {"precision": 0.5, "recall": 1.0, "auroc": 0.99}, "distrusted": 3,
-    }  # fmt: skip
-    return {**record, **changes}
-
-
-def content(*runs, corruption=True):
-    told = {"corrupt": "blend", "trigger": "blend <0.1>", "seed": 0, "nominal": 0.25, "overall": 0.25, "corrupted": 1, "n": 4}
-    return {
-        "command": "robust-trainer demo --seed 0", "options": {"dataset": "digits", "model": "small-cnn"}, "train_samples": 4,
-        "corruption": told if corruption else None, "test_samples": 4, "runs": list(runs),
-        "environment": {"robust_trainer": "0.1.0", "date": "2030-01-01 00:00 UTC", "torch": "9.9", "cores": 2},
-    }  # fmt: skip
 
 
 def suspect(**changes):

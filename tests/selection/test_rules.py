@@ -4,8 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers.toy import images, logits_module, robust, vit
-from test_peers import batches
+from helpers.toy import batches, images, logits_module, robust, vit
 from torch import nn
 
 from robust_trainer.selection.rules import ClipSamples, KeepByScore, KeepDisputed, KeepSmallest

@@ -1,17 +1,14 @@
 """The same trajectory however the step is cut: accumulation, processes, interruption."""
 
-import json
 import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
+from helpers.processes import close, forked, ready, trained_together
 from helpers.toy import CHANNELS, Logits, images, logits_module, resnet, robust, vit
 from torch import nn
+from transformers import TrainerCallback
 
 from robust_trainer import METHODS
 
@@ -43,23 +40,14 @@ SHARP = {  # settings that make every room of the method work within a few steps
 ALIKE = {"erat": dict(strong_augmentation="none", weak_augmentation="none")}
 
 
-def ready(row):
-    """The logs that must agree, without timings."""
-    return [
-        {k: v for k, v in r.items() if k in ("loss", "grad_norm", "kept_fraction", "kept_corrupted", "filter_auroc")}
-        for r in row if "loss" in r
-    ]  # fmt: skip
+#: One row of each way to decide, to perturb and to step.
+STEPPING = (
+    "standard", "bootstrap-at", "ignormclip", "prl", "prl-g", "min-sgd", "rebalanced", "co-prl", "decouple", "rca", "prl-at-memory",
+    "trades", "nrat-awp", "erat",
+)  # fmt: skip
 
 
-def close(ours, theirs, rel=2e-4):
-    assert len(ours) == len(theirs) > 3
-    for a, b in zip(ours, theirs):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert a[key] == pytest.approx(b[key], rel=rel, abs=1e-5), (key, a, b)
-
-
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", STEPPING)
 def test_accumulation_is_a_larger_batch(tmp_path, method):
     """Four micro-batches of 4 take the same steps as one batch of 16; 44 samples leave a short last step."""
     data = images(44)
@@ -78,45 +66,25 @@ def test_accumulation_is_a_larger_batch(tmp_path, method):
         assert torch.allclose(logs[0][1][name], logs[1][1][name], rtol=1e-3, atol=1e-3), name
 
 
-WORKER = """
-import json, sys
-sys.path.insert(0, sys.argv[1])
-from helpers.toy import images, robust, vit
-from test_invariance import ALIKE, SHARP, ready
-method, size, out = sys.argv[2], int(sys.argv[3]), sys.argv[4]
-trainer = robust(out, vit(), images(48), method=method, per_device_train_batch_size=size, num_train_epochs=3,
-                 learning_rate=1e-3, ddp_find_unused_parameters=False, **SHARP.get(method, {}), **ALIKE.get(method, {}))
-trainer.train()
-rows = trainer.ledger.to_dataset().to_dict()
-if trainer.is_world_process_zero():
-    json.dump([ready(trainer.state.log_history), rows], open(out + "/result.json", "w"))
-trainer.accelerator.wait_for_everyone()  # a process that leaves while the other one still talks to it may abort
-trainer.accelerator.end_training()
-"""
+def run(method, size, n, tmp_path):
+    """A training's logs and ledger, for processes to be compared by."""
+
+    def work(out):
+        trainer = robust(
+            out, vit(), images(n), method=method, per_device_train_batch_size=size, num_train_epochs=3, learning_rate=1e-3,
+            ddp_find_unused_parameters=False, **SHARP.get(method, {}), **ALIKE.get(method, {}),
+        )  # fmt: skip
+        trainer.train()
+        return trainer, [ready(trainer.state.log_history), trainer.ledger.to_dataset().to_dict()]
+
+    return trained_together(work, 1 if size == 16 else 2, tmp_path)
 
 
-def launch(tmp_path, method, processes, size):
-    out = tmp_path / str(processes)
-    out.mkdir()
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER)
-    command = [sys.executable]
-    if processes > 1:
-        command += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0", "--rdzv-backend=c10d",
-                    "--rdzv-endpoint=localhost:0"]  # fmt: skip
-    command += [str(script), str(Path(__file__).parent), method, str(size), str(out)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((out / "result.json").read_text())
-
-
-@pytest.mark.parametrize("method", ["prl-at-memory", "prl-g", "co-prl", "nrat-awp", "prl+trades", "erat"])
+@pytest.mark.parametrize("method", ["prl-at-memory", "prl-g", "co-prl", "nrat-awp", "erat"])
 def test_two_processes_are_one(tmp_path, method):
     """gloo on the CPU, 3 steps of 2 x 8: the trajectory of one process with batches of 16."""
-    one, rows = launch(tmp_path, method, 1, 16)
-    two, both = launch(tmp_path, method, 2, 8)
+    one, rows = run(method, 16, 48, tmp_path)
+    two, both = run(method, 8, 48, tmp_path)
     close(one, two, rel=1e-3)
     assert rows["seen"] == both["seen"] == [3] * 48
     assert rows["kept"] == both["kept"] and rows["forgetting"] == both["forgetting"]
@@ -126,52 +94,33 @@ def test_two_processes_are_one(tmp_path, method):
 
 def test_padded_repeats_count_once(tmp_path):
     """43 samples on two processes: the sampler repeats one, the ledger counts every sample once per epoch."""
-    script = tmp_path / "pad.py"
-    script.write_text(WORKER.replace("images(48)", "images(43)"))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d",
-                "--rdzv-endpoint=localhost:0", str(script), str(Path(__file__).parent), "prl", "8", str(tmp_path)]  # fmt: skip
-    done = subprocess.run(launcher, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-3000:]
-    _, rows = json.loads((tmp_path / "result.json").read_text())
+    _, rows = run("prl", 8, 43, tmp_path)
     assert rows["seen"] == [3] * 43 and max(rows["kept"]) <= 3
 
 
-KILLED = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from helpers.toy import images, robust, vit
-import time
-from transformers import TrainerCallback
-from test_invariance import SHARP
-class Slow(TrainerCallback):
-    def on_step_end(self, *args, **kwargs): time.sleep(0.05)
-trainer = robust(sys.argv[3], vit(dropout=0.1), images(44), method=sys.argv[2], num_train_epochs=4, save_strategy="steps",
-                 save_steps=4, **SHARP.get(sys.argv[2], {}))
-trainer.add_callback(Slow())
-trainer.train()
-"""
+class Killed(TrainerCallback):
+    """No goodbye: the process is gone between two checkpoints."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 18:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.parametrize("method", ["prl", "prl-at-memory", "co-prl", "nrat-awp", "erat"])
+@pytest.mark.parametrize("method", ["prl-at-memory", "co-prl", "nrat-awp", "erat"])
 def test_killed_and_resumed_is_a_straight_run(tmp_path, method):
-    script = tmp_path / "killed.py"
-    script.write_text(KILLED)
-    broken = tmp_path / "broken"
-    process = subprocess.Popen(
-        [sys.executable, str(script), str(Path(__file__).parent), method, str(broken)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    deadline = time.time() + 120
-    while not (broken / "checkpoint-16").exists() and time.time() < deadline and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL
     common = dict(method=method, num_train_epochs=4, save_strategy="steps", save_steps=4, **SHARP.get(method, {}))
-    straight = robust(tmp_path / "straight", vit(dropout=0.1), images(44), **common)
-    straight.train()
-    resumed = robust(broken, vit(dropout=0.1), images(44), **common)
-    resumed.train(resume_from_checkpoint=str(broken / "checkpoint-8"))  # in the middle of the second epoch (6 steps each)
+
+    def train(out, **resume):
+        callbacks = [Killed()] if out.name == "broken" and not resume else []
+        trainer = robust(out, vit(dropout=0.1), images(44), trainer={"callbacks": callbacks}, **common)
+        trainer.train(**resume)
+        return trainer
+
+    assert os.waitpid(forked(train, tmp_path / "broken"), 0)[1] == signal.SIGKILL
+    straight = train(tmp_path / "straight")
+    assert (tmp_path / "broken/checkpoint-16").exists() and not (tmp_path / "broken/checkpoint-20").exists()
+    # in the middle of the second epoch (6 steps each)
+    resumed = train(tmp_path / "broken", resume_from_checkpoint=str(tmp_path / "broken/checkpoint-8"))
     assert ready(resumed.state.log_history) == ready(straight.state.log_history)
     for name, column in straight.ledger.columns.items():
         assert torch.equal(column, resumed.ledger.columns[name]), name

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from helpers.toy import CLASSES, Logits, curve, images, logits_module, resnet, robust, settings, vit
+from helpers.toy import CLASSES, Logits, batches, curve, images, logits_module, resnet, robust, settings, vit
 from torch import nn
 from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
 
@@ -16,19 +16,6 @@ from robust_trainer.models.zoo import build_model
 
 def accuracy(p):
     return {"accuracy": float((p.predictions.argmax(-1) == p.label_ids).mean())}
-
-
-def batches(trainer):
-    """The batches that the trainer sees, in its order."""
-    seen = []
-    own = trainer.compute_loss
-
-    def spy(model, inputs, **kwargs):
-        seen.append({k: v.clone() for k, v in inputs.items()})
-        return own(model, inputs, **kwargs)
-
-    trainer.compute_loss = spy
-    return seen
 
 
 def loss_score(z, y):

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.text import net, padded, sentences
 from helpers.toy import CHANNELS, CLASSES, SIZE, Logits, robust, vit
 from helpers.toy import images as toy_images
-from test_text_attacks import net, padded, sentences
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from robust_trainer.data.images import InputSpace
