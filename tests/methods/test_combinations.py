@@ -19,10 +19,10 @@ def test_a_combination_has_both_rows_settings(first, second):
     own, choice = METHODS[second].settings, METHODS[first].settings
     assert all(row.settings[key] == value for key, value in own.items())
     assert all(row.settings[key] == choice[key] for key in {*KEEP, *SPLIT} & set(choice))
-    assert recipe.num_networks == choice.get("peers", 1)
+    assert recipe.num_networks == choice.get("num_networks", 1)
     assert recipe.selection is not None and recipe.perturbation is not None
     alone = METHODS[second]()
-    assert recipe.adversarial_loss == alone.pair and recipe.weight_perturbation == alone.weight_perturbation
+    assert recipe.adversarial_loss == alone.adversarial_loss and recipe.weight_perturbation == alone.weight_perturbation
     assert recipe.objective == alone.objective and type(recipe.score) is type(METHODS[first]().score)
 
 

@@ -84,7 +84,7 @@ def test_terms_average_over_several_perturbations():
 
 @pytest.mark.parametrize("epoch,told", [(0.0, 0), (10.0, 0), (14.0, 6.25), (26.0, 25), (90.0, 25)])
 def test_lambda_rises_over_the_epochs_after_the_warm_up(epoch, told):
-    semi = METHODS["erat"]().semi
+    semi = METHODS["erat"]().semi_supervised
     assert semi.weight(Progress(epoch, 100.0)) == pytest.approx(told)
     assert semi.formal(Progress(epoch, 100.0)) == (epoch >= 10)
 
@@ -268,8 +268,8 @@ def test_ablations_of_the_recipe():
     assert METHODS["erat"](rebalance=False).selection.rebalance is False
     ce = METHODS["erat"](split_score="loss")
     assert type(ce.score).__name__ == "Loss" and ce.selection.scale == "minmax"
-    weak = METHODS["erat"](strong_augmentation="erase-flip").semi
-    assert weak.strong == weak.weak == full.semi.weak != full.semi.strong
+    weak = METHODS["erat"](strong_augmentation="erase-flip").semi_supervised
+    assert weak.strong == weak.weak == full.semi_supervised.weak != full.semi_supervised.strong
     assert METHODS["erat"](adversarial_training=False).perturbation is None
     assert METHODS["erat"](sample_selection=False).selection is None
     for changes in (dict(norm="linf"), dict(rebalance=False), dict(strong_augmentation="flip"), dict(sample_selection=False)):
@@ -376,7 +376,7 @@ def test_an_own_augmentation_that_leaves_the_pixels_is_told(tmp_path):
     from dataclasses import replace
 
     recipe = METHODS["erat"](warmup_epochs=0.0, steps=1)
-    own = replace(recipe, semi=replace(recipe.semi_supervised, strong=lambda x: x * 3.0))
+    own = replace(recipe, semi_supervised=replace(recipe.semi_supervised, strong=lambda x: x * 3.0))
     args = RobustConfig(**{**settings(tmp_path), **NORMALISATION})
     with pytest.raises(ValueError, match="strong_augmentation returned pixels in .*expected .0, 1."):
         RobustTrainer(model=logits_module(), args=args, train_dataset=images(), recipe=own).train()
