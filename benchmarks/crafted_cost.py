@@ -20,9 +20,9 @@ from common import machine, machine_line
 
 from robust_trainer.corruptions.crafted.class_graph import class_graph, colour, degrees, dominating_order, usual_gamma
 from robust_trainer.corruptions.crafted.scores import log_density
-from robust_trainer.corruptions.poisons.pixels import read_levels
 from robust_trainer.data.load import load_data
-from robust_trainer.evaluation.path_lengths import path_lengths
+from robust_trainer.data.pixels import read_levels
+from robust_trainer.evaluation.boundary_paths import path_lengths
 from robust_trainer.models.zoo import PlainCNN, PlainCNNConfig
 
 

@@ -33,13 +33,13 @@ import transformers
 from common import add_result, key_of, machine, read_results
 from torch import Tensor, nn
 
-from robust_trainer.corruptions import columns
 from robust_trainer.corruptions.crafted.craft_labels import craft_labels
-from robust_trainer.corruptions.poisons.networks import PixelModel, pixel_model
-from robust_trainer.corruptions.poisons.pixels import read_pixels
+from robust_trainer.data import columns
 from robust_trainer.data.load import load_data
-from robust_trainer.evaluation.class_robustness import class_robustness
-from robust_trainer.evaluation.path_lengths import PathLengths, path_lengths
+from robust_trainer.data.pixels import read_pixels
+from robust_trainer.evaluation.boundary_paths import PathLengths, path_lengths
+from robust_trainer.evaluation.per_class import class_robustness
+from robust_trainer.models.pixel_model import PixelModel, pixel_model
 from robust_trainer.models.zoo import PlainCNN, PlainCNNConfig
 
 MEAN, STD = [0.5], [0.5]

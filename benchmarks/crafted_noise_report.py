@@ -211,7 +211,7 @@ def draw_paths(path: str, folder: Path, size: int) -> None:
     import crafted_noise as bench
     import torch
 
-    from robust_trainer.evaluation.path_lengths import path_lengths
+    from robust_trainer.evaluation.boundary_paths import path_lengths
 
     torch.set_num_threads(1)
     told = {"image_mean": bench.MEAN, "image_std": bench.STD}

@@ -32,7 +32,6 @@ from transformers import set_seed
 
 from robust_trainer import METHODS, RobustConfig, RobustTrainer
 from robust_trainer.audit import Audit, make_audit
-from robust_trainer.audit.cleaned import clean as cleaned
 from robust_trainer.corruptions import BlendTrigger, PatchTrigger, corrupt_labels, poison, trigger_all
 from robust_trainer.data.load import label_names, load_data
 from robust_trainer.detectors import DETECTORS, detect, evidence_of, isolation_recipe
@@ -135,7 +134,7 @@ def cell(
     tests = {"clean": to_images(test, 0.5, 0.5)}
     if kind in TRIGGERS:
         tests["poison"] = to_images(trigger_all(test, TRIGGERS[kind], label_rule="multi-target", keep_in_memory=True), 0.5, 0.5)
-    left = to_images(cleaned(ours, rows), 0.5, 0.5)
+    left = to_images(ours.clean(rows), 0.5, 0.5)
     kept = torch.from_numpy(~truth)
     pure = Images(images.pixels[kept], images.labels[kept])
     models = {

@@ -26,7 +26,6 @@ from detection import PROTOCOL, TRIGGERS, accuracy, corrupted, told_rate, train
 from transformers import TrainingArguments
 
 from robust_trainer.audit import make_audit
-from robust_trainer.audit.cleaned import clean as cleaned
 from robust_trainer.corruptions import trigger_all
 from robust_trainer.data.load import label_names, load_data
 from robust_trainer.detectors import detect, evidence_of, fine_prune
@@ -54,7 +53,7 @@ def cell(args: argparse.Namespace, data: datasets.Dataset, tests: dict[str, Imag
     standard = train(args, images, names, seed, args.epochs, method="standard")
     assert robust.ledger is not None
     facts = {k: v for k, v in robust.ledger.run.items() if k != "fingerprint"}  # the run's data are these rows as tensors
-    left = to_images(cleaned(make_audit(robust.ledger.rows(), facts, rows), rows), 0.5, 0.5)
+    left = to_images(make_audit(robust.ledger.rows(), facts, rows).clean(rows), 0.5, 0.5)
     kept = torch.from_numpy(~detect("spectral", evidence_of(standard), rate=rate, seed=seed).flagged)
     signed = Images(images.pixels[kept], images.labels[kept])
     models: dict[str, Any] = {

@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset
 from transformers import TrainingArguments
 from transformers.utils import logging
 
-from .audit import Audit, make_audit
+from . import audit as audits
 from .config import RobustConfig
 from .data.indexing import INDEX
 from .data_hooks import DataHooks
@@ -94,14 +94,14 @@ class RobustTrainer(DataHooks):
         scores = np.asarray(rows["mean_score"][:])[flagged]
         return rows.select(flagged[np.argsort(-scores, kind="stable")])
 
-    def audit(self, **settings: Any) -> Audit:
+    def audit(self, **settings: Any) -> audits.Audit:
         """What the last training says of each sample of ``train_dataset``: suspicion, suggested label, group (`audit.make_audit`).
 
         settings: of `make_audit` (threshold, look, seed). Raises ``ValueError`` without a ledger.
         """
         if self.ledger is None:
             raise ValueError("no ledger: train with a method on a data set with a length first.")
-        return make_audit(self.ledger.rows(), self.ledger.run, self.train_dataset, **settings)
+        return audits.make_audit(self.ledger.rows(), self.ledger.run, self.train_dataset, **settings)
 
     def _open(self) -> None:
         """Builds the walk for one training. Everything about the user's set-up is checked here, before the first step."""

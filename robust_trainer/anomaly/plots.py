@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-from ..reporting.atomic_files import replacing
+from ..reporting.figures import BLUE, GREY, RED, new_figure, open_axes, save_figure
 
 _COLOURS = ("#2471a3", "#c0392b", "#1e8449", "#b9770e", "#6c3483", "#566573")
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)))
-_BLUE, _RED, _GREY = "#2471a3", "#c0392b", "#7f8c8d"
 #: Scores are drawn on a logarithmic axis where the largest is this many times the smallest.
 WIDE = 30.0
 
@@ -43,15 +42,15 @@ def plot_curves(
     if not scores or sorted(np.unique(known)) != [0, 1]:
         held = np.unique(known)[:3].tolist()
         raise ValueError(f"truth holds {held} and scores {len(scores)} detectors: curves need 0, 1 and one detector or more.")
-    figure = _figure(9.6, 4.7, title)
+    figure = new_figure(9.6, 4.7, title)
     left, right = figure.subplots(1, 2)
     share = float(known.mean())
-    left.plot([0, 1], [0, 1], color=_GREY, linewidth=1, linestyle=(0, (2, 2)))
-    right.axhline(share, color=_GREY, linewidth=1, linestyle=(0, (2, 2)))
-    left.annotate("chance", (0.08, 0.08), xytext=(4, -2), textcoords="offset points", color=_GREY, fontsize=8, va="top")
+    left.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle=(0, (2, 2)))
+    right.axhline(share, color=GREY, linewidth=1, linestyle=(0, (2, 2)))
+    left.annotate("chance", (0.08, 0.08), xytext=(4, -2), textcoords="offset points", color=GREY, fontsize=8, va="top")
     above = share < 0.9
     right.annotate(f"chance: {share:.2g}", (0.012, share), xytext=(0, 3 if above else -3), textcoords="offset points",
-                   color=_GREY, fontsize=8, va="bottom" if above else "top")  # fmt: skip
+                   color=GREY, fontsize=8, va="bottom" if above else "top")  # fmt: skip
     for number, (name, values) in enumerate(scores.items()):
         values = np.asarray(values, dtype=np.float64)
         style = {"color": _COLOURS[number % len(_COLOURS)], "linestyle": _DASHES[number // len(_COLOURS) % len(_DASHES)]}
@@ -74,7 +73,7 @@ def plot_curves(
         axes.set(xlim=(0, 1), ylim=(0, 1.0), aspect="equal")
         axes.legend(loc=place, frameon=True, framealpha=0.85, edgecolor="none", fontsize=9)
     if thresholds:
-        figure.supxlabel("circle: at the detector's threshold", fontsize=8, color=_GREY)
+        figure.supxlabel("circle: at the detector's threshold", fontsize=8, color=GREY)
     return _written(figure, path)
 
 
@@ -91,16 +90,16 @@ def plot_scores(
         raise ValueError(f"scores of {len(values)} rows, {int((~np.isfinite(values)).sum())} of them not finite: nothing to draw.")
     if truth is not None and len(np.unique(np.asarray(truth))) == 2:
         return plot_curves(truth, {name: values}, path, thresholds={name: threshold}, title=title)
-    figure = _figure(7.2, 4.2, title)
+    figure = new_figure(7.2, 4.2, title)
     axes = figure.add_subplot()
     shown, edges, logarithmic, cut = _bins(values, threshold)
     beyond = values > threshold
     parts = [shown[~beyond], shown[beyond]]
     labels = [f"normal: {int((~beyond).sum())} rows", f"abnormal: {int(beyond.sum())} rows"]
-    axes.hist(parts, edges, stacked=True, color=[_BLUE, _RED], label=labels, alpha=0.85, edgecolor="white", linewidth=0.4)
+    axes.hist(parts, edges, stacked=True, color=[BLUE, RED], label=labels, alpha=0.85, edgecolor="white", linewidth=0.4)
     axes.axvline(threshold, color="#333333", linewidth=1.4, linestyle=(0, (4, 2)), label=f"threshold {threshold:.4g}")
     if cut:
-        axes.annotate(f"{cut} from here on", (edges[-2], 0.6), xytext=(-4, 0), textcoords="offset points", color=_RED, fontsize=8,
+        axes.annotate(f"{cut} from here on", (edges[-2], 0.6), xytext=(-4, 0), textcoords="offset points", color=RED, fontsize=8,
                       ha="right", xycoords=("data", "axes fraction"))  # fmt: skip
     axes.set(xlabel="score (higher is more abnormal)", ylabel="rows", xlim=(edges[0], edges[-1]), yscale="log",
              xscale="log" if logarithmic else "linear")  # fmt: skip
@@ -133,22 +132,7 @@ def _bins(values: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray,
     return np.minimum(values, cut), edges, logarithmic, int((values > cut).sum())
 
 
-def _figure(width: float, height: float, title: str | None) -> Any:
-    """A figure that needs no display and no global back end."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
-    if title:
-        figure.suptitle(title.replace("$", r"\$"), fontsize=11)
-    return figure
-
-
 def _written(figure: Any, path: str | Path) -> Path:
     for axes in figure.axes:
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    with replacing(path) as new:
-        figure.savefig(new, format="png")
-    return Path(path)
+        open_axes(axes)
+    return save_figure(figure, path)

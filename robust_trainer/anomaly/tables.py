@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pyarrow as pa
 
 from ..reporting.safe_text import plain
@@ -38,8 +39,6 @@ class AnomalyTable:
     @property
     def features(self) -> Any:
         """The rows as a detector takes them: a pandas data frame, so that it keeps the names; an array where there are none."""
-        import pandas
-
         return pandas.DataFrame(self.rows, columns=self.names) if self.named else self.rows
 
 

@@ -1,10 +1,37 @@
 """The audit of a run: which samples to distrust and why, and what is left without them."""
 
-from .build import make_audit
-from .cleaned import clean, write_cleaned
-from .load import load_ledger
-from .model_card import write_model_card
-from .report import write_audit_report
-from .result import GROUPS, Audit
+from __future__ import annotations
 
-__all__ = ["GROUPS", "Audit", "clean", "load_ledger", "make_audit", "write_audit_report", "write_cleaned", "write_model_card"]
+from typing import TYPE_CHECKING
+
+from .._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .build import make_audit
+    from .cleaned import write_cleaned
+    from .load import load_ledger
+    from .model_card import write_model_card
+    from .report import write_audit_report
+    from .result import GROUPS, Audit
+
+__all__ = [
+    "Audit",
+    "GROUPS",
+    "load_ledger",
+    "make_audit",
+    "write_audit_report",
+    "write_cleaned",
+    "write_model_card",
+]
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Audit": "result",
+        "GROUPS": "result",
+        "load_ledger": "load",
+        "make_audit": "build",
+        "write_audit_report": "report",
+        "write_cleaned": "cleaned",
+        "write_model_card": "model_card",
+    },
+)

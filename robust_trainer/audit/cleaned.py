@@ -10,78 +10,11 @@ import numpy as np
 import pyarrow
 import pyarrow.csv
 
-from ..corruptions.columns import check_dataset
-from ..corruptions.mapping import CLEAN_LABEL, IS_CORRUPTED
-from ..reporting.atomic_files import replacing, write_parquet, write_text
+from ..reporting.atomic_files import replacing, write_text
+from ..reporting.parquet_files import write_parquet
 from ..reporting.safe_text import plain
 from .model_card import escape
-from .result import GROUPS, Audit
-
-ACTIONS = ("drop", "relabel")
-#: What was done to a sample.
-KEPT, DROPPED, RELABELLED = range(3)
-
-
-def plan(audit: Audit, action: str = "drop", confidence: float = 0.8) -> np.ndarray:
-    """What becomes of each sample, (N,): KEPT, DROPPED or RELABELLED.
-
-    drop: the flagged ones go. relabel: those whose suggested label is another class of the data, with ``confidence`` in (0, 1] or
-    more, get it, and the other flagged ones go; triggered ones go in any case, since the trigger would stay. Raises ``ValueError``
-    for an unknown action, a confidence out of range, and relabelling where targets are no classes.
-    """
-    if action not in ACTIONS:
-        raise ValueError(f"clean={action!r} is unknown: choose one of {', '.join(ACTIONS)}.")
-    if not isinstance(confidence, int | float) or not 0.0 < confidence <= 1.0:
-        raise ValueError(f"relabel_confidence={confidence!r} must be in (0, 1]: give for instance 0.8.")
-    flagged = audit.column("flagged").astype(bool)
-    out = np.where(flagged, DROPPED, KEPT)
-    if action == "relabel":
-        if not audit.names:
-            raise ValueError("clean='relabel' needs class labels, but the run's targets are numbers: use clean='drop'.")
-        suggested, named = audit.column("suggested_label"), len(audit.run.get("names") or audit.names)
-        other = (suggested != audit.column("label")) & (suggested >= 0) & (suggested < named)
-        sure = audit.column("suggested_confidence") >= confidence
-        triggered = audit.column("group") == GROUPS.index("triggered")
-        out[flagged & other & sure & ~triggered] = RELABELLED
-    return out
-
-
-def clean(audit: Audit, data: datasets.Dataset, action: str = "drop", confidence: float = 0.8) -> datasets.Dataset:
-    """Returns the data set that is left, in its order and with its columns; `plan` says what is done.
-
-    data: the run's, row i for row i of the audit. Raises ``ValueError`` as `plan`, for what is no data set, and where nothing is
-    left.
-    """
-    done = plan(audit, action, confidence)
-    check_dataset(data)
-    data = data.with_format(None)
-    if len(data) != len(done):
-        raise ValueError(f"data has {len(data)} rows, the audit {len(done)}: pass the data set that was audited, in its order.")
-    if bool((done == DROPPED).all()):
-        raise ValueError(f"threshold={audit.threshold} flags all {len(done)} samples, so the cleaned set is empty: raise it.")
-    if bool((done == RELABELLED).any()):
-        name = audit.run.get("label_column") or ("label" if "label" in data.column_names else "labels")
-        if name not in data.column_names:
-            raise ValueError(f"label column {name!r} is not among {data.column_names}: pass the data set that was audited.")
-        old, feature = np.asarray(data.select_columns(name).with_format("numpy")[:][name]), data.features[name]
-        labels = np.where(done == RELABELLED, audit.column("suggested_label"), old)
-        place = data.column_names
-        data = data.remove_columns(name).add_column(name, labels.tolist()).cast_column(name, feature).select_columns(place)
-        data = _known_anew(data, name, done == RELABELLED)
-    return data.select(np.flatnonzero(done != DROPPED))
-
-
-def _known_anew(data: datasets.Dataset, name: str, relabelled: np.ndarray) -> datasets.Dataset:
-    """The column that tells which samples are corrupted, true again after relabelling; dropped where true labels are unknown."""
-    if IS_CORRUPTED not in data.column_names:
-        return data
-    if CLEAN_LABEL not in data.column_names:
-        return data.remove_columns(IS_CORRUPTED)
-    part = data.select_columns([IS_CORRUPTED, name, CLEAN_LABEL]).with_format("numpy")[:]
-    columns = {key: np.asarray(column) for key, column in part.items()}
-    now = np.where(relabelled, columns[name] != columns[CLEAN_LABEL], columns[IS_CORRUPTED].astype(bool))
-    place = data.column_names
-    return data.remove_columns(IS_CORRUPTED).add_column(IS_CORRUPTED, now.tolist()).select_columns(place)
+from .result import DROPPED, GROUPS, KEPT, RELABELLED, Audit
 
 
 def write_cleaned(
@@ -96,7 +29,7 @@ def write_cleaned(
     written whole or not at all. Raises ``ValueError`` as `clean`.
     """
     folder = Path(folder)
-    left, done = clean(audit, data, action, confidence), plan(audit, action, confidence)
+    left, done = audit.clean(data, action, confidence), audit.plan(action, confidence)
     write_parquet(left, folder / "train.parquet")
     if test is not None:
         write_parquet(_like(test, left), folder / "test.parquet")
@@ -130,7 +63,7 @@ def dataset_card(
     audit: Audit, action: str = "drop", confidence: float = 0.8, test: bool = False, source: str = "", command: str = ""
 ) -> str:
     """Returns the card of a cleaned set, Markdown with front matter: what was removed, what was relabelled, and why."""
-    done = plan(audit, action, confidence)
+    done = audit.plan(action, confidence)
     group, label, run = audit.column("group"), audit.column("label").astype(np.int64), audit.run
     dropped, relabelled = int((done == DROPPED).sum()), int((done == RELABELLED).sum())
     rows = [["rows before", f"{len(done)}"], ["rows left", f"{len(done) - dropped}"], ["dropped", f"{dropped}"],

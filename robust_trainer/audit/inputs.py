@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 import numpy as np
 from PIL import Image
+from sklearn.feature_extraction.text import HashingVectorizer
 from torch import Tensor
 
 from .samples import Unshown, _columns, thumbnail
@@ -74,8 +75,6 @@ def _images(data: datasets.Dataset, name: str) -> Inputs | None:
 
 
 def _texts(data: datasets.Dataset, names: list[str]) -> Inputs:
-    from sklearn.feature_extraction.text import HashingVectorizer
-
     words = HashingVectorizer(n_features=WORDS, binary=True, norm=None, alternate_sign=False, token_pattern=r"(?u)\S+")
 
     def read(rows: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ import safetensors.torch
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..ledger.ledger import SampleLedger
-from ..reporting.atomic_files import read_run
+from ..reporting.parquet_files import read_run
 from ..reporting.results import curves
 from ..step.checkpoints import STATE_FILE
 

@@ -10,6 +10,9 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import roc_auc_score
+from sklearn.mixture import GaussianMixture
 
 #: The two groups along the direction must be so many of their common standard deviations apart.
 APART = 5.0
@@ -115,9 +118,6 @@ def _cut(values: np.ndarray) -> tuple[float, float]:
 
     They start from the cut that leaves the least variance within the two sides (Otsu 1979).
     """
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.mixture import GaussianMixture
-
     ordered = np.sort(values.astype(np.float64))
     n, sums = len(ordered), np.cumsum(ordered)
     k = np.arange(1, n)
@@ -137,6 +137,4 @@ def _cut(values: np.ndarray) -> tuple[float, float]:
 
 
 def _auroc(values: np.ndarray, positive: np.ndarray) -> float:
-    from sklearn.metrics import roc_auc_score
-
     return float(roc_auc_score(positive, values))

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ..reporting.html import png_uri
+from ..reporting.figures import BLUE, RED, drawable, figure_uri, new_figure, open_axes
 from ..reporting.safe_text import plain
 from .samples import SIDE, encode
 
-BLUE, RED, GREY = "#2471a3", "#c0392b", "#d5d8dc"
+#: The diagonal of the heat map.
+DIAGONAL = "#d5d8dc"
 #: Classes whose names are written at the heat map; of more, the numbers.
 NAMED = 50
 BINS = 50
-
-
-def drawable(text: str) -> str:
-    """Returns the text with '?' for what the plots' font cannot draw and for a leading underscore, which legends hide."""
-    from matplotlib.font_manager import FontProperties, findfont, get_font
-
-    glyphs = get_font(findfont(FontProperties())).get_charmap()
-    known = "".join(c if ord(c) in glyphs else "?" for c in text)
-    return "?" + known[1:] if known.startswith("_") else known
 
 
 def histogram(suspicion: np.ndarray, threshold: float, corrupted: np.ndarray | None = None) -> str:
@@ -38,7 +28,8 @@ def histogram(suspicion: np.ndarray, threshold: float, corrupted: np.ndarray | N
     edges = np.linspace(0.0, 1.0, BINS + 1)
     counts = np.histogram(values, edges)[0]
     shown = counts[counts > 0]
-    figure, axes = _axes(5.6, 3.4)
+    figure = new_figure(5.6, 3.4)
+    axes = figure.add_subplot()
     if corrupted is None:
         axes.stairs(counts, edges, fill=True, color=BLUE, label="samples")
     else:
@@ -53,10 +44,9 @@ def histogram(suspicion: np.ndarray, threshold: float, corrupted: np.ndarray | N
         axes.set_yscale("log")
         axes.set_ylim(bottom=0.5)
     axes.set(xlabel="suspicion", ylabel="samples", xlim=(-0.01, 1.01))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
+    open_axes(axes)
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
-    return _save(figure)
+    return figure_uri(figure)
 
 
 def path_histogram(steps: np.ndarray, max_steps: int, corrupted: np.ndarray | None = None) -> str:
@@ -70,7 +60,8 @@ def path_histogram(steps: np.ndarray, max_steps: int, corrupted: np.ndarray | No
     edges = np.arange(0, top + wide + 1, wide) - 0.5
     last = edges[-1] + 0.5 * wide
     missed = int((steps > max_steps).sum())
-    figure, axes = _axes(5.6, 3.4)
+    figure = new_figure(5.6, 3.4)
+    axes = figure.add_subplot()
     for part, colour, label in _kinds(corrupted, len(steps)):
         counts = np.histogram(steps[part & (steps <= max_steps)], edges)[0]
         axes.stairs(counts, edges, fill=True, color=colour, alpha=1.0 if corrupted is None else 0.45, label=label)
@@ -78,10 +69,9 @@ def path_histogram(steps: np.ndarray, max_steps: int, corrupted: np.ndarray | No
             height = int((part & (steps > max_steps)).sum())
             axes.bar([last + 0.5 * wide], [height], width=wide, color=colour, alpha=0.45, hatch="//")
     axes.set(xlabel="path length, in steps" + (f" (hatched: more than {max_steps})" if missed else ""), ylabel="samples")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
+    open_axes(axes)
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
-    return _save(figure)
+    return figure_uri(figure)
 
 
 def _kinds(corrupted: np.ndarray | None, n: int) -> list[tuple[np.ndarray, str, str]]:
@@ -95,8 +85,9 @@ def heat_map(transition: np.ndarray, names: Sequence[str]) -> str:
     """Returns the transition (C, C) as a PNG data URI: rows should be, columns are given; the diagonal is left grey."""
     values = 100 * off_diagonal(transition)
     np.fill_diagonal(values, np.nan)
-    figure, axes = _axes(6.4, 5.6)
-    axes.set_facecolor(GREY)
+    figure = new_figure(6.4, 5.6)
+    axes = figure.add_subplot()
+    axes.set_facecolor(DIAGONAL)
     top = np.nanmax(values, initial=0.0)
     image = axes.imshow(values, cmap="Reds", vmin=0, vmax=max(top, 1e-9), interpolation="nearest" if len(values) <= 400 else "auto")
     figure.colorbar(image, ax=axes, label="% of the class", shrink=0.8)
@@ -107,7 +98,7 @@ def heat_map(transition: np.ndarray, names: Sequence[str]) -> str:
                 label.set_parse_math(False)
     unit = "" if len(values) <= NAMED else " (class number)"
     axes.set(xlabel="given label" + unit, ylabel="should be" + unit)
-    return _save(figure)
+    return figure_uri(figure)
 
 
 def off_diagonal(transition: np.ndarray) -> np.ndarray:
@@ -150,18 +141,3 @@ def _cell(value: float, depth: float, diagonal: bool) -> tuple[str, str]:
     light = 0.299 * mixed[0] + 0.587 * mixed[1] + 0.114 * mixed[2]
     words = "\u00b7" if value <= 0 else "<0.1" if value < 0.0005 else f"{100 * value:.1f}"
     return words, f"background: rgb({mixed[0]}, {mixed[1]}, {mixed[2]}); color: {'#1b2631' if light > 150 else '#fff'}"
-
-
-def _axes(width: float, height: float) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.add_subplot()
-
-
-def _save(figure: Any) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return png_uri(buffer)

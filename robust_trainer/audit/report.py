@@ -10,12 +10,13 @@ import datasets
 import numpy as np
 
 from ..reporting.atomic_files import write_text
+from ..reporting.figures import drawable
 from ..reporting.html import figures, template
 from ..reporting.results import environment as this_environment
 from ..reporting.results import table
 from ..reporting.safe_text import plain
 from .boundary import closest_by_class, closest_tile, told
-from .pictures import NAMED, cells, drawable, heat_map, histogram, path_histogram, pattern_picture
+from .pictures import NAMED, cells, heat_map, histogram, path_histogram, pattern_picture
 from .result import GROUPS, Audit
 from .samples import Shown, show
 from .summary import CLASSES, FILTER, NAME, VALUE, Summary, class_name, settings, summarise, versions

@@ -15,7 +15,7 @@ import datasets
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..corruptions.columns import IMAGE_NAMES, check_dataset
+from ..data.columns import IMAGE_NAMES, check_dataset
 from ..reporting.safe_text import plain
 
 #: Formats that are opened; Pillow knows many more, which nobody trains on and which few have looked at.

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from ..attacks.autoattack import make_attacks, read_eps
 from ..corruptions import IS_CORRUPTED
-from ..corruptions.columns import check_dataset, label_column, read_column, read_labels
+from ..data.columns import check_dataset, label_column, read_column, read_labels
 from ..data.images import input_space
 from ..evaluation.robustness import Robustness, evaluate_robustness
 from ..methods.validation import number_of_classes

@@ -6,6 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.lines import Line2D
+
+from ..reporting.figures import BLUE, COLOURS, GREY, MARKERS, RED, epoch_axes, new_figure, save_figure
+
 #: The names in ``trainer.state.log_history``: accuracies on the clean test set and on held-out data, fractions in [0, 1].
 NATURAL, ROBUST = "natural_accuracy", "robust_accuracy"
 HELD_NATURAL, HELD_ROBUST = "held_out_natural_accuracy", "held_out_robust_accuracy"
@@ -90,10 +94,6 @@ def _percents(row: Mapping[str, Any], finals: Sequence[str]) -> list[str]:
 
 # ---- curves --------------------------------------------------------------------------------------------------------------
 
-_COLOURS = ("#c0392b", "#2471a3", "#1e8449", "#b9770e", "#6c3483", "#566573")
-_MARKERS = ("o", "s", "^", "D", "v", "P")
-_BLUE, _RED, _GREY = "#2471a3", "#c0392b", "#7f8c8d"
-
 
 def plot_curves(
     histories: Mapping[str, Sequence[tuple[float, float, float]]], path: str | Path, *, title: str | None = None
@@ -106,12 +106,11 @@ def plot_curves(
     drawn = {name: sorted(points) for name, points in histories.items() if points}
     if not drawn:
         raise ValueError(f"histories has no points ({list(histories)}): give name -> [(epoch, natural, robust), ...].")
-    from matplotlib.lines import Line2D
-
-    figure, axes = _canvas(6.6, 4.6)
+    figure = new_figure(6.6, 4.6)
+    axes = epoch_axes(figure, "accuracy (%)")
     handles = []
     for i, (name, points) in enumerate(drawn.items()):
-        colour, marker = _COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)]
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
         epochs, natural, robust = ([100 * v if j else v for v in column] for j, column in enumerate(zip(*points)))
         every = max(1, len(points) // 12)
         axes.plot(epochs, natural, color=colour, linestyle=(0, (4, 2)), linewidth=1.4, alpha=0.75)
@@ -128,7 +127,7 @@ def plot_curves(
     flat = [point for points in drawn.values() for point in points]
     _limits(axes, [point[0] for point in flat], [v for point in flat for v in point[1:]])
     figure.legend(handles=handles, loc="outside upper center", ncols=min(4, len(handles)), frameon=False, title=title)
-    return _written(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_history(
@@ -141,23 +140,24 @@ def plot_history(
     """
     if not rows:
         raise ValueError("history is empty: there is nothing to draw.")
-    figure, axes = _canvas(7.0, 4.4)
+    figure = new_figure(7.0, 4.4)
+    axes = epoch_axes(figure, "accuracy (%)")
     epochs = [row["epoch"] for row in rows]
     every = max(1, len(rows) // 15)
-    lines = ((NATURAL, "natural", _BLUE, "o"), (ROBUST, f"robust ({'+'.join(attacks)})", _RED, "s"))
+    lines = ((NATURAL, "natural", BLUE, "o"), (ROBUST, f"robust ({'+'.join(attacks)})", RED, "s"))
     for key, label, colour, marker in lines:
         axes.plot(epochs, [100 * row[key] for row in rows], color=colour, marker=marker, markersize=3.5, markevery=every,
                   linewidth=1.8, label=label)  # fmt: skip
     if all(HELD_ROBUST in row for row in rows):
-        axes.plot(epochs, [100 * row[HELD_ROBUST] for row in rows], color=_GREY, linewidth=1.2, linestyle=(0, (2, 2)),
+        axes.plot(epochs, [100 * row[HELD_ROBUST] for row in rows], color=GREY, linewidth=1.2, linestyle=(0, (2, 2)),
                   zorder=1, label="robust, held-out (given labels)")  # fmt: skip
     last, oracle = rows[-1], best(rows, ROBUST)
     kept = kept or best(rows, HELD_ROBUST)
     assert oracle is not None
     axes.plot(oracle["epoch"], 100 * oracle[ROBUST], linestyle="none", marker="*", markersize=15, color="white",
-              markeredgecolor=_RED, markeredgewidth=1.5, zorder=4, label="best on test (oracle)")  # fmt: skip
+              markeredgecolor=RED, markeredgewidth=1.5, zorder=4, label="best on test (oracle)")  # fmt: skip
     if kept is not None:
-        axes.axvline(kept["epoch"], color=_GREY, linewidth=1, alpha=0.6, zorder=0)
+        axes.axvline(kept["epoch"], color=GREY, linewidth=1, alpha=0.6, zorder=0)
         axes.plot([kept["epoch"]] * 2, [100 * kept[NATURAL], 100 * kept[ROBUST]], linestyle="none", marker="D", markersize=7.5,
                   color="#f4d03f", markeredgecolor="#444444", zorder=5, label="best by held-out")  # fmt: skip
     axes.plot([last["epoch"]] * 2, [100 * last[NATURAL], 100 * last[ROBUST]], linestyle="none", marker="o", markersize=5.5,
@@ -165,11 +165,11 @@ def plot_history(
     top = best(rows, NATURAL)
     assert top is not None
     span = max(epochs) - min(epochs) or 1.0
-    for key, peak, colour in ((NATURAL, top, _BLUE), (ROBUST, oracle, _RED)):
+    for key, peak, colour in ((NATURAL, top, BLUE), (ROBUST, oracle, RED)):
         _gap(axes, peak, last, key, colour, span)
     _limits(axes, epochs, [row[key] for row in rows for key in (NATURAL, ROBUST, HELD_ROBUST) if key in row], right=0.17)
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
-    return _written(figure, path)
+    return save_figure(figure, path)
 
 
 def _gap(axes: Any, peak: Mapping[str, float], last: Mapping[str, float], key: str, colour: str, span: float) -> None:
@@ -185,22 +185,6 @@ def _gap(axes: Any, peak: Mapping[str, float], last: Mapping[str, float], key: s
     axes.annotate(told, (x, (high + low) / 2), xytext=(6, 0), textcoords="offset points", color=colour, va="center", fontsize=9)
 
 
-def _canvas(width: float, height: float) -> tuple[Any, Any]:
-    """A figure that needs no display, and its axes in percent over epochs."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.set(xlabel="epoch", ylabel="accuracy (%)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
 def _limits(axes: Any, epochs: Sequence[float], values: Sequence[float], right: float = 0.03) -> None:
     """Room for the curves: percent from the lowest to the highest, and a share of the width free at the right."""
     low, high = 100 * min(values), 100 * max(values)
@@ -209,10 +193,3 @@ def _limits(axes: Any, epochs: Sequence[float], values: Sequence[float], right: 
     span = max(epochs) - min(epochs) or 1.0
     axes.set_xlim(min(epochs) - 0.03 * span, max(epochs) + right * span)
     axes.set_xticks([tick for tick in axes.get_xticks() if min(epochs) - 0.03 * span <= tick <= max(epochs)])
-
-
-def _written(figure: Any, path: str | Path) -> Path:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png")
-    return path

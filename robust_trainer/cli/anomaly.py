@@ -20,8 +20,9 @@ from ..anomaly.plots import measure, plot_scores
 from ..anomaly.table_files import is_number
 from ..anomaly.tables import LABELS, AnomalyTable, read_table
 from ..config import check_writable
-from ..reporting.atomic_files import RUN_KEY, remove_unfinished, replacing, write_text
+from ..reporting.atomic_files import remove_unfinished, replacing, write_text
 from ..reporting.console import command_line, say, show
+from ..reporting.parquet_files import RUN_KEY
 from ..reporting.results import environment, percent
 from ..reporting.safe_text import plain
 from .options import make_parser, parse

@@ -13,15 +13,17 @@ import numpy as np
 import torch
 
 from ..audit import Audit, load_ledger, make_audit, write_audit_report, write_cleaned, write_model_card
-from ..audit.cleaned import ACTIONS, plan
 from ..audit.load import load_curves
+from ..audit.result import ACTIONS
 from ..audit.summary import summarise
 from ..data.preprocess import ImageTransform, model_channels
 from ..detectors import DETECTORS, collect_evidence, detect
 from ..evaluation.path_table import PathLengths, load_paths
+from ..ledger.ledger import auroc
 from ..models.zoo import load_model
-from ..reporting.atomic_files import remove_unfinished, write_parquet, write_text
+from ..reporting.atomic_files import remove_unfinished, write_text
 from ..reporting.console import command_line, say, show
+from ..reporting.parquet_files import write_parquet
 from ..reporting.results import environment, percent
 from .evaluate import parse_for_run
 from .options import CorruptionOptions, DataOptions, PreprocessOptions, make_parser
@@ -88,7 +90,7 @@ def audit(argv: Sequence[str]) -> None:
         raise ValueError(f"detectors need the data, which run={options.run!r} does not tell: give --dataset.")
     found = make_audit(rows, facts, prepared and prepared.train, threshold=options.threshold, look=options.look, paths=paths)
     if prepared is not None and options.clean != "none":
-        plan(found, options.clean, options.relabel_confidence)  # complains before anything is written
+        found.plan(options.clean, options.relabel_confidence)  # complains before anything is written
     folder = Path(options.output_dir or Path(options.run) / "audit")
     command = command_line("audit", argv)
     written = _write(found, prepared, folder, options, content, command, data.dataset)
@@ -191,8 +193,6 @@ def _detect(found: Audit, prepared: Prepared, folder: Path, options: AuditOption
 
 
 def _line(name: str, scores: np.ndarray, flagged: np.ndarray, ours: np.ndarray, truth: torch.Tensor | None) -> list[str]:
-    from ..ledger.ledger import auroc
-
     row = [name, str(int(flagged.sum())), percent(float((flagged & ours).sum() / max(flagged.sum(), 1)))]
     if truth is None:
         return row

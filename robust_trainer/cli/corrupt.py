@@ -12,10 +12,13 @@ from ..config import check_writable
 from ..corruptions import IS_CORRUPTED, POISONS, write_card
 from ..corruptions.crafted.craft_labels import CRAFTED
 from ..evaluation.robustness import show_eps
+from ..reporting.atomic_files import write_json
 from ..reporting.console import say, show
-from ..reporting.results import percent, write_json
+from ..reporting.results import percent
+from .craft import PATH_FILES, craft_splits
 from .craft_options import CraftOptions
 from .options import CorruptionOptions, DataOptions, make_parser, parse
+from .poison import check_poison, poison_splits
 from .poison_options import PoisonOptions
 from .runs import Prepared, prepare
 
@@ -67,9 +70,6 @@ def corrupt(argv: Sequence[str]) -> None:
 
 def _made(data: DataOptions, corruption: CorruptionOptions, poison: PoisonOptions, craft: CraftOptions, folder: Path) -> Prepared:
     """The data with an availability poison and then, where asked for, wrong labels: saved with its card. Stopped, it goes on."""
-    from .craft_run import PATH_FILES, craft_splits
-    from .poison_run import check_poison, poison_splits
-
     if poison.poison is not None:
         if corruption.trigger() is not None:
             raise ValueError(

@@ -14,12 +14,13 @@ import torch
 
 from ..corruptions import IS_CORRUPTED, realised_rates
 from ..corruptions.crafted.craft_labels import craft_labels
-from ..corruptions.crafted.flip_targets import class_targets
 from ..corruptions.crafted.plan import plan_flips
-from ..corruptions.poisons.networks import accuracy, fresh_factory, pixel_model
-from ..corruptions.poisons.pixels import read_levels, read_pixels
+from ..corruptions.poisons.networks import accuracy, fresh_factory
+from ..data.label_rules import class_targets
 from ..data.load import TEST, TRAIN, label_names
-from ..evaluation.path_lengths import PathLengths, path_lengths
+from ..data.pixels import read_levels, read_pixels
+from ..evaluation.boundary_paths import PathLengths, path_lengths
+from ..models.pixel_model import pixel_model
 from ..models.zoo import SMALL, load_model
 from ..reporting.atomic_files import replacing
 from ..reporting.results import percent

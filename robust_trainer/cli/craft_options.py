@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..corruptions.crafted.craft_labels import CRAFTED, craft_labels
-from ..corruptions.crafted.flip_targets import TARGETS
 from ..corruptions.crafted.plan import Flips
 from ..corruptions.crafted.spaces import BOTH, SPACES
+from ..data.label_rules import TARGETS
 from ..data.randomness import check_rate, check_seed
 from .poison_options import read_settings
 

@@ -14,9 +14,10 @@ import transformers
 
 from ..config import RobustConfig
 from ..methods.table import METHODS, get_method
+from ..reporting.atomic_files import write_json
 from ..reporting.console import command_line, say, show
 from ..reporting.html import write_report
-from ..reporting.results import results, suspects, table, write_json
+from ..reporting.results import results, suspects, table
 from .corrupt import tell_rates
 from .options import CorruptionOptions, DataOptions, ModelOptions, make_parser, parse
 from .runs import prepare, train_run

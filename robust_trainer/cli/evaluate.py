@@ -18,11 +18,13 @@ from ..corruptions import ATTACK_TARGET
 from ..data.load import label_names
 from ..data.preprocess import ImageTransform, model_channels
 from ..evaluation.accuracy import compute_accuracy, evaluate_backdoor
-from ..evaluation.class_robustness import class_robustness
+from ..evaluation.per_class import class_robustness
 from ..evaluation.robustness import CLEAN, DEFAULT_EPS, WORST, Robustness, evaluate_robustness, show_eps
 from ..models.zoo import load_model
+from ..reporting.atomic_files import write_json
 from ..reporting.console import say, show
-from ..reporting.results import environment, percent, write_json
+from ..reporting.figures import BLUE, GREEN, RED, new_figure, save_figure
+from ..reporting.results import environment, percent
 from .craft_options import target_of
 from .options import CorruptionOptions, DataOptions, Parser, make_parser, parse
 from .runs import prepare
@@ -158,25 +160,20 @@ def _attacked(
 
 def plot(found: Robustness, path: str | Path) -> Path:
     """Draws a bar per attack between clean accuracy and worst case, in percent, as PNG, and returns its path."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     bars = {CLEAN: found.clean_accuracy, **found.accuracies, WORST: found.worst_case}
-    colours = ["#1e8449", *["#2471a3"] * len(found.accuracies), "#c0392b"]
-    figure = Figure(figsize=(max(4.5, 1.6 + 0.8 * len(bars)), 3.6), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
+    colours = [GREEN, *[BLUE] * len(found.accuracies), RED]
+    figure = new_figure(max(4.5, 1.6 + 0.8 * len(bars)), 3.6)
     axes = figure.add_subplot()
     drawn = axes.bar(range(len(bars)), [100 * value for value in bars.values()], color=colours, width=0.7)
     axes.bar_label(drawn, fmt="%.1f", padding=2, fontsize=9)
-    axes.axhline(100 * found.worst_case, color="#c0392b", linewidth=0.8, linestyle="--", zorder=0)
+    axes.axhline(100 * found.worst_case, color=RED, linewidth=0.8, linestyle="--", zorder=0)
     axes.set_xticks(range(len(bars)), list(bars), rotation=30, ha="right", rotation_mode="anchor")
     axes.set(ylabel="accuracy, %", ylim=(0, 108), title=f"{found.norm}, eps {show_eps(found.eps)}, {found.n} samples")
     axes.set_yticks(range(0, 101, 20))
     axes.grid(axis="y", alpha=0.25)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, format="png")
-    return Path(path)
+    return save_figure(figure, path)
 
 
 def _beside(path: Path, output: str | None, name: str) -> Path:

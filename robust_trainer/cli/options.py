@@ -17,6 +17,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from ..corruptions import CLASS_MAPS, LABEL_RULES, NOISES, AllToOne, BlendTrigger, LabelRule, PatchTrigger
 from ..images.squeezing import SQUEEZES, Squeeze, make_squeeze
+from ..models.zoo import SMALL
 
 CORRUPTIONS = ("none", "patch", "blend", *NOISES)
 #: The options of TrainingArguments that --help shows; all of them can be given.
@@ -292,8 +293,6 @@ def parse(parser: Parser, argv: Sequence[str], *, small: Mapping[str, Any] | Non
     if unknown:
         raise ValueError(_told(unknown[0], parser.known()))
     if small:
-        from ..models.zoo import SMALL
-
         if parser.parse_known_args(argv)[0].model in SMALL:
             parser.set_defaults(**small)
     return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..data.load import label_names
-from ..evaluation.path_lengths import path_lengths
+from ..evaluation.boundary_paths import path_lengths
 from ..evaluation.path_table import PathLengths
 from ..models.zoo import load_model
 from ..reporting.console import say, show

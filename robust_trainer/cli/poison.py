@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 from ..corruptions.poisons.card import poison_record
-from ..corruptions.poisons.networks import PixelModel, accuracy, fresh_factory, pixel_model, seeded, train_plain
-from ..corruptions.poisons.pixels import IS_POISONED, read_levels, read_pixels
+from ..corruptions.poisons.networks import accuracy, fresh_factory, seeded, train_plain
 from ..corruptions.poisons.poison_images import digest, poison_images, self_check
 from ..corruptions.poisons.table import FRESH, NONE, check_settings, find_poison, make_ball
-from ..corruptions.poisons.task import Work
 from ..data.load import TEST, TRAIN, label_names
+from ..data.pixels import IS_POISONED, read_levels, read_pixels
+from ..models.pixel_model import PixelModel, pixel_model
 from ..models.zoo import SMALL, load_model
+from ..reporting.resumable import Work
 from .poison_options import PoisonOptions
 
 

@@ -20,8 +20,9 @@ from ..contrastive.views import VIEWS
 from ..data.load import TRAIN, kept_rows, load_data
 from ..data.preprocess import ImageTransform
 from ..models.zoo import SMALL
-from ..reporting.results import write_json
+from ..reporting.atomic_files import write_json
 from .options import DataOptions, ModelOptions
+from .progress import EpochBar
 
 FOLDER, RECORD = "simclr", "contrastive.json"
 #: Epochs for a network with fresh weights, where none are given; the paper takes 500.
@@ -100,8 +101,6 @@ def pretrain(
     Written to ``output_dir``/simclr, as a model that can be loaded. With ``resume_from_checkpoint`` a finished pre-training is
     taken from there, and one that was stopped goes on where the run saves checkpoints.
     """
-    from .runs import EpochBar
-
     folder = Path(args.output_dir or ".") / FOLDER
     told = {"epochs": epochs, "images": len(train), "unlabelled": 0 if extra is None else len(extra), "options": asdict(options)}
     if args.resume_from_checkpoint and (folder / RECORD).is_file():

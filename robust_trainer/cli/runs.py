@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import datasets
-from tqdm.auto import tqdm
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
+from transformers import PrinterCallback, ProgressCallback, set_seed
 
 from ..config import RobustConfig
 from ..corruptions import (
@@ -28,9 +26,10 @@ from ..data.preprocess import ImageTransform, image_shape, model_channels
 from ..evaluation.accuracy import compute_accuracy, evaluate_backdoor
 from ..images.squeezing import Squeeze, squeeze_images
 from ..models.zoo import build_model
-from ..reporting.results import CURVES, curves, mean_last, percent
+from ..reporting.results import curves, mean_last
 from ..trainer import RobustTrainer
 from .options import CorruptionOptions, DataOptions, ModelOptions, PreprocessOptions
+from .progress import EpochBar
 
 #: A first stage of training: (model, image processor, transform) -> what is recorded of it.
 Before = Callable[[Any, Any, ImageTransform], dict[str, Any]]
@@ -111,49 +110,6 @@ def prepare(
     if squeeze is not None:
         train = squeeze_images(train, squeeze, image_column="image")
     return Prepared(train, test, triggered, told, squeeze)
-
-
-class EpochBar(TrainerCallback):
-    """A progress bar over the steps, and one line per epoch where ``lines`` is set; on the main process only."""
-
-    def __init__(self, name: str, lines: bool = True, bar: bool = True):
-        self.name, self.lines, self.shown = name, lines, bar
-        self.row: dict[str, float] = {}
-        self.bar: Any = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero and self.shown:
-            self.bar = tqdm(total=state.max_steps, desc=self.name, dynamic_ncols=True, unit="step")
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.bar is not None:
-            self.bar.update(state.global_step - self.bar.n)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        found = {name: logs[key] for name, key in CURVES.items() if key in (logs or {})}
-        if found:
-            self.row.update(found, epoch=logs.get("epoch", state.epoch))
-        if self.bar is not None and "poison_accuracy" in self.row:
-            self.bar.set_postfix(clean=percent(self.row["clean_accuracy"]), poison=percent(self.row["poison_accuracy"]))
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._flush(state)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._flush(state)
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
-
-    def _flush(self, state: Any) -> None:
-        row, self.row = self.row, {}
-        if not (row and self.lines and state.is_world_process_zero):
-            return
-        shown = [f"epoch {row['epoch']:g}"] + ([f"loss {row['loss']:.4g}"] if "loss" in row else [])
-        short = {"clean_accuracy": "clean", "poison_accuracy": "poison", "kept_fraction": "kept"}
-        short |= {"kept_clean": "kept of clean", "kept_corrupted": "kept of corrupted"}
-        shown += [f"{label} {percent(row[name])}" for name, label in short.items() if name in row]
-        tqdm.write("  ".join(shown), file=sys.stdout)
 
 
 def train_run(

@@ -13,9 +13,10 @@ from ..config import RobustConfig
 from ..data.preprocess import image_shape
 from ..evaluation.robustness import show_eps
 from ..methods.table import METHODS
+from ..reporting.atomic_files import write_json
 from ..reporting.console import command_line, say, show
 from ..reporting.html import write_report
-from ..reporting.results import results, suspects, table, write_json
+from ..reporting.results import results, suspects, table
 from .corrupt import tell_rates
 from .options import CorruptionOptions, DataOptions, ModelOptions, PreprocessOptions, make_parser, parse
 from .pretraining import FOLDER as SIMCLR

@@ -9,8 +9,8 @@ from typing import Any
 import datasets
 import numpy as np
 
-from . import columns
-from .mapping import CLEAN_LABEL, IS_CORRUPTED
+from ..data import columns
+from ..data.mapping import CLEAN_LABEL, IS_CORRUPTED
 
 
 def realised_rates(

@@ -11,8 +11,9 @@ from typing import Any
 import datasets
 import numpy as np
 from PIL import Image
+from sklearn.datasets import load_digits
 
-from ..corruptions.columns import image_column as find_image_column
+from .columns import image_column as find_image_column
 
 TRAIN, TEST, TRIGGERED = "train", "test", "test_triggered"
 _TEST_NAMES = ("test", "validation", "valid", "val", "eval")
@@ -61,8 +62,6 @@ def kept_rows(count: int, limit: int, seed: int) -> tuple[np.ndarray, np.ndarray
 
 def digits() -> datasets.DatasetDict:
     """Returns scikit-learn's handwritten digits (UCI): grey 8x8 PIL images; 1400 to train and 397 to test, a fixed random split."""
-    from sklearn.datasets import load_digits
-
     found = load_digits()
     levels = np.rint(found.images * (255.0 / 16.0)).astype(np.uint8)
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(i) for i in range(10)])})

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..corruptions.backdoors.poisoning import ATTACK_TARGET, CLEAN_LABEL
-from ..corruptions.columns import label_column, read_column
+from ..data.columns import label_column, read_column
+from ..data.mapping import ATTACK_TARGET, CLEAN_LABEL
 
 logger = logging.getLogger(__name__)
 

@@ -8,6 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..reporting.atomic_files import replacing
+from ..reporting.figures import drawable, literal, new_figure, save_figure
+from ..reporting.safe_text import plain
+
 #: ``steps`` of a sample that has no path, since its label is the target already.
 NO_PATH = -1
 
@@ -92,18 +96,14 @@ class PathLengths:
         table.attrs = {
             "step_size": self.step_size, "norm": self.norm, "max_steps": self.max_steps, "class_names": list(self.class_names),
         }  # fmt: skip
-        table.to_parquet(path)
+        with replacing(path) as new:
+            table.to_parquet(new)
 
     def plot(self, path: str | Path) -> None:
         """Writes a picture: per class how many samples have which path length (figures 14 and 16)."""
-        from matplotlib.figure import Figure
-
-        from ..audit.pictures import drawable
-        from ..reporting.safe_text import plain
-
         own = self.labels[self.steps != NO_PATH]
         classes = np.unique(own).tolist()
-        figure = Figure(figsize=(7, 4), layout="constrained")
+        figure = new_figure(7, 4, dpi=120)
         axes = figure.add_subplot()
         top = int(self.steps.max())
         bins = np.linspace(-0.5, top + 0.5, min(top + 2, 60)).tolist()
@@ -114,10 +114,8 @@ class PathLengths:
             axes.hist(self.steps[self.steps != NO_PATH], bins, histtype="step", label=f"all {len(classes)}", linewidth=1.3)
         axes.set_xlabel(f"path length (steps of {self.step_size:g} in {self.norm}, [0, 1] pixels)")
         axes.set_ylabel("samples")
-        legend = axes.legend(title="label", ncols=2 if len(classes) > 5 else 1, fontsize="small")
-        for text in legend.get_texts():
-            text.set_parse_math(False)  # names of classes are anyone's
-        figure.savefig(path, dpi=120)
+        literal(axes.legend(title="label", ncols=2 if len(classes) > 5 else 1, fontsize="small"))
+        save_figure(figure, path)
 
 
 def load_paths(path: str | Path) -> PathLengths:

@@ -24,6 +24,7 @@ from ..attacks.records import Records, digest_model, digest_tensors, processes
 from ..attacks.target import Target
 from ..data.indexing import INDEX, IndexCollator, Indexed
 from ..data.labels import check_labels
+from ..reporting.console import show
 
 logger = logging.getLogger(__name__)
 DEFAULT_ATTACKS = ("pgd-20", "cw-20", "autoattack")
@@ -70,8 +71,6 @@ class Robustness:
 
     def table(self) -> str:
         """The table as text, with the radius in its first line and the warnings below."""
-        from ..reporting.console import show
-
         told = "".join(f"\nwarning: {text}" for text in self.warnings)
         return f"{self.norm}, eps {show_eps(self.eps)}\n{show(*self.rows())}{told}"
 

@@ -15,9 +15,9 @@ import datasets
 import PIL.Image
 import PIL.ImageOps
 
-from ..corruptions import columns
-from ..corruptions.backdoors.triggers import plain_mode
-from ..corruptions.mapping import map_columns
+from ..data import columns
+from ..data.mapping import map_columns
+from ..data.pixels import plain_mode
 
 #: The names of `make_squeeze`, in the order in which they are applied.
 SQUEEZES = ("bits", "grayscale", "jpeg")

@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 
 from ..methods.recipe import Recipe
@@ -49,8 +50,6 @@ def data_fingerprint(data: Any, label: str | None) -> str:
 
 def _content(column: Any) -> bytes:
     """The bytes of an arrow column's values, however it is cut into chunks."""
-    import pyarrow as pa
-
     values = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     values = values.storage if isinstance(values, pa.ExtensionArray) else values
     while pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or pa.types.is_fixed_size_list(values.type):

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import datasets
 import numpy as np
 import torch
+from scipy.stats import rankdata
 from torch import Tensor
 
+from ..reporting.parquet_files import write_parquet
 from .margins import LOGIT_MARGIN, MARGIN, QUANTA, follow_rival, forgotten
-
-if TYPE_CHECKING:
-    import datasets
 
 _SCORES = ("last_score", "mean_score", "ema_score", "aum", "margin")
 _COUNTS = ("seen", "kept", "label", "predicted", "epoch", "doubt", "forgetting", "rival", "rival_confidence")
@@ -178,14 +178,10 @@ class SampleLedger:
 
     def to_dataset(self) -> datasets.Dataset:
         """`rows` as a data set."""
-        import datasets
-
         return datasets.Dataset.from_dict(self.rows())
 
     def to_parquet(self, path: str | Path) -> Path:
         """Writes `to_dataset` as one parquet file, whole or not at all, with ``run`` in its metadata; returns its path."""
-        from ..reporting.atomic_files import write_parquet
-
         return write_parquet(self.to_dataset(), path, self.run)
 
     def state(self) -> dict[str, Tensor]:
@@ -211,8 +207,9 @@ class SampleLedger:
 
 def auroc(scores: Tensor, positive: Tensor) -> float | None:
     """Area under the ROC curve of scores (N,) for bool labels (N,), ties counted half; None without both classes or with NaN."""
-    from sklearn.metrics import roc_auc_score
-
     if bool(positive.all()) or not bool(positive.any()) or not bool(torch.isfinite(scores).all()):
         return None
-    return float(roc_auc_score(positive.cpu().numpy(), scores.cpu().numpy()))
+    known = positive.cpu().numpy().astype(bool)
+    hits = int(known.sum())
+    ranks = rankdata(scores.double().cpu().numpy())  # ties share their mean rank
+    return float((ranks[known].sum() - hits * (hits + 1) / 2) / (hits * (len(known) - hits)))

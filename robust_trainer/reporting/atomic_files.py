@@ -5,18 +5,10 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import datasets
-
-#: Key of a parquet file's metadata that holds the facts of the run.
-RUN_KEY = b"robust_trainer"
-#: Rows that are written at a time.
-ROWS = 10_000
+from typing import Any
 
 
 @contextmanager
@@ -46,27 +38,9 @@ def write_text(path: str | Path, text: str) -> Path:
     return Path(path)
 
 
-def write_parquet(data: datasets.Dataset, path: str | Path, run: Mapping[str, Any] | None = None) -> Path:
-    """Writes a data set as one parquet file, files of images included, and returns its path. run: for the file's metadata."""
-    import pyarrow.parquet as pq
-    from datasets.table import embed_table_storage
-
-    plain = data.with_format("arrow")
-    metadata = {**(data.features.arrow_schema.metadata or {}), **({RUN_KEY: json.dumps(run, default=str)} if run else {})}
-    schema = data.features.arrow_schema.with_metadata(metadata)
-    with replacing(path) as new, pq.ParquetWriter(new, schema) as writer:
-        for start in range(0, len(data), ROWS):
-            part = plain[start : start + ROWS]
-            writer.write_table(embed_table_storage(part).cast(schema))
-    return Path(path)
-
-
-def read_run(path: str | Path) -> dict[str, Any]:
-    """The facts of the run that `write_parquet` was given, empty where it was given none."""
-    import pyarrow.parquet as pq
-
-    found = (pq.read_schema(path).metadata or {}).get(RUN_KEY)
-    return json.loads(found) if found else {}
+def write_json(path: str | Path, content: Any) -> Path:
+    """Writes ``content`` as readable JSON and returns the path; what JSON does not know is written as its ``str``."""
+    return write_text(path, json.dumps(content, indent=2, default=str) + "\n")
 
 
 def remove_unfinished(folder: str | Path) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import jinja2
 from PIL import Image
 
+from .atomic_files import write_text
+from .figures import percent_lines
 from .results import percent, table
 
 #: Figures: per-epoch column -> title and what to read from it.
@@ -26,8 +28,6 @@ PLOTS: Mapping[str, tuple[str, str]] = {
     ),
     "kept_fraction": ("Kept of all samples", "The share of the training samples that was trained on."),
 }  # fmt: skip
-_COLOURS = ("#c0392b", "#2471a3", "#1e8449", "#b9770e", "#6c3483", "#566573")
-_MARKERS = ("o", "s", "^", "D", "v", "P")
 _THUMBNAIL = 96  # pixels, the longer side of an image in the report
 
 
@@ -46,10 +46,7 @@ def write_report(
         suspects=[{**row, "image": image_uri(row["image"])} for row in suspects], suspects_of=suspects_of,
         options=options_told(content), settings=settings_told(runs),
     )  # fmt: skip
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
-    return path
+    return write_text(path, page)
 
 
 def figures(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -61,7 +58,7 @@ def figures(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     for name, (title, reading) in PLOTS.items():
         lines = {run["method"]: [(row["epoch"], 100 * row[name]) for row in run["curves"] if name in row] for run in runs}
         if name in shown:
-            out.append({"title": title, "reading": reading, "uri": _plot(lines)})
+            out.append({"title": title, "reading": reading, "uri": percent_lines(lines)})
     return out
 
 
@@ -71,39 +68,7 @@ def image_uri(image: Image.Image) -> str:
     small.thumbnail((_THUMBNAIL, _THUMBNAIL))
     buffer = io.BytesIO()
     small.save(buffer, "PNG")
-    return png_uri(buffer)
-
-
-def png_uri(buffer: io.BytesIO) -> str:
-    """Returns a PNG in memory as a data URI."""
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _plot(lines: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    """Lines over epochs in percent, told apart by marker as well as colour; drawn without a display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(5.2, 3.4), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for i, (name, points) in enumerate(lines.items()):
-        if points:
-            axes.plot(
-                *zip(*points), label=name, color=_COLOURS[i % len(_COLOURS)], marker=_MARKERS[i % len(_MARKERS)],
-                markersize=4, markevery=max(1, len(points) // 12), linewidth=1.8, clip_on=False,
-            )  # fmt: skip
-    axes.set(xlabel="epoch", ylabel="%", ylim=(0, 100))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    legend = figure.legend(loc="outside upper center", ncols=3, frameon=False)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return png_uri(buffer)
 
 
 def options_told(content: Mapping[str, Any]) -> list[tuple[str, str]]:

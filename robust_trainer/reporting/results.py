@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import importlib.metadata
-import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -96,14 +94,6 @@ def results(runs: Sequence[Mapping[str, Any]], command: str, data: Any, *options
         "command": command, "options": given, "corruption": data.corruption, "train_samples": len(data.train),
         "test_samples": len(data.test), "environment": environment(), "runs": list(runs),
     }  # fmt: skip
-
-
-def write_json(path: str | Path, content: Any) -> Path:
-    """Writes ``content`` as readable JSON, its folder too, and returns the path."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
-    return path
 
 
 def percent(value: float | None) -> str:

@@ -20,17 +20,18 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 
-from robust_trainer.audit import clean, groups, load_ledger, make_audit, write_cleaned
-from robust_trainer.audit.cleaned import DROPPED, KEPT, RELABELLED, dataset_card, plan
+from robust_trainer.audit import groups, load_ledger, make_audit, write_cleaned
+from robust_trainer.audit.cleaned import dataset_card
 from robust_trainer.audit.groups import FINE, MISLABELLED, PERTURBED, TRIGGERED, UNCLEAR
 from robust_trainer.audit.inputs import noise_levels, open_inputs
 from robust_trainer.audit.patterns import shared_pattern
-from robust_trainer.audit.result import Audit
+from robust_trainer.audit.result import DROPPED, KEPT, RELABELLED, Audit
 from robust_trainer.audit.suspicion import judge, judge_numbers, transition_matrix
 from robust_trainer.data.load import load_data
 from robust_trainer.ledger.fingerprint import class_names, data_fingerprint
 from robust_trainer.ledger.ledger import SampleLedger
-from robust_trainer.reporting.atomic_files import ROWS, read_run, replacing, write_parquet
+from robust_trainer.reporting.atomic_files import replacing
+from robust_trainer.reporting.parquet_files import ROWS, read_run, write_parquet
 from robust_trainer.step.checkpoints import STATE_FILE
 
 # ---- suspicion -----------------------------------------------------------------------------------------------------------
@@ -760,22 +761,22 @@ def test_cleaning_leaves_the_others_as_they_were(broken):
     audit, before = audit_of(data), stored(data)
     left = audit.clean(data.with_format("torch"))
     assert left.features == data.features and left.column_names == data.column_names and stored(left) == before[10:]
-    left = clean(audit, data, "relabel")
+    left = audit.clean(data, "relabel")
     assert left.features == data.features and left.column_names == data.column_names and len(left) == 35
     for got, row in zip(stored(left), [*before[:5], *before[10:]]):
         position = int(row["id"][1:])
         assert got == {**row, "label": (row["label"] + 1) % 4 if position < 5 else row["label"]}
     assert stored(data) == before
-    assert (plan(audit, "relabel")[:10] == [RELABELLED] * 5 + [DROPPED] * 5).all() and (plan(audit, "relabel")[10:] == KEPT).all()
-    assert (plan(audit, "relabel", 0.5)[7] == RELABELLED) and (plan(audit, "relabel", 1.0)[:10] == DROPPED).all()
-    assert (plan(audit, "relabel", 0.9)[:5] == RELABELLED).all()
+    assert (audit.plan("relabel")[:10] == [RELABELLED] * 5 + [DROPPED] * 5).all() and (audit.plan("relabel")[10:] == KEPT).all()
+    assert (audit.plan("relabel", 0.5)[7] == RELABELLED) and (audit.plan("relabel", 1.0)[:10] == DROPPED).all()
+    assert (audit.plan("relabel", 0.9)[:5] == RELABELLED).all()
 
 
 @pytest.mark.parametrize("kind", ["int64", "int8", "uint8", "float32"])
 def test_relabelling_keeps_the_type_of_other_label_columns(kind):
     data = forty().cast_column("label", datasets.Value(kind)).rename_column("label", "labels")
     shuffled = data.select(np.random.default_rng(0).permutation(40))  # an indices mapping
-    left = clean(audit_of(shuffled, column="labels"), shuffled, "relabel")
+    left = audit_of(shuffled, column="labels").clean(shuffled, "relabel")
     assert left.features == data.features and left.column_names == data.column_names
     assert left["labels"][:5] == [(y + 1) % 4 for y in shuffled["labels"][:5]]
 
@@ -785,9 +786,9 @@ def test_suggestions_that_the_data_has_no_class_for_are_dropped():
     rows["rival"][::2] = 7
     data = image_set(blobs(40)[0], label=rows["label"].tolist()).cast_column("label", datasets.ClassLabel(names=list("abc")))
     audit = make_audit(rows, {"names": list("abc"), "label_column": "label"}, data, look=False)
-    done = plan(audit, "relabel")
+    done = audit.plan("relabel")
     assert set(done) == {KEPT, DROPPED, RELABELLED} and (audit.column("suggested_label")[done == RELABELLED] < 3).all()
-    assert len(clean(audit, data, "relabel")) == (done != DROPPED).sum()
+    assert len(audit.clean(data, "relabel")) == (done != DROPPED).sum()
 
 
 def test_what_cannot_be_cleaned():
@@ -796,17 +797,17 @@ def test_what_cannot_be_cleaned():
     wrong = (("burn", 0.8, "choose one of drop, relabel"), ("drop", 0, "must be in "), ("relabel", 1.5, "must be in "))
     for action, confidence, told in wrong:
         with pytest.raises(ValueError, match=told):
-            clean(audit, data, action, confidence)
+            audit.clean(data, action, confidence)
     with pytest.raises(ValueError, match="^data has 39 rows, the audit 40"):
-        clean(audit, data.select(range(39)))
+        audit.clean(data.select(range(39)))
     all_of_them = Audit(audit.table.remove_columns("flagged").add_column("flagged", [True] * 40), audit.names, 0.5)
     with pytest.raises(ValueError, match=r"^threshold=0.5 flags all 40 samples[^\n]+$"):
-        clean(all_of_them, data)
+        all_of_them.clean(data)
     for other in ([1] * 40, datasets.DatasetDict({"train": data}), None):
         with pytest.raises(ValueError, match=r"^dataset is [^\n]+$"):
-            clean(audit, other)
+            audit.clean(other)
     with pytest.raises(ValueError, match="^label column 'labels?' is not among"):
-        clean(audit, data.remove_columns("label"), "relabel")
+        audit.clean(data.remove_columns("label"), "relabel")
 
 
 @pytest.mark.parametrize("action", ["drop", "relabel"])
@@ -818,7 +819,7 @@ def test_a_cleaned_folder_is_read_back(tmp_path, action):
     test = data.select(range(30, 40)).add_column("more", [1.0] * 10)
     folder = write_cleaned(tmp_path / "new/cleaned", audit, told, action, test=test, source=hostile, command=hostile)
     assert sorted(p.name for p in folder.iterdir()) == ["README.md", "removed.csv", "test.parquet", "train.parquet"]
-    expected = clean(audit, told, action)
+    expected = audit.clean(told, action)
     splits = {"train": str(folder / "train.parquet"), "test": str(folder / "test.parquet")}
     for name, how in ((str(folder), {}), ("parquet", {"data_files": splits})):
         read = datasets.load_dataset(name, cache_dir=str(tmp_path / "cache"), **how)
@@ -899,7 +900,7 @@ def test_parquet_files_hold_the_images_and_the_facts(tmp_path, monkeypatch):
 
 
 def test_the_known_truth_stays_true_after_relabelling():
-    from robust_trainer.audit.cleaned import _known_anew
+    from robust_trainer.audit.result import _known_anew
 
     rows = {"label": [0, 1, 2, 1], "clean_label": [0, 1, 0, 0], "is_corrupted": [True, False, True, True], "x": [1, 2, 3, 4]}
     relabelled = np.array([True, False, True, False])

@@ -25,7 +25,7 @@ from robust_trainer.audit.summary import summarise
 from robust_trainer.cli.main import main
 from robust_trainer.data.load import load_data
 from robust_trainer.data.preprocess import ImageTransform
-from robust_trainer.evaluation.path_lengths import path_lengths
+from robust_trainer.evaluation.boundary_paths import path_lengths
 from robust_trainer.evaluation.path_table import PathLengths, load_paths
 from robust_trainer.models.zoo import build_model
 

@@ -21,11 +21,13 @@ from helpers.audits import SCRIPT, image_data, make_audit, png
 from helpers.pages import card, content, report, run, tables
 from PIL import Image
 
-from robust_trainer.audit.pictures import cells, drawable, heat_map, pattern_picture
+from robust_trainer.audit.model_card import write_model_card
+from robust_trainer.audit.pictures import cells, heat_map, pattern_picture
 from robust_trainer.audit.report import write_audit_report
 from robust_trainer.audit.result import GROUPS
 from robust_trainer.audit.samples import ALL_PIXELS, Unshown, encode, show, thumbnail
 from robust_trainer.audit.summary import summarise
+from robust_trainer.reporting.figures import drawable
 from robust_trainer.reporting.safe_text import plain
 
 

@@ -22,7 +22,7 @@ from robust_trainer.anomaly.plots import measure, plot_curves, plot_scores
 from robust_trainer.anomaly.tables import read_table
 from robust_trainer.cli.anomaly import CURVES, FIGURES, FITTED, SCORES
 from robust_trainer.cli.main import main
-from robust_trainer.reporting.atomic_files import read_run
+from robust_trainer.reporting.parquet_files import read_run
 
 FEW = ["--detector", "rca-e", "--epochs", "2"]
 EXAMPLE = str(Path(__file__).parents[2] / "examples" / "anomaly_detection.py")

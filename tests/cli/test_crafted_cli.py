@@ -19,9 +19,9 @@ from robust_trainer.cli.main import main
 from robust_trainer.cli.options import make_parser, parse
 from robust_trainer.corruptions.crafted.craft_labels import CRAFTED, craft_labels
 from robust_trainer.data.load import load_data
-from robust_trainer.evaluation import path_lengths as adversarial_paths
+from robust_trainer.evaluation import boundary_paths as adversarial_paths
 from robust_trainer.evaluation import path_table
-from robust_trainer.evaluation.path_lengths import path_lengths
+from robust_trainer.evaluation.boundary_paths import path_lengths
 from robust_trainer.evaluation.path_table import PathLengths, load_paths
 from robust_trainer.models.zoo import load_model
 

@@ -14,8 +14,8 @@ from robust_trainer.cli import train as commands
 from robust_trainer.cli.main import main
 from robust_trainer.cli.options import make_parser, parse
 from robust_trainer.cli.poison_options import PoisonOptions
-from robust_trainer.corruptions.poisons.pixels import read_levels
 from robust_trainer.data.load import load_data
+from robust_trainer.data.pixels import read_levels
 
 TINY = ["--max_train_samples", "60", "--max_test_samples", "30"]
 QUICK = [*TINY, "--poison_model", "plain-cnn", "--poison_model_epochs", "2", "--self_check_epochs", "0"]

@@ -23,12 +23,14 @@ from robust_trainer.corruptions import (
     self_check,
     write_card,
 )
-from robust_trainer.corruptions.poisons.networks import accuracy, fresh_factory, pixel_model, seeded, train_plain
-from robust_trainer.corruptions.poisons.pixels import read_levels, read_pixels, to_levels, to_pixels, write_levels
-from robust_trainer.corruptions.poisons.task import Task, Work
+from robust_trainer.corruptions.poisons.networks import accuracy, fresh_factory, seeded, train_plain
+from robust_trainer.corruptions.poisons.task import Task
 from robust_trainer.corruptions.poisons.universal_random import craft_urp
 from robust_trainer.corruptions.poisons.unlearnable import craft_up
+from robust_trainer.data.pixels import read_levels, read_pixels, to_levels, to_pixels, write_levels
+from robust_trainer.models.pixel_model import pixel_model
 from robust_trainer.perturbations.norms import Ball
+from robust_trainer.reporting.resumable import Work
 
 CLASSES, SIDE = toy.CLASSES, 8
 BALLS = [Ball("linf", 8 / 255), Ball("l2", 0.5)]

@@ -20,7 +20,7 @@ from robust_trainer.corruptions import (
     realised_rates,
     trigger_all,
 )
-from robust_trainer.corruptions.label_rules import label_targets
+from robust_trainer.data.label_rules import label_targets
 from robust_trainer.data.randomness import key_limits, sample_keys
 
 CHECKERBOARD = [[1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 1.0]]

@@ -19,12 +19,12 @@ from robust_trainer import RobustConfig, RobustTrainer
 from robust_trainer.corruptions import CRAFTED, corrupt_labels, craft_labels
 from robust_trainer.corruptions.crafted import spaces as spaces
 from robust_trainer.corruptions.crafted.class_graph import class_graph, colour, is_colouring, usual_gamma
-from robust_trainer.corruptions.crafted.flip_targets import class_targets
 from robust_trainer.corruptions.crafted.plan import Flips, rank_in_range
 from robust_trainer.corruptions.crafted.scores import colouring_scores, fit_colours, log_density, reach
-from robust_trainer.corruptions.poisons.pixels import read_pixels
+from robust_trainer.data.label_rules import class_targets
+from robust_trainer.data.pixels import read_pixels
 from robust_trainer.data.preprocess import ImageTransform
-from robust_trainer.evaluation.path_lengths import path_lengths
+from robust_trainer.evaluation.boundary_paths import path_lengths
 from robust_trainer.models.zoo import build_model
 
 PIXELS = {"image_mean": [0.0], "image_std": [1.0]}

@@ -26,9 +26,9 @@ from robust_trainer.corruptions import (
     realised_transition,
     use_noisy_labels,
 )
-from robust_trainer.corruptions.features import FeatureReader
 from robust_trainer.corruptions.label_noise.instance import flip_rates, instance_noise_map
 from robust_trainer.corruptions.label_noise.regression import linear_weights
+from robust_trainer.data.features import FeatureReader
 from robust_trainer.data.randomness import cut_index, key_cuts, key_quantile, sample_keys, shares, stream_seed, uniforms
 
 TRIANGLE = [[0.5, 0.3, 0.2, 0.0], [0.0, 1.0, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25], [0.1, 0.0, 0.9, 0.0]]

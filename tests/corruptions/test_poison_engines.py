@@ -13,9 +13,10 @@ from robust_trainer.attacks import Draws
 from robust_trainer.corruptions.poisons.autoattack import craft_aa
 from robust_trainer.corruptions.poisons.learning_to_confuse import Generator, clean_loss_after_step, craft_l2c
 from robust_trainer.corruptions.poisons.targeted import craft_ap, craft_tap, flip_and_crop
-from robust_trainer.corruptions.poisons.task import Task, Work, fit
+from robust_trainer.corruptions.poisons.task import Task, fit
 from robust_trainer.corruptions.poisons.universal import craft_uap, craft_uhp, universal_deltas
 from robust_trainer.perturbations.norms import Ball
+from robust_trainer.reporting.resumable import Work
 
 N, CLASSES = 12, 4
 BALLS = [Ball("linf", 16 / 255), Ball("l2", 0.6)]

@@ -13,9 +13,9 @@ from PIL import Image as Pillow
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-from robust_trainer.evaluation import path_lengths as rooms
-from robust_trainer.evaluation.class_robustness import class_robustness
-from robust_trainer.evaluation.path_lengths import NO_PATH, load_paths, log_odds, path_lengths
+from robust_trainer.evaluation import boundary_paths as rooms
+from robust_trainer.evaluation.boundary_paths import NO_PATH, load_paths, log_odds, path_lengths
+from robust_trainer.evaluation.per_class import class_robustness
 
 PIXELS = {"image_mean": [0.0], "image_std": [1.0]}
 

@@ -16,7 +16,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 from robust_trainer.corruptions import AllToOne, PatchTrigger, poison, trigger_all
 from robust_trainer.evaluation import accuracy as evaluation
-from robust_trainer.evaluation import metrics
+from robust_trainer.evaluation import load_metric
 from robust_trainer.evaluation.accuracy import (
     accuracy,
     attack_success_rate,
@@ -113,7 +113,7 @@ def test_mean_over_last():
         (lambda: accuracy(None, [0, 0]), "prediction_loss_only=False"),
         (lambda: attack_success_rate([1, 1], [0, 0], [0, 0]), "attack_targets equals labels"),
         (lambda: attack_success_rate([1, 1], [0, 0], [0, 0, 0]), "attack_targets has shape (3,)"),
-        (lambda: metrics.load("accuracy"), "['clean_accuracy', 'poison_accuracy', 'attack_success_rate']"),
+        (lambda: load_metric("accuracy"), "['clean_accuracy', 'poison_accuracy', 'attack_success_rate']"),
     ],
 )
 def test_errors_are_one_line_and_name_the_value(call, told):
@@ -268,12 +268,12 @@ OFFLINE = """
 import json, socket, sys
 def refuse(*a, **k): raise OSError("no network in this test")
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
-from robust_trainer import metrics
+from robust_trainer.evaluation import load_metric
 given = json.loads(sys.argv[1])
 out = {}
 for name in metrics.NAMES:
     kwargs = {"attack_targets": given["targets"]} if name == "attack_success_rate" else {}
-    out.update(metrics.load(name).compute(predictions=given["classes"], references=given["labels"], **kwargs))
+    out.update(load_metric(name).compute(predictions=given["classes"], references=given["labels"], **kwargs))
 print(json.dumps(out))
 """
 

@@ -12,16 +12,15 @@ import datasets
 import numpy as np
 import PIL.Image
 
+from ...data import columns
+from ...data.label_rules import LabelRule, label_targets
+from ...data.mapping import ATTACK_TARGET, CLEAN_LABEL, IS_CORRUPTED, map_columns, relabelled
+from ...data.pixels import as_array, check_pixels, plain_mode
 from ...data.randomness import key_limits, sample_keys
-from .. import columns
-from ..label_rules import LabelRule, label_targets
-from ..mapping import CLEAN_LABEL, IS_CORRUPTED, map_columns, relabelled
 from ..rates import log_rates
-from .triggers import as_array, check_pixels, plain_mode
 
 logger = logging.getLogger(__name__)
 
-ATTACK_TARGET = "attack_target"
 _REVISION = 1  # enters the cache fingerprint: raise it when the output for the same settings changes
 
 #: image -> image of the same kind: a PIL image, an array or a nested list.

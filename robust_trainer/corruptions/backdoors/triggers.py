@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ...data.pixels import COLOUR_CHANNELS, as_array, check_pixels, plain_mode
 from ...data.randomness import check_seed
 
-_COLOURS = {"L": 1, "LA": 1, "RGB": 3, "RGBA": 3}  # channels that carry colour; alpha is never painted
 _PLACES = ("top-left", "top-right", "bottom-left", "bottom-right", "center")
 
 
@@ -37,7 +37,7 @@ class _PixelTrigger:
             image = plain_mode(image)
             array = np.array(image)
             levels = array[..., None] if array.ndim == 2 else array
-            levels[..., : _COLOURS[image.mode]] = _on_levels(self._paint, levels[..., : _COLOURS[image.mode]])
+            levels[..., : COLOUR_CHANNELS[image.mode]] = _on_levels(self._paint, levels[..., : COLOUR_CHANNELS[image.mode]])
             return Image.fromarray(array)
         if isinstance(image, list):
             return self(as_array(image)).tolist()
@@ -78,41 +78,6 @@ def _as_tuples(values: Any) -> Any:
 
 def _on_levels(paint: Callable[[np.ndarray], np.ndarray], levels: np.ndarray) -> np.ndarray:
     return np.rint(paint(levels / 255.0) * 255.0).astype(levels.dtype)
-
-
-def plain_mode(image: Image.Image) -> Image.Image:
-    """Returns the image in mode L, LA, RGB or RGBA: 1 -> L, P -> RGB (RGBA with transparency), these four unchanged.
-
-    Raises ``ValueError`` for other modes (I;16, F, CMYK, ...), whose pixel range is not 8-bit levels of grey or RGB.
-    """
-    if image.mode in _COLOURS:
-        return image
-    if image.mode == "1":
-        return image.convert("L")
-    if image.mode in ("P", "PA"):
-        return image.convert("RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB")
-    raise ValueError(f"image mode is {image.mode!r}, expected L, LA, RGB, RGBA, 1 or P: convert it first, for instance to 'RGB'.")
-
-
-def as_array(image: list) -> np.ndarray:
-    """Returns a nested list as an array; raises ``ValueError`` where it is ragged or holds no numbers."""
-    try:
-        return np.asarray(image)
-    except ValueError as error:
-        raise ValueError("image is a ragged list, expected rows of one length: make it (H, W), (H, W, C) or (C, H, W).") from error
-
-
-def check_pixels(image: np.ndarray) -> None:
-    """Raises ``ValueError`` for NaN or infinite pixels, and for pixels outside [0, 1] (floats) or [0, 255] (integers)."""
-    if image.dtype.kind not in "fiu" or image.size == 0:
-        raise ValueError(f"image has dtype {image.dtype} and shape {image.shape}: give non-empty floats or 8-bit integers.")
-    low, high, top = image.min(), image.max(), 1 if image.dtype.kind == "f" else 255
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise ValueError("image holds NaN or infinite pixels: repair or remove it.")
-    if low < 0 or high > top:
-        raise ValueError(
-            f"image spans [{low:.4g}, {high:.4g}], expected [0, {top}] for {image.dtype}: rescale it; poison before normalising."
-        )
 
 
 @dataclass(frozen=True)
@@ -235,7 +200,7 @@ def _levels(picture: Any) -> np.ndarray:
             picture = opened.copy()
     if isinstance(picture, Image.Image):
         picture = plain_mode(picture)
-        return np.ascontiguousarray(np.asarray(picture.convert("L" if _COLOURS[picture.mode] == 1 else "RGB")))
+        return np.ascontiguousarray(np.asarray(picture.convert("L" if COLOUR_CHANNELS[picture.mode] == 1 else "RGB")))
     array = np.asarray(picture)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from ...data.pixels import read_pixels
+from ...evaluation.boundary_paths import PathLengths, path_lengths
 from ...reporting.suggest import did_you_mean
-from ..poisons.pixels import read_pixels
 from .class_graph import check_graph, degrees, dominating_order
 from .plan import Flips, flip, plan_flips, rank_in_range
 from .scores import colouring_scores, log_density
@@ -163,8 +164,6 @@ def adversarial_path(
     class has no boundary, so there the path is untargeted). paths: `PathLengths` computed before, instead of the model. step_size,
     norm, max_steps, batch_size, folder: of `path_lengths`. flips: of `Flips`. Paper 002 sec. 4.9.2 and 4.10.
     """
-    from ...evaluation.path_lengths import PathLengths, path_lengths
-
     plan = plan_flips(dataset, **flips)
     if paths is None:
         if model is None:

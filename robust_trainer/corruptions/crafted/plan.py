@@ -10,12 +10,12 @@ from typing import Any, TypedDict
 import datasets
 import numpy as np
 
+from ...data import columns
+from ...data.label_rules import EXTRA, class_targets
+from ...data.mapping import CLEAN_LABEL, IS_CORRUPTED, map_columns, relabelled
+from ...data.pixels import image_column as find_image
 from ...data.randomness import check_rate, check_seed, sample_keys, shares
-from .. import columns
-from ..mapping import CLEAN_LABEL, IS_CORRUPTED, map_columns, relabelled
-from ..poisons.pixels import image_column as find_image
 from ..rates import log_rates
-from .flip_targets import EXTRA, class_targets
 
 logger = logging.getLogger(__name__)
 _REVISION = 1  # enters the cache fingerprint: raise it when the output for the same settings changes

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers.utils.logging import tqdm
 
 from ...data.randomness import sample_keys
+from ...evaluation.per_class import broken
 from ..poisons.networks import accuracy, fresh_factory, seeded, train_plain
 from .class_graph import colour
 
@@ -84,8 +85,6 @@ def reach(
     PGD from each neighbour, without a random start, in the ball of radius ``eps`` (in [0, 1] pixels), towards the colour of the
     sample; a neighbour counts once its prediction is that colour. Paper 002 sec. 4.8.
     """
-    from ...evaluation.class_robustness import broken
-
     device = next(network.parameters()).device
     sample = np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr))
     neighbour = graph.indices

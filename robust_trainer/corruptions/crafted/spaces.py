@@ -11,8 +11,9 @@ import torch
 from sklearn.decomposition import PCA
 from torch import nn
 
-from ..pixel_source import PixelSource, inputs, last_features
-from ..poisons.networks import frozen_copy, pixel_model
+from ...evaluation.boundary_paths import check_classes
+from ...models.pixel_model import frozen_copy, pixel_model
+from ...models.pixel_source import PixelSource, inputs, last_features
 from .class_graph import check_graph, class_graph, usual_gamma
 from .plan import FlipPlan
 
@@ -67,8 +68,6 @@ def points_of(
     if space in ("features", BOTH):
         if model is None:
             raise ValueError(f"space={space!r} needs a trained model: pass model= and processing_class=.")
-        from ...evaluation.path_lengths import check_classes
-
         pixels = pixel_model(model, processing_class)
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         source = PixelSource.of(dataset, pixels, processing_class, plan.image_column)

@@ -10,8 +10,8 @@ from typing import Any
 import datasets
 import numpy as np
 
-from .. import columns
-from ..mapping import CLEAN_LABEL, IS_CORRUPTED, map_columns, relabelled
+from ...data import columns
+from ...data.mapping import CLEAN_LABEL, IS_CORRUPTED, map_columns, relabelled
 from ..rates import log_rates
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...data.features import FeatureReader
+from ...data.mapping import relabelled
 from ...data.randomness import stream_seed, uniforms
-from ..features import FeatureReader
-from ..mapping import relabelled
 
 STD = 0.1  # of the samples' flip rates, PDN
 _REVISION = 1  # enters the cache fingerprint: raise it when the output for the same settings changes

@@ -10,10 +10,10 @@ from typing import Any
 import datasets
 import numpy as np
 
+from ...data import columns
+from ...data.features import FeatureReader
+from ...data.mapping import CLEAN_LABEL, IS_CORRUPTED, map_columns, relabelled
 from ...data.randomness import check_seed, cut_index, key_cuts, key_limits, key_quantile, sample_keys, shares, smallest, stream_seed
-from .. import columns
-from ..features import FeatureReader
-from ..mapping import CLEAN_LABEL, IS_CORRUPTED, map_columns, relabelled
 from ..rates import log_rates
 from .instance import check_size, instance_noise_map
 from .transitions import check_class_map, check_noise, noise_transition

@@ -10,10 +10,10 @@ from typing import Any
 import datasets
 import numpy as np
 
+from ...data import columns
+from ...data.features import FeatureReader
+from ...data.mapping import CLEAN_LABEL, IS_CORRUPTED, map_columns
 from ...data.randomness import check_rate, check_seed, cut_index, key_cuts, sample_keys, shares, smallest, stream_seed, uniforms
-from .. import columns
-from ..features import FeatureReader
-from ..mapping import CLEAN_LABEL, IS_CORRUPTED, map_columns
 from ..rates import log_rates
 
 logger = logging.getLogger(__name__)

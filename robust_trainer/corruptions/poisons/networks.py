@@ -2,70 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils.logging import tqdm
 
-from ...data.images import InputSpace, input_space
-from ...models.outputs import image_logits
-
-
-class PixelModel(nn.Module):
-    """A classifier of images (B, C, H, W) in [0, 1]: logits (B, K) float32 of the model that it normalises them for.
-
-    model: a transformers image classifier, or any module that returns logits, a tuple that begins with them or a mapping.
-    Grey images are repeated to the channels of the model where its config names 3.
-    """
-
-    def __init__(self, model: nn.Module, space: InputSpace):
-        super().__init__()
-        self.model, self.space = model, space
-        takes = inspect.signature(type(model).forward).parameters
-        name = getattr(model, "main_input_name", None) or "pixel_values"
-        self.input_name = "pixel_values" if name == "input_ids" else name  # PreTrainedModel's default, wrong for images
-        self.by_name = self.input_name in takes
-        self.channels = getattr(getattr(model, "config", None), "num_channels", None)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.shape[1] == 1 and self.channels == 3:
-            x = x.expand(-1, 3, -1, -1)
-        inputs = self.space.from_pixels(x)
-        return image_logits(self.model(**{self.input_name: inputs}) if self.by_name else self.model(inputs), self.model, len(x))
-
-
-def pixel_model(
-    model: nn.Module,
-    processing_class: Any = None,
-    image_mean: Sequence[float] | None = None,
-    image_std: Sequence[float] | None = None,
-) -> PixelModel:
-    """Returns the model as a `PixelModel`; one that is a `PixelModel` already comes back as it is.
-
-    Raises a one-line ``ValueError`` where ``model`` is no torch module, or neither the image processor nor ``image_mean`` and
-    ``image_std`` tell the normalisation.
-    """
-    if isinstance(model, PixelModel):
-        return model
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model is {type(model).__name__}, expected a torch.nn.Module: give an image classification model.")
-    space = input_space(processing_class, image_mean, image_std)
-    if space is None:
-        raise ValueError(
-            "the normalisation of the images is unknown: pass processing_class (the image processor), or image_mean and image_std; "
-            "image_mean=[0.0], image_std=[1.0] for a model that takes [0, 1] pixels."
-        )
-    return PixelModel(model, space)
+from ...models.pixel_model import PixelModel, pixel_model
+from ...models.zoo import SMALL, build_model
 
 
 def fresh_factory(name: str, labels: list[str], *, channels: int, image_size: int) -> Callable[[], PixelModel]:
     """Returns a callable that makes an untrained `PixelModel` of a key of `robust_trainer.models.SMALL`, for images as they are."""
-    from ...models.zoo import SMALL, build_model
-
     if name not in SMALL:
         raise ValueError(f"poison_model={name!r} is unknown: choose {', '.join(SMALL)}, or the folder of a trained model.")
 
@@ -111,8 +61,6 @@ def train_plain(
     labels (N,), on the CPU. batch_size: default 64, fewer where there are less than 1024 images. flip: mirror images at random;
     default: those in colour, since grey ones are often letters. Same weights, seed and device type: same result.
     """
-    from transformers.utils.logging import tqdm
-
     device, flip = torch.device(device), (images.shape[1] == 3 if flip is None else flip)
     model.to(device).train()
     batch_size = batch_size or min(64, max(8, len(images) // 16))
@@ -151,12 +99,6 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: in
     for m in modes:
         m.training = True
     return int(right) / len(images)
-
-
-def frozen_copy(model: nn.Module, device: torch.device | None = None) -> nn.Module:
-    """Returns a copy in eval mode whose weights take no gradient, so that crafting leaves the model itself as it was."""
-    found = copy.deepcopy(model).eval().requires_grad_(False)
-    return found if device is None else found.to(device)
 
 
 def _rate(step: int, warm: int, total: int) -> float:

@@ -12,13 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import columns
-from ..mapping import CLEAN_LABEL
-from .networks import PixelModel, accuracy, frozen_copy, pixel_model, seeded, train_plain
-from .pixels import IS_POISONED, read_levels, read_pixels, to_levels, to_pixels, write_levels
-from .pixels import image_column as find_image_column
+from ...data import columns
+from ...data.mapping import CLEAN_LABEL
+from ...data.pixels import IS_POISONED, read_levels, read_pixels, to_levels, to_pixels, write_levels
+from ...data.pixels import image_column as find_image_column
+from ...models.pixel_model import PixelModel, frozen_copy, pixel_model
+from ...reporting.resumable import Work
+from .networks import accuracy, seeded, train_plain
 from .table import FRESH, NONE, POISONS, Poison, check_radius, check_settings, find_poison, make_ball
-from .task import Task, Work
+from .task import Task
 
 __all__ = ["POISONS", "Poison", "poison_images", "realised_norms", "self_check"]
 

@@ -2,63 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
-from transformers.utils import logging
 
 from ...perturbations.norms import Ball
-
-_IDENTITY = "task.json"
-
-
-@dataclass
-class Work:
-    """Finished parts of a poison in a folder, so that a stopped crafting goes on where it was; without a folder nothing is kept.
-
-    identity: what the poison depends on; a folder with another identity raises ``ValueError``, which calls it ``what``.
-    """
-
-    folder: Path | None = None
-    identity: dict[str, Any] = field(default_factory=dict)
-    what: str = "a poison"
-
-    def __post_init__(self) -> None:
-        if self.folder is None:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        told, path = json.loads(json.dumps(self.identity)), self.folder / _IDENTITY
-        if path.is_file() and (before := json.loads(path.read_text())) != told:
-            wrong = sorted(k for k in {*before, *told} if before.get(k) != told.get(k))[0]
-            raise ValueError(
-                f"{str(self.folder)!r} holds {self.what} begun with {wrong}={before.get(wrong)!r}, now {told.get(wrong)!r}: "
-                "give the same settings, or another folder."
-            )
-        path.write_text(json.dumps(told))
-
-    def load(self, name: str) -> dict[str, Tensor] | None:
-        """The tensors of a finished part, None where it is not finished."""
-        path = None if self.folder is None else self.folder / f"{name}.safetensors"
-        return safetensors.torch.load_file(path) if path is not None and path.is_file() else None
-
-    def save(self, name: str, tensors: dict[str, Tensor]) -> None:
-        """Keeps a part; whole or not at all."""
-        if self.folder is None:
-            return
-        path = self.folder / f"{name}.safetensors"
-        draft = path.with_suffix(".part")
-        safetensors.torch.save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, draft)
-        draft.replace(path)
-
-    def progress(self, parts: Iterable[Any], told: str, total: int | None = None) -> Iterator[Any]:
-        """The parts, under a progress bar (which `transformers.utils.logging.disable_progress_bar` hides)."""
-        yield from logging.tqdm(parts, desc=told, total=total)
+from ...reporting.resumable import Work
 
 
 @dataclass

@@ -10,7 +10,7 @@ import evaluate
 NAMES = ("clean_accuracy", "poison_accuracy", "attack_success_rate")
 
 
-def load(name: str, **kwargs: Any) -> evaluate.EvaluationModule:
+def load_metric(name: str, **kwargs: Any) -> evaluate.EvaluationModule:
     """Returns the packaged metric ``name`` as an `evaluate.EvaluationModule`: it has ``compute``, ``add_batch`` and the rest.
 
     name: one of `NAMES`; kwargs go to `evaluate.load`, which copies the script to its modules cache (HF_MODULES_CACHE) and uses no

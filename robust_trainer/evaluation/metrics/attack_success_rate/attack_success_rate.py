@@ -18,8 +18,8 @@ Args:
 Returns:
     attack_success_rate: a fraction in [0, 1].
 Examples:
-    >>> from robust_trainer import metrics
-    >>> asr = metrics.load("attack_success_rate")
+    >>> from robust_trainer.evaluation import load_metric
+    >>> asr = load_metric("attack_success_rate")
     >>> asr.compute(predictions=[0, 0, 0, 1], references=[0, 1, 2, 1], attack_targets=[0, 0, 0, 0])
     {'attack_success_rate': 0.6666666666666666}
 """

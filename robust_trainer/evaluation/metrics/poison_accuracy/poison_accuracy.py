@@ -16,8 +16,8 @@ Args:
 Returns:
     poison_accuracy: a fraction in [0, 1].
 Examples:
-    >>> from robust_trainer import metrics
-    >>> metrics.load("poison_accuracy").compute(predictions=[0, 1, 1, 0], references=[0, 1, 0, 0])
+    >>> from robust_trainer.evaluation import load_metric
+    >>> load_metric("poison_accuracy").compute(predictions=[0, 1, 1, 0], references=[0, 1, 0, 0])
     {'poison_accuracy': 0.75}
 """
 

@@ -18,11 +18,11 @@ from transformers.utils import logging
 
 from ..attacks.autoattack import read_eps
 from ..attacks.pgd import Region, input_gradient
-from ..corruptions import columns
-from ..corruptions.crafted.flip_targets import class_targets
-from ..corruptions.pixel_source import PixelSource
-from ..corruptions.poisons.networks import frozen_copy, pixel_model
-from .path_lengths import log_odds
+from ..data import columns
+from ..data.label_rules import class_targets
+from ..models.pixel_model import frozen_copy, pixel_model
+from ..models.pixel_source import PixelSource
+from .boundary_paths import log_odds
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 
 from . import columns
-from .backdoors.triggers import as_array, check_pixels, plain_mode
+from .pixels import as_array, check_pixels, plain_mode
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,11 +12,12 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from .. import columns
-from ..backdoors.triggers import plain_mode
-from ..mapping import map_columns
+from . import columns
+from .mapping import map_columns
 
 IS_POISONED = "is_poisoned"
+#: Channels that carry colour, by the mode of a PIL image; alpha is never painted.
+COLOUR_CHANNELS = {"L": 1, "LA": 1, "RGB": 3, "RGBA": 3}
 _GREY = ("L", "LA")
 _REVISION = 1  # enters the cache fingerprint: raise it when the output for the same settings changes
 
@@ -95,3 +96,38 @@ def _levels(value: Any, mode: str | None, name: str, row: int) -> np.ndarray:
         raise ValueError(f"'{name}' in row {row}: {error}") from error
     array = np.array(image.convert("L" if image.mode in _GREY else "RGB"))
     return array[..., None] if array.ndim == 2 else array
+
+
+def plain_mode(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Returns the image in mode L, LA, RGB or RGBA: 1 -> L, P -> RGB (RGBA with transparency), these four unchanged.
+
+    Raises ``ValueError`` for other modes (I;16, F, CMYK, ...), whose pixel range is not 8-bit levels of grey or RGB.
+    """
+    if image.mode in COLOUR_CHANNELS:
+        return image
+    if image.mode == "1":
+        return image.convert("L")
+    if image.mode in ("P", "PA"):
+        return image.convert("RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB")
+    raise ValueError(f"image mode is {image.mode!r}, expected L, LA, RGB, RGBA, 1 or P: convert it first, for instance to 'RGB'.")
+
+
+def as_array(image: list) -> np.ndarray:
+    """Returns a nested list as an array; raises ``ValueError`` where it is ragged or holds no numbers."""
+    try:
+        return np.asarray(image)
+    except ValueError as error:
+        raise ValueError("image is a ragged list, expected rows of one length: make it (H, W), (H, W, C) or (C, H, W).") from error
+
+
+def check_pixels(image: np.ndarray) -> None:
+    """Raises ``ValueError`` for NaN or infinite pixels, and for pixels outside [0, 1] (floats) or [0, 255] (integers)."""
+    if image.dtype.kind not in "fiu" or image.size == 0:
+        raise ValueError(f"image has dtype {image.dtype} and shape {image.shape}: give non-empty floats or 8-bit integers.")
+    low, high, top = image.min(), image.max(), 1 if image.dtype.kind == "f" else 255
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError("image holds NaN or infinite pixels: repair or remove it.")
+    if low < 0 or high > top:
+        raise ValueError(
+            f"image spans [{low:.4g}, {high:.4g}], expected [0, {top}] for {image.dtype}: rescale it; poison before normalising."
+        )

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from ..attacks.pgd import input_gradient, margin
 from ..attacks.records import digest_model, digest_tensors
-from ..corruptions import columns
-from ..corruptions.crafted.flip_targets import class_targets
-from ..corruptions.pixel_source import PixelSource
-from ..corruptions.poisons.networks import frozen_copy, pixel_model
-from ..corruptions.poisons.task import Work
+from ..data import columns
+from ..data.label_rules import class_targets
+from ..models.pixel_model import frozen_copy, pixel_model
+from ..models.pixel_source import PixelSource
 from ..perturbations.norms import Ball
+from ..reporting.resumable import Work
 from .path_table import NO_PATH, PathLengths, load_paths
 
 __all__ = ["NO_PATH", "PathLengths", "load_paths", "path_lengths"]

@@ -8,7 +8,8 @@ from typing import Any
 import datasets
 import numpy as np
 
-IS_CORRUPTED, CLEAN_LABEL = "is_corrupted", "clean_label"
+#: The columns that a corruption adds: whether a row was changed, the label before, the label that a trigger asks for.
+IS_CORRUPTED, CLEAN_LABEL, ATTACK_TARGET = "is_corrupted", "clean_label", "attack_target"
 
 
 def map_columns(

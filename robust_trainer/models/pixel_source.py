@@ -12,11 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..data import columns
+from ..data.features import FeatureReader
 from ..data.images import InputSpace
+from ..data.pixels import image_column, read_levels, to_pixels
 from ..data.preprocess import ImageTransform, model_channels
-from . import columns
-from .poisons.networks import PixelModel
-from .poisons.pixels import image_column, read_levels, to_pixels
+from .features import last_linear, watched
+from .modes import traceless
+from .pixel_model import PixelModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +67,6 @@ def last_features(model: nn.Module, source: PixelSource, batch_size: int = 256) 
 
     model: a `PixelModel` in eval mode. Raises a one-line ``ValueError`` where no linear layer is as wide as the logits.
     """
-    from ..models.features import last_linear, watched
-    from ..models.modes import traceless
-
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     out = []
     with traceless(model), watched(model) as layers:
@@ -78,8 +78,6 @@ def last_features(model: nn.Module, source: PixelSource, batch_size: int = 256) 
 
 def inputs(dataset: datasets.Dataset, names: str | Sequence[str] | None, exclude: str) -> np.ndarray:
     """Returns the data set's inputs (N, d) float32: pixels in [0, 1] row by row, or the named numeric columns."""
-    from .features import FeatureReader
-
     if names is None and any(isinstance(f, datasets.Image) for f in dataset.features.values()):
         levels = read_levels(dataset, image_column(dataset, columns.image_column(dataset)))
         return (levels.transpose(0, 3, 1, 2).reshape(len(levels), -1) / np.float32(255)).astype(np.float32)

@@ -1,0 +1,37 @@
+"""Parquet files that are written whole or not at all, with the facts of the run in their metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow.parquet as pq
+from datasets.table import embed_table_storage
+
+from .atomic_files import replacing
+
+#: Key of a parquet file's metadata that holds the facts of the run.
+RUN_KEY = b"robust_trainer"
+#: Rows that are written at a time.
+ROWS = 10_000
+
+
+def write_parquet(data: datasets.Dataset, path: str | Path, run: Mapping[str, Any] | None = None) -> Path:
+    """Writes a data set as one parquet file, files of images included, and returns its path. run: for the file's metadata."""
+    plain = data.with_format("arrow")
+    metadata = {**(data.features.arrow_schema.metadata or {}), **({RUN_KEY: json.dumps(run, default=str)} if run else {})}
+    schema = data.features.arrow_schema.with_metadata(metadata)
+    with replacing(path) as new, pq.ParquetWriter(new, schema) as writer:
+        for start in range(0, len(data), ROWS):
+            part = plain[start : start + ROWS]
+            writer.write_table(embed_table_storage(part).cast(schema))
+    return Path(path)
+
+
+def read_run(path: str | Path) -> dict[str, Any]:
+    """The facts of the run that `write_parquet` was given, empty where it was given none."""
+    found = (pq.read_schema(path).metadata or {}).get(RUN_KEY)
+    return json.loads(found) if found else {}
