@@ -16,7 +16,7 @@ def lazy_names(namespace: str, homes: Mapping[str, str]) -> tuple[Callable[[str]
 
     Args:
         namespace: The package's ``__name__``.
-        homes: Public name -> the module that defines it, relative to the package: ``"build"``, ``"backdoors.triggers"``, ``".data.mapping"``.
+        homes: Public name -> its module, relative to the package: ``"build"``, ``"backdoors.triggers"``, ``".data.mapping"``.
     """
 
     def load(name: str) -> Any:

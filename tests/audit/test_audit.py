@@ -884,7 +884,7 @@ def test_files_are_as_readable_as_any_other(tmp_path, mask):
 
 
 def test_parquet_files_hold_the_images_and_the_facts(tmp_path, monkeypatch):
-    monkeypatch.setattr("robust_trainer.reporting.atomic_files.ROWS", 7)
+    monkeypatch.setattr("robust_trainer.reporting.parquet_files.ROWS", 7)
     assert ROWS > 7
     (tmp_path / "a.png").write_bytes(png(np.zeros((4, 4), np.uint8)))
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["x", "y"])})
