@@ -21,7 +21,6 @@ from helpers.audits import SCRIPT, image_data, make_audit, png
 from helpers.pages import card, content, report, run, tables
 from PIL import Image
 
-from robust_trainer.audit.model_card import write_model_card
 from robust_trainer.audit.pictures import cells, heat_map, pattern_picture
 from robust_trainer.audit.report import write_audit_report
 from robust_trainer.audit.result import GROUPS
