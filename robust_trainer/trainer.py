@@ -35,7 +35,7 @@ from .step import checkpoints
 from .step.batch import Batch, Step
 from .step.dataset_scores import EpochScan
 from .step.plan import RobustStep
-from .types import SINGLE, UNSUPERVISED, Progress
+from .types import SINGLE, UNSUPERVISED, Progress, decides_epochs
 
 logger = logging.get_logger(__name__)
 
@@ -277,8 +277,8 @@ class RobustTrainer(DataHooks):
         with self._switched():
             self._open()
             self._training = True
-            scanning = getattr(self._walk.recipe.selection, "memory", "none") == "scan" if self._walk is not None else False
-            scan = [EpochScan(self)] if scanning else []
+            rule = decides_epochs(self._walk.recipe.selection) if self._walk is not None else None
+            scan = [EpochScan(self)] if rule is not None and rule.memory == "scan" else []
             for callback in scan:
                 self.add_callback(callback)
             try:

@@ -36,7 +36,7 @@ def plain_loss(trainer: Any, base: Any, model: nn.Module, inputs: Any, return_ou
     else:
         targets = labels.float().view(len(labels), -1)
         view = ForwardOutput(logits.view(1, *targets.shape), targets, problem=problem)
-        loss = make_objective("auto", {}, problem)(view, view.given()).mean()
+        loss = make_objective("auto", {}, problem)(view, view.network_targets()).mean()
     if not return_outputs:
         return loss
     return loss, (outputs if isinstance(outputs, dict) else {"logits": logits})

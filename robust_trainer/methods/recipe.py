@@ -11,7 +11,7 @@ from ..losses.semi_supervised import SemiSupervised
 from ..models.spectral import Cap
 from ..perturbations.awp import WeightPerturbation
 from ..perturbations.pgd import Perturbation
-from ..types import Objective, Relabel, Score, Selection
+from ..types import Objective, Relabel, Score, SelectionRule, decides_epochs
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Recipe:
     name: str
     score: Score
     objective: Objective
-    selection: Selection | None = None
+    selection: SelectionRule | None = None
     relabel: Relabel | None = None
     perturbation: Perturbation | None = None
     adversarial_loss: PairObjective | None = None
@@ -60,5 +60,10 @@ class Recipe:
     @property
     def needs_index(self) -> bool:
         """Whether the method cannot work without each sample's position in the data set."""
-        auto = isinstance(self.settings.get("noise_rate"), str)
-        return auto or (self.selection is not None and self.selection.memory != "none")
+        return self.rate_estimator is not None or decides_epochs(self.selection) is not None
+
+    @property
+    def rate_estimator(self) -> str | None:
+        """Which estimate of the noise rate the selection asks for by its ``noise_rate``, None where that is a number."""
+        asked = getattr(self.selection, "noise_rate", None)
+        return asked if isinstance(asked, str) else None

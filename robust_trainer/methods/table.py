@@ -22,7 +22,7 @@ from ..perturbations.pgd import Perturbation
 from ..selection.erat_split import Split
 from ..selection.rules import ClipSamples, KeepByScore, KeepDisputed, KeepSmallest
 from ..selection.scores import make_score
-from ..types import Selection
+from ..types import SelectionRule
 from .defaults import (
     ABLATION,
     APL,
@@ -48,17 +48,17 @@ from .settings import check_settings
 PAIRS: Mapping[str, Callable[[float], PairObjective]] = {"trades": Trades, "mart": Mart, "nrat": Nrat}
 
 
-def keep_all(s: Mapping[str, Any]) -> Selection | None:
+def keep_all(s: Mapping[str, Any]) -> SelectionRule | None:
     """No rule: every sample is trusted."""
     return None
 
 
-def keep_by_score(s: Mapping[str, Any]) -> Selection | None:
+def keep_by_score(s: Mapping[str, Any]) -> SelectionRule | None:
     """The rank rule, with the settings of `KEEP`; peers exchange what they trust."""
     return KeepByScore(**{k: s[k] for k in KEEP}, peer_exchange=s.get("peer_exchange"))
 
 
-def keep_split(s: Mapping[str, Any]) -> Selection | None:
+def keep_split(s: Mapping[str, Any]) -> SelectionRule | None:
     """ERAT's split, with the settings of `SPLIT`; none without ``sample_selection`` (paper 003 table VI "w/o SS")."""
     if not s.get("sample_selection", True):
         return None
@@ -93,7 +93,7 @@ class Method:
     source: str
     score: str
     settings: Mapping[str, Any]
-    rule: Callable[[Mapping[str, Any]], Selection | None] = keep_all
+    rule: Callable[[Mapping[str, Any]], SelectionRule | None] = keep_all
     objective: str = "auto"
     score_from: str = "training"
     ledger_score: str | None = None

@@ -15,6 +15,7 @@ from ..data.images import input_space
 from ..losses.standard import CrossEntropy, UserLoss, make_objective
 from ..models.peers import PeerModel
 from ..perturbations.inputs import EmbeddingAdapter, InputAdapter, PixelAdapter
+from ..selection.rules import MEMORIES
 from ..types import PROBLEMS, REGRESSION, SINGLE, UNSUPERVISED
 from .recipe import Recipe
 
@@ -23,6 +24,7 @@ logger = logging.get_logger(__name__)
 
 def refuse(trainer: Trainer, recipe: Recipe, size: int | None, problem: str, model: nn.Module) -> None:
     """Raises ``ValueError`` for what the method cannot work with; nothing is silently ignored. size: rows, None for a stream."""
+    _refuse_rule(recipe)
     _refuse_problem(trainer, recipe, problem)
     _refuse_peers(trainer, recipe, model)
     if recipe.semi_supervised is not None:
@@ -66,6 +68,36 @@ def refuse(trainer: Trainer, recipe: Recipe, size: int | None, problem: str, mod
     uneven = getattr(trainer.accelerator, "even_batches", True) is False
     if recipe.selection is not None and uneven and trainer.accelerator.num_processes > 1:
         raise ValueError("accelerator_config.even_batches=False: ranks over processes need equal batches; set it to True.")
+
+
+#: What a `BatchRule` and an `EpochRule` must have; ``filter_active`` belongs to both.
+_BATCH_RULE = ("new_state", "weights", "divisor", "filter_active")
+_EPOCH_RULE = ("memory", "decides", "keep_mask", "filter_active")
+
+
+def _refuse_rule(recipe: Recipe) -> None:
+    """Raises ``ValueError`` for a selection that would not be asked, or not all of it."""
+    rule = recipe.selection
+    if rule is None:
+        return
+    lacks = {kind: [n for n in names if not hasattr(rule, n)] for kind, names in (("B", _BATCH_RULE), ("E", _EPOCH_RULE))}
+    memory = getattr(rule, "memory", "none")
+    # a part of one protocol tells what was meant: a memory or a mask over the data set, or weights of a step
+    epochs = memory != "none" or any(hasattr(rule, name) for name in ("keep_mask", "decides"))
+    steps = any(hasattr(rule, name) for name in ("weights", "new_state", "divisor"))
+    told = f"selection={type(rule).__name__} of method '{recipe.name}'"
+    if lacks["B"] and lacks["E"] and not epochs and not steps:
+        raise ValueError(
+            f"{told} is no BatchRule (no {', '.join(lacks['B'])}) and no EpochRule (no {', '.join(lacks['E'])}): "
+            "add the methods of one."
+        )
+    for meant, kind, name in ((epochs, "E", "EpochRule"), (steps, "B", "BatchRule")):
+        if meant and lacks[kind]:
+            raise ValueError(
+                f"{told} is an incomplete {name}: it has no {', '.join(lacks[kind])}; see robust_trainer.types.{name}."
+            )
+    if memory not in MEMORIES:
+        raise ValueError(f"{told} has memory={memory!r}: expected one of {', '.join(MEMORIES)}.")
 
 
 def _refuse_semi(trainer: Trainer, recipe: Recipe, size: int | None, problem: str, model: nn.Module) -> None:

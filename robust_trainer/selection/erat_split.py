@@ -35,13 +35,13 @@ class Split:
         """Decided from a scan of the whole data set."""
         return "scan"
 
-    def remembers(self, progress: Progress) -> bool:
+    def decides(self, progress: Progress) -> bool:
         """Whether an epoch that starts now is decided by a scan."""
         return progress.epoch + 1e-9 >= self.warmup_epochs
 
     def filter_active(self, progress: Progress) -> bool:
         """Whether being left out means distrust."""
-        return self.remembers(progress)
+        return self.decides(progress)
 
     def keep_mask(self, scores: Tensor, seen: Tensor, labels: Tensor, classes: int, progress: Progress, kept: Tensor) -> Tensor:
         """The samples to trust over the next epoch, bool (N,), from the scores (N,), NaN never. kept: those of the last epoch."""

@@ -108,7 +108,7 @@ class KeepByScore:
         """Returns whether at least half of the final share is dropped by now, so that being left out means distrust."""
         return 0.0 < min(self._asked_rate(progress), self.max_drop_rate) <= 2.0 * self.rate(progress) + 1e-9
 
-    def remembers(self, progress: Progress) -> bool:
+    def decides(self, progress: Progress) -> bool:
         """Returns whether an epoch that starts now is decided from memory."""
         ramped = self.drop_schedule != "ramp" or self.drop_ramp_steps is None or progress.global_step >= self.drop_ramp_steps
         return self.memory != "none" and int(progress.epoch) >= self.memory_after_epochs and ramped

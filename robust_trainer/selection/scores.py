@@ -32,8 +32,8 @@ class Loss:
         if view.problem == UNSUPERVISED:
             return full_precision(view.logits.detach())[..., 1]
         if view.problem == REGRESSION and self.huber_delta is not None:
-            return Huber(self.huber_delta)(view, view.given())
-        return make_objective(OWN[view.problem], {}, view.problem)(view, view.given())
+            return Huber(self.huber_delta)(view, view.network_targets())
+        return make_objective(OWN[view.problem], {}, view.problem)(view, view.network_targets())
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ class LossLayerGradientNorm:
             return loss(view)
         if view.problem == SINGLE:
             # ||p - e_y||^2 = sum_{k != y} p_k^2 + (1 - p_y)^2, with 1 - p_y as the sum of the others to stay exact near 0
-            others = logits.softmax(-1).scatter(-1, view.given().unsqueeze(-1), 0.0)
+            others = logits.softmax(-1).scatter(-1, view.network_targets().unsqueeze(-1), 0.0)
             return (others.square().sum(-1) + others.sum(-1).square()).sqrt()
-        targets = view.given().to(logits.dtype)
+        targets = view.network_targets().to(logits.dtype)
         if view.problem == MULTI:
             # sigmoid(z) - y, exact near 0 at both ends
             residuals = (1.0 - targets) * logits.sigmoid() - targets * (-logits).sigmoid()
@@ -85,9 +85,9 @@ class Brier:
         if view.problem != SINGLE:
             raise ValueError(f"score 'brier' is for one class label per sample, but problem_type={view.problem!r}: use 'prl-l'.")
         p = full_precision(view.logits.detach()).softmax(-1)
-        own = p.gather(-1, view.given().unsqueeze(-1)).squeeze(-1)
+        own = p.gather(-1, view.network_targets().unsqueeze(-1)).squeeze(-1)
         # sum_k p_k^2 + 1 - 2 p_y, as a sum of squares lest it cancel near 0
-        rest = p.scatter(-1, view.given().unsqueeze(-1), 0.0)
+        rest = p.scatter(-1, view.network_targets().unsqueeze(-1), 0.0)
         return rest.square().sum(-1) + (1.0 - own).square()
 
 

@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from ..ledger.ledger import SampleLedger
-from ..selection.erat_split import Split
-from ..selection.rules import KeepByScore
-from ..types import Progress, Selection
+from ..types import Progress, SelectionRule, decides_epochs
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class DatasetScores:
 class EpochSelection:
     """The decision in force: the ledger's column ``keep`` and, in the walk's states, its epoch; so both are in a checkpoint."""
 
-    selection: Selection | None
+    selection: SelectionRule | None
     states: dict[str, dict[str, Tensor]]
 
     @property
@@ -45,32 +43,32 @@ class EpochSelection:
 
     def remember(self, ledger: SampleLedger | None, classes: int, progress: Progress) -> None:
         """At the first step of an epoch, once there is something to remember: decides from memory whom to keep during it."""
-        selection, epoch = self.selection, int(progress.epoch)
-        if not isinstance(selection, KeepByScore) or selection.memory in ("none", "scan") or self._of(epoch):
+        rule, epoch = decides_epochs(self.selection), int(progress.epoch)
+        if rule is None or rule.memory == "scan" or self._of(epoch):
             return
         started = progress.epoch - epoch < 1e-9  # a ramp may end within an epoch; memory waits for the next one
-        if not self.made and not (started and selection.remembers(progress)):
+        if not self.made and not (started and rule.decides(progress)):
             return
         assert ledger is not None
-        memory, labels = ledger.memory(selection.memory), ledger.label.long().clamp_min(0)
-        self._settle(ledger, selection.keep_mask(memory, ledger.seen, labels, classes, progress), epoch)
+        memory, labels = ledger.memory(rule.memory), ledger.label.long().clamp_min(0)
+        self._settle(ledger, rule.keep_mask(memory, ledger.seen, labels, classes, progress, ledger.keep), epoch)
 
     def scan_due(self, ledger: SampleLedger | None, progress: Progress) -> bool:
         """Whether the epoch that starts now wants all samples scored first: not when a resumed run has the decision."""
-        selection = self.selection
-        if not isinstance(selection, KeepByScore | Split) or selection.memory != "scan" or ledger is None:
+        rule = decides_epochs(self.selection)
+        if rule is None or rule.memory != "scan" or ledger is None:
             return False
-        return selection.remembers(progress) and not self._of(int(progress.epoch))
+        return rule.decides(progress) and not self._of(int(progress.epoch))
 
     @torch.no_grad()
     def scanned(self, ledger: SampleLedger, found: DatasetScores, classes: int, progress: Progress) -> list[int]:
         """Decides over the epoch from all samples' scores and records them; returns the classes that nobody is left of."""
-        selection, epoch, scores, labels = self.selection, int(progress.epoch), found.scores, found.labels
-        assert isinstance(selection, KeepByScore | Split)
-        mask = selection.keep_mask(scores, torch.ones_like(labels), labels, classes, progress, ledger.columns["keep"])
+        rule, epoch, scores, labels = decides_epochs(self.selection), int(progress.epoch), found.scores, found.labels
+        assert rule is not None
+        mask = rule.keep_mask(scores, torch.ones_like(labels), labels, classes, progress, ledger.columns["keep"])
         self._settle(ledger, mask, epoch)
         everybody = torch.arange(len(scores), device=scores.device)
-        filter_active = selection.filter_active(progress)
+        filter_active = rule.filter_active(progress)
         ledger.record(everybody, scores, mask.float(), labels, found.predicted, epoch, filter_active, found.told, found.probs)
         sizes, left = torch.bincount(labels, minlength=classes), torch.bincount(labels[mask], minlength=classes)
         return ((sizes > 0) & (left == 0)).nonzero().flatten().tolist()

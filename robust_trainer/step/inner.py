@@ -129,7 +129,7 @@ class InnerMaximization:
             leaf = x.detach().requires_grad_(True)
             view = self.view(self.front.forward(bare, batch.inputs, leaf), batch)
             relabel = self.recipe.relabel if self.recipe.inner_filter else None
-            targets = relabel(view) if relabel is not None else view.given()
+            targets = relabel(view) if relabel is not None else view.network_targets()
             if batch.labelled is not None and clean is not None:
                 targets = _own_guess(targets, clean, batch.labelled)
             own = make_objective("auto", {}, self.problem)

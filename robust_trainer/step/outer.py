@@ -100,7 +100,7 @@ class OuterMinimization:
         assert semi is not None and weights is not None
         formal, adversarial = semi.formal(progress), len(views) - 1
         kinds = adversarial // 2 if formal else adversarial
-        labelled, apart = semi.terms(views, kinds, views[0].given(), batch.pseudo, self.recipe.objective)
+        labelled, apart = semi.terms(views, kinds, views[0].network_targets(), batch.pseudo, self.recipe.objective)
         loss = (torch.where(weights > 0, labelled * weights, torch.zeros_like(labelled)).sum(1) / kept).sum()
         if means is not None:
             means.add("loss_labelled", (labelled.detach() * weights).sum(), weights.sum())
@@ -115,21 +115,19 @@ class OuterMinimization:
         """What a training forward runs in: the recording of each sample's gradient, where the method asks for it."""
         return self.recorder.record(len(batch.targets)) if self.recorder is not None else nullcontext()
 
-    def sample_losses(self, view: ForwardOutput) -> Tensor | None:
-        """Notes each sample's gradient norm in the view, where the method asks for it, and gives the losses (M, B)."""
+    def with_gradient_norms(self, view: ForwardOutput) -> tuple[ForwardOutput, Tensor | None]:
+        """The output with each sample's gradient norm and the losses (M, B); where the method asks for none, as it is, and None."""
         if self.recorder is None:
-            return None
-        losses = self.recipe.objective(view, view.given())
-        view.gradient_norms = self.recorder.norms(losses[0]).unsqueeze(0)
-        return losses
+            return view, None
+        losses = self.recipe.objective(view, view.network_targets())
+        return replace(view, gradient_norms=self.recorder.norms(losses[0]).unsqueeze(0)), losses
 
     def scores(self, forward: Forward, batch: Batch) -> Tensor:
         """The scores (M, B) of a training forward that keeps no gradient."""
         with torch.set_grad_enabled(self.recorder is not None):
             with self.recording(batch):
                 outputs = self.first(forward, batch)
-            view = self.read(outputs, batch)
-            self.sample_losses(view)
+            view, _ = self.with_gradient_norms(self.read(outputs, batch))
             return self.recipe.score(view)
 
     def loss(
@@ -142,12 +140,12 @@ class OuterMinimization:
     ) -> Tensor:
         """The sum over the peers of sum(weight x loss) / divisor, scalar; its value is their mean, so that one loss is logged.
 
-        own: the losses of `sample_losses`, whose gradients are recorded already. means: takes up a pair's terms by name.
+        own: the losses of `with_gradient_norms`, whose gradients are recorded already. means: takes up a pair's terms by name.
         """
         if self.recorder is not None and own is not None:
             return self.recorder.loss(own[0], weights[0] / divisor)
         relabel = self.recipe.relabel if self.recipe.outer_filter else None
-        targets = relabel(views[0]) if relabel is not None else views[0].given()
+        targets = relabel(views[0]) if relabel is not None else views[0].network_targets()
         # a dropped sample's NaN or infinity must reach neither the loss nor, through 0 * NaN, the gradient
         if self.recipe.selection is not None:
             kept = (weights > 0).unsqueeze(-1)

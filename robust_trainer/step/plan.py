@@ -22,8 +22,8 @@ from ..models.outputs import read_view
 from ..perturbations.awp import PerturbedWeights, WeightPerturbation, sum_over_processes
 from ..perturbations.inputs import EmbeddingAdapter, Forward, InputAdapter
 from ..selection.noise_rate import RateEstimate, RateEstimator
-from ..selection.rules import ESTIMATED, KeepByScore
-from ..types import SINGLE, ForwardOutput, Progress
+from ..selection.rules import ESTIMATED
+from ..types import SINGLE, BatchRule, ForwardOutput, Progress, decides_epochs
 from .batch import Batch, RunningMeans, Step
 from .decision import DatasetScores, EpochSelection
 from .inner import InnerMaximization
@@ -172,15 +172,17 @@ class RobustStep:
         nobody_left_out = self.recipe.semi_supervised is not None and not self.decision.made  # before the first split
         if selection is None or not active or nobody_left_out:
             return [torch.ones(1, len(b.targets), device=b.targets.device) for b in batches]
-        if selection.memory != "none" and self.decision.made:
+        if decides_epochs(selection) is not None and self.decision.made:
             assert self.ledger is not None
             return [self.ledger.keep[b.positions].float().unsqueeze(0) for b in batches]
+        if not isinstance(selection, BatchRule):  # before its first decision over an epoch
+            return [torch.ones(1, len(b.targets), device=b.targets.device) for b in batches]
         return None
 
     def _rank(self, scores: list[Tensor], batches: list[Batch], progress: Progress, place: str) -> list[Tensor]:
         """The rule's weights for this process's micro-batches, ranked over all micro-batches of all processes."""
         selection = self.recipe.selection
-        assert selection is not None
+        assert isinstance(selection, BatchRule)
         own = torch.cat(scores, 1)
         labels = torch.cat([batch.labels for batch in batches])
         everyone = self.gather(own.T.contiguous()).T.contiguous()
@@ -197,7 +199,7 @@ class RobustStep:
                 # the estimate of the noise rate needs samples whose labels no update has seen
                 batch.weights = torch.where(estimator.hold_out(batch.positions), torch.zeros_like(weight), weight)
         selection, whole = self.recipe.selection, torch.cat([b.weights for b in step.batches if b.weights is not None], 1)
-        step.kept = self.total(whole.sum(1) if selection is None else selection.divisor(whole))
+        step.kept = self.total(selection.divisor(whole) if isinstance(selection, BatchRule) else whole.sum(1))
         if self.recipe.semi_supervised is not None:
             step.dropped = self.total((1.0 - whole).sum(1))
 
@@ -211,8 +213,7 @@ class RobustStep:
         """
         progress = self._now(progress)
         views = self.outer.views(outputs, bare, batch)
-        view = views[0]
-        own = self.outer.sample_losses(view)
+        view, own = self.outer.with_gradient_norms(views[0])
         scores = self.recipe.score(view)
         if batch.weights is None:
             self._settle(step, self._rank([scores], [batch], progress, "outer"))
@@ -273,11 +274,11 @@ class RobustStep:
 
     def _estimator(self) -> RateEstimator | None:
         """The estimator of ``noise_rate="auto"``; made when the first forward has told the number of classes."""
-        selection = self.recipe.selection
-        if self.estimator is None and isinstance(selection, KeepByScore) and isinstance(selection.noise_rate, str):
+        asked = self.recipe.rate_estimator
+        if self.estimator is None and asked is not None:
             assert self.ledger is not None
             seed = self.seed + _APART
-            kind = ESTIMATED[selection.noise_rate]
+            kind = ESTIMATED[asked]
             self.estimator = RateEstimator(len(self.ledger), self.classes, self.device, kind, seed, self.max_epochs)
         return self.estimator
 

@@ -270,7 +270,7 @@ def test_local_gradient_ascent_is_the_formula():
     logits = (3 * torch.randn(1, 6, 4)).requires_grad_()
     targets = torch.tensor([0, 1, 2, 3, 0, 1])
     view = ForwardOutput(logits, targets)
-    found = LocalGradientAscent(0.5)(view, view.given())
+    found = LocalGradientAscent(0.5)(view, view.network_targets())
     plain = nn.functional.cross_entropy(logits[0], targets, reduction="none")
     assert (plain < 0.5).any() and (plain > 0.5).any()
     for mine, loss in zip(found[0], plain):

@@ -33,7 +33,7 @@ def views(b, c, m=1, dtype=torch.float64, scale=3.0):
 
 def call(name, clean, adversarial):
     pair, objective = PAIRS[name]
-    return pair(clean, adversarial, clean.given(), objective)
+    return pair(clean, adversarial, clean.network_targets(), objective)
 
 
 def slow_kl(p_logits, q_logits):
@@ -81,7 +81,7 @@ PRECISIONS = [(torch.float64, 1e-9), (torch.float32, 1e-4), (torch.bfloat16, 1e-
 @pytest.mark.parametrize("b,c,m", SHAPES)
 def test_divergences_and_boosted_cross_entropy_equal_the_loop(b, c, m, dtype, tol):
     clean, adversarial = views(b, c, m, dtype)
-    z, adv, y = clean.logits, adversarial.logits, clean.given()
+    z, adv, y = clean.logits, adversarial.logits, clean.network_targets()
     for got, slow in (
         (kl(z, adv), loop(slow_kl, z, adv)),
         (symmetric_kl(z, adv), loop(slow_symmetric, z, adv)),
@@ -99,7 +99,9 @@ def test_pairs_equal_the_loop(name, b, c, m, dtype, tol):
     terms = call(name, clean, adversarial)
     assert list(terms) == ["label", "robust"]
     for term, got in terms.items():
-        slow = loop(lambda z, adv, y, term=term: slow_pair(name, z, adv, y)[term], clean.logits, adversarial.logits, clean.given())
+        slow = loop(
+            lambda z, adv, y, term=term: slow_pair(name, z, adv, y)[term], clean.logits, adversarial.logits, clean.network_targets()
+        )
         assert got.shape == (m, b) and torch.allclose(got.double(), slow, rtol=tol, atol=tol * 1e-2), term
 
 
@@ -130,8 +132,8 @@ def test_probabilities_that_underflow_give_finite_losses_and_gradients(c, dtype)
     v, w = ForwardOutput(clean, y), ForwardOutput(adv, y)
     assert (clean.detach().float().softmax(-1) == 0).any()
     losses = {name: sum(call(name, v, w).values()) for name in PAIRS}
-    losses |= {"kl": kl(clean, adv), "symmetric": symmetric_kl(clean, adv), "boosted": BOOSTED(v, v.given())}
-    losses |= {f"inner {name}": loss(w, w.given(), clean, BOOSTED, CE) for name, loss in INNER.items()}
+    losses |= {"kl": kl(clean, adv), "symmetric": symmetric_kl(clean, adv), "boosted": BOOSTED(v, v.network_targets())}
+    losses |= {f"inner {name}": loss(w, w.network_targets(), clean, BOOSTED, CE) for name, loss in INNER.items()}
     for name, loss in losses.items():
         assert loss.isfinite().all() and (loss >= -1.1e-4).all(), name  # the boosted cross-entropy's least is -log 1.0001
         gradients = torch.autograd.grad(loss.sum(), (clean, adv), allow_unused=True)
@@ -195,29 +197,29 @@ def test_the_batch_mean_of_mart_is_the_authors_formula_but_for_their_constants(d
 
 def test_mart_without_its_regulariser_is_boosted_cross_entropy_on_the_adversarial_view():
     clean, adversarial = views(9, 4, 2)
-    terms = Mart(0.0)(clean, adversarial, clean.given(), BOOSTED)
-    assert torch.equal(sum(terms.values()), BOOSTED(adversarial, clean.given()))
-    assert not torch.allclose(terms["label"], BOOSTED(clean, clean.given()))
+    terms = Mart(0.0)(clean, adversarial, clean.network_targets(), BOOSTED)
+    assert torch.equal(sum(terms.values()), BOOSTED(adversarial, clean.network_targets()))
+    assert not torch.allclose(terms["label"], BOOSTED(clean, clean.network_targets()))
 
 
 def test_boosted_cross_entropy_keeps_its_precision_where_a_wrong_class_is_certain():
     for margin in (12.0, 20.0, 800.0):  # float32 rounds 1.0001 - p there
         v = ForwardOutput(torch.tensor([[[margin, 0.0]]]), torch.tensor([1]))
         expected = margin + math.log1p(math.exp(-margin)) - math.log(1e-4 + math.exp(-margin) / (1 + math.exp(-margin)))
-        assert float(BOOSTED(v, v.given())) == pytest.approx(expected, rel=1e-6)
+        assert float(BOOSTED(v, v.network_targets())) == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_margin_of_boosted_cross_entropy_never_takes_the_given_class_as_its_rival():
     v = ForwardOutput(torch.tensor([[[5.0, 1.0, 0.0], [5.0, 1.0, 0.0]]], dtype=torch.float64), torch.tensor([0, 2]))
     p = v.logits[0].softmax(-1)
-    margin = BOOSTED(v, v.given()) - CE(v, v.given())
+    margin = BOOSTED(v, v.network_targets()) - CE(v, v.network_targets())
     assert torch.allclose(margin[0], -torch.stack([1.0001 - p[0, 1], 1.0001 - p[1, 0]]).log())
 
 
 @pytest.mark.parametrize("b,c,m", SHAPES)
 def test_inner_losses_are_the_named_ones_and_hold_the_clean_side_constant(b, c, m):
     clean, adversarial = views(b, c, m)
-    z, adv, y = clean.logits.requires_grad_(True), adversarial.logits.requires_grad_(True), clean.given()
+    z, adv, y = clean.logits.requires_grad_(True), adversarial.logits.requires_grad_(True), clean.network_targets()
     slow = {"ce": loop(slow_ce, adv, y), "objective": loop(slow_apl, adv, y)}
     slow |= {"kl": loop(slow_kl, z, adv), "kl-sym": loop(slow_symmetric, z, adv)}
     difference = (z.softmax(-1) - adv.softmax(-1)).square().sum(-1).detach()
@@ -237,7 +239,7 @@ def test_which_inner_losses_need_the_clean_logits():
     clean, adversarial = views(2, 3)
     for name in ("kl", "kl-sym"):
         with pytest.raises(ValueError, match=f"^inner_loss='{name}' compares with the clean logits, got None"):
-            INNER[name](adversarial, clean.given(), None, CE, CE)
+            INNER[name](adversarial, clean.network_targets(), None, CE, CE)
     with pytest.raises(ValueError, match="^unknown inner_loss 'klsym': choose one of ce, objective, kl, kl-sym, ce"):
         needs_clean("klsym")
 

@@ -53,13 +53,15 @@ def one_sample(name, problem, c):
 @pytest.mark.parametrize("b,c,m", SHAPES)
 def test_losses_equal_the_loop(name, problem, b, c, m):
     v = view(b, c, m, problem)
-    losses = make_objective(name, {}, problem)(v, v.given())
+    losses = make_objective(name, {}, problem)(v, v.network_targets())
     slow = one_sample(name, problem, c)
     expected = [[slow(v.logits[k, i].tolist(), v.targets[i].tolist()) for i in range(b)] for k in range(m)]
     assert losses.shape == (m, b) and losses.dtype == torch.float64
     assert torch.allclose(losses, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-12)
     single = ForwardOutput(v.logits.float(), v.targets, problem=problem)
-    assert torch.allclose(make_objective(name, {}, problem)(single, single.given()).double(), losses, rtol=1e-4, atol=1e-6)
+    assert torch.allclose(
+        make_objective(name, {}, problem)(single, single.network_targets()).double(), losses, rtol=1e-4, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name,problem", EVERY)
@@ -68,7 +70,7 @@ def test_gradients_are_those_of_finite_differences(name, problem, c):
     v = view(3, c, 2, problem, scale=1.0)
     objective = make_objective(name, {}, problem)
     assert torch.autograd.gradcheck(
-        lambda z: objective(ForwardOutput(z, v.targets, problem=problem), v.given()), v.logits.requires_grad_(True)
+        lambda z: objective(ForwardOutput(z, v.targets, problem=problem), v.network_targets()), v.logits.requires_grad_(True)
     )
 
 
@@ -84,7 +86,7 @@ def test_losses_and_gradients_are_finite_at_the_extremes(name, problem, c, dtype
         z[0, 2, v.targets[2]], z[0, 3, v.targets[3]] = 800.0, -800.0
     z.requires_grad_(True)
     v = ForwardOutput(z, v.targets, problem=problem)
-    losses = make_objective(name, {}, problem)(v, v.given())
+    losses = make_objective(name, {}, problem)(v, v.network_targets())
     losses.sum().backward()
     assert losses.dtype == torch.float32 and losses.isfinite().all() and (losses >= -1.1e-4).all()  # boosted-ce takes log 1.0001
     assert z.grad.dtype == dtype and z.grad.isfinite().all()
@@ -96,12 +98,12 @@ def test_low_precision_logits_are_computed_in_float32(name, problem):
     low = ForwardOutput(v.logits.to(torch.bfloat16), v.targets, problem=problem)
     same = ForwardOutput(low.logits.float(), v.targets, problem=problem)
     objective = make_objective(name, {}, problem)
-    assert torch.equal(objective(low, low.given()), objective(same, same.given()))
+    assert torch.equal(objective(low, low.network_targets()), objective(same, same.network_targets()))
 
 
 def losses_of(v):
     """``losses(name, **settings)`` on one view."""
-    return lambda name, **settings: make_objective(name, settings, v.problem)(v, v.given())
+    return lambda name, **settings: make_objective(name, settings, v.problem)(v, v.network_targets())
 
 
 def every_label(objective, logits):
@@ -143,8 +145,8 @@ def test_ranges_and_weights():
 @pytest.mark.parametrize("c,alpha,beta", [(10, 1.0, 1.0), (100, 10.0, 0.1)])
 def test_active_passive_weights_are_the_authors_on_cifar(c, alpha, beta):
     v = view(8, c)
-    ours = make_objective("nce-rce", {"apl_alpha": None, "apl_beta": None})(v, v.given())
-    assert torch.allclose(ours, robust_losses.ActivePassive(alpha, beta)(v, v.given()))
+    ours = make_objective("nce-rce", {"apl_alpha": None, "apl_beta": None})(v, v.network_targets())
+    assert torch.allclose(ours, robust_losses.ActivePassive(alpha, beta)(v, v.network_targets()))
 
 
 @pytest.mark.parametrize("b,c", [(7, 3), (9, 10), (5, 100)])
@@ -152,7 +154,7 @@ def test_reverse_cross_entropy_is_the_authors_up_to_their_clamp(b, c):
     v = view(b, c, scale=8.0)
     p = v.logits[0].softmax(-1).clamp(1e-7, 1.0)
     onehot = torch.nn.functional.one_hot(v.targets, c).double().clamp(1e-4, 1.0)
-    ours = make_objective("rce", {})(v, v.given())[0]
+    ours = make_objective("rce", {})(v, v.network_targets())[0]
     difference = -(p * onehot.log()).sum(-1) - ours
     assert (difference >= -1e-9).all() and (difference <= 9.22e-7 * (c - 1)).all()
 
@@ -160,16 +162,16 @@ def test_reverse_cross_entropy_is_the_authors_up_to_their_clamp(b, c):
 def test_mae_and_rce_stay_exact_where_the_probability_rounds_to_one():
     v = ForwardOutput(torch.tensor([[[30.0, 0.0]]]), torch.tensor([0]))
     for name, factor in (("mae", 1.0), ("rce", -math.log(1e-4))):
-        assert float(make_objective(name, {})(v, v.given())) == pytest.approx(factor * math.exp(-30), rel=1e-5, abs=0)
+        assert float(make_objective(name, {})(v, v.network_targets())) == pytest.approx(factor * math.exp(-30), rel=1e-5, abs=0)
 
 
 def test_soft_bootstrap_is_cross_entropy_and_entropy_with_gradient_through_the_prediction():
     v = view(6, 4)
     z = v.logits.requires_grad_(True)
     entropy = torch.distributions.Categorical(logits=z).entropy()
-    combined = 0.8 * make_objective("ce", {})(v, v.given()) + 0.2 * entropy
+    combined = 0.8 * make_objective("ce", {})(v, v.network_targets()) + 0.2 * entropy
     (expected,) = torch.autograd.grad(combined.sum(), z)
-    (got,) = torch.autograd.grad(robust_losses.SoftBootstrap(0.8)(v, v.given()).sum(), z)
+    (got,) = torch.autograd.grad(robust_losses.SoftBootstrap(0.8)(v, v.network_targets()).sum(), z)
     assert torch.allclose(got, expected)
 
 
@@ -185,7 +187,7 @@ def test_soft_bootstrap_is_cross_entropy_and_entropy_with_gradient_through_the_p
 @pytest.mark.parametrize("k", [1, 3])
 def test_the_mean_over_samples_is_torchs(name, problem, torch_loss, k):
     v = view(9, k, 1, problem)
-    losses = make_objective(name, {"huber_delta": 0.5, "gce_q": 0.1}, problem)(v, v.given())
+    losses = make_objective(name, {"huber_delta": 0.5, "gce_q": 0.1}, problem)(v, v.network_targets())
     assert torch.allclose(losses.mean(), torch_loss(v.logits[0], v.targets))
 
 
@@ -199,7 +201,7 @@ def test_huber_is_half_the_square_within_delta_and_linear_outside():
 def test_integer_targets_are_read_as_numbers():
     v = ForwardOutput(torch.tensor([[[0.5, 2.0]]]), torch.tensor([[1, 0]]), problem=MULTI)
     expected = reference.binary_cross_entropy([0.5, 2.0], [1.0, 0.0])
-    assert float(make_objective("bce", {}, MULTI)(v, v.given())) == pytest.approx(expected)
+    assert float(make_objective("bce", {}, MULTI)(v, v.network_targets())) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", [name for name in ON_LABELS if name != "ce"])
@@ -216,7 +218,7 @@ def test_mixtures_are_refused_by_all_but_cross_entropy(name):
 def test_targets_that_would_broadcast_are_refused(name, problem):
     v = view(4, 3, 1, problem)
     with pytest.raises(ValueError, match="they must be the same"):
-        make_objective(name, {}, problem)(v, v.given()[..., :1])
+        make_objective(name, {}, problem)(v, v.network_targets()[..., :1])
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -103,7 +104,7 @@ def test_scores_on_numbers_equal_the_loop(b, k, m, delta):
 def test_the_score_is_the_gradient_norm_of_the_loss_layer_up_to_a_constant(problem, name):
     v = view(9, 3) if problem == SINGLE else numbers(9, 3, 1, problem)
     z = v.logits.clone().requires_grad_(True)
-    losses = make_objective(name, {"huber_delta": 0.5}, problem)(ForwardOutput(z, v.targets, problem=problem), v.given())
+    losses = make_objective(name, {"huber_delta": 0.5}, problem)(ForwardOutput(z, v.targets, problem=problem), v.network_targets())
     (grad,) = torch.autograd.grad(losses.sum(), z)
     factor = {"ce": 1.0, "mse": 2 / 3}.get(name, 1 / 3)
     got = scores.make_score("prl-l", 0.5 if name == "huber" else None)(v)
@@ -150,7 +151,7 @@ def test_a_sample_with_nan_logits_ranks_last(problem, name, delta):
 def test_scores_are_detached():
     for v in (view(4, 3), numbers(4, 3), numbers(4, 3, 1, MULTI)):
         v.logits.requires_grad_(True)
-        v.gradient_norms = v.logits.norm(dim=-1)
+        v = replace(v, gradient_norms=v.logits.norm(dim=-1))
         for name, score in scores.SCORES.items():
             if (name, v.problem) != ("agreement", REGRESSION) and (name != "brier" or v.problem == SINGLE):
                 assert not score(v).requires_grad and score(v).shape == (1, 4)

@@ -90,7 +90,7 @@ def test_schedules():
     steps = KeepByScore(0.4, drop_schedule="ramp", drop_ramp_steps=316, memory="ema")
     at = [Progress(s / 79, 20.0, s) for s in (0, 78, 79, 237, 316)]
     assert [steps.rate(p) for p in at] == pytest.approx([0.1, 0.1, 0.2, 0.4, 0.4])
-    assert [steps.remembers(p) for p in at] == [False, False, False, False, True]
+    assert [steps.decides(p) for p in at] == [False, False, False, False, True]
     relax = KeepByScore(0.25, rate_multiplier=1.1, drop_schedule="relax", relax_from=0.6, drop_ramp_epochs=6)
     assert [relax.rate(epoch(e)) for e in (0, 3, 6, 9)] == pytest.approx([0.6, 0.4375, 0.275, 0.275])
     assert KeepByScore(0.4, rate_multiplier=1.5, max_drop_rate=0.55).rate(START) == 0.55
