@@ -311,8 +311,8 @@ def test_every_row_without_an_attack_has_them(tmp_path, name):
         assert made.name == made().name == f"{name}{ending}" and made.settings == {**row.settings, "freeze_backbone": True, **more}
         ours, alone = made(), row()
         assert ours.freeze_backbone and (ours.spectral == Cap(1.0)) == bool(more)
-        assert (ours.objective, ours.selection, ours.relabel, ours.peers) == (
-            alone.objective, alone.selection, alone.relabel, alone.peers,
+        assert (ours.objective, ours.selection, ours.relabel, ours.num_networks) == (
+            alone.objective, alone.selection, alone.relabel, alone.num_networks,
         )  # fmt: skip
         assert RobustConfig(output_dir=str(tmp_path), method=f"{name}{ending}").recipe().name == f"{name}{ending}"
     assert (row().relabel is not None) == (name == "bootstrap")
