@@ -5,101 +5,16 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
+from .._lazy import lazy_names
 
-from ..reporting.suggest import did_you_mean
-from .activation_clustering import activation_clustering
-from .confident_joint import confident_learning
-from .detection import Detection
-from .evidence import Evidence, collect_evidence, evidence_of
-from .fine_pruning import FinePruned, fine_prune
-from .isolation_forest import isolation_forest
-from .loss_isolation import LocalGradientAscent, isolation_recipe, loss_isolation
-from .spectral import spectral, spectral_code
-
-
-@dataclass(frozen=True)
-class Detector:
-    """One rule: what it needs of the `Evidence`, and its settings with their defaults. function: (evidence, rate, seed, ...)."""
-
-    name: str
-    summary: str
-    source: str
-    needs: tuple[str, ...]
-    function: Callable[..., Detection]
-
-    @property
-    def defaults(self) -> Mapping[str, Any]:
-        """The settings that the rule takes, with their defaults."""
-        parameters = inspect.signature(self.function).parameters.values()
-        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-
-
-_SPECTRAL = "Tran, Li and Madry 2018, Spectral signatures in backdoor attacks, Algorithm 1"
-_ROWS = (
-    Detector("spectral", "far out along the class's first singular direction", _SPECTRAL, ("features",), spectral),
-    Detector(
-        "spectral-code", "the same by the authors' code: not centred, above the 85th percentile", _SPECTRAL, ("features",),
-        spectral_code,
-    ),
-    Detector(
-        "activation-clustering", "in the smaller of the class's two clusters",
-        "Chen et al. 2018, Detecting backdoor attacks on deep neural networks by activation clustering", ("features",),
-        activation_clustering,
-    ),
-    Detector(
-        "loss-isolation", "learned first: the lowest early losses",
-        "Li et al. 2021, Anti-backdoor learning: training clean models on poisoned data", ("losses",), loss_isolation,
-    ),
-    Detector(
-        "confident-joint", "predicted confidently as another class",
-        "Northcutt, Jiang and Chuang 2021, Confident learning: estimating uncertainty in dataset labels", ("probs",),
-        confident_learning,
-    ),
-    Detector(
-        "isolation-forest", "soon alone under random cuts of the class's features",
-        "Liu, Ting and Zhou 2008, Isolation forest", ("features",), isolation_forest,
-    ),
-)  # fmt: skip
-#: Every detection baseline by its name.
-DETECTORS: Mapping[str, Detector] = {row.name: row for row in _ROWS}
-_MEND = {
-    "features": "use collect_evidence on a model that ends in a linear layer",
-    "probs": "train with ledger_predictions=True (RobustConfig) and use evidence_of, or use collect_evidence",
-    "losses": "use collect_evidence early in training, after isolation_recipe",
-}
-
-
-def detect(name: str, evidence: Evidence, *, rate: float | None = None, seed: int = 0, **settings: Any) -> Detection:
-    """The answer of a detector of `DETECTORS`; equal for equal arguments.
-
-    rate: the expected share of bad samples in [0, 1), for the rules that remove a share (spectral needs it; isolation-forest and
-    loss-isolation have a rule without it; the others ignore it). seed: for the rules that draw. settings: the detector's own
-    (``DETECTORS[name].defaults``). Raises a one-line ``ValueError`` for an unknown name or setting, a value out of range, and
-    evidence that the rule needs and is not there.
-    """
-    if not isinstance(name, str) or name not in DETECTORS:
-        raise ValueError(f"unknown detector {name!r}: {did_you_mean(name, DETECTORS)}choose one of {', '.join(DETECTORS)}.")
-    row = DETECTORS[name]
-    unknown = [setting for setting in settings if setting not in row.defaults]
-    if unknown:
-        raise ValueError(f"detector {name!r} has no setting {unknown[0]!r}: it takes {', '.join(row.defaults)}.")
-    if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1):
-        raise ValueError(f"rate={rate!r}: expected the share of bad samples, from 0 to below 1.")
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise ValueError(f"seed={seed!r}: expected a whole number from 0 to 2**32 - 1.")
-    for need in row.needs:
-        if getattr(evidence, need) is None:
-            raise ValueError(f"detector {name!r} needs {need}, which this evidence has not: {_MEND[need]}.")
-    found = row.function(evidence, None if rate is None else float(rate), seed, **settings)
-    assert found.scores.shape == found.flagged.shape == (len(evidence),) and bool(np.isfinite(found.scores).all())
-    return found
-
+if TYPE_CHECKING:
+    from .detection import Detection
+    from .evidence import Evidence, collect_evidence, evidence_of
+    from .fine_pruning import FinePruned, fine_prune
+    from .loss_isolation import LocalGradientAscent, isolation_recipe
+    from .table import DETECTORS, Detector, detect
 
 __all__ = [
     "DETECTORS",
@@ -114,3 +29,19 @@ __all__ = [
     "fine_prune",
     "isolation_recipe",
 ]
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "DETECTORS": "table",
+        "Detection": "detection",
+        "Detector": "table",
+        "Evidence": "evidence",
+        "FinePruned": "fine_pruning",
+        "LocalGradientAscent": "loss_isolation",
+        "collect_evidence": "evidence",
+        "detect": "table",
+        "evidence_of": "evidence",
+        "fine_prune": "fine_pruning",
+        "isolation_recipe": "loss_isolation",
+    },
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import warnings
 
 import datasets
@@ -24,6 +25,7 @@ from robust_trainer.detectors import (
     evidence_of,
     isolation_recipe,
 )
+from robust_trainer.detectors.confident_joint import flag_by_cleanlab, flag_by_joint
 from robust_trainer.detectors.spectral import first_direction
 from robust_trainer.methods.recipe import Recipe
 from robust_trainer.models.peers import PeerModel
@@ -216,7 +218,8 @@ def test_loss_isolation_takes_the_lowest_losses():
 
 
 @pytest.mark.parametrize("ranking", ["normalized-margin", "self-confidence"])
-def test_confident_joint_equals_the_loop(ranking):
+def test_confident_joint_equals_the_loop(ranking, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cleanlab.count", None)  # as if it were not installed
     evidence, bad = planted(60)
     unsure = np.random.default_rng(2).dirichlet(np.full(3, 0.7), 60)
     evidence = Evidence(evidence.labels, probs=(evidence.probs + unsure) / 2)
@@ -246,6 +249,21 @@ def test_confident_joint_equals_the_loop(ranking):
         expected = (1 - own + others) / 2 if ranking == "normalized-margin" else 1 - own
         assert found.scores[k] == pytest.approx(expected, abs=1e-9)
     assert found.told["noise_rate"] == pytest.approx(bad.mean(), abs=0.1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_cleanlab_and_the_own_joint_agree(seed):
+    pytest.importorskip("cleanlab")
+    rng = np.random.default_rng(seed)
+    true = rng.integers(0, 5, 2000)
+    labels = np.where(rng.random(2000) < 0.25, (true + 1) % 5, true)
+    logits = 1.2 * rng.normal(size=(2000, 5)) + 2.5 * np.eye(5)[true]
+    probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    (joint, flagged), (own_joint, own_flagged) = flag_by_cleanlab(probs, labels), flag_by_joint(probs, labels)
+    np.testing.assert_allclose(joint, own_joint, atol=1 / 2000)  # theirs is rounded to whole samples
+    assert flagged.sum() > 400 and (flagged != own_flagged).sum() <= 5
+    detection = detect("confident-joint", Evidence(labels, probs=probs))
+    assert detection.told["cleanlab"] and (detection.flagged == flagged).mean() > 0.999  # evidence is float32
 
 
 def test_isolation_forest_flags_a_share_or_by_the_border():
