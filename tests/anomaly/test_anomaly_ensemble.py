@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.tables import every_row
 
 from robust_trainer.anomaly import RCA, AutoencoderConfig, AutoencoderModel
 from robust_trainer.anomaly.ensemble import GROUPS, Kept, ensemble_scores, groups_of
@@ -62,16 +63,16 @@ def slow_scores(networks, x, passes, seed):
     return torch.tensor(total, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("variational", [False, True])
-@pytest.mark.parametrize("dropout", [0.0, 0.3, 0.5, 0.8])
-@pytest.mark.parametrize("passes", [1, 5, 6])
+@every_row("variational", [False, True])
+@every_row("dropout", [0.0, 0.3, 0.5, 0.8])
+@every_row("passes", [1, 5, 6])
 def test_the_ensemble_is_a_loop_over_thinned_networks(variational, dropout, passes):
     networks = [network(seed, variational, dropout) for seed in (0, 1)]
     fast = ensemble_scores(networks, rows(), passes, 11)
     assert torch.allclose(fast.double(), slow_scores(networks, rows(), passes, 11), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("hidden,latent", [(1, 1), (2, 1), (3, 2)])
+@every_row("hidden,latent", [(1, 1), (2, 1), (3, 2)])
 def test_copies_that_lose_whole_layers(hidden, latent):
     """With few units some copy keeps none of a layer: its output is that of the biases."""
     networks = [network(seed, dropout=0.9, hidden=hidden, latent=latent, d=2) for seed in (0, 1, 2)]
@@ -81,8 +82,8 @@ def test_copies_that_lose_whole_layers(hidden, latent):
     assert torch.allclose(fast.double(), slow_scores(networks, rows(5, 2), 9, 4), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.3, 0.5, 0.8])
-@pytest.mark.parametrize("passes", [3001, 3000])
+@every_row("rate", [0.0, 0.3, 0.5, 0.8])
+@every_row("passes", [3001, 3000])
 def test_units_are_left_out_at_their_rate(rate, passes):
     """Each with the same probability, on its own; what is kept counts 1 / (1 - r), so that its mean is one."""
     kept = Kept.draw(6, rate, passes, torch.Generator().manual_seed(0))
@@ -97,7 +98,7 @@ def test_units_are_left_out_at_their_rate(rate, passes):
         assert apart.abs().max() < 5 / math.sqrt(passes / 2)
 
 
-@pytest.mark.parametrize("rate", [0.3, 0.5, 0.8])
+@every_row("rate", [0.3, 0.5, 0.8])
 def test_passes_come_in_opposite_pairs(rate):
     masks = masks_of(Kept.draw(50, rate, 40, torch.Generator().manual_seed(1)), 50) > 0
     first, second = masks[::2], masks[1::2]

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.tables import every_row
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 from transformers import AutoConfig, AutoModel
 
@@ -46,7 +47,7 @@ FLOWS = [(d, k, trained) for d in (2, 3, 5, 8) for k in (None, 0.7) for trained 
 # ---- RealNVP ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("d,lipschitz,trained", FLOWS)
+@every_row("d,lipschitz,trained", FLOWS)
 def test_every_coupling_is_inverted_and_measured(d, lipschitz, trained):
     """x comes back from y, and the log-determinant is that of autograd's Jacobian, coupling by coupling and for all of them."""
     model, x = flow(d, lipschitz, trained), rows(4, d)
@@ -66,7 +67,7 @@ def test_every_coupling_is_inverted_and_measured(d, lipschitz, trained):
     assert (sign == 1).all() and torch.allclose(log_det, slow, atol=1e-8)
 
 
-@pytest.mark.parametrize("d", [2, 3, 5, 8])
+@every_row("d", [2, 3, 5, 8])
 def test_a_coupling_is_equation_3_2(d):
     """y_free = x_free exp(s(x_held)) + t(x_held), with s and t written out row by row from the stacked weights."""
     model, x = flow(d, lipschitz=0.5), rows(3, d)
@@ -90,14 +91,14 @@ def test_a_coupling_is_equation_3_2(d):
             assert torch.allclose(ours, slow, atol=1e-10)
 
 
-@pytest.mark.parametrize("d", [2, 3, 5, 8])
+@every_row("d", [2, 3, 5, 8])
 def test_every_column_is_moved_by_every_second_coupling(d):
     model, x = flow(d), rows(6, d)
     moved = torch.stack([(model.couple(x, number, model.layers())[0] != x).all(0) for number in range(4)])
     assert (moved.sum(0) == 2).all() and (moved[0] ^ moved[1]).all()
 
 
-@pytest.mark.parametrize("lipschitz", [None, 0.7])
+@every_row("lipschitz", [None, 0.7])
 def test_the_density_integrates_to_one(lipschitz):
     model = flow(2, lipschitz, trained=True, hidden=16)
     side = torch.arange(-9.0, 9.0, 0.05, dtype=torch.float64)
@@ -106,7 +107,7 @@ def test_the_density_integrates_to_one(lipschitz):
     assert float(mass) == pytest.approx(1.0, abs=1e-3)
 
 
-@pytest.mark.parametrize("d", [2, 3, 8])
+@every_row("d", [2, 3, 8])
 def test_the_likelihood_is_the_change_of_variables(d):
     model, x = flow(d, 0.7, trained=True), rows(7, d)
     out = model(x)
@@ -137,8 +138,8 @@ def converged(model):
     return model
 
 
-@pytest.mark.parametrize("d", [2, 5, 8])
-@pytest.mark.parametrize("k", [0.3, 1.5])
+@every_row("d", [2, 5, 8])
+@every_row("k", [0.3, 1.5])
 def test_spectral_norms_are_capped_and_never_stretched(d, k):
     model = flow(d, k)
     with torch.no_grad():
@@ -170,7 +171,7 @@ def test_training_keeps_the_cap_without_further_iterations():
         assert (estimate <= torch.linalg.svdvals(weight)[..., 0] * (1 + 1e-9)).all()
 
 
-@pytest.mark.parametrize("d", [3, 4])
+@every_row("d", [3, 4])
 def test_the_gradient_goes_through_the_cap(d):
     """As if the weights were divided by max(sigma / k, 1) with sigma of a singular value decomposition."""
     model, x = converged(flow(d, 0.6)), rows(9, d)
@@ -197,8 +198,8 @@ def test_capped_layers_give_the_same_density():
     assert torch.allclose(model.negative_log_likelihood(x, model.capped_layers()), model(x).losses, atol=1e-12)
 
 
-@pytest.mark.parametrize("d", [3, 5])
-@pytest.mark.parametrize("lipschitz", [None, 0.5])
+@every_row("d", [3, 5])
+@every_row("lipschitz", [None, 0.5])
 def test_padding_stays_zero(d, lipschitz):
     """For odd d every second coupling has a row or a column that belongs to no column of the data: Adam leaves it at zero."""
     model = flow(d, lipschitz, trained=True)
@@ -224,7 +225,7 @@ def test_evaluation_changes_nothing_and_training_turns_the_directions():
     assert any(not torch.equal(v, before[k]) for k, v in model.state_dict().items() if "direction" in k)
 
 
-@pytest.mark.parametrize("d,couplings", [(1, 6), (2, 3), (2, 0), (4, 5)])
+@every_row("d,couplings", [(1, 6), (2, 3), (2, 0), (4, 5)])
 def test_flows_that_would_leave_a_column_alone_are_refused(d, couplings):
     with pytest.raises(ValueError, match=f"features={d}, couplings={couplings}: a pair of couplings needs two columns") as caught:
         RealNVPModel(RealNVPConfig(d, couplings))
@@ -250,8 +251,8 @@ def slow_autoencoder(model, x, masks=None, noise=None):
     return torch.sigmoid(hidden @ model.decode3.weight.T + model.decode3.bias), mean, log_variance
 
 
-@pytest.mark.parametrize("variational", [False, True])
-@pytest.mark.parametrize("d", [2, 5])
+@every_row("variational", [False, True])
+@every_row("d", [2, 5])
 def test_autoencoder_output(d, variational):
     model, x = autoencoder(d, trained=True, variational=variational, kl_weight=0.3), rows(6, d, dtype=torch.float32)
     out = model(x)
@@ -269,7 +270,7 @@ def test_autoencoder_output(d, variational):
     assert torch.equal(out.loss, out.losses.mean())
 
 
-@pytest.mark.parametrize("variational,places", [(False, ["h", "h", "z", "h"]), (True, ["h", "h", "h"])])
+@every_row("variational,places", [(False, ["h", "h", "z", "h"]), (True, ["h", "h", "h"])])
 def test_dropout_follows_these_layers(monkeypatch, variational, places):
     """After both hidden layers of the encoder, the bottleneck (not a VAE's) and the first hidden layer of the decoder."""
     model, x = autoencoder(variational=variational).train(), rows(6, 5, dtype=torch.float32)
@@ -283,8 +284,8 @@ def test_dropout_follows_these_layers(monkeypatch, variational, places):
     assert torch.allclose(out.reconstruction, found, atol=1e-6)
 
 
-@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.9])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@every_row("share", [0.1, 0.3, 0.5, 0.9])
+@every_row("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_dropout_leaves_out_its_share_and_keeps_the_mean(share, dtype):
     model = autoencoder(dropout=share).to(dtype).train()
     found = model._drop(torch.ones(400, 500, dtype=dtype))
@@ -305,7 +306,7 @@ def test_dropout_draws_each_unit_of_each_row():
     assert correlation.abs().max() < 5 / math.sqrt(2000)
 
 
-@pytest.mark.parametrize("variational", [False, True])
+@every_row("variational", [False, True])
 def test_evaluation_draws_nothing_and_training_does(variational):
     model, x = autoencoder(variational=variational), rows(6, 5, dtype=torch.float32)
     state = torch.get_rng_state()
@@ -330,7 +331,7 @@ MODELS = {
     "flow": lambda: flow(5, dtype=torch.float32),
     "capped flow": lambda: flow(5, 0.7, dtype=torch.float32),
 }
-KINDS = pytest.mark.parametrize("kind", MODELS)
+KINDS = every_row("kind", MODELS)
 
 
 @KINDS
@@ -364,7 +365,7 @@ def test_peers_are_saved_and_loaded_as_one_model(tmp_path, kind):
 
 
 @KINDS
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@every_row("dtype", [torch.float64, torch.bfloat16])
 def test_models_in_other_precisions(tmp_path, kind, dtype):
     """Rows of any float type are taken; what comes out is the model's own type, in training as in evaluation."""
     model = MODELS[kind]()

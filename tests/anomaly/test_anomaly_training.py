@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.processes import close, ready, trained_together
+from helpers.tables import every_row
 from helpers.toy import batches, curve, settings
 from torch import nn
 from torch.utils.data import Dataset
@@ -76,8 +77,7 @@ def descend(net, loss, rate):
 # ---- the algorithms --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variational", [False, True])
-@pytest.mark.parametrize("networks", [2, 3])
+@pytest.mark.parametrize("networks,variational", [(2, False), (3, True)])
 def test_rca_is_algorithm_1(tmp_path, monkeypatch, networks, variational):
     """Each network's rows of least error, one by one and with dropout off, go to another one, who steps on them."""
     if variational:  # noise of the code, the same for a row whoever draws it
@@ -138,9 +138,9 @@ def test_trim_is_algorithm_2(tmp_path, lipschitz):
         assert torch.allclose(direction, dict(net.named_buffers())[name], atol=1e-4)
 
 
-@pytest.mark.parametrize("rate", [0.02, 0.1, 0.4])
-@pytest.mark.parametrize("alpha", [0.05, 0.3, 0.5, 1.0])
-@pytest.mark.parametrize("epochs", [1, 2, 7, 60])
+@every_row("rate", [0.02, 0.1, 0.4])
+@every_row("alpha", [0.05, 0.3, 0.5, 1.0])
+@every_row("epochs", [1, 2, 7, 60])
 def test_the_kept_share_is_the_papers_recursion(rate, alpha, epochs):
     rule = KeepByScore(rate, drop_schedule="decay", rate_decay_share=alpha)
     for epoch, beta in enumerate(kept_by_epoch(rate, alpha, epochs)):
@@ -149,7 +149,7 @@ def test_the_kept_share_is_the_papers_recursion(rate, alpha, epochs):
     assert rule.rate(Progress(float(epochs), epochs)) == pytest.approx(rate, abs=1e-12)
 
 
-@pytest.mark.parametrize("size", [2, 3, 4, 5])
+@every_row("size", [2, 3, 4, 5])
 def test_derangements_are_uniform(size):
     """No network trains on its own rows; all such orders are equally likely over the steps of a run."""
     count, every = 6000, {2: 1, 3: 2, 4: 9, 5: 44}[size]
@@ -341,7 +341,7 @@ def straight(tmp_path_factory):
     return weights_of(trainer.model)
 
 
-@pytest.mark.parametrize("case", DATA)
+@every_row("case", DATA)
 def test_rows_come_in_any_data_set(tmp_path, straight, case):
     trainer = run(tmp_path, autoencoder(), DATA[case](), method="rca", noise_rate=0.2)
     trainer.train()
@@ -383,8 +383,8 @@ def test_evaluation_reports_the_mean_loss(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["rca", "trim"])
-@pytest.mark.parametrize("columns", [{}, {"label": [0] * 40}, {"labels": [1] * 40}], ids=lambda c: str(list(c)))
-@pytest.mark.parametrize("label_names", [None, ["labels"]])
+@every_row("columns", [{}, {"label": [0] * 40}, {"labels": [1] * 40}])
+@every_row("label_names", [None, ["labels"]])
 def test_metrics_of_one_and_of_two_networks(tmp_path, kind, columns, label_names):
     """Of their mean losses and scores; labels that the rows to judge come with do not reach the model."""
 
@@ -458,11 +458,11 @@ BAD = {
     "a tuple": (lambda e: (e.mean(), e, e.detach()), "losses are none"),
     "a column of scores": (lambda e: AnomalyOutput(loss=e.mean(), losses=e, scores=e[:, None].detach()), r"scores are \(128, 1\)"),
 }
-BOTH = pytest.mark.parametrize("method", ["rca", "trim"])
+BOTH = every_row("method", ["rca", "trim"])
 
 
 @BOTH
-@pytest.mark.parametrize("case", GOOD)
+@every_row("case", GOOD)
 def test_a_model_of_the_users_own_trains(tmp_path, method, case):
     trainer = run(tmp_path, Own(GOOD[case]), method=method, noise_rate=0.2, num_train_epochs=8, trainer={"eval_dataset": rows(50)})
     before = trainer.evaluate()["eval_loss"]
@@ -475,7 +475,7 @@ def test_a_model_of_the_users_own_trains(tmp_path, method, case):
 
 
 @BOTH
-@pytest.mark.parametrize("case", BAD)
+@every_row("case", BAD)
 def test_losses_of_another_shape_are_refused(tmp_path, method, case):
     give, told = BAD[case]
     with pytest.raises(ValueError, match=rf"needs one (loss|score) per sample of shape \(128,\), the model's {told}") as caught:
@@ -509,7 +509,7 @@ REFUSED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@every_row("case", REFUSED)
 def test_refusals(tmp_path, case):
     given, told = REFUSED[case]
     with pytest.raises(ValueError, match=told) as caught:
@@ -524,8 +524,8 @@ def test_a_loss_of_the_users_is_refused(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("kind", ["datasets", "torch"])
+@every_row("value", [float("nan"), float("inf")])
+@every_row("kind", ["datasets", "torch"])
 def test_rows_that_are_no_numbers(tmp_path, value, kind):
     x = table()
     x[7, 2] = value
@@ -537,7 +537,7 @@ def test_rows_that_are_no_numbers(tmp_path, value, kind):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("method", ["spl", "prl", "min-sgd", "co-teaching", "co-prl", "standard", "normclip"])
+@every_row("method", ["spl", "prl", "min-sgd", "co-teaching", "co-prl", "standard", "normclip"])
 def test_other_methods_take_the_models_own_losses(tmp_path, method):
     """A law: at rate zero they are all the plain mean; with a rate they keep the share that they say."""
     given = {} if method in ("standard", "normclip", "min-sgd") else {"noise_rate": 0.25, "drop_schedule": "constant"}

@@ -3,14 +3,15 @@
 import pytest
 import torch
 from helpers.attack_reference import EPS, EVERY, SHAPE, build, data, network, size, slow_apgd, slow_loss, wrong
+from helpers.tables import every_row
 
 from robust_trainer.attacks.apgd import APGD, LOSSES, checkpoints
 from robust_trainer.attacks.base import Draws
 from robust_trainer.attacks.pgd import LOSSES as PGD_LOSSES
 
 
-@pytest.mark.parametrize("shift", [-50.0, 0.0, 50.0])
-@pytest.mark.parametrize(
+@every_row("shift", [-50.0, 0.0, 50.0])
+@every_row(
     "name,targeted", [("ce", False), ("ce", True), ("margin", False), ("margin", True), ("dlr", False), ("dlr-targeted", True)]
 )
 def test_losses_are_those_of_one_sample(name, targeted, shift):
@@ -22,8 +23,10 @@ def test_losses_are_those_of_one_sample(name, targeted, shift):
     assert (got - torch.stack(expected)).abs().max() <= 1e-9
 
 
-@pytest.mark.parametrize("loss,rho", [("ce", 0.75), ("ce", 0.0), ("dlr", 0.75), ("dlr-targeted", 0.75), ("dlr-targeted", 0.0)])
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize(
+    "norm,loss,rho",
+    [("linf", "ce", 0.75), ("l2", "ce", 0.0), ("l2", "dlr", 0.75), ("linf", "dlr-targeted", 0.0), ("l2", "dlr-targeted", 0.75)],
+)
 def test_apgd_visits_the_points_of_the_slow_loop(norm, loss, rho):
     """rho = 0 switches condition 1 off: there condition 2 alone halves the step, on a loss that rises and falls within the ball."""
     _, smooth = network(classes=5, sharpness=2.0)
@@ -83,7 +86,7 @@ def test_checkpoints_of_a_hundred_steps():
     assert checkpoints(10)[:4] == [0, 3, 5, 6] and checkpoints(1) == [0, 1]
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@every_row("norm", ["linf", "l2"])
 @pytest.mark.parametrize("name", EVERY)
 def test_inside_ball_and_box_and_no_gradient_left(name, norm):
     model, forward = network()
@@ -102,7 +105,7 @@ def test_inside_ball_and_box_and_no_gradient_left(name, norm):
     assert build(name, norm)(forward, x[:0], y[:0], Draws(0, [])).shape == (0, *SHAPE)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@every_row("norm", ["linf", "l2"])
 @pytest.mark.parametrize("name", EVERY)
 def test_any_batch_gives_the_same(name, norm):
     _, together = network()
@@ -120,7 +123,7 @@ def test_any_batch_gives_the_same(name, norm):
     assert not torch.equal(attack(forward, x, y, Draws(5, range(8))), once)
 
 
-@pytest.mark.parametrize("name", EVERY)
+@every_row("name", EVERY)
 def test_forwards_are_the_most_that_are_made(name):
     _, forward = network(classes=12, sharpness=1.0)
     x, calls = torch.rand(4, *SHAPE), []
@@ -134,7 +137,7 @@ def test_forwards_are_the_most_that_are_made(name):
     assert len(calls) == attack.forwards and set(calls) == {4}
 
 
-@pytest.mark.parametrize("classes", [1, 2, 3, 4])
+@every_row("classes", [1, 2, 3, 4])
 @pytest.mark.parametrize("name", EVERY)
 def test_few_classes(name, classes):
     _, forward = network(max(classes, 2))
@@ -174,8 +177,8 @@ def test_the_gradient_that_is_meant_to_be_nan_is():
     assert torch.autograd.grad(masked(x).sum(), x)[0].flatten(1).isnan().any(1).all()
 
 
-@pytest.mark.parametrize("model", DEAD)
-@pytest.mark.parametrize("name", EVERY)
+@every_row("model", DEAD)
+@every_row("name", EVERY)
 def test_dead_gradients_stay_finite(name, model):
     x = torch.rand(5, *SHAPE, generator=torch.Generator().manual_seed(0))
     for norm in ("linf", "l2"):

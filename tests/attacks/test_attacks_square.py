@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from helpers.linear_attack import Linear, distance_to_boundary, length, near_the_middle
+from helpers.tables import every_row
 from helpers.toy import Logits
 
 from robust_trainer.attacks.base import Draws
@@ -114,7 +115,7 @@ def test_the_side_follows_the_schedule():
     assert Square(0.1).side(0, 3, 40) == 3 and Square(0.1, norm="l2").side(0, 2, 2) == 2
 
 
-@pytest.mark.parametrize("side", [1, 2, 3, 5, 6, 25])
+@every_row("side", [1, 2, 3, 5, 6, 25])
 def test_the_pyramid_has_unit_norm_and_two_signs(side):
     tile = pyramid(side)
     assert tile.shape == (side, side) and abs(float(tile.norm()) - 1) < 1e-6

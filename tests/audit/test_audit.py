@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from helpers.audits import numbers_rows, rows_of
+from helpers.tables import every_row
 from helpers.toy import Logits, images, resnet, robust
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -167,7 +168,7 @@ def test_an_audit_recovers_planted_label_noise():
     assert len(order) == (wrong & seen).sum() and (np.diff(audit.column("suspicion")[order]) <= 0).all()
 
 
-@pytest.mark.parametrize("threshold", [0, 1, -0.1, "0.5", None, float("nan"), True])
+@every_row("threshold", [0, 1, -0.1, "0.5", None, float("nan"), True])
 def test_a_threshold_out_of_range(threshold):
     with pytest.raises(ValueError, match=r"^threshold=.* must be in \(0, 1\)[^\n]*$"):
         make_audit(rows_of(20), threshold=threshold)
@@ -455,7 +456,7 @@ def test_a_torch_data_set_is_compared_by_its_tensors():
     assert "the numbers of 300" in make_audit(rows, {}, columns).groups_told
 
 
-@pytest.mark.parametrize("data", [
+@every_row("data", [
     Tensors(np.zeros((30, 20)), np.zeros(30), lambda x, y: (torch.from_numpy(x), y)),
     Tensors(np.zeros((30, 20)), np.zeros(30), lambda x, y: {"input_ids": torch.arange(20), "labels": 1, "name": "x", "none": None}),
     Tensors(np.zeros((30, 20)), np.zeros(30), lambda x, y: {"x": torch.zeros(8)}),
@@ -772,7 +773,7 @@ def test_cleaning_leaves_the_others_as_they_were(broken):
     assert (audit.plan("relabel", 0.9)[:5] == RELABELLED).all()
 
 
-@pytest.mark.parametrize("kind", ["int64", "int8", "uint8", "float32"])
+@every_row("kind", ["int64", "int8", "uint8", "float32"])
 def test_relabelling_keeps_the_type_of_other_label_columns(kind):
     data = forty().cast_column("label", datasets.Value(kind)).rename_column("label", "labels")
     shuffled = data.select(np.random.default_rng(0).permutation(40))  # an indices mapping

@@ -19,6 +19,7 @@ import pytest
 import yaml
 from helpers.audits import SCRIPT, image_data, make_audit, png
 from helpers.pages import card, content, report, run, tables
+from helpers.tables import every_row
 from PIL import Image
 
 from robust_trainer.audit.pictures import cells, heat_map, pattern_picture
@@ -165,7 +166,7 @@ def encoded(image, kind, **options):
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize(
+@every_row(
     ("value", "reason"),
     [
         ({"bytes": bomb(60_000), "path": None}, "too large"), ({"bytes": bomb(8_000), "path": None}, "too large: 8000 x 8000"),
@@ -197,7 +198,7 @@ def test_placeholders_in_the_report_and_pixels_of_all_images_together(tmp_path, 
     assert [bool(s.uri) for s in shown] == [True, False, False] and "8 x 8" in shown[1].reason
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"])
+@every_row("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"])
 def test_thumbnails_of_every_mode(mode):
     if mode in ("I;16", "I", "F"):
         levels = np.linspace(0, 4000, 300 * 200).reshape(200, 300)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from helpers.tables import every_row
 from helpers.toy import CHANNELS, NORMALISATION, images, logits_module, resnet, robust, settings, vit
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments, ViTForImageClassification
@@ -105,7 +106,7 @@ def test_a_rude_evaluation_leaves_no_trace():
 # ---- when -----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every_row(
     ("given", "steps"),
     [
         (dict(), [6, 12]),  # 48 samples in batches of 8: 6 steps an epoch
@@ -342,7 +343,7 @@ def test_pictures_are_drawn(tmp_path):
 # ---- mistakes -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every_row(
     ("given", "told"),
     [
         (dict(held_out=None), "held_out=None but keep_best=True.*hold_out.*train_test_split"),

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.one_line import fails
+from helpers.tables import every_row
 from PIL import Image
 
 from robust_trainer.anomaly import load_detector
@@ -187,7 +188,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("case", SETTINGS)
+@every_row("case", SETTINGS)
 def test_wrong_settings(case, fitted, folder, tmp_path, capsys):
     words, told = SETTINGS[case]
     places = {"data": folder / "data.npz", "new": folder / "new.csv", "run": fitted, "folder": folder}
@@ -254,7 +255,7 @@ TABLES = {
 }
 
 
-@pytest.mark.parametrize("case", TABLES)
+@every_row("case", TABLES)
 def test_bad_tables(case, tmp_path, capsys):
     make, told = TABLES[case]
     error = fails(capsys, "anomaly", str(make(tmp_path / "table")), *FEW, "--output_dir", str(tmp_path / "out"))
@@ -273,7 +274,7 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize("case", NAMES)
+@every_row("case", NAMES)
 def test_wrong_names(case, folder):
     settings, told = NAMES[case]
     with pytest.raises(ValueError, match=told) as caught:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.one_line import fails
+from helpers.tables import every_row
 from PIL import Image
 from transformers import AutoModelForImageClassification
 
@@ -163,7 +164,7 @@ def test_flags_win_over_yaml_and_small_models_have_their_own_defaults(tmp_path):
     assert args.num_train_epochs == 3 and args.remove_unused_columns is False
 
 
-@pytest.mark.parametrize(
+@every_row(
     "words, told",
     [
         (["tain"], "did you mean 'train'?"),
@@ -309,7 +310,7 @@ def test_curves_gather_an_epoch_and_means_take_the_last():
     assert mean_last(rows, 10) == {"clean_accuracy": pytest.approx(0.6), "k": 2}
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda p: p.name)
+@every_row("file", sorted((ROOT / "examples").glob("*.yaml")))
 def test_example_configs_are_read(file, tmp_path, monkeypatch):
     from robust_trainer import RobustConfig
     from robust_trainer.cli.options import ModelOptions

@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from helpers.tables import every_row
 
 from robust_trainer.cli import craft as craft_run
 from robust_trainer.cli import paths as paths_command
@@ -67,7 +68,7 @@ def run(tmp_path_factory):
 # ---- corrupt --craft -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@every_row("name", STRATEGIES)
 def test_a_strategy_is_written_as_its_function_makes_it(name, clean, tmp_path, capsys):
     words, settings = STRATEGIES[name]
     assert main(["corrupt", *TINY, *RATE, "--craft", name, *words, "--output_dir", str(tmp_path)]) == 0
@@ -186,7 +187,7 @@ def test_an_extra_class_is_trained_evaluated_and_audited(tmp_path, capsys):
     assert max(table["label"][:]) == 10 and "extra" in (tmp_path / "run/audit/report.html").read_text()
 
 
-@pytest.mark.parametrize(
+@every_row(
     "words, told",
     [
         ([], "--craft, --noisy_label_column, or --poison"),
@@ -220,7 +221,7 @@ def test_mistakes_are_told_before_anything_is_loaded(words, told, tmp_path, caps
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
+@every_row(
     "words, told",
     [
         (["--craft_target", "ten"], "craft_target='ten' is no class: give a class number in [0, 10) or a class name."),
@@ -342,7 +343,7 @@ def test_another_model_begins_anew(copied, capsys):
     assert (found.steps[found.labels == 3] == -1).all() and not [ln for ln in shown.splitlines() if ln.startswith("3  ")]
 
 
-@pytest.mark.parametrize(
+@every_row(
     "words, told",
     [
         (["--target", "extra"], "target='extra': no model has a boundary"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+from helpers.tables import every_row
 
 from robust_trainer.cli import poison as poison_run
 from robust_trainer.cli import train as commands
@@ -121,7 +122,7 @@ def test_options_from_a_file_and_settings(tmp_path):
     assert PoisonOptions().settings() == {}
 
 
-@pytest.mark.parametrize(
+@every_row(
     "words, told",
     [
         ([], "--noisy_label_column, or --poison"),

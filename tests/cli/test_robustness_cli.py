@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers.processes import launch
 from helpers.robustness_toy import TOY, fitted
+from helpers.tables import every_row
 from helpers.toy import images, logits_module
 from PIL import Image
 
@@ -142,7 +143,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("words, told", BAD, ids=[" ".join(words) for words, _ in BAD])
+@every_row("words, told", BAD)
 def test_mistakes_are_one_line_before_any_work(words, told, capsys):
     assert main(["evaluate", "/nowhere", *words]) == 2
     err = capsys.readouterr().err.strip()

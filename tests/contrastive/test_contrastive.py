@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.processes import trained_together
+from helpers.tables import every_row
 from helpers.toy import NORMALISATION, images, logits_module, resnet, settings, vit
 from torch import nn
 from torch.utils.data import IterableDataset
@@ -104,7 +105,7 @@ def test_loss_is_stable_and_float32():
     assert half == nt_xent(a.bfloat16().float(), (a + 1).bfloat16().float(), 0.05)
 
 
-@pytest.mark.parametrize(
+@every_row(
     "a, b, temperature, message",
     [
         ((0, 3), (0, 3), 0.5, "B >= 1"),
@@ -124,8 +125,8 @@ def test_bad_embeddings(a, b, temperature, message):
 # ---- the views -------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("channels", [1, 3, 4])
-@pytest.mark.parametrize("views", [*map(make_views, VIEWS), SimCLRViews(blur=0.5, rotation=180)], ids=[*VIEWS, "all"])
+@every_row("channels", [1, 3, 4])
+@every_row("views", [*map(make_views, VIEWS), SimCLRViews(blur=0.5, rotation=180)])
 def test_views_keep_shape_and_range_and_differ_by_image(views, channels):
     x = torch.rand(1, channels, 9, 12).expand(24, -1, -1, -1).contiguous()
     kept = x.clone()
@@ -291,7 +292,7 @@ def test_bad_views(views, message):
     assert message in told(error)
 
 
-@pytest.mark.parametrize(
+@every_row(
     "setting, value",
     [("crop_scale", (0.0, 1.0)), ("crop_scale", (0.5, 0.2)), ("crop_ratio", (2.0, 1.0)), ("rotation", -1.0), ("jitter", 1.5),
      ("strength", 2.0), ("grey", -0.1), ("blur", 3.0)],
@@ -639,7 +640,7 @@ def test_streams_train_for_a_number_of_steps(tmp_path):
     assert ours.state.global_step == 2
 
 
-@pytest.mark.parametrize(
+@every_row(
     "given",
     [dict(temperature=0), dict(temperature="1"), dict(projection_dim=0), dict(projection_layers=4), dict(views="moco"),
      dict(image_mean=[0.5], image_std=None), dict(image_mean=0.5, image_std=0.5)],
@@ -654,7 +655,7 @@ def rows(*columns, n=8, shape=(3, 8, 8)):
     return [{name: torch.rand(shape) for name in columns} for _ in range(n)]
 
 
-@pytest.mark.parametrize(
+@every_row(
     "model, data, given, kwargs, message",
     [
         (None, None, dict(image_mean=None, image_std=None), {}, "processing_class"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import toy
+from helpers.tables import every_row
 from PIL import Image
 from torch import nn
 
@@ -77,7 +78,7 @@ def test_the_table_names_nine_poisons_that_exist():
     assert POISONS["up-class"].settings == {"class_wise": True} and not POISONS["up"].settings
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@every_row("norm", ["linf", "l2"])
 @pytest.mark.parametrize("name", POISONS)
 def test_every_poison_stays_in_its_ball_and_keeps_the_rest(name, norm):
     data = pictures()
@@ -95,8 +96,8 @@ def test_every_poison_stays_in_its_ball_and_keeps_the_rest(name, norm):
     assert found.features == {**data.features, IS_POISONED: datasets.Value("bool")}
 
 
-@pytest.mark.parametrize("ball", BALLS, ids=["linf", "l2"])
-@pytest.mark.parametrize("craft", [craft_urp, lambda task: craft_up(task, class_wise=True, max_rounds=3)], ids=["urp", "up-class"])
+@every_row("ball", BALLS)
+@every_row("craft", [craft_urp, lambda task: craft_up(task, class_wise=True, max_rounds=3)])
 def test_class_wise_noise_is_one_noise_per_class(craft, ball):
     task = make_task(ball=ball, inside=True)
     delta = craft(task)
@@ -310,7 +311,7 @@ def mixed() -> datasets.Dataset:
     )
 
 
-@pytest.mark.parametrize(
+@every_row(
     "data, name, kwargs, told",
     [
         (pictures, "xyz", {}, "poison='xyz' is unknown: choose one of l2c, up, up-class, aa, ap, uap, uhp, urp, tap"),

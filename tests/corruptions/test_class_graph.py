@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+from helpers.tables import every_row
 from scipy import sparse
 
 from robust_trainer.corruptions.crafted import class_graph as rooms
@@ -31,8 +32,8 @@ def random_graph(n: int, share: float, seed: int) -> sparse.csr_array:
     return sparse.csr_array(half | half.T)
 
 
-@pytest.mark.parametrize("norm", list(ORDER))
-@pytest.mark.parametrize("search", ["auto", "exact"])
+@every_row("norm", list(ORDER))
+@every_row("search", ["auto", "exact"])
 def test_edges_are_the_pairs_within_gamma(norm, search):
     x = points(130)
     gamma = {"l1": 1.0, "l2": 0.5, "linf": 0.3}[norm]
@@ -51,8 +52,8 @@ def test_blocks_do_not_show(norm, monkeypatch):
     np.testing.assert_array_equal(class_graph(x, gamma, norm).toarray(), by_pairs(x, gamma, norm))
 
 
-@pytest.mark.parametrize("norm", ["l1", "linf"])
-@pytest.mark.parametrize("share", [0.02, 0.5])
+@every_row("norm", ["l1", "linf"])
+@every_row("share", [0.02, 0.5])
 def test_coordinates_looked_at_first_do_not_show(norm, share, monkeypatch):
     x = points(90, d=12)
     x[:, :6] *= 0.2  # in the first ones pairs are near each other
@@ -126,7 +127,7 @@ def slow_cover(graph: np.ndarray, count: int, ties: np.ndarray) -> list[int]:
     return order
 
 
-@pytest.mark.parametrize("share", [0.0, 0.05, 0.2, 0.6])
+@every_row("share", [0.0, 0.05, 0.2, 0.6])
 def test_cover_is_the_greedy_rule(share):
     for seed in range(6):
         graph = random_graph(24, share, seed)
@@ -156,7 +157,7 @@ def valid(graph: np.ndarray, colours: tuple[int, ...]) -> bool:
     return not any(two[i, j] and colours[i] == colours[j] for i, j in itertools.combinations(range(len(graph)), 2))
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.9])
+@every_row("share", [0.0, 0.1, 0.3, 0.9])
 def test_colouring_is_valid_at_distance_two(share):
     for seed in range(5):
         graph = random_graph(30, share, seed)
@@ -190,7 +191,7 @@ def test_a_bad_colouring_is_told():
     assert is_colouring(sparse.csr_array(np.zeros((3, 3), dtype=bool)), np.zeros(3, dtype=int))
 
 
-@pytest.mark.parametrize(
+@every_row(
     "settings, told",
     [
         ({"gamma": 0.0}, "gamma=0.0"), ({"gamma": float("nan")}, "gamma=nan"), ({"gamma": True}, "gamma=True"),

@@ -7,6 +7,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 from datasets import Array3D, ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, concatenate_datasets
+from helpers.tables import every_row
 from PIL import Image as Pillow
 
 from robust_trainer.corruptions import (
@@ -65,8 +66,8 @@ def slow_patch(image, row, column, pattern, top):
 # ---- triggers
 
 
-@pytest.mark.parametrize("shape", [(8, 9, 1), (8, 9, 3), (28, 28, 2), (5, 4, 3)])
-@pytest.mark.parametrize(
+@every_row("shape", [(8, 9, 1), (8, 9, 3), (28, 28, 2), (5, 4, 3)])
+@every_row(
     "position, where",
     [
         ("bottom-right", lambda h, w: (h - 3, w - 3)),
@@ -93,7 +94,7 @@ def test_patch_is_the_slow_loop_in_every_layout(shape, position, where):
     assert isinstance(listed, list) and listed == expected.tolist() and isinstance(listed[0][0][0], int)
 
 
-@pytest.mark.parametrize("shape, axis", [((8, 9, 3), -1), ((3, 8, 9), 0), ((1, 9, 8), 0), ((9, 8, 1), -1), ((2, 8, 8), 0)])
+@every_row("shape, axis", [((8, 9, 3), -1), ((3, 8, 9), 0), ((1, 9, 8), 0), ((9, 8, 1), -1), ((2, 8, 8), 0)])
 def test_the_channel_axis_is_the_shorter_of_first_and_last(shape, axis):
     for trigger in (PatchTrigger, BlendTrigger):
         np.testing.assert_array_equal(trigger()(pixels(shape)), trigger(channel_axis=axis)(pixels(shape)))
@@ -101,7 +102,7 @@ def test_the_channel_axis_is_the_shorter_of_first_and_last(shape, axis):
     np.testing.assert_array_equal(PatchTrigger()(grey), PatchTrigger()(grey[..., None])[..., 0])
 
 
-@pytest.mark.parametrize("mode, kept, colours", [("L", "L", 1), ("LA", "LA", 1), ("RGB", "RGB", 3), ("RGBA", "RGBA", 3)])
+@every_row("mode, kept, colours", [("L", "L", 1), ("LA", "LA", 1), ("RGB", "RGB", 3), ("RGBA", "RGBA", 3)])
 def test_patch_on_pil_paints_colours_and_leaves_alpha(mode, kept, colours):
     array = pixels((8, 9) if mode == "L" else (8, 9, len(mode)))
     painted = PatchTrigger()(Pillow.fromarray(array))
@@ -111,7 +112,7 @@ def test_patch_on_pil_paints_colours_and_leaves_alpha(mode, kept, colours):
     np.testing.assert_array_equal(np.asarray(painted).reshape(8, 9, -1), expected)
 
 
-@pytest.mark.parametrize("mode, becomes", [("1", "L"), ("P", "RGB")])
+@every_row("mode, becomes", [("1", "L"), ("P", "RGB")])
 def test_bilevel_and_palette_images_become_plain(mode, becomes):
     image = Pillow.fromarray(pixels((8, 8))).convert(mode)
     plain = np.asarray(image.convert(becomes)).reshape(8, 8, -1)
@@ -130,7 +131,7 @@ def test_patch_pattern_and_even_size():
     assert "0.2" in repr(red)
 
 
-@pytest.mark.parametrize("alpha", [0.1, 0.25, 1.0])
+@every_row("alpha", [0.1, 0.25, 1.0])
 def test_blend_rounds_to_the_nearest_level(alpha):
     image, picture = pixels((6, 7, 3)), pixels((6, 7, 3), 9)
     trigger = BlendTrigger(alpha=alpha, picture=picture)
@@ -166,7 +167,7 @@ def test_blend_picture_from_array_image_and_path_agree(tmp_path):
         np.testing.assert_array_equal(trigger(image), np.rint(0.9 * image + 0.1 * grey))
 
 
-@pytest.mark.parametrize(
+@every_row(
     "build, told",
     [
         (lambda: PatchTrigger(size=9)(pixels((8, 8))), "size=(9, 9)"),
@@ -261,8 +262,8 @@ def test_sample_keys_are_splitmix64():
     assert len(set(sample_keys(0, np.arange(10**5)).tolist())) == 10**5
 
 
-@pytest.mark.parametrize("n, rate", [(40, 0.0), (40, 0.45), (37, 0.1), (1001, 0.333), (7, 0.99)])
-@pytest.mark.parametrize("stratified", [False, True])
+@every_row("n, rate", [(40, 0.0), (40, 0.45), (37, 0.1), (1001, 0.333), (7, 0.99)])
+@every_row("stratified", [False, True])
 def test_the_count_is_exact_and_the_choice_uniform(n, rate, stratified):
     labels = np.arange(n) % 4
     limits = key_limits(labels, (1, 2, 3, 0), rate, 5, stratified)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
+from helpers.tables import every_row
 from PIL import Image as Pillow
 from scipy.stats import multivariate_normal
 from sklearn.covariance import LedoitWolf
@@ -84,7 +85,7 @@ def flipped(noisy: Dataset) -> np.ndarray:
 # ---- what every strategy shares -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", list(CRAFTED))
+@every_row("name", list(CRAFTED))
 def test_budget_targets_and_columns(name, data, paths):
     given = needs(name, paths)
     labels = np.asarray(data["label"][:])
@@ -106,7 +107,7 @@ def test_budget_targets_and_columns(name, data, paths):
     assert set(labels[flipped(two)]) == {1, 2} and len(flipped(two)) == 7
 
 
-@pytest.mark.parametrize("name", list(CRAFTED))
+@every_row("name", list(CRAFTED))
 def test_extra_class_gets_a_name(name, data, paths):
     noisy = craft_labels(data, name, budget=6, target="extra", **needs(name, paths))
     assert noisy.features["label"].names == ["c0", "c1", "c2", "extra"]
@@ -182,8 +183,8 @@ def in_space(data, space):
     return flat, labels.numpy()
 
 
-@pytest.mark.parametrize("norm", ["l2", "linf"])
-@pytest.mark.parametrize("space", ["input", "pca", "features"])
+@every_row("norm", ["l2", "linf"])
+@every_row("space", ["input", "pca", "features"])
 def test_greedy_takes_the_highest_degrees(space, norm, data):
     points, labels = in_space(data, space)
     gamma = float(np.median([usual_gamma(points[labels == c], norm, 6) for c in range(3)]))
@@ -364,7 +365,7 @@ NET = {"processing_class": Plain()}
 FEATURES, OTHER = {"space": "features", **NET}, "classes but the data set 3"
 
 
-@pytest.mark.parametrize(
+@every_row(
     "name, settings, told",
     [
         ("greedy", {"rate": 0.1}, "strategy='greedy' is unknown: did you mean 'class-graph-greedy'?"),

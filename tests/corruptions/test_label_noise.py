@@ -9,6 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
+from helpers.tables import every_row
 from PIL import Image as Pillow
 
 from robust_trainer.corruptions import (
@@ -111,8 +112,8 @@ def test_matrices_are_the_formulas():
 # ---- exact counts
 
 
-@pytest.mark.parametrize("n, rate", [(400, 0.0), (400, 0.3), (37, 0.1), (1001, 0.333), (7, 0.99)])
-@pytest.mark.parametrize("noise", ["symmetric", "pairflip", "instance"])
+@every_row("n, rate", [(400, 0.0), (400, 0.3), (37, 0.1), (1001, 0.333), (7, 0.99)])
+@every_row("noise", ["symmetric", "pairflip", "instance"])
 def test_exact_counts_overall(noise, n, rate):
     noisy = corrupt_labels(toy(n), noise, **settings(noise, rate))
     wrong = [y != c for y, c in zip(noisy["label"], noisy["clean_label"])]
@@ -156,7 +157,7 @@ def test_pairflip_is_the_multi_target_rule():
 # ---- laws
 
 
-@pytest.mark.parametrize("exact", [True, False])
+@every_row("exact", [True, False])
 def test_symmetric_gives_every_other_label_alike_and_never_its_own(exact):
     noisy = corrupt_labels(toy(12000), "symmetric", rate=0.4, seed=2, exact=exact)
     found = counts(noisy)
@@ -167,7 +168,7 @@ def test_symmetric_gives_every_other_label_alike_and_never_its_own(exact):
         assert all(within(found[i, j], 3000 - found[i, i], 1 / 3) for j in range(4) if j != i)
 
 
-@pytest.mark.parametrize("exact", [True, False])
+@every_row("exact", [True, False])
 def test_redraw_has_the_smaller_effective_rate(exact):
     noisy = corrupt_labels(toy(12000), "symmetric-redraw", rate=0.4, seed=2, exact=exact)
     rates = realised_rates(noisy, nominal=nominal_rates(toy(12000), "symmetric-redraw", rate=0.4))
@@ -177,7 +178,7 @@ def test_redraw_has_the_smaller_effective_rate(exact):
     assert within(rates["corrupted"], 12000, 0.3) and rates["overall"] < 0.35
 
 
-@pytest.mark.parametrize("noise", [n for n in NOISES if n != "instance"])
+@every_row("noise", [n for n in NOISES if n != "instance"])
 def test_probability_form_realises_its_matrix(noise):
     matrix = noise_transition(noise, 4, **{k: v for k, v in settings(noise).items()})
     noisy = corrupt_labels(toy(8000), noise, exact=False, seed=1, **settings(noise))
@@ -196,7 +197,7 @@ def test_nrat_rates_are_half_of_nominal_and_simultaneous():
     assert all(found[c, c] == 100 for c in (0, 1, 6, 7, 8))
 
 
-@pytest.mark.parametrize("noise", ["symmetric", "pairflip", "instance"])
+@every_row("noise", ["symmetric", "pairflip", "instance"])
 def test_rates_are_nested_for_one_seed(noise):
     def rows(rate):
         return set(np.flatnonzero(corrupt_labels(toy(), noise, exact=True, **settings(noise, rate))["is_corrupted"]))
@@ -211,8 +212,8 @@ def test_rates_are_nested_for_one_seed(noise):
 # ---- one outcome, however it is computed
 
 
-@pytest.mark.parametrize("noise", NOISES)
-@pytest.mark.parametrize("exact", [True, False])
+@every_row("noise", NOISES)
+@every_row("exact", [True, False])
 def test_batches_and_shards_do_not_matter(noise, exact, monkeypatch):
     from robust_trainer.corruptions.label_noise import labels
 
@@ -282,7 +283,7 @@ def test_instance_weights_do_not_depend_on_the_block(monkeypatch):
     assert corrupt_labels(data, "instance", rate=0.5, feature_columns="x")["label"][:] == whole["label"][:]
 
 
-@pytest.mark.parametrize("rate", [0.05, 0.2, 0.5, 0.95])
+@every_row("rate", [0.05, 0.2, 0.5, 0.95])
 def test_flip_rates_are_the_truncated_normal(rate):
     q = flip_rates(rate, 0, np.arange(20000))
     assert 0 <= q.min() and q.max() <= 1
@@ -386,9 +387,9 @@ def regression(n=60, k=3, name="label", dtype="float64"):
     )
 
 
-@pytest.mark.parametrize("kind", TARGET_KINDS)
-@pytest.mark.parametrize("k", [0, 1, 3])
-@pytest.mark.parametrize("rate", [0.0, 0.35])
+@every_row("kind", TARGET_KINDS)
+@every_row("k", [0, 1, 3])
+@every_row("rate", [0.0, 0.35])
 def test_targets_are_the_formulas(kind, k, rate):
     data = regression(60, k)
     x, y = np.array(data["x"]), np.array(data["label"]).reshape(60, -1)
@@ -457,7 +458,7 @@ def test_targets_do_not_depend_on_batches_and_keep_dtype_name_and_first_truth():
 # ---- bad input
 
 
-@pytest.mark.parametrize(
+@every_row(
     "build, told",
     [
         (lambda: corrupt_labels(toy(), "symetric", rate=0.1), "noise='symetric' is unknown: choose one of symmetric,"),

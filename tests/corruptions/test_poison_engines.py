@@ -6,6 +6,7 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.tables import every_row
 from helpers.toy import Logits, vit
 from torch import nn
 
@@ -365,8 +366,8 @@ def test_the_generator_takes_any_size_and_each_sample_by_itself(size):
         assert (ball.project(out) - out).abs().max() < 1e-6
 
 
-@pytest.mark.parametrize("name", ENGINES)
-@pytest.mark.parametrize("wrong", [{"steps": 0, "rounds": 0}, {"step_share": 0.0, "epochs": -1, "restarts": 0}, None])
+@every_row("name", ENGINES)
+@every_row("wrong", [{"steps": 0, "rounds": 0}, {"step_share": 0.0, "epochs": -1, "restarts": 0}, None])
 def test_bad_input_is_named_in_one_line(name, wrong):
     code = ENGINES[name].func.__code__
     known = code.co_varnames[: code.co_argcount]

@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from helpers.tables import every_row
 from helpers.toy import CLASSES, images, logits_module, resnet, robust, settings, vit
 from sklearn.metrics import roc_auc_score
 from torch import nn
@@ -59,7 +60,7 @@ def reordered(evidence: Evidence, order: np.ndarray) -> Evidence:
 # ---- all of them ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+@every_row("name", DETECTORS)
 def test_one_score_convention(name):
     evidence, bad = planted(900)
     found = detect(name, evidence, rate=0.15)
@@ -70,7 +71,7 @@ def test_one_score_convention(name):
     assert found.flagged[bad].mean() > 2 * found.flagged[~bad].mean()
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+@every_row("name", DETECTORS)
 def test_rows_permuted_scores_permuted(name):
     evidence, _ = planted(900)  # classes larger than what a tree of the forest draws
     order = np.random.default_rng(1).permutation(len(evidence))
@@ -89,7 +90,7 @@ def test_the_same_again_and_random_state_untouched(name):
     assert torch.equal(before[1], torch.get_rng_state())
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+@every_row("name", DETECTORS)
 def test_tiny_and_constant_classes_are_judged_without_warnings(name):
     rng = np.random.default_rng(0)
     labels = np.array([0, 1, 1, 2, 2, 2, 3, 3, 3, 3, 3, 5, 5, 5, 5, 5, 5])
@@ -156,7 +157,7 @@ def test_spectral_removes_at_most_half_of_a_class():
     assert not detect("spectral", evidence, rate=0.0).flagged.any()
 
 
-@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (1100, 1005), (3, 1)])
+@every_row("shape", [(5, 9), (9, 5), (1100, 1005), (3, 1)])
 def test_first_direction_is_that_of_the_svd(shape):
     rng = np.random.default_rng(0)
     rows = rng.normal(size=shape) * 1e-3
@@ -446,7 +447,7 @@ def test_mean_predictions_of_the_ledger_replace_the_probs(tmp_path):
 # ---- bad input ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every_row(
     ("name", "given", "line"),
     [
         ("spectrul", {}, r"unknown detector 'spectrul': did you mean 'spectral'\? choose one of spectral, "),
@@ -483,7 +484,7 @@ def test_missing_evidence_is_told(name, line):
         detect(name, Evidence(np.array([0, 1])))
 
 
-@pytest.mark.parametrize(
+@every_row(
     ("parts", "line"),
     [
         ({"labels": [0.5, 1.0]}, r"labels are \(2,\) float64, expected integers"),
@@ -500,7 +501,7 @@ def test_bad_evidence_is_told(parts, line):
         Evidence(**parts)
 
 
-@pytest.mark.parametrize(
+@every_row(
     ("model", "data", "line"),
     [
         (

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.tables import every_row
 from helpers.toy import CLASSES, images, logits_module, resnet, settings, vit
 from torch import nn
 from transformers import TrainingArguments
@@ -210,7 +211,7 @@ def test_the_seed_draws_the_rows():
     assert fine_prune(model, dicts, None, prune_share=0.5).pruned == fine_prune(model, data, None, prune_share=0.5).pruned
 
 
-@pytest.mark.parametrize(
+@every_row(
     ("given", "line"),
     [
         ({"rule": "all"}, r"rule='all': choose one of last-conv, last-linear"),

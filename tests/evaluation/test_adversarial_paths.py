@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
+from helpers.tables import every_row
 from PIL import Image as Pillow
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
@@ -231,7 +232,7 @@ def test_order_buckets_and_files(tmp_path):
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
+@every_row(
     "settings, told",
     [
         ({"step_size": 0}, "step_size=0"), ({"max_steps": -1}, "max_steps=-1"), ({"batch_size": True}, "batch_size=True"),

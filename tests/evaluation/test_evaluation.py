@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from helpers.tables import every_row
 from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.modeling_outputs import ImageClassifierOutput
@@ -99,7 +100,7 @@ def test_mean_over_last():
     assert mean_over_last(HISTORY, "loss", 1) == 1.0
 
 
-@pytest.mark.parametrize(
+@every_row(
     "call, told",
     [
         (lambda: mean_over_last(HISTORY, "eval_accuracy", 1), "['epoch', 'eval_poison_accuracy', 'loss']"),
@@ -219,7 +220,7 @@ def test_a_plain_torch_data_set_brings_its_own_labels(tmp_path):
     assert found["clean_accuracy"] == slow_accuracy(seen, labels)
 
 
-@pytest.mark.parametrize(
+@every_row(
     "arguments, rule, told",
     [
         ({}, None, "label_rule=..."),

@@ -14,6 +14,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from helpers.robustness_toy import PIXELS, TOY, Bit, Flip, Linear, bits, fitted
+from helpers.tables import every_row
 from helpers.toy import CLASSES, NORMALISATION, images, logits_module, resnet, vit
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
@@ -118,9 +119,7 @@ def test_warnings_come_before_the_attacks(caplog):
     assert "probabilities" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "kind, page", [(Softmax, "probabilities"), (Rounded, "zero-gradients"), (Noisy, "randomised-output"), (Linear, "")]
-)
+@every_row("kind, page", [(Softmax, "probabilities"), (Rounded, "zero-gradients"), (Noisy, "randomised-output"), (Linear, "")])
 def test_warnings_before(kind, page, caplog):
     x = torch.rand(12, 3, 3, 3)
     model = kind(4, 27)
@@ -192,7 +191,7 @@ BAD = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("kwargs, told", BAD, ids=[told[:24] for _, told in BAD])
+@every_row("kwargs, told", BAD)
 def test_bad_input_is_told_in_one_line(kwargs, told):
     given = dict(model=Bit(), dataset=bits(4), attacks=["pgd-1"], eps=0.3) | PIXELS | kwargs
     with pytest.raises(ValueError, match=told.replace("(1, K)", r"\(1, K\)")) as error:

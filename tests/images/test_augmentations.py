@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from helpers.tables import every_row
 from PIL import Image, ImageEnhance, ImageOps
 
 from robust_trainer.data.images import InputSpace
@@ -24,9 +25,9 @@ def run(name, x, seed=0, space=PIXELS):
     return augment(make_augmentation(name), x, space, seed, "view")
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@every_row("name", NAMES)
+@every_row("channels", [1, 3])
+@every_row("dtype", [torch.float32, torch.bfloat16])
 def test_shape_range_and_dtype(name, channels, dtype):
     space = InputSpace((0.4,) * channels, (0.3,) * channels)
     x = space.from_pixels(batch(channels=channels, height=12, width=20)).to(dtype).requires_grad_()
@@ -44,14 +45,14 @@ def test_none_returns_the_very_input():
     assert run("none", x, space=InputSpace((0.1,), (0.2,))) is x
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "none"])
+@every_row("name", [n for n in NAMES if n != "none"])
 def test_each_sample_has_its_own_draw(name):
     x = batch(1).expand(96, -1, -1, -1)
     out = run(name, x)
     assert len(torch.unique(out.flatten(1), dim=0)) > (1 if name == "flip" else 20)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every_row("name", NAMES)
 def test_the_seed_alone_decides_and_generators_stay(name):
     x = batch()
     torch.manual_seed(5)
@@ -132,8 +133,8 @@ def strength(level, n, sign=1):
     return torch.full((n,), sign * level / 9)
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize("name", ["color", "contrast", "brightness", "sharpness", "solarize", "posterize", "equalize", "invert"])
+@every_row("sign", [1, -1])
+@every_row("name", ["color", "contrast", "brightness", "sharpness", "solarize", "posterize", "equalize", "invert"])
 def test_colour_operations_are_pils(name, sign):
     levels = np.random.default_rng(0).integers(10, 230, (6, 32, 32, 3)).astype(np.uint8)
     x = torch.from_numpy(levels).permute(0, 3, 1, 2).float() / 255
@@ -162,12 +163,12 @@ def test_auto_contrast_stretches_each_channel_and_spares_constant_ones():
     assert torch.all(out[1:].amin((2, 3)) == 0) and torch.all(out[1:].amax((2, 3)) == 1)
 
 
-@pytest.mark.parametrize("name,matrix", [
+@every_row("name,matrix", [
     ("translate_x", lambda s, w, h: (1, 0, round(s * 150 / 331 * w), 0, 1, 0)),
     ("translate_y", lambda s, w, h: (1, 0, 0, 0, 1, round(s * 150 / 331 * h))),
     ("shear_y", lambda s, w, h: (1, 0, 0, 0.3 * s, 1, 0)),
 ])  # fmt: skip
-@pytest.mark.parametrize("sign", [1, -1])
+@every_row("sign", [1, -1])
 def test_shifts_and_shears_are_pils(name, matrix, sign):
     width, height = 20, 12
     levels = np.random.default_rng(0).integers(0, 256, (height, width)).astype(np.uint8)
@@ -206,7 +207,7 @@ def test_autoaugment_refuses_other_channels():
     assert run("crop-flip", batch(channels=4)).shape[1] == 4
 
 
-@pytest.mark.parametrize("spoil,told", [
+@every_row("spoil,told", [
     (lambda x: x[:, :, 1:], r"strong_augmentation returned shape \(8, 3, 15, 16\) for images of shape \(8, 3, 16, 16\)"),
     (lambda x: x.numpy(), "strong_augmentation returned ndarray"),
     (lambda x: x / 0.0, "strong_augmentation returned NaN or infinite pixels"),
@@ -226,7 +227,7 @@ def test_tiny_overshoots_are_clamped():
     check(torch.full((1, 1, 2, 2), 1.0009), torch.zeros(1, 1, 2, 2), "view")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every_row("name", NAMES)
 def test_pickled_and_shown(name):
     made = make_augmentation(name)
     twin = pickle.loads(pickle.dumps(made))

@@ -5,6 +5,7 @@ from io import BytesIO
 import datasets
 import numpy as np
 import pytest
+from helpers.tables import every_row
 from PIL import Image, ImageOps
 
 from robust_trainer.cli.main import main
@@ -73,7 +74,7 @@ def test_other_modes():
         squeeze(picture().convert("CMYK"))
 
 
-@pytest.mark.parametrize("make,told", [
+@every_row("make,told", [
     (lambda: Squeeze(bits=0), r"bits=0 must be a whole number in \[1, 8\]"),
     (lambda: Squeeze(bits=9), r"bits=9 must be a whole number in \[1, 8\]"),
     (lambda: Squeeze(bits=2.0), r"bits=2\.0 must be a whole number"),
@@ -119,7 +120,7 @@ def test_settings_enter_the_cache_and_a_jpeg_is_not_written_twice(tmp_path):
         assert same(squeeze_images(data, Squeeze(jpeg_quality=quality))[0]["image"], jpeg(wanted, quality))
 
 
-@pytest.mark.parametrize("data,told", [
+@every_row("data,told", [
     (lambda: datasets.Dataset.from_dict({"text": ["a"], "label": [0]}), "image_column was not found"),
     (lambda: datasets.Dataset.from_dict({"pixel_values": [[[0.5, 0.5], [0.1, 0.2]]]}), "'pixel_values' holds numbers"),
     (lambda: dataset().select([]), "dataset has 0 rows"),

@@ -65,7 +65,7 @@ def test_the_curves_equal_a_loop(peers):
     assert changed > 5 and (rows["forgetting"] == -1).any()
 
 
-@pytest.mark.parametrize("method", ["standard", "prl-at-memory", "prl-at", "trades", "co-prl", "erat"])
+@pytest.mark.parametrize("method", ["prl-at-memory", "trades", "co-prl", "erat"])
 def test_a_training_records_what_the_first_forward_said(tmp_path, method):
     """AUM from the logits that the recorded view had, for methods with one forward, an attack, two forwards, peers and a scan."""
     trainer = robust(tmp_path, resnet(), images(24), method=method, num_train_epochs=3)

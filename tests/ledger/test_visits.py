@@ -34,7 +34,7 @@ def test_only_alike_ones_wait_together(monkeypatch):
     assert not PendingRecords([visit()]).full and PendingRecords([visit(), visit()]).full
 
 
-@pytest.mark.parametrize("method", ["standard", "prl", "prl-at-memory", "co-prl", "erat"])
+@pytest.mark.parametrize("method", ["prl-at-memory", "co-prl", "erat"])
 def test_waiting_changes_nothing(tmp_path, monkeypatch, method):
     """The same ledger and the same log, number by number, as when every step is recorded by itself."""
     found = []

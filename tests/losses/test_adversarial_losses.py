@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import reference
+from helpers.tables import every_row
 
 from robust_trainer.losses.adversarial import INNER, Mart, Nrat, Trades, kl, needs_clean, symmetric_kl
 from robust_trainer.losses.standard import HardBootstrap, make_objective
@@ -77,8 +78,8 @@ def loop(slow, *tensors):
 PRECISIONS = [(torch.float64, 1e-9), (torch.float32, 1e-4), (torch.bfloat16, 1e-4)]
 
 
-@pytest.mark.parametrize("dtype,tol", PRECISIONS)
-@pytest.mark.parametrize("b,c,m", SHAPES)
+@every_row("dtype,tol", PRECISIONS)
+@every_row("b,c,m", SHAPES)
 def test_divergences_and_boosted_cross_entropy_equal_the_loop(b, c, m, dtype, tol):
     clean, adversarial = views(b, c, m, dtype)
     z, adv, y = clean.logits, adversarial.logits, clean.network_targets()
@@ -92,8 +93,8 @@ def test_divergences_and_boosted_cross_entropy_equal_the_loop(b, c, m, dtype, to
 
 
 @pytest.mark.parametrize("name", PAIRS)
-@pytest.mark.parametrize("dtype,tol", PRECISIONS)
-@pytest.mark.parametrize("b,c,m", SHAPES)
+@every_row("dtype,tol", PRECISIONS)
+@every_row("b,c,m", SHAPES)
 def test_pairs_equal_the_loop(name, b, c, m, dtype, tol):
     clean, adversarial = views(b, c, m, dtype)
     terms = call(name, clean, adversarial)
@@ -105,8 +106,8 @@ def test_pairs_equal_the_loop(name, b, c, m, dtype, tol):
         assert got.shape == (m, b) and torch.allclose(got.double(), slow, rtol=tol, atol=tol * 1e-2), term
 
 
-@pytest.mark.parametrize("name", PAIRS)
-@pytest.mark.parametrize("c", [2, 5])
+@every_row("name", PAIRS)
+@every_row("c", [2, 5])
 def test_gradients_of_pairs_are_those_of_finite_differences_on_both_sides(name, c):
     clean, adversarial = views(3, c, 2, scale=1.0)
 
@@ -125,8 +126,8 @@ def extremes(c, dtype, y=0):
     return tuple(x.unsqueeze(0).to(dtype).requires_grad_(True) for x in (clean, adv)) + (torch.full((n * n,), y),)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("c", [2, 10, 1000])
+@every_row("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@every_row("c", [2, 10, 1000])
 def test_probabilities_that_underflow_give_finite_losses_and_gradients(c, dtype):
     clean, adv, y = extremes(c, dtype)
     v, w = ForwardOutput(clean, y), ForwardOutput(adv, y)
@@ -160,7 +161,7 @@ def test_divergences_are_zero_of_equals_symmetric_where_said_and_never_negative(
     assert torch.allclose(kl(z, adv), torch.distributions.kl_divergence(distribution(logits=z), distribution(logits=adv)))
 
 
-@pytest.mark.parametrize("dtype,atol", [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@every_row("dtype,atol", [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_the_batch_mean_of_trades_is_the_authors_formula(dtype, atol):
     clean, adversarial = views(16, 10, dtype=dtype)
     z, adv = clean.logits.requires_grad_(True), adversarial.logits.requires_grad_(True)
@@ -183,8 +184,8 @@ def authors_mart(z, adv, y, beta):
     return F.cross_entropy(adv, y) + margin.mean() + beta * (divergence * weight).mean()
 
 
-@pytest.mark.parametrize("b", [1, 16])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@every_row("b", [1, 16])
+@every_row("dtype", [torch.float64, torch.float32])
 def test_the_batch_mean_of_mart_is_the_authors_formula_but_for_their_constants(dtype, b):
     clean, adversarial = views(b, 10, dtype=dtype)
     z, adv = clean.logits.requires_grad_(True), adversarial.logits.requires_grad_(True)
@@ -216,7 +217,7 @@ def test_the_margin_of_boosted_cross_entropy_never_takes_the_given_class_as_its_
     assert torch.allclose(margin[0], -torch.stack([1.0001 - p[0, 1], 1.0001 - p[1, 0]]).log())
 
 
-@pytest.mark.parametrize("b,c,m", SHAPES)
+@every_row("b,c,m", SHAPES)
 def test_inner_losses_are_the_named_ones_and_hold_the_clean_side_constant(b, c, m):
     clean, adversarial = views(b, c, m)
     z, adv, y = clean.logits.requires_grad_(True), adversarial.logits.requires_grad_(True), clean.network_targets()
@@ -244,7 +245,7 @@ def test_which_inner_losses_need_the_clean_logits():
         needs_clean("klsym")
 
 
-@pytest.mark.parametrize("pair", [Trades, Nrat, Mart])
+@every_row("pair", [Trades, Nrat, Mart])
 def test_pairs_name_their_problem_show_beta_and_refuse_a_wrong_one(pair):
     assert pair.problems == (SINGLE,) and repr(pair(3.0)).endswith("(beta=3.0)") and pair().beta == 6.0
     for beta in (-0.1, float("nan"), float("inf")):

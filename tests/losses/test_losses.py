@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from helpers import reference
+from helpers.tables import every_row
 
 from robust_trainer.losses import noisy_labels as robust_losses
 from robust_trainer.losses import standard as objectives
@@ -50,7 +51,7 @@ def one_sample(name, problem, c):
 
 
 @pytest.mark.parametrize("name,problem", EVERY)
-@pytest.mark.parametrize("b,c,m", SHAPES)
+@every_row("b,c,m", SHAPES)
 def test_losses_equal_the_loop(name, problem, b, c, m):
     v = view(b, c, m, problem)
     losses = make_objective(name, {}, problem)(v, v.network_targets())
@@ -64,8 +65,8 @@ def test_losses_equal_the_loop(name, problem, b, c, m):
     )
 
 
-@pytest.mark.parametrize("name,problem", EVERY)
-@pytest.mark.parametrize("c", [2, 10])
+@every_row("name,problem", EVERY)
+@every_row("c", [2, 10])
 def test_gradients_are_those_of_finite_differences(name, problem, c):
     v = view(3, c, 2, problem, scale=1.0)
     objective = make_objective(name, {}, problem)
@@ -74,9 +75,9 @@ def test_gradients_are_those_of_finite_differences(name, problem, c):
     )
 
 
-@pytest.mark.parametrize("name,problem", ON_TARGETS)
-@pytest.mark.parametrize("c", [2, 10, 1000])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@every_row("name,problem", ON_TARGETS)
+@every_row("c", [2, 10, 1000])
+@every_row("dtype", [torch.float32, torch.bfloat16])
 def test_losses_and_gradients_are_finite_at_the_extremes(name, problem, c, dtype):
     v = view(8, c, 1, problem, dtype=torch.float32)
     z = (800.0 * v.logits.sign()).to(dtype)
@@ -92,7 +93,7 @@ def test_losses_and_gradients_are_finite_at_the_extremes(name, problem, c, dtype
     assert z.grad.dtype == dtype and z.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name,problem", EVERY)
+@every_row("name,problem", EVERY)
 def test_low_precision_logits_are_computed_in_float32(name, problem):
     v = view(6, 10, 2, problem)
     low = ForwardOutput(v.logits.to(torch.bfloat16), v.targets, problem=problem)
@@ -114,7 +115,7 @@ def every_label(objective, logits):
     )
 
 
-@pytest.mark.parametrize("b,c,m", [(7, 2, 1), (6, 10, 1), (4, 100, 1)])
+@every_row("b,c,m", [(7, 2, 1), (6, 10, 1), (4, 100, 1)])
 def test_symmetric_losses_sum_to_a_constant_over_the_labels(b, c, m):  # paper 004, eq. 6
     z = view(b, c, m).logits
     a = -math.log(1e-4)
@@ -142,14 +143,14 @@ def test_ranges_and_weights():
     assert torch.equal(of("bootstrap-soft", bootstrap_beta=1.0), of("ce"))
 
 
-@pytest.mark.parametrize("c,alpha,beta", [(10, 1.0, 1.0), (100, 10.0, 0.1)])
+@every_row("c,alpha,beta", [(10, 1.0, 1.0), (100, 10.0, 0.1)])
 def test_active_passive_weights_are_the_authors_on_cifar(c, alpha, beta):
     v = view(8, c)
     ours = make_objective("nce-rce", {"apl_alpha": None, "apl_beta": None})(v, v.network_targets())
     assert torch.allclose(ours, robust_losses.ActivePassive(alpha, beta)(v, v.network_targets()))
 
 
-@pytest.mark.parametrize("b,c", [(7, 3), (9, 10), (5, 100)])
+@every_row("b,c", [(7, 3), (9, 10), (5, 100)])
 def test_reverse_cross_entropy_is_the_authors_up_to_their_clamp(b, c):
     v = view(b, c, scale=8.0)
     p = v.logits[0].softmax(-1).clamp(1e-7, 1.0)
@@ -175,7 +176,7 @@ def test_soft_bootstrap_is_cross_entropy_and_entropy_with_gradient_through_the_p
     assert torch.allclose(got, expected)
 
 
-@pytest.mark.parametrize(
+@every_row(
     "name,problem,torch_loss",
     [
         ("mse", REGRESSION, torch.nn.MSELoss()),
@@ -184,7 +185,7 @@ def test_soft_bootstrap_is_cross_entropy_and_entropy_with_gradient_through_the_p
         ("bce", MULTI, torch.nn.BCEWithLogitsLoss()),
     ],
 )
-@pytest.mark.parametrize("k", [1, 3])
+@every_row("k", [1, 3])
 def test_the_mean_over_samples_is_torchs(name, problem, torch_loss, k):
     v = view(9, k, 1, problem)
     losses = make_objective(name, {"huber_delta": 0.5, "gce_q": 0.1}, problem)(v, v.network_targets())
@@ -204,7 +205,7 @@ def test_integer_targets_are_read_as_numbers():
     assert float(make_objective("bce", {}, MULTI)(v, v.network_targets())) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("name", [name for name in ON_LABELS if name != "ce"])
+@every_row("name", [name for name in ON_LABELS if name != "ce"])
 def test_mixtures_are_refused_by_all_but_cross_entropy(name):
     v = view(4, 3)
     mixed = objectives.HardBootstrap(0.8)(v)
@@ -214,19 +215,19 @@ def test_mixtures_are_refused_by_all_but_cross_entropy(name):
     assert make_objective("ce", {})(v, mixed).shape == (1, 4)
 
 
-@pytest.mark.parametrize("name,problem", [(n, p) for n, p in ON_TARGETS if p != SINGLE])
+@every_row("name,problem", [(n, p) for n, p in ON_TARGETS if p != SINGLE])
 def test_targets_that_would_broadcast_are_refused(name, problem):
     v = view(4, 3, 1, problem)
     with pytest.raises(ValueError, match="they must be the same"):
         make_objective(name, {}, problem)(v, v.network_targets()[..., :1])
 
 
-@pytest.mark.parametrize("problem", PROBLEMS)
+@every_row("problem", PROBLEMS)
 def test_auto_is_the_problems_own_loss(problem):
     assert type(make_objective("auto", {}, problem)) is OBJECTIVES[OWN[problem]]
 
 
-@pytest.mark.parametrize(
+@every_row(
     "name,problem,message",
     [
         ("gce", REGRESSION, "objective='gce' is a loss on class labels, but problem_type='regression': choose one of mse, mae"),
@@ -267,8 +268,8 @@ def test_settings_reach_their_own_loss_only():
     assert {key for keys in SETTINGS_OF.values() for key in keys} == set(settings)
 
 
-@pytest.mark.parametrize("make", [lambda x: robust_losses.GeneralizedCrossEntropy(x), lambda x: objectives.Huber(x)])
-@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+@every_row("make", [lambda x: robust_losses.GeneralizedCrossEntropy(x), lambda x: objectives.Huber(x)])
+@every_row("value", [0.0, -1.0, float("nan")])
 def test_settings_that_would_divide_by_zero_are_refused(make, value):
     with pytest.raises(ValueError, match="expected a number"):
         make(value)

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import reference
+from helpers.tables import every_row
 
 from robust_trainer.losses import standard as objectives
 from robust_trainer.losses.standard import make_objective
@@ -20,7 +21,7 @@ def view(b, c, m=1, scale=4.0, dtype=torch.float64):
 SHAPES = [(1, 2, 1), (7, 3, 1), (16, 10, 1), (5, 100, 2)]
 
 
-@pytest.mark.parametrize("b,c,m", SHAPES)
+@every_row("b,c,m", SHAPES)
 def test_scores_equal_the_loop(b, c, m):
     v = view(b, c, m)
     for score, slow in (
@@ -49,8 +50,8 @@ def test_scores_stay_finite_and_ordered_at_the_extremes():
     assert torch.isfinite(scores.loss_layer_gradient_norm(low)).all() and scores.loss(low).dtype == torch.float32
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-@pytest.mark.parametrize("b,c,m", SHAPES)
+@every_row("smoothing", [0.0, 0.2])
+@every_row("b,c,m", SHAPES)
 def test_cross_entropy_equals_the_loop(b, c, m, smoothing):
     v = view(b, c, m)
     given = v.targets.expand(m, -1)
@@ -65,7 +66,7 @@ def test_cross_entropy_equals_the_loop(b, c, m, smoothing):
                 )
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.8, 1.0])
+@every_row("beta", [0.0, 0.8, 1.0])
 def test_bootstrap_targets(beta):
     v = view(12, 4)
     mixed = objectives.HardBootstrap(beta)(v)
@@ -83,8 +84,8 @@ def numbers(b, k, m=1, problem=REGRESSION):
     return ForwardOutput(logits, targets, problem=problem)
 
 
-@pytest.mark.parametrize("b,k,m", [(7, 1, 1), (5, 3, 2), (4, 40, 1)])
-@pytest.mark.parametrize("delta", [None, 0.5])
+@every_row("b,k,m", [(7, 1, 1), (5, 3, 2), (4, 40, 1)])
+@every_row("delta", [None, 0.5])
 def test_scores_on_numbers_equal_the_loop(b, k, m, delta):
     clip = (lambda r: r) if delta is None else lambda r: max(-delta, min(delta, r))
     rows = (
@@ -100,7 +101,7 @@ def test_scores_on_numbers_equal_the_loop(b, k, m, delta):
         assert got.shape == (m, b) and torch.allclose(got, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("problem,name", [(REGRESSION, "mse"), (REGRESSION, "huber"), (MULTI, "bce"), (SINGLE, "ce")])
+@every_row("problem,name", [(REGRESSION, "mse"), (REGRESSION, "huber"), (MULTI, "bce"), (SINGLE, "ce")])
 def test_the_score_is_the_gradient_norm_of_the_loss_layer_up_to_a_constant(problem, name):
     v = view(9, 3) if problem == SINGLE else numbers(9, 3, 1, problem)
     z = v.logits.clone().requires_grad_(True)
@@ -111,7 +112,7 @@ def test_the_score_is_the_gradient_norm_of_the_loss_layer_up_to_a_constant(probl
     assert torch.allclose(factor * got, grad.norm(dim=-1), rtol=1e-6)
 
 
-@pytest.mark.parametrize("k", [1, 4])
+@every_row("k", [1, 4])
 def test_on_squared_error_the_gradient_norm_orders_as_the_loss(k):  # paper 001, sec. 4.3.6
     v = numbers(200, k)
     assert torch.equal(scores.loss(v)[0].argsort(), scores.loss_layer_gradient_norm(v)[0].argsort())
@@ -137,9 +138,9 @@ def test_multi_label_scores_stay_finite_and_exact_at_the_extremes():
     assert float(scores.loss_layer_gradient_norm(v)[0, 1]) == pytest.approx(math.sqrt(2) * math.exp(-30), rel=1e-5, abs=0)
 
 
-@pytest.mark.parametrize("problem", [SINGLE, REGRESSION, MULTI])
-@pytest.mark.parametrize("name", ["loss", "prl-l"])
-@pytest.mark.parametrize("delta", [None, 0.5])
+@every_row("problem", [SINGLE, REGRESSION, MULTI])
+@every_row("name", ["loss", "prl-l"])
+@every_row("delta", [None, 0.5])
 def test_a_sample_with_nan_logits_ranks_last(problem, name, delta):
     v = view(6, 2) if problem == SINGLE else numbers(6, 2, 1, problem)
     v.logits[0, 2] = torch.nan

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from datasets import Value
+from helpers.tables import every_row
 from helpers.toy import Logits, curve, images, logits_module, resnet, robust
 
 from robust_trainer import METHODS, RobustConfig
@@ -10,8 +11,8 @@ from robust_trainer.methods.table import ATTACKING, KEEP, SELECTING, SPLIT, get_
 from robust_trainer.models.peers import PeerModel
 
 
-@pytest.mark.parametrize("first", SELECTING)
-@pytest.mark.parametrize("second", ATTACKING)
+@every_row("first", SELECTING)
+@every_row("second", ATTACKING)
 def test_a_combination_has_both_rows_settings(first, second):
     told = {"noise_rate": 0.3} if "noise_rate" in METHODS[first].settings else {}
     row, recipe = get_method(f"{first}+{second}"), get_method(f"{first}+{second}")(**told)
@@ -26,7 +27,7 @@ def test_a_combination_has_both_rows_settings(first, second):
     assert recipe.objective == alone.objective and type(recipe.score) is type(METHODS[first]().score)
 
 
-@pytest.mark.parametrize(
+@every_row(
     "name,told",
     [
         ("prl+trade", "did you mean 'trades'"),
@@ -44,7 +45,7 @@ def test_what_does_not_combine_is_told_in_one_line(tmp_path, name, told):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
+@every_row(
     "settings,told",
     [
         (dict(method="trades", noise_rate=0.3), "'prl.trades'"),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.tables import every_row
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import (
@@ -206,7 +207,7 @@ def recorded(gradients, model, x, y):
     return F.cross_entropy(out, y, reduction="none")
 
 
-@pytest.mark.parametrize("tight", [False, True], ids=["", "one sample at a time"])
+@every_row("tight", [False, True])
 @pytest.mark.parametrize("name", MODELS)
 def test_equals_a_loop_over_samples(name, tight, monkeypatch):
     if tight:
@@ -226,7 +227,7 @@ def test_equals_a_loop_over_samples(name, tight, monkeypatch):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@every_row("name", MODELS)
 def test_single_precision(name):
     model, x, y = make(name)
     expected = slow(model, x, y)
@@ -240,7 +241,7 @@ def test_single_precision(name):
     torch.testing.assert_close(gradient(model).double(), expected.sum(0), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["vit", "conv wide", "text", "custom"])
+@every_row("name", ["vit", "conv wide", "text", "custom"])
 def test_autocast(name):
     model, x, y = make(name, torch.float32)
     expected = slow(model, x, y)
@@ -353,7 +354,7 @@ REFUSED_IN_USE = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED_AT_ONCE)
+@every_row("name", REFUSED_AT_ONCE)
 def test_refused_at_once(name):
     make_it, match = REFUSED_AT_ONCE[name]
     with pytest.raises(ValueError, match=match) as error:
@@ -361,7 +362,7 @@ def test_refused_at_once(name):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", REFUSED_IN_USE)
+@every_row("name", REFUSED_IN_USE)
 def test_refused_in_use(name):
     model, match = REFUSED_IN_USE[name]
     gradients = SampleGradients(model)

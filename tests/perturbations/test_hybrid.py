@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.tables import every_row
 from helpers.text import net, padded, sentences
 from helpers.toy import CHANNELS, CLASSES, SIZE, Logits, robust, vit
 from helpers.toy import images as toy_images
@@ -87,8 +88,8 @@ def singles(attack):
 # ---- one loop for both norms ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kept", ["all", "some"])
-@pytest.mark.parametrize("name", ATTACKS)
+@every_row("kept", ["all", "some"])
+@every_row("name", ATTACKS)
 def test_each_row_is_the_single_norm_bit_for_bit(name, kept):
     model, batch, _ = images()
     keep = None if kept == "all" else (torch.arange(B) % 3 > 0).float()
@@ -101,7 +102,7 @@ def test_each_row_is_the_single_norm_bit_for_bit(name, kept):
     assert torch.equal(got[~moved], batch.inputs["pixel_values"][~moved])
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@every_row("name", ATTACKS)
 def test_both_are_the_two_attacks(name):
     model, batch, _ = images()
     got, _ = craft(replace(ATTACKS[name], norm="both"), model, cut(batch, [B]))
@@ -118,8 +119,8 @@ def test_both_of_micro_batches_and_of_one_perturbation_for_the_batch():
     assert torch.equal(got, torch.cat([craft(one, model, batch)[0] for one in singles(shared)]))
 
 
-@pytest.mark.parametrize("norm", ["hybrid", "both"])
-@pytest.mark.parametrize("name", ATTACKS)
+@every_row("norm", ["hybrid", "both"])
+@every_row("name", ATTACKS)
 def test_radii_and_pixel_range(name, norm):
     model, batch, pixels = images(40)
     got, second = craft(replace(ATTACKS[name], norm=norm), model, batch)
@@ -246,7 +247,7 @@ def looked(name, clean, adversarial, y):
     return INNER[name](ForwardOutput(adversarial, y), y.expand(clean.shape[:2]), clean, own, own)
 
 
-@pytest.mark.parametrize("m", [1, 2])
+@every_row("m", [1, 2])
 def test_consistency_equals_the_loop(m):
     """Paper 003 eq. 6; the clean side is constant."""
     clean, adversarial = torch.randn(2, m, 5, 4, dtype=torch.float64) * 3
@@ -265,7 +266,7 @@ def test_consistency_equals_the_loop(m):
             INNER[name](ForwardOutput(adversarial, y), y.expand(m, 5), None, RECIPE.objective, RECIPE.objective)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@every_row("dtype", [torch.float32, torch.bfloat16])
 def test_consistency_is_finite_for_extreme_logits(dtype):
     clean = torch.tensor([[[800.0, -800, 0], [0, 800, 800], [0, 0, 0]]], dtype=dtype)
     leaf = (-clean).requires_grad_(True)
@@ -282,8 +283,8 @@ def test_without_a_label_a_zero_start_goes_nowhere():
     assert (got != batch.inputs["pixel_values"]).flatten(1).any(1).all()
 
 
-@pytest.mark.parametrize("inner_loss", ["ce", "ce+consistency", "objective"])
-@pytest.mark.parametrize("norm", NORMS)
+@every_row("inner_loss", ["ce", "ce+consistency", "objective"])
+@every_row("norm", NORMS)
 def test_unlabelled_samples_are_attacked_on_the_models_own_label(norm, inner_loss):
     model, batch, _ = images()
     attack = replace(HYBRID, norm=norm, inner_loss=inner_loss)
@@ -314,8 +315,8 @@ def test_peers_guess_each_for_itself():
 # ---- the probe --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [80, 30])
-@pytest.mark.parametrize("norm", ["hybrid", "both"])
+@every_row("size", [80, 30])
+@every_row("norm", ["hybrid", "both"])
 def test_the_probe_is_a_strong_attack_of_the_same_balls(norm, size):
     model, batch, _ = images(size)
     attack, count = replace(HYBRID, norm=norm, steps=1), min(size, 64)

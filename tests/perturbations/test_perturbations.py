@@ -1,6 +1,6 @@
-import pytest
 import torch
 from helpers import reference
+from helpers.tables import every_row
 from helpers.toy import CLASSES, Logits
 
 from robust_trainer.data.images import InputSpace
@@ -54,9 +54,9 @@ def slow(attack, model, pixels, y, keep, mean, std):
     return torch.stack([(p + d).clamp(0, 1) for p, d in zip(pixels, delta)])
 
 
-@pytest.mark.parametrize("steps", [1, 4])
-@pytest.mark.parametrize("norm,eps", [("linf", 0.05), ("l2", 0.7)])
-@pytest.mark.parametrize("scope", ["batch", "sample"])
+@every_row("steps", [1, 4])
+@every_row("norm,eps", [("linf", 0.05), ("l2", 0.7)])
+@every_row("scope", ["batch", "sample"])
 def test_equals_the_slow_loop_in_pixels(scope, norm, eps, steps):
     model, pixels, x, y, mean, std = setup()
     keep = torch.tensor([1, 0, 1, 1, 0, 1.0])
@@ -67,9 +67,9 @@ def test_equals_the_slow_loop_in_pixels(scope, norm, eps, steps):
     assert (got - pixels).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("random_start", [False, True])
-@pytest.mark.parametrize("norm,eps", [("linf", 0.1), ("l2", 2.0)])
-@pytest.mark.parametrize("scope", ["batch", "sample"])
+@every_row("random_start", [False, True])
+@every_row("norm,eps", [("linf", 0.1), ("l2", 2.0)])
+@every_row("scope", ["batch", "sample"])
 def test_inside_ball_and_range_for_unequal_std(scope, norm, eps, random_start):
     model, pixels, x, y, mean, std = setup(16)
     attack = Perturbation(eps, steps=3, norm=norm, scope=scope, random_start=random_start)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.tables import every_row
 from helpers.text import CLASSES, CONFIGS, WIDTH, WORDS, net, padded, sentences
 from helpers.toy import settings
 from transformers import (
@@ -12,7 +13,6 @@ from transformers import (
 )
 
 from robust_trainer import RobustConfig, RobustTrainer
-from robust_trainer.methods.table import METHODS
 from robust_trainer.models.peers import PeerModel
 from robust_trainer.perturbations.inputs import EmbeddingAdapter
 from robust_trainer.step.batch import Batch
@@ -54,7 +54,7 @@ def by_embeddings(kind, model, inputs, given):
     return model.score(hidden[range(len(mask)), last])
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@every_row("norm", ["linf", "l2"])
 @pytest.mark.parametrize("kind,side", [*((k, "right") for k in CONFIGS), ("gpt2", "left"), ("llama", "left")])
 def test_the_hook_is_a_forward_on_moved_embeddings(kind, side, norm):
     """Logits, and the gradients of the word embeddings' weights, of all others and of the perturbation."""
@@ -145,9 +145,9 @@ def reference(method, norm, eps, step_size, steps, uniform, beta=4.0, updates=3,
     return model
 
 
-@pytest.mark.parametrize("uniform", [False, True])
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("method", ["pgd-at", "trades"])
+@pytest.mark.parametrize(
+    "method,norm,uniform", [("pgd-at", "linf", True), ("pgd-at", "l2", False), ("trades", "linf", False), ("trades", "l2", True)]
+)
 def test_training_is_the_plain_loop(tmp_path, method, norm, uniform):
     ball = dict(norm=norm, eps=0.5, step_size=0.2, steps=3)
     more = {} if method == "pgd-at" else {"beta": 4.0}
@@ -178,8 +178,7 @@ def watch_deltas(model, found):
     parts.LayerNorm.register_forward_pre_hook(measured)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("method,steps", [("pgd-at", 3), ("trades", 3), ("fast-at", 1)])
+@pytest.mark.parametrize("method,steps,norm", [("pgd-at", 3, "linf"), ("trades", 3, "l2"), ("fast-at", 1, "linf")])
 def test_words_stay_in_their_balls_and_padding_where_it_is(tmp_path, method, steps, norm):
     model, found, eps = net(), [], 0.25
     size = model.bert.embeddings.word_embeddings.weight.detach().norm(dim=1).mean().item()
@@ -196,8 +195,7 @@ def test_words_stay_in_their_balls_and_padding_where_it_is(tmp_path, method, ste
         assert reach[mask == 1].max() <= bound * (1 + 1e-5) and reach[mask == 1].max() > 0.9 * bound
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("method", ["pgd-at", "trades", "nrat-awp", "prl+mart"])
+@pytest.mark.parametrize("method,norm", [("pgd-at", "l2"), ("nrat-awp", "linf"), ("prl+mart", "l2")])
 def test_accumulation_is_a_larger_batch_whatever_the_padding(tmp_path, method, norm):
     extra = {"noise_rate": 0.25, "drop_schedule": "constant"} if "+" in method else {}
     if method.endswith("awp"):
@@ -284,10 +282,8 @@ def test_evaluation_is_the_plain_one(tmp_path):
 
 # ---- the rows, and what the Trainer can switch on ---------------------------------------------------------------------------
 
-ROWS = [name for name, row in METHODS.items() if row.settings.get("scope") == "sample" and "lambda_u" not in row.settings]
 
-
-@pytest.mark.parametrize("method", [*ROWS, "prl+nrat", "co-prl+trades-awp"])
+@pytest.mark.parametrize("method", ["prl-at-memory", "fast-at-awp", "mart-awp", "prl+nrat", "co-prl+trades-awp"])
 def test_every_attack_trains_a_text_model(tmp_path, method):
     trainer = trainer_of(tmp_path, method=method, eps=0.25, steps=1, step_size=0.2, max_steps=2)
     trainer.train()
@@ -348,7 +344,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
+@every_row("case", REFUSED)
 def test_what_cannot_be_is_refused_in_one_line(tmp_path, case):
     make, given, message = REFUSED[case]
     with pytest.raises(ValueError, match=message) as told:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 import numpy as np
-import pytest
 from helpers.pages import content, run
+from helpers.tables import every_row
 from PIL import Image
 
 from robust_trainer.reporting.html import figures, image_uri, write_report
@@ -54,6 +54,6 @@ def test_truth_is_left_out_where_it_is_not_known(tmp_path):
     assert "truth" not in page.split("Most suspicious")[1].split("Settings")[0] and "Red frame" not in page
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+@every_row("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
 def test_thumbnails_of_every_mode(mode):
     assert image_uri(Image.new("RGB", (300, 200)).convert("RGB" if mode == "LA" else mode)).startswith("data:image/png;base64,")

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers.tables import every_row
 
 from robust_trainer.selection.noise_rate import KINDS, RateEstimate, RateEstimator, confident_joint, tightest_bound
 
@@ -38,9 +39,9 @@ def after(estimator, probs, given, epochs=2):
     return found
 
 
-@pytest.mark.parametrize("rate", [0.2, 0.4])
-@pytest.mark.parametrize("kind", ["symmetric", "pairflip", "uneven"])
-@pytest.mark.parametrize("classes", [2, 10, 100])
+@every_row("rate", [0.2, 0.4])
+@every_row("kind", ["symmetric", "pairflip", "uneven"])
+@every_row("classes", [2, 10, 100])
 def test_known_noise_is_found(classes, kind, rate):
     probs, given, realised = made_up(8000, classes, kind, rate)
     found = after(RateEstimator(8000, classes, "cpu"), probs, given)
@@ -54,7 +55,7 @@ def test_heavy_symmetric_noise():
     assert -0.03 < found.rate - realised < 0.05 and found.low <= realised <= found.high
 
 
-@pytest.mark.parametrize("classes", [2, 10, 100])
+@every_row("classes", [2, 10, 100])
 def test_clean_data_stays_low(classes):
     probs, given, _ = made_up(8000, classes, "symmetric", 0.0)
     assert after(RateEstimator(8000, classes, "cpu"), probs, given).rate < 0.02
@@ -94,7 +95,7 @@ def test_no_confident_set_of_a_few_samples_decides_by_luck():
     assert tightest_bound(probs, given, 10, 8000).rate > 0.35
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@every_row("kind", KINDS)
 def test_order_of_the_updates_does_not_matter(kind):
     probs, given, _ = made_up(3000, 10, "pairflip", 0.3)
     first, second = RateEstimator(3000, 10, "cpu", kind), RateEstimator(3000, 10, "cpu", kind)
@@ -188,7 +189,7 @@ def test_nothing_seen_no_estimate():
     assert RateEstimator(50, 2, "cpu", max_epochs=2).estimate(1) is None
 
 
-@pytest.mark.parametrize("stop", [1, 2, 3])
+@every_row("stop", [1, 2, 3])
 def test_resumed_is_a_straight_run(stop):
     straight, killed = RateEstimator(1000, 10, "cpu", seed=1), RateEstimator(1000, 10, "cpu", seed=1)
     for epoch in range(6):
@@ -254,7 +255,7 @@ def slow_joint(probs, labels, classes):
     return torch.tensor([[value / total for value in row] for row in joint], dtype=torch.float64)
 
 
-@pytest.mark.parametrize("classes", [2, 5, 30])
+@every_row("classes", [2, 5, 30])
 def test_confident_joint_by_the_definition(classes):
     g = torch.Generator().manual_seed(classes)
     labels = torch.randint(classes, (400,), generator=g)
@@ -277,7 +278,7 @@ def test_confident_joint_of_the_papers_figure():
     assert torch.allclose(joint, figure) and rate == pytest.approx(0.4)
 
 
-@pytest.mark.parametrize("kind", ["symmetric", "pairflip"])
+@every_row("kind", ["symmetric", "pairflip"])
 def test_confident_joint_finds_known_noise_on_easy_data(kind):
     probs, given, realised = made_up(8000, 10, kind, 0.3)
     found = after(RateEstimator(8000, 10, "cpu", "confident-joint"), probs, given)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers import erat_reference as slow
+from helpers.tables import every_row
 
 from robust_trainer import METHODS
 from robust_trainer.methods.table import get_method
@@ -24,9 +25,9 @@ def draw(n, classes, seed, high=2.0):
     return scores, labels, kept
 
 
-@pytest.mark.parametrize("scale", ["none", "minmax"])
-@pytest.mark.parametrize("eta", [0.0, 0.1, 0.7, 1.0])
-@pytest.mark.parametrize("n,classes,seed", [(60, 3, 0), (200, 10, 1), (37, 7, 2), (400, 10, 3)])
+@every_row("scale", ["none", "minmax"])
+@every_row("eta", [0.0, 0.1, 0.7, 1.0])
+@every_row("n,classes,seed", [(60, 3, 0), (200, 10, 1), (37, 7, 2), (400, 10, 3)])
 def test_the_split_is_the_papers(n, classes, seed, eta, scale):
     scores, labels, kept = draw(n, classes, seed)
     rule = Split(eta=eta, scale=scale)
@@ -63,7 +64,7 @@ def test_what_a_class_cannot_supply_is_handed_on():
     assert allocate_integers(0, rates, capacity).tolist() == [0, 0, 0, 0]
 
 
-@pytest.mark.parametrize("seed", range(30))
+@every_row("seed", range(30))
 def test_hand_out_is_the_slow_loop(seed):
     generator = torch.Generator().manual_seed(seed)
     classes = int(torch.randint(1, 12, (), generator=generator))
@@ -142,7 +143,7 @@ def test_a_step_is_shared_out_over_the_classes():
     assert torch.allclose(total, asked, atol=1.01)  # the rounding is carried from step to step
 
 
-@pytest.mark.parametrize("size", [4, 16, 64])
+@every_row("size", [4, 16, 64])
 def test_small_batches_keep_the_asked_share(size):
     rule = KeepByScore(0.3, rebalance=True)
     state = rule.new_state(4, 1, torch.device("cpu"))

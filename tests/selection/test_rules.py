@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from helpers.tables import every_row
 from helpers.toy import batches, images, logits_module, robust, vit
 from torch import nn
 
@@ -13,7 +14,7 @@ from robust_trainer.types import Progress
 START = Progress(0.0, 10.0)
 
 
-@pytest.mark.parametrize("size,group", [(12, None), (12, 4), (13, 4), (3, 8), (1, None)])
+@every_row("size,group", [(12, None), (12, 4), (13, 4), (3, 8), (1, None)])
 def test_smallest_of_each_group(size, group):
     scores = torch.rand(2, size, generator=torch.Generator().manual_seed(size))
     weights = KeepSmallest(group).weights(scores, torch.zeros(size), START, {})
@@ -47,8 +48,9 @@ def test_exchange_rolls_the_peers():
     assert torch.equal(own.flip(0), theirs) and own[0, :100].all() and theirs[1, :100].all()
 
 
-@pytest.mark.parametrize("make", [logits_module, vit])
-@pytest.mark.parametrize("method", ["prl-g", "ignormclip", "min-sgd"])
+@pytest.mark.parametrize(
+    "method,make", [("prl-g", logits_module), ("prl-g", vit), ("ignormclip", logits_module), ("min-sgd", logits_module)]
+)
 def test_a_step_written_out(tmp_path, method, make):
     """Plain SGD: each sample's gradient by autograd, ranked or clipped by its norm over all parameters, then averaged."""
     size, rate, largest, lr = 128, 0.3, 0.7, 0.2

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from helpers import reference
+from helpers.tables import every_row
 
 from robust_trainer.selection.rules import RANK_AMONG, KeepByScore
 from robust_trainer.types import Progress
@@ -27,8 +28,8 @@ def test_one_batch_of_128_keeps_exactly_the_96_smallest():
     assert kept.nonzero().flatten().tolist() == reference.keep_smallest(s.tolist(), 96)
 
 
-@pytest.mark.parametrize("size,among", [(128, "recent"), (333, "recent"), (8, "batch"), (5, "batch"), (200, "batch")])
-@pytest.mark.parametrize("rate", [0.1, 0.25, 0.45, 0.9])
+@every_row("size,among", [(128, "recent"), (333, "recent"), (8, "batch"), (5, "batch"), (200, "batch")])
+@every_row("rate", [0.1, 0.25, 0.45, 0.9])
 def test_the_smallest_of_a_batch_are_kept_and_the_fraction_is_carried(size, among, rate):
     batches = [torch.rand(size, generator=torch.Generator().manual_seed(i)) for i in range(20)]
     asked, kept = 0.0, 0
@@ -39,9 +40,9 @@ def test_the_smallest_of_a_batch_are_kept_and_the_fraction_is_carried(size, amon
         kept += number
 
 
-@pytest.mark.parametrize("drift", ["still", "falling", "rising"])
+@every_row("drift", ["still", "falling", "rising"])
 @pytest.mark.parametrize("size", [1, 3, 7, 16, 128])
-@pytest.mark.parametrize("rate", [0.05, 0.25, 0.45])
+@every_row("rate", [0.05, 0.25, 0.45])
 @pytest.mark.parametrize("among", RANK_AMONG)
 def test_the_kept_share_of_an_epoch_is_the_asked_one(among, size, rate, drift):
     n = 2000
@@ -52,7 +53,7 @@ def test_the_kept_share_of_an_epoch_is_the_asked_one(among, size, rate, drift):
     assert abs(float(kept) - (1 - rate)) <= 0.01
 
 
-@pytest.mark.parametrize("size", [1, 4, 16])
+@every_row("size", [1, 4, 16])
 def test_small_batches_drop_the_suspicious_and_not_blindly(size):
     """A quarter of the samples has clearly larger scores: batches of any size find them."""
     g = torch.Generator().manual_seed(0)

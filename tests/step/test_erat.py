@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers import erat_reference as slow
+from helpers.tables import every_row
 from helpers.toy import NORMALISATION, images, logits_module, resnet, robust, settings
 from transformers import BertConfig, BertForSequenceClassification, TrainerCallback
 
@@ -61,8 +62,7 @@ def one_step(tmp_path, epoch, keep, **changes):
     return float(loss), expected, weight * sum(apart)
 
 
-@pytest.mark.parametrize("consistency", ["sum", "mean"])
-@pytest.mark.parametrize("epoch", [0.5, 1.0, 1.25, 4.0])
+@pytest.mark.parametrize("epoch,consistency", [(0.5, "sum"), (1.0, "mean"), (1.25, "sum"), (4.0, "mean")])
 def test_the_steps_loss_is_the_papers(tmp_path, epoch, consistency):
     keep = torch.arange(12) % 3 != 0 if epoch >= 1 else torch.ones(12, dtype=torch.bool)
     found, expected, unlabelled = one_step(tmp_path, epoch, keep, consistency=consistency)
@@ -82,7 +82,7 @@ def test_terms_average_over_several_perturbations():
     assert torch.allclose(apart, distances[0] + distances[1:].sum(0) / 2)
 
 
-@pytest.mark.parametrize("epoch,told", [(0.0, 0), (10.0, 0), (14.0, 6.25), (26.0, 25), (90.0, 25)])
+@every_row("epoch,told", [(0.0, 0), (10.0, 0), (14.0, 6.25), (26.0, 25), (90.0, 25)])
 def test_lambda_rises_over_the_epochs_after_the_warm_up(epoch, told):
     semi = METHODS["erat"]().semi_supervised
     assert semi.weight(Progress(epoch, 100.0)) == pytest.approx(told)
@@ -92,7 +92,7 @@ def test_lambda_rises_over_the_epochs_after_the_warm_up(epoch, told):
 # ---- streams
 
 
-@pytest.mark.parametrize("share", [0.5, 0.2])
+@every_row("share", [0.5, 0.2])
 def test_streams_are_mixed_evenly_and_come_round(share):
     mask = torch.arange(100) < 30
     order = torch.tensor(list(StreamSampler(100, lambda: (3, mask), share, seed=1)))
@@ -274,7 +274,7 @@ def test_ablations_of_the_recipe():
     assert METHODS["erat"](sample_selection=False).selection is None
     for changes in (dict(norm="linf"), dict(rebalance=False), dict(strong_augmentation="flip"), dict(sample_selection=False)):
         other = METHODS["erat"](**changes)
-        same = [f for f in ("perturbation", "selection", "semi", "score") if getattr(other, f) == getattr(full, f)]
+        same = [f for f in ("perturbation", "selection", "semi_supervised", "score") if getattr(other, f) == getattr(full, f)]
         assert len(same) == 3, (changes, same)
 
 
@@ -298,7 +298,7 @@ def test_the_two_radii_are_what_the_samples_are_moved_by(tmp_path):
 # ---- bad input
 
 
-@pytest.mark.parametrize(
+@every_row(
     "changes,told",
     [
         (dict(rebalance_eta=1.5), "rebalance_eta=1.5 must be in .0, 1."),
@@ -347,7 +347,7 @@ def test_a_text_model_has_no_images_to_augment(tmp_path):
         RobustTrainer(model=BertForSequenceClassification(config), args=args, train_dataset=rows).train()
 
 
-@pytest.mark.parametrize(
+@every_row(
     "given,config,told",
     [
         (dict(trainer=dict(compute_loss_func=lambda outputs, labels, **_: outputs)), {}, "several views.*drop compute_loss_func"),

@@ -6,6 +6,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from helpers.tables import every_row
 from helpers.toy import CLASSES, images, logits_module, robust, settings, vit
 from transformers import TrainingArguments
 
@@ -28,7 +29,7 @@ CONFIG = {
 }
 
 
-@pytest.mark.parametrize("case", CONFIG)
+@every_row("case", CONFIG)
 def test_settings(tmp_path, case):
     changes, told = CONFIG[case]
     with pytest.raises(ValueError, match=told) as caught:
@@ -76,7 +77,7 @@ DATA = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", DATA)
+@every_row("case", DATA)
 def test_data(tmp_path, case):
     make, told = DATA[case]
     trainer = robust(tmp_path, vit(), make(), method="prl-at", per_device_train_batch_size=16)

@@ -39,8 +39,7 @@ PLAIN = {
 }
 
 
-@pytest.mark.parametrize("args_class", [TrainingArguments, RobustConfig])
-@pytest.mark.parametrize("case", PLAIN)
+@pytest.mark.parametrize("case,args_class", [("bare", RobustConfig), *((case, TrainingArguments) for case in PLAIN)])
 def test_no_method_is_the_plain_trainer(tmp_path, case, args_class):
     changes = dict(PLAIN[case])
     model, extra = changes.pop("model", vit), changes.pop("trainer", {})
@@ -90,8 +89,7 @@ def test_signatures_are_the_parents():
 FEATURES = {k: v for k, v in PLAIN.items() if k not in ("bare", "loss func")}
 
 
-@pytest.mark.parametrize("method", ["prl", "prl-at", "prl-at-memory", "bootstrap-at"])
-@pytest.mark.parametrize("case", FEATURES)
+@pytest.mark.parametrize("case,method", [("smoothing", "bootstrap-at"), *((case, "prl-at-memory") for case in FEATURES)])
 def test_the_trainers_features_work_with_a_method(tmp_path, case, method):
     changes = dict(FEATURES[case])
     model = changes.pop("model", vit)

@@ -4,6 +4,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from helpers.tables import every_row
 from helpers.toy import NORMALISATION, Logits, images, logits_module, robust, settings, vit
 from transformers import Trainer, TrainingArguments
 
@@ -141,7 +142,7 @@ def test_a_config_that_does_not_tell_the_classes(tmp_path):
     assert int(trainer.ledger.label.max()) == 3
 
 
-@pytest.mark.parametrize(
+@every_row(
     "setting,told",
     [
         ({"per_class": "false"}, "per_class='false' must be true or false"),

@@ -65,8 +65,7 @@ def trainer_for(folder, *, train=None, epochs=2, **settings):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("strategy", ["random", "group_by_length", "sequential"])
-@pytest.mark.parametrize("method", ["standard", "spl", "prl"])
+@pytest.mark.parametrize("method,strategy", [("standard", "random"), ("spl", "group_by_length"), ("prl", "sequential")])
 def test_rows_of_the_ledger_are_the_sentences(method, strategy, tmp_path):
     trainer = trainer_for(tmp_path, method=method, train_sampling_strategy=strategy)
     seen = []
