@@ -94,7 +94,7 @@ def slow_l2_step(x, best, u, side, eps):
     return (x + new / new.norm() * eps).clamp(0, 1)
 
 
-@pytest.mark.parametrize("shape,side", [((3, 8, 8), 3), ((2, 7, 9), 5), ((1, 6, 4), 4), ((2, 2, 5), 2)])
+@every_row("shape,side", [((3, 8, 8), 3), ((2, 7, 9), 5), ((1, 6, 4), 4), ((2, 2, 5), 2)])
 def test_an_l2_query_equals_the_slow_one(shape, side):
     attack, draws = Square(0.7, norm="l2"), Draws(0, range(20))
     x = torch.rand(20, *shape, generator=torch.Generator().manual_seed(0))
@@ -136,8 +136,8 @@ def test_breaks_a_linear_model_where_and_only_where_it_can_be_broken(norm, share
     assert (length(x_adv - x, norm) <= eps * (1 + 1e-6) + 6e-8).all()
 
 
-@pytest.mark.parametrize("norm,eps", [("linf", 0.1), ("l2", 0.5)])
-@pytest.mark.parametrize("shape,classes", [((3, 8, 8), 4), ((1, 3, 3), 2), ((2, 13, 4), 3), ((1, 1, 1), 5), ((1, 28, 11), 10)])
+@every_row("norm,eps", [("linf", 0.1), ("l2", 0.5)])
+@every_row("shape,classes", [((3, 8, 8), 4), ((1, 3, 3), 2), ((2, 13, 4), 3), ((1, 1, 1), 5), ((1, 28, 11), 10)])
 def test_any_image_stays_in_the_ball_and_the_box(norm, eps, shape, classes):
     torch.manual_seed(0)
     model = Logits(classes, shape[0]).eval()
@@ -196,7 +196,7 @@ def test_calls_end_when_all_are_broken_and_wrong_rows_cost_none():
     assert model.calls == 1
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@every_row("norm", ["linf", "l2"])
 def test_constant_models_and_bad_settings(norm):
     x, y = torch.rand(3, 1, 3, 3), torch.tensor([0, 0, 1])
     for logits in (torch.zeros(3), torch.tensor([1.0, 0.0, 0.0])):

@@ -6,7 +6,6 @@ import torch
 from helpers import reference
 from helpers.tables import every_row
 
-from robust_trainer.losses import standard as objectives
 from robust_trainer.losses.standard import make_objective
 from robust_trainer.selection import scores
 from robust_trainer.selection.ranking import rank_within
@@ -48,33 +47,6 @@ def test_scores_stay_finite_and_ordered_at_the_extremes():
     assert scores.loss_layer_gradient_norm(v)[0, 4] < scores.loss_layer_gradient_norm(v)[0, 3]
     low = ForwardOutput(z.to(torch.bfloat16), v.targets)
     assert torch.isfinite(scores.loss_layer_gradient_norm(low)).all() and scores.loss(low).dtype == torch.float32
-
-
-@every_row("smoothing", [0.0, 0.2])
-@every_row("b,c,m", SHAPES)
-def test_cross_entropy_equals_the_loop(b, c, m, smoothing):
-    v = view(b, c, m)
-    given = v.targets.expand(m, -1)
-    mixed = objectives.HardBootstrap(0.8)(v)
-    for targets in (given, mixed):
-        losses = objectives.CrossEntropy(smoothing)(v, targets)
-        for k in range(m):
-            for i in range(b):
-                t = reference.onehot(int(v.targets[i]), c) if targets is given else mixed[k, i].tolist()
-                assert float(losses[k, i]) == pytest.approx(
-                    reference.cross_entropy(v.logits[k, i].tolist(), t, smoothing), rel=1e-4, abs=1e-5
-                )
-
-
-@every_row("beta", [0.0, 0.8, 1.0])
-def test_bootstrap_targets(beta):
-    v = view(12, 4)
-    mixed = objectives.HardBootstrap(beta)(v)
-    for i in range(12):
-        expected = torch.zeros(4)
-        expected[v.targets[i]] += beta
-        expected[v.logits[0, i].argmax()] += 1 - beta
-        assert torch.allclose(mixed[0, i], expected)
 
 
 def numbers(b, k, m=1, problem=REGRESSION):
