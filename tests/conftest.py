@@ -1,27 +1,39 @@
 import gc
 import os
-import sys
 from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 _ROOT = Path(__file__).resolve().parents[1]
 # what a test starts in a process of its own imports the same package and helpers
-_FOUND = [path for path in sys.path if Path(path).resolve().is_relative_to(_ROOT)]
-os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(_ROOT), *_FOUND, *filter(None, [os.environ.get("PYTHONPATH")])]))
+_PATHS = [str(_ROOT), str(_ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
+os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(_PATHS))
 
-import datasets  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
-import transformers  # noqa: E402
 
-torch.set_num_threads(1)  # one order of summation everywhere, and tiny models gain nothing from a second thread
-datasets.disable_progress_bars()
-transformers.utils.logging.set_verbosity_error()
+def pytest_xdist_auto_num_workers(config):
+    """All tests are shared by the cores; a few are sooner done in one process, as each pays ten seconds of imports."""
+    whole = not config.option.keyword and all(Path(arg).resolve() in (_ROOT, _ROOT / "tests") for arg in config.args)
+    return min(os.cpu_count() or 1, 8) if whole else 0
+
+
+def pytest_configure(config):
+    if getattr(config.option, "numprocesses", None):
+        return  # this process hands the tests to others and needs no library
+    import datasets
+    import torch
+    import transformers
+
+    torch.set_num_threads(1)  # one order of summation everywhere, and tiny models gain nothing from a second thread
+    datasets.disable_progress_bars()
+    transformers.utils.logging.set_verbosity_error()
 
 
 @pytest.fixture(autouse=True)
 def seeded():
+    import torch
+
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(False)
 
