@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ..data.images import InputSpace
-from .autoaugment import auto_augment, load_kornia
+from .autoaugment import auto_augment
+from .load_kornia import load_kornia
 
 #: The names of `make_augmentation`, and what each does.
 AUGMENTATIONS: Mapping[str, str] = {
@@ -108,7 +109,7 @@ def make_augmentation(name: str) -> Augmentation:
     if name not in _SETTINGS:
         raise ValueError(f"augmentation {name!r} is unknown: choose one of {', '.join(AUGMENTATIONS)}.")
     if _SETTINGS[name].policy:
-        load_kornia()
+        load_kornia("enhance", name)
     return _SETTINGS[name]
 
 
@@ -124,7 +125,7 @@ def augment(augmentation: Callable[[Tensor], Tensor], x: Tensor, space: InputSpa
     if augmentation == _SETTINGS["none"]:
         return x
     pixels = space.to_pixels(x).clamp_(0.0, 1.0)
-    with _seeded(seed, x.device):
+    with seeded_generators(seed, x.device):
         augmented = augmentation(pixels)
     if not isinstance(augmentation, Augmentation):
         check(augmented, x, told)
@@ -147,8 +148,13 @@ def check(augmented: Tensor, x: Tensor, told: str) -> None:
 
 
 @contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Torch's global generators of the CPU and of the device seeded, and as before afterwards."""
+def seeded_generators(seed: int, device: torch.device) -> Iterator[None]:
+    """Seeds torch's global generators of the CPU and of the device inside; they are as before afterwards.
+
+    Args:
+        seed: of both generators.
+        device: where the images are.
+    """
     other = device.type not in ("cpu", "mps")
     index = device.index if device.index is not None else 0
     with torch.random.fork_rng([index] if other else [], device_type=device.type if other else "cuda"):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from .load_kornia import load_kornia
 
 #: The 25 sub-policies of Cubuk et al. 2018 for CIFAR-10: twice (operation, its probability, its level 0..9).
 CIFAR10 = (
@@ -83,7 +83,7 @@ def _table() -> tuple[tuple[str, ...], Tensor, Tensor, Tensor]:
 
 @lru_cache(maxsize=1)
 def _operations() -> Mapping[str, Operation]:
-    enhance = load_kornia()
+    enhance = load_kornia("enhance", "autoaugment")
     return {
         "shear_y": lambda x, s: _moved(x, tilt=0.3 * s),
         "translate_x": lambda x, s: _moved(x, right=150 / 331 * s),
@@ -99,17 +99,6 @@ def _operations() -> Mapping[str, Operation]:
         "auto_contrast": lambda x, s: _stretched(x),
         "invert": lambda x, s: 1 - x,
     }
-
-
-def load_kornia() -> Any:
-    """Returns ``kornia.enhance``; its warnings stay inside. Raises a one-line ``ValueError`` where kornia is not installed."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import kornia.enhance
-    except ImportError as error:
-        raise ValueError(f"autoaugment needs kornia ({error}): pip install kornia.") from error
-    return kornia.enhance
 
 
 def _moved(
