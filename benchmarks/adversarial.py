@@ -138,7 +138,7 @@ def train(args: argparse.Namespace, settings: dict[str, Any], data: Part, test: 
     collate = partial(cropped, data, name, 4) if args.augment else partial(gather, data, name)
     with tempfile.TemporaryDirectory() as folder:
         config = RobustConfig(
-            output_dir=folder, method=settings["method"], **settings["given"], num_train_epochs=args.epochs,
+            output_dir=folder, method=settings["method"], method_settings=settings["given"], num_train_epochs=args.epochs,
             per_device_train_batch_size=args.batch_size, max_grad_norm=args.max_grad_norm, seed=settings["seed"],
             logging_strategy="epoch", save_strategy="no", eval_strategy="no", report_to=[], disable_tqdm=True,
             remove_unused_columns=False, label_names=["labels"], dataloader_pin_memory=torch.cuda.is_available(), bf16=args.bf16,

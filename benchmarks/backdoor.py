@@ -190,7 +190,8 @@ def run(
         model.load_state_dict(backbone)
     with tempfile.TemporaryDirectory() as folder:
         config = RobustConfig(
-            output_dir=folder, method=method, **changed(method, given), image_mean=[args.image_mean], image_std=[args.image_std],
+            output_dir=folder, method=method, method_settings=changed(method, given),
+            image_mean=[args.image_mean], image_std=[args.image_std],
             num_train_epochs=args.epochs, per_device_train_batch_size=args.batch_size,
             learning_rate=args.head_lr if backbone is not None else args.lr,
             weight_decay=args.weight_decay, lr_scheduler_type=args.lr_scheduler_type, optim="adamw_torch", seed=seed,

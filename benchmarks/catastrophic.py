@@ -88,7 +88,8 @@ def train(args: argparse.Namespace, settings: dict[str, Any], data: Part, test: 
     curve = Curve(args, test)
     with tempfile.TemporaryDirectory() as folder:
         config = RobustConfig(
-            output_dir=folder, method="fast-at", eps=args.eps, **steps, collapse_check_steps=args.check, logging_steps=args.check,
+            output_dir=folder, method="fast-at", eps=args.eps, logging_steps=args.check,
+            method_settings={**steps, "collapse_check_steps": args.check},
             num_train_epochs=args.epochs, per_device_train_batch_size=args.batch_size, seed=settings["seed"], save_strategy="no",
             report_to=[], disable_tqdm=True, remove_unused_columns=False, label_names=["labels"], image_mean=[0.5],
             image_std=[0.5], dataloader_pin_memory=False, max_grad_norm=0.0,

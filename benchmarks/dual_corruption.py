@@ -63,7 +63,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "erat": {},
     "erat-linf": {"norm": "linf"},
     "erat-l2": {"norm": "l2"},
-    "ce-score": {"split_score": "loss"},
+    "ce-score": {"score": "loss"},
     "no-rb": {"rebalance": False},
     "no-uni": {"norm": "both"},
     "no-aug": {"strong_augmentation": "erase-flip"},
@@ -361,7 +361,7 @@ def train(
     settings = {k: v for k, v in given.items() if k not in ("augment", "squeeze")}
     with tempfile.TemporaryDirectory() as folder:
         config = RobustConfig(
-            output_dir=folder, method=method, **settings, num_train_epochs=args.epochs, max_steps=steps, seed=seed,
+            output_dir=folder, method=method, method_settings=settings, num_train_epochs=args.epochs, max_steps=steps, seed=seed,
             per_device_train_batch_size=args.batch_size, per_device_eval_batch_size=500, max_grad_norm=args.max_grad_norm,
             logging_strategy="epoch", save_strategy="no", eval_strategy="no", report_to=[], disable_tqdm=True,
             remove_unused_columns=False, label_names=["labels"], dataloader_pin_memory=torch.cuda.is_available(), bf16=args.bf16,

@@ -248,7 +248,7 @@ def make_trainer(args: argparse.Namespace, task: Task, train: Part, name: str, s
     found = resolve(name)
     assert found is not None
     config = RobustConfig(
-        output_dir=args.folder, method=found[0], **changed(found[0], settings), num_train_epochs=epochs,
+        output_dir=args.folder, method=found[0], method_settings=changed(found[0], settings), num_train_epochs=epochs,
         per_device_train_batch_size=args.batch_size, learning_rate=args.lr, weight_decay=args.weight_decay,
         max_grad_norm=args.max_grad_norm, lr_scheduler_type=args.lr_scheduler_type, optim="adamw_torch", seed=args.seed,
         logging_strategy="epoch", save_strategy="no", eval_strategy="no", report_to=[], disable_tqdm=True,

@@ -1,204 +1,91 @@
-"""RobustConfig: TrainingArguments plus the name of a method and the numbers that papers report."""
+"""RobustConfig: TrainingArguments plus the name of a method and its settings."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+import json
 import os
-from dataclasses import dataclass, field, fields
-from typing import Any
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from transformers import TrainingArguments
 
-from .images.augmentations import AUGMENTATIONS
-from .methods.defaults import EVERYWHERE
+from .methods.conflicts import check_settings
+from .methods.help import field_help, fields_help
 from .methods.recipe import Recipe
-from .methods.settings import check_settings
+from .methods.settings import FIELDS, SETTINGS, read_settings, settings_of
 from .methods.table import get_method
-from .methods.units import fraction
-from .models.spectral import LAYERS, Cap, cap_of
-from .perturbations.pgd import UNIFORM
-from .selection.rules import ESTIMATED
+from .models.spectral import Cap, cap_of
+from .reporting.suggest import did_you_mean
 from .types import PROBLEMS
 
-_FROM_METHOD = "Default: the method's own."
+_Config = TypeVar("_Config")
 
 
+def _setting(name: str) -> Any:
+    """A field whose help comes from the settings' table."""
+    return field(default=None, metadata={"help": field_help(name)})
+
+
+def _says_what_was_meant(cls: type[_Config]) -> type[_Config]:
+    """A dataclass whose constructor names the field that an unknown keyword meant, where Python says "unexpected" alone."""
+    init = cls.__init__
+    names = [*inspect.signature(init).parameters][1:]
+
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **kwargs: Any) -> None:
+        unknown = next((name for name in kwargs if name not in names), None)
+        if unknown is not None:
+            raise ValueError(_unknown(cls.__name__, unknown, kwargs[unknown], names))
+        init(self, *args, **kwargs)
+
+    cls.__init__ = checked
+    return cls
+
+
+@_says_what_was_meant
 @dataclass
 class RobustConfig(TrainingArguments):
     """`transformers.TrainingArguments` plus a method and its settings.
 
-    Settings left at None take the method's own value (`robust_trainer.METHODS[method].settings`); a setting that the method
-    does not take, or outside its range, raises ``ValueError`` here, before anything is loaded or written.
+    A setting left at None has the method's own value (`robust_trainer.METHODS[method].settings`). Settings that are no field go
+    through ``method_settings``; all are in ``docs/reference/settings.md``.
+
+    Args:
+        method: the robust method, e.g. ``prl``, ``prl+trades``, ``erat``; None or ``none``: exactly the plain Trainer.
+        method_settings: the method's other settings, a dict or its JSON: ``{"rate_decay_share": 0.3}``.
+        problem_type: ``single_label_classification``, ``regression`` or ``multi_label_classification``; None: the model's config's.
+        ledger_predictions: keep each sample's mean predicted probabilities in the ledger, 4 bytes per class and sample.
+        image_mean: per-channel mean of the input normalisation; None: the image processor's.
+        image_std: per-channel standard deviation of the input normalisation; None: the image processor's.
     """
 
     method: str | None = field(
         default=None, metadata={"help": "Robust method, e.g. prl-at-memory; none: exactly the plain Trainer."}
     )
-    noise_rate: float | str | None = field(
-        default=None,
-        metadata={"help": f"Expected share of corrupted samples, [0, 1), err high; auto: estimated. {_FROM_METHOD}"},
-    )
-    rate_multiplier: float | None = field(default=None, metadata={"help": f"Factor on noise_rate, > 0. {_FROM_METHOD}"})
-    max_drop_rate: float | None = field(
-        default=None, metadata={"help": f"Largest share of samples to drop, (0, 1). {_FROM_METHOD}"}
-    )
-    drop_schedule: str | None = field(
-        default=None, metadata={"help": f"constant, ramp (0 up to the rate) or relax (down to the rate). {_FROM_METHOD}"}
-    )
-    drop_ramp_epochs: float | None = field(default=None, metadata={"help": f"Epochs that ramp or relax take, > 0. {_FROM_METHOD}"})
-    drop_ramp_steps: int | None = field(
-        default=None, metadata={"help": f"Optimizer steps that ramp takes, >= 1, instead of epochs. {_FROM_METHOD}"}
-    )
-    drop_ramp_from: float | None = field(
-        default=None, metadata={"help": f"Share of the final rate where ramp starts, [0, 1]. {_FROM_METHOD}"}
-    )
-    relax_from: float | None = field(default=None, metadata={"help": f"Share dropped where relax starts, (0, 1). {_FROM_METHOD}"})
-    rate_decay_share: float | None = field(
-        default=None, metadata={"help": f"Share of all epochs after which decay drops its full share, (0, 1]. {_FROM_METHOD}"}
-    )
-    rank_among: str | None = field(
-        default=None,
-        metadata={"help": f"Rank a sample in its batch, or recent: at least among the latest 128 samples. {_FROM_METHOD}"},
-    )
-    per_class: bool | None = field(default=None, metadata={"help": f"Rank within each given label. {_FROM_METHOD}"})
-    rebalance: bool | None = field(
-        default=None, metadata={"help": f"Share out the kept samples over the given labels by ERAT's class scores. {_FROM_METHOD}"}
-    )
-    rebalance_eta: float | None = field(
-        default=None, metadata={"help": f"Exponent of a class's rate, [0, 1]; 0: all classes the same number. {_FROM_METHOD}"}
-    )
-    memory: str | None = field(
-        default=None,
-        metadata={
-            "help": "Rank by: none (score of the moment), mean or ema of the ledger, or scan (all samples scored as an epoch "
-            f"starts). {_FROM_METHOD}"
-        },
-    )
-    memory_decay: float | None = field(default=None, metadata={"help": f"Weight of the past in memory=ema, [0, 1). {_FROM_METHOD}"})
-    memory_after_epochs: int | None = field(
-        default=None, metadata={"help": f"Finished epochs after which memory decides, >= 1. {_FROM_METHOD}"}
-    )
-    objective: str | None = field(
-        default=None, metadata={"help": f"Loss: auto (the problem's own), ce, mae, gce, nce-rce, mse, huber ... {_FROM_METHOD}"}
-    )
-    huber_delta: float | None = field(
-        default=None, metadata={"help": f"Residual where objective=huber turns linear, > 0. {_FROM_METHOD}"}
-    )
-    gce_q: float | None = field(default=None, metadata={"help": f"Exponent q of objective=gce, (0, 1]. {_FROM_METHOD}"})
-    sce_alpha: float | None = field(default=None, metadata={"help": f"Weight of CE in objective=sce, >= 0. {_FROM_METHOD}"})
-    sce_beta: float | None = field(default=None, metadata={"help": f"Weight of RCE in objective=sce, >= 0. {_FROM_METHOD}"})
-    apl_alpha: float | None = field(
-        default=None, metadata={"help": f"Weight of NCE in objective=nce-rce, >= 0; none: C/10 for C classes. {_FROM_METHOD}"}
-    )
-    apl_beta: float | None = field(
-        default=None, metadata={"help": f"Weight of RCE in objective=nce-rce, >= 0; none: 10/C for C classes. {_FROM_METHOD}"}
-    )
-    clip_norm: float | None = field(
-        default=None, metadata={"help": f"normclip: largest norm of a step's gradient, in place of max_grad_norm. {_FROM_METHOD}"}
-    )
-    sample_clip_norm: float | None = field(
-        default=None, metadata={"help": f"ignormclip: largest norm of one sample's gradient. {_FROM_METHOD}"}
-    )
-    warmup_epochs: float | None = field(
-        default=None, metadata={"help": f"decouple, erat: epochs on all labels before samples are left out, >= 0. {_FROM_METHOD}"}
-    )
-    min_sgd_group: int | None = field(
-        default=None, metadata={"help": f"min-sgd: samples of which the best is used; none: the whole step. {_FROM_METHOD}"}
-    )
-    num_networks: int | None = field(default=None, metadata={"help": f"Networks trained side by side, >= 2. {_FROM_METHOD}"})
-    peer_exchange: str | None = field(
-        default=None,
-        metadata={"help": f"Who trains on what a network trusts: next, or shuffled (any other, drawn each step). {_FROM_METHOD}"},
-    )
-    eps: float | str | None = field(
-        default=None,
-        metadata={"help": f"Radius of the perturbation in [0, 1] pixels, e.g. 8/255; text: in word embeddings. {_FROM_METHOD}"},
-    )
-    step_size: float | str | None = field(
-        default=None, metadata={"help": f"Attack step in [0, 1] pixels, e.g. 2/255; text: in word embeddings. {_FROM_METHOD}"}
-    )
-    steps: int | None = field(default=None, metadata={"help": f"Attack steps: 1 is FGSM, more is PGD. {_FROM_METHOD}"})
-    norm: str | None = field(
-        default=None,
-        metadata={"help": f"linf, l2, hybrid (each sample one of the two) or, for erat, both (two for each). {_FROM_METHOD}"},
-    )
-    eps_l2: float | str | None = field(
-        default=None, metadata={"help": f"hybrid, both: radius of the l_2 perturbation in [0, 1] pixels. {_FROM_METHOD}"}
-    )
-    step_size_l2: float | str | None = field(
-        default=None, metadata={"help": f"hybrid, both: l_2 attack step in [0, 1] pixels. {_FROM_METHOD}"}
-    )
-    scope: str | None = field(default=None, metadata={"help": f"batch (one perturbation for the batch) or sample. {_FROM_METHOD}"})
-    random_start: bool | None = field(
-        default=None, metadata={"help": f"Start the attack at a random point of the ball. {_FROM_METHOD}"}
-    )
-    start_std: float | str | None = field(
-        default=None, metadata={"help": f"Std of a Gaussian random start, or uniform: in the ball. {_FROM_METHOD}"}
-    )
-    inner_loss: str | None = field(
-        default=None,
-        metadata={
-            "help": "What the attack raises: ce, objective (the method's loss on labels), kl, kl-sym, ce+consistency or "
-            f"consistency. {_FROM_METHOD}"
-        },
-    )
-    beta: float | None = field(
-        default=None, metadata={"help": f"Weight of the divergence in trades, mart (its lambda) and nrat, >= 0. {_FROM_METHOD}"}
-    )
-    awp_gamma: float | None = field(
-        default=None, metadata={"help": f"...-awp: size of the weight perturbation relative to the weights, [0, 1). {_FROM_METHOD}"}
-    )
-    awp_warmup_epochs: float | None = field(
-        default=None, metadata={"help": f"...-awp: finished epochs before weights are perturbed. {_FROM_METHOD}"}
-    )
-    collapse_check_steps: int | None = field(
-        default=None, metadata={"help": f"fast-at: steps between two probes for catastrophic overfitting, 0: none. {_FROM_METHOD}"}
-    )
-    split_score: str | None = field(
-        default=None, metadata={"help": f"erat: score of the split, brier (eq. 1) or loss. {_FROM_METHOD}"}
-    )
-    score_scale: str | None = field(
-        default=None, metadata={"help": f"erat: none or minmax, how scores enter the class rates. {_FROM_METHOD}"}
-    )
-    strong_augmentation: str | None = field(default=None, metadata={"help": f"erat: {', '.join(AUGMENTATIONS)}. {_FROM_METHOD}"})
-    weak_augmentation: str | None = field(default=None, metadata={"help": f"erat: as strong_augmentation. {_FROM_METHOD}"})
-    lambda_u: float | None = field(default=None, metadata={"help": f"erat: weight of the unlabelled samples, >= 0. {_FROM_METHOD}"})
-    lambda_ramp_epochs: float | None = field(
-        default=None, metadata={"help": f"erat: epochs that lambda_u takes to rise after the warm-up, > 0. {_FROM_METHOD}"}
-    )
-    temperature: float | None = field(
-        default=None, metadata={"help": f"erat: temperature of the pseudo-labels, 1 none, below sharpens. {_FROM_METHOD}"}
-    )
-    consistency: str | None = field(
-        default=None, metadata={"help": f"erat: squared difference to the pseudo-label, sum or mean over classes. {_FROM_METHOD}"}
-    )
-    labelled_share: float | None = field(
-        default=None, metadata={"help": f"erat: share of a step's samples that are labelled; 0: as in the data set. {_FROM_METHOD}"}
-    )
-    adversarial_training: bool | None = field(default=None, metadata={"help": f"erat: false leaves the attack out. {_FROM_METHOD}"})
-    sample_selection: bool | None = field(
-        default=None, metadata={"help": f"erat: false trains on all labels as given. {_FROM_METHOD}"}
-    )
-    attack_mode: str | None = field(default=None, metadata={"help": f"Model mode while crafting: eval or train. {_FROM_METHOD}"})
-    inner_filter: bool | None = field(
-        default=None, metadata={"help": f"Filter or relabel in the inner maximisation. {_FROM_METHOD}"}
-    )
-    outer_filter: bool | None = field(
-        default=None, metadata={"help": f"Filter or relabel in the outer minimisation. {_FROM_METHOD}"}
-    )
-    bootstrap_beta: float | None = field(
-        default=None, metadata={"help": f"Weight of the given label in bootstrap, [0, 1]. {_FROM_METHOD}"}
-    )
-    freeze_backbone: bool | None = field(
-        default=None,
-        metadata={"help": f"Any method, or none: train the classification head alone, the rest is frozen. {_FROM_METHOD}"},
-    )
-    spectral_cap: float | None = field(
-        default=None,
-        metadata={"help": f"Any method, or none: largest spectral norm of a layer's weights, > 0. {_FROM_METHOD}"},
-    )
-    spectral_layers: str | None = field(
-        default=None,
-        metadata={"help": f"Layers that spectral_cap holds: {' (the head) or '.join(LAYERS)} (linear, convolution). Default last."},
+    noise_rate: float | str | None = _setting("noise_rate")
+    drop_schedule: str | None = _setting("drop_schedule")
+    drop_ramp_epochs: float | None = _setting("drop_ramp_epochs")
+    drop_ramp_steps: int | None = _setting("drop_ramp_steps")
+    per_class: bool | None = _setting("per_class")
+    memory: str | None = _setting("memory")
+    rebalance: bool | None = _setting("rebalance")
+    warmup_epochs: float | None = _setting("warmup_epochs")
+    num_networks: int | None = _setting("num_networks")
+    objective: str | None = _setting("objective")
+    eps: float | str | None = _setting("eps")
+    step_size: float | str | None = _setting("step_size")
+    steps: int | None = _setting("steps")
+    norm: str | None = _setting("norm")
+    scope: str | None = _setting("scope")
+    random_start: bool | None = _setting("random_start")
+    beta: float | None = _setting("beta")
+    freeze_backbone: bool | None = _setting("freeze_backbone")
+    spectral_cap: float | None = _setting("spectral_cap")
+    method_settings: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "The method's other settings as JSON, e.g. '{\"rate_decay_share\": 0.3}'."}
     )
     problem_type: str | None = field(
         default=None,
@@ -215,11 +102,12 @@ class RobustConfig(TrainingArguments):
         default=None, metadata={"help": "Per-channel std of the input normalisation; default: the image processor's."}
     )
 
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "method_settings"]
+
     def __post_init__(self) -> None:
-        self.noise_rate = _number_or_auto(self.noise_rate)
-        for name in ("eps", "step_size", "eps_l2", "step_size_l2", "start_std"):
-            if isinstance(value := getattr(self, name), str) and not (name == "start_std" and value == UNIFORM):
-                setattr(self, name, fraction(name, value))
+        self.method_settings = _read_method_settings(self.method_settings)
+        for name in FIELDS:
+            setattr(self, name, SETTINGS[name].read(getattr(self, name)))
         recipe = self.recipe()
         if self.problem_type is not None and self.problem_type not in PROBLEMS:
             raise ValueError(f"problem_type={self.problem_type!r} is unknown: choose one of {', '.join(PROBLEMS)}.")
@@ -231,50 +119,141 @@ class RobustConfig(TrainingArguments):
             check_writable(self.output_dir)
         super().__post_init__()
 
-    def _given(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in SETTINGS if getattr(self, name) is not None}
+    def given_settings(self) -> dict[str, Any]:
+        """Returns the settings given here, in fields and in ``method_settings``.
+
+        Raises:
+            ValueError: for a setting given in both, with two values.
+        """
+        fields = {name: getattr(self, name) for name in FIELDS if getattr(self, name) is not None}
+        return merge_settings(fields, read_settings(self.method_settings or {}), "as a field", "in method_settings")
 
     def switches(self) -> tuple[bool, Cap | None]:
-        """``freeze_backbone`` and the cap of spectral norms as given here, whatever the method."""
-        given = self._given()
+        """Returns ``freeze_backbone`` and the cap of spectral norms as given here, whatever the method."""
+        given = self.given_settings()
         return bool(given.get("freeze_backbone")), cap_of(given)
 
     def recipe(self) -> Recipe | None:
-        """The named method with the settings given here; None without a method."""
-        given = self._given()
-        if self.method is None or self.method == "none":
-            switches = {name: value for name, value in given.items() if name in EVERYWHERE}
-            if switches:
-                check_settings(switches, switches, "auto")
-            if given.keys() > switches.keys():
-                name, value = next((n, v) for n, v in given.items() if n not in switches)
-                raise ValueError(f"{name}={value!r} has no effect without a method: set method=..., or drop {name}.")
-            return None
-        return get_method(self.method)(**given)
+        """Returns the named method with the settings given here; None without a method.
+
+        Raises:
+            ValueError: in one line, for an unknown method and for settings that it does not take or that are out of range.
+        """
+        return find_recipe(self.method, self.given_settings())
 
 
-#: The fields that are a method's settings (the rest of RobustConfig belongs to the data or to the Trainer).
-SETTINGS: tuple[str, ...] = tuple(
-    f.name
-    for f in fields(RobustConfig)
-    if f.name not in {g.name for g in fields(TrainingArguments)}
-    and f.name not in ("method", "problem_type", "image_mean", "image_std", "ledger_predictions")
-)
+_AFTER = "        method_settings: the"
+RobustConfig.__doc__ = (RobustConfig.__doc__ or "").replace(_AFTER, f"{fields_help()}\n{_AFTER}", 1)
 
 
-def _number_or_auto(value: Any) -> Any:
-    """A noise rate from the command line, where every value is text."""
-    if not isinstance(value, str) or value in ESTIMATED:
-        return value
-    try:
-        return float(value)
-    except ValueError:
-        told = " or ".join(map(repr, ESTIMATED))
-        raise ValueError(f"noise_rate={value!r} must be a number in [0, 1), the share of corrupted samples, or {told}.") from None
+def find_recipe(method: str | None, settings: Mapping[str, Any]) -> Recipe | None:
+    """Returns the method of that name with these settings; None without a method.
+
+    Args:
+        method: a method's name; None or ``none`` for none.
+        settings: those that are not to have the method's own values. Without a method only those that any training takes.
+
+    Raises:
+        ValueError: for an unknown method, and for settings that it does not take, that are out of range or have no effect.
+    """
+    if method is not None and method != "none":
+        return get_method(method)(**settings)
+    for name, value in settings.items():
+        if name not in settings_of("anywhere"):
+            raise ValueError(f"{name}={value!r} has no effect without a method: set method=..., or drop {name}.")
+    if settings:
+        check_settings(settings, settings, "auto", ("anywhere",))
+    return None
+
+
+def recipe_from(
+    args: Any, recipe: Recipe | str | None, method: str | None, settings: Mapping[str, Any], keywords: Collection[str] = ()
+) -> Recipe | None:
+    """Returns the recipe in force for a trainer: its own, that of the method it names, or that of its arguments; None without one.
+
+    Args:
+        args: a `RobustConfig`, other `TrainingArguments`, or None.
+        recipe: the trainer's keyword: a recipe, or a method's name.
+        method: the trainer's keyword: a method's name.
+        settings: the trainer's other keywords, settings of the method.
+        keywords: the names that the trainer takes beside settings, for the message about one that is neither.
+
+    Raises:
+        ValueError: for a keyword that is no setting, for a method named twice, and for settings without a method.
+    """
+    for name, value in settings.items():
+        if name not in SETTINGS:
+            raise ValueError(_unknown("RobustTrainer", name, value, keywords))
+    if isinstance(recipe, str):
+        if method is not None and method != recipe:
+            raise ValueError(f"recipe={recipe!r} and method={method!r} name two methods: give one of them.")
+        method, recipe = recipe, None
+    theirs = args.method if isinstance(args, RobustConfig) and args.method != "none" else None
+    if recipe is not None:
+        if method is not None or theirs is not None:
+            where = f"method={method!r}" if method is not None else f"method={theirs!r} in the arguments"
+            raise ValueError(f"{where} and recipe={recipe.name!r}: give one of them.")
+        if settings:
+            name, value = next(iter(settings.items()))
+            raise ValueError(f"{name}={value!r} has no effect beside recipe={recipe.name!r}: build the recipe with it.")
+        return recipe
+    if method is not None and theirs is not None and method != theirs:
+        raise ValueError(f"method={theirs!r} in the arguments and method={method!r} in the trainer: give one of them.")
+    given = args.given_settings() if isinstance(args, RobustConfig) else {}
+    given = merge_settings(given, read_settings(settings), "in the arguments", "in the trainer")
+    return find_recipe(method if method is not None else theirs, given)
+
+
+def merge_settings(first: Mapping[str, Any], second: Mapping[str, Any], here: str, there: str) -> dict[str, Any]:
+    """Returns the settings of both.
+
+    Args:
+        first: settings.
+        second: others.
+        here: where the first were given, for the message.
+        there: where the second were given.
+
+    Raises:
+        ValueError: for a setting with two values.
+    """
+    for name in first.keys() & second.keys():
+        if first[name] != second[name]:
+            raise ValueError(f"{name}={first[name]!r} {here} and {name}={second[name]!r} {there}: give one of them.")
+    return {**first, **second}
+
+
+def _read_method_settings(value: Any) -> dict[str, Any] | None:
+    """``method_settings`` as a dict of values, from a dict or JSON."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else None
+        except ValueError:
+            raise ValueError(f"method_settings={value!r} is no JSON: give for instance '{{\"rate_decay_share\": 0.3}}'.") from None
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise ValueError(f"method_settings={value!r} must be a dict of settings: give for instance {{'rate_decay_share': 0.3}}.")
+    return read_settings(value)
+
+
+def _unknown(owner: str, name: str, value: Any, keywords: Collection[str]) -> str:
+    """The message for a keyword that ``owner`` does not take."""
+    if name in SETTINGS:
+        return f"{owner} has no field {name!r}: give method_settings={{{name!r}: {value!r}}}."
+    return f"{owner} takes no {name!r}: " + (
+        did_you_mean(name, [*keywords, *SETTINGS]).strip() or "all settings are in docs/reference/settings.md."
+    )
 
 
 def check_writable(folder: str) -> None:
-    """Raises a one-line ``ValueError`` when ``folder`` cannot be created or written."""
+    """Refuses a folder that cannot be created or written.
+
+    Args:
+        folder: a path, which need not exist.
+
+    Raises:
+        ValueError: in one line, with the first parent that exists.
+    """
     probe = os.path.abspath(folder)
     while not os.path.exists(probe):
         probe = os.path.dirname(probe)
@@ -283,5 +262,9 @@ def check_writable(folder: str) -> None:
 
 
 def space_settings(args: Any) -> dict[str, Any]:
-    """mean and std given in the arguments, whatever their class."""
+    """Returns mean and std of the input normalisation as given in the arguments, None where they are not.
+
+    Args:
+        args: of any class.
+    """
     return {"mean": getattr(args, "image_mean", None), "std": getattr(args, "image_std", None)}

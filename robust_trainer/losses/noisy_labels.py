@@ -8,6 +8,7 @@ Papers: 004 "NRAT" sec. 2.3 and 3.3; Ma et al. 2020 "Normalized loss functions" 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -48,6 +49,7 @@ class GeneralizedCrossEntropy:
 
     q: float = 0.7
     problems: ClassVar[tuple[str, ...]] = (SINGLE,)
+    settings: ClassVar[Mapping[str, str]] = {"gce_q": "q"}
 
     def __post_init__(self) -> None:
         if not 0 < self.q <= 1:
@@ -99,6 +101,7 @@ class SymmetricCrossEntropy:
     alpha: float = 0.1
     beta: float = 1.0
     problems: ClassVar[tuple[str, ...]] = (SINGLE,)
+    settings: ClassVar[Mapping[str, str]] = {"sce_alpha": "alpha", "sce_beta": "beta"}
 
     def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
         index = one_label("sce", targets)
@@ -118,6 +121,7 @@ class ActivePassive:
     alpha: float | None = None
     beta: float | None = None
     problems: ClassVar[tuple[str, ...]] = (SINGLE,)
+    settings: ClassVar[Mapping[str, str]] = {"apl_alpha": "alpha", "apl_beta": "beta"}
 
     def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
         index = one_label("nce-rce", targets)
@@ -138,6 +142,7 @@ class SoftBootstrap:
 
     beta: float = 0.95
     problems: ClassVar[tuple[str, ...]] = (SINGLE,)
+    settings: ClassVar[Mapping[str, str]] = {"bootstrap_beta": "beta"}
 
     def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
         index = one_label("bootstrap-soft", targets)

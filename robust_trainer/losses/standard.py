@@ -96,6 +96,7 @@ class Huber:
 
     delta: float = 1.0
     problems: ClassVar[tuple[str, ...]] = (REGRESSION,)
+    settings: ClassVar[Mapping[str, str]] = {"huber_delta": "delta"}
 
     def __post_init__(self) -> None:
         if not self.delta > 0:
@@ -174,8 +175,8 @@ class HardBootstrap:
         return mixed.scatter_add(-1, given, torch.full_like(given, self.beta, dtype=torch.float32))
 
 
-#: Every loss by its name.
-OBJECTIVES: Mapping[str, type[Any]] = {
+#: Every loss by its name. ``problems`` are those that it fits, ``settings`` the settings that it reads and its parameters for them.
+OBJECTIVES: dict[str, Callable[..., Any]] = {
     "ce": CrossEntropy,
     "mae": MeanAbsoluteError,
     "huber": Huber,
@@ -192,20 +193,29 @@ OBJECTIVES: Mapping[str, type[Any]] = {
 }
 #: What ``auto`` means: the loss that transformers' models have for the problem.
 OWN: Mapping[str, str] = {SINGLE: "ce", REGRESSION: "mse", MULTI: "bce", UNSUPERVISED: "model"}
-_FIELDS: Mapping[str, Mapping[str, str]] = {
-    "huber": {"huber_delta": "delta"},
-    "gce": {"gce_q": "q"},
-    "sce": {"sce_alpha": "alpha", "sce_beta": "beta"},
-    "nce-rce": {"apl_alpha": "alpha", "apl_beta": "beta"},
-    "bootstrap-soft": {"bootstrap_beta": "beta"},
-}
-#: The settings that each loss reads; no other has an effect on it.
-SETTINGS_OF: Mapping[str, tuple[str, ...]] = {name: tuple(_FIELDS.get(name, ())) for name in OBJECTIVES}
 _KINDS = {SINGLE: "class labels", REGRESSION: "regression values", MULTI: "sets of labels", UNSUPERVISED: "samples without labels"}
 
 
+def parameters_of(name: str) -> Mapping[str, str]:
+    """Returns the settings that a loss reads, each with the loss's parameter for it; no other setting has an effect on it.
+
+    Args:
+        name: a key of `OBJECTIVES`.
+    """
+    return getattr(OBJECTIVES[name], "settings", {})
+
+
+def problems_of(name: str) -> tuple[str, ...]:
+    """Returns the problems that a loss fits; one that names none is a loss on class labels.
+
+    Args:
+        name: a key of `OBJECTIVES`.
+    """
+    return getattr(OBJECTIVES[name], "problems", (SINGLE,))
+
+
 def make_objective(name: str, settings: Mapping[str, Any], problem: str | None = SINGLE) -> Objective:
-    """The loss of that name, with its share of the settings (`SETTINGS_OF`; one that is missing has its default).
+    """The loss of that name, with its share of the settings (`parameters_of`; one that is missing has its default).
 
     ``auto`` is the problem's `OWN` loss. problem None: not known yet, nothing is checked, ``auto`` is the cross-entropy.
     Raises ``ValueError`` for an unknown name or problem, and for a loss that does not fit the problem.
@@ -217,11 +227,10 @@ def make_objective(name: str, settings: Mapping[str, Any], problem: str | None =
     if not isinstance(name, str) or name not in OBJECTIVES:
         raise ValueError(f"unknown objective {name!r}: choose one of auto, {', '.join(OBJECTIVES)}.")
     objective = OBJECTIVES[name]
-    if problem is not None and problem not in objective.problems:
+    if problem is not None and problem not in problems_of(name):
         own = OWN[problem]
-        fitting = [own] + [other for other, kind in OBJECTIVES.items() if problem in kind.problems and other != own]
-        kinds = " or ".join(_KINDS[p] for p in objective.problems)
+        fitting = [own] + [other for other in OBJECTIVES if problem in problems_of(other) and other != own]
+        kinds = " or ".join(_KINDS[p] for p in problems_of(name))
         choose = f"choose one of {', '.join(fitting)}" if len(fitting) > 1 else f"choose {own}"
         raise ValueError(f"objective='{name}' is a loss on {kinds}, but problem_type='{problem}': {choose}.")
-    fields = _FIELDS.get(name, {})
-    return objective(**{fields[key]: settings[key] for key in fields if key in settings})
+    return objective(**{own: settings[key] for key, own in parameters_of(name).items() if key in settings})

@@ -1,164 +1,263 @@
-"""The settings of the methods: which values they may take, told in one line each."""
+"""Every setting of every method, one row each: type, range, default, help.
+
+`RobustConfig`'s fields, the checks, ``--help`` and ``docs/reference/settings.md`` are made from this table. A new setting is a row
+here, and a field of that name in the object that reads it.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from ..images.augmentations import AUGMENTATIONS
 from ..losses.adversarial import INNER
 from ..losses.semi_supervised import CONSISTENCIES
-from ..losses.standard import OBJECTIVES, SETTINGS_OF
+from ..losses.standard import OBJECTIVES
 from ..models.spectral import LAYERS
 from ..perturbations.pgd import NORMS, SCOPES, UNIFORM
+from ..reporting.suggest import did_you_mean
 from ..selection.erat_split import SCALES
 from ..selection.rates import SCHEDULES
 from ..selection.rules import ESTIMATED, EXCHANGES, MEMORIES, RANK_AMONG
+from ..selection.scores import SCORES
+from .rules import RULES
+from .schema import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    SHARE_ABOVE_ZERO,
+    SHARE_BELOW_ONE,
+    SHARE_INSIDE,
+    Setting,
+    at_least,
+)
 
-
-def _whole(least: int) -> Any:
-    return lambda v: isinstance(v, int) and v >= least
-
-
-_RANGES: Mapping[str, tuple[str, Any]] = {
-    "noise_rate": (f"in [0, 1), the share of corrupted samples, or {' or '.join(map(repr, ESTIMATED))}", lambda v: 0 <= v < 1),
-    "rate_multiplier": ("> 0, a factor on noise_rate", lambda v: v > 0),
-    "max_drop_rate": ("in (0, 1), the largest share to drop", lambda v: 0 < v < 1),
-    "drop_ramp_epochs": ("> 0 epochs", lambda v: v > 0),
-    "drop_ramp_steps": ("a whole number >= 1, or None", _whole(1)),
-    "drop_ramp_from": ("in [0, 1], a share of the final rate", lambda v: 0 <= v <= 1),
-    "relax_from": ("in (0, 1)", lambda v: 0 < v < 1),
-    "rate_decay_share": ("in (0, 1], a share of all epochs", lambda v: 0 < v <= 1),
-    "memory_decay": ("in [0, 1)", lambda v: 0 <= v < 1),
-    "memory_after_epochs": ("a whole number >= 1", _whole(1)),
-    "step_size": ("> 0 pixels", lambda v: v > 0),
-    "steps": ("a whole number >= 1", _whole(1)),
-    "bootstrap_beta": ("in [0, 1], the weight of the given label", lambda v: 0 <= v <= 1),
-    "huber_delta": ("> 0, in the unit of the targets", lambda v: v > 0),
-    "gce_q": ("in (0, 1]: 1 is the mean absolute error, towards 0 the cross-entropy", lambda v: 0 < v <= 1),
-    "sce_alpha": (">= 0, the weight of the cross-entropy", lambda v: v >= 0),
-    "sce_beta": (">= 0, the weight of the reverse cross-entropy", lambda v: v >= 0),
-    "apl_alpha": (">= 0, the weight of NCE, or None: by the number of classes", lambda v: v >= 0),
-    "apl_beta": (">= 0, the weight of RCE, or None: by the number of classes", lambda v: v >= 0),
-    "clip_norm": ("> 0, the largest norm of a step's gradient", lambda v: v > 0),
-    "sample_clip_norm": ("> 0, the largest norm of one sample's gradient", lambda v: v > 0),
-    "warmup_epochs": (">= 0 epochs", lambda v: v >= 0),
-    "rebalance_eta": ("in [0, 1]: 0 trusts as many samples of each class", lambda v: 0 <= v <= 1),
-    "eps_l2": (">= 0, the l_2 radius in [0, 1] pixels", lambda v: v >= 0),
-    "step_size_l2": ("> 0 pixels", lambda v: v > 0),
-    "lambda_u": (">= 0, the weight of the unlabelled samples", lambda v: v >= 0),
-    "lambda_ramp_epochs": ("> 0 epochs", lambda v: v > 0),
-    "temperature": ("> 0, of the pseudo-labels' softmax", lambda v: v > 0),
-    "labelled_share": ("in [0, 1), 0: as in the data set", lambda v: 0 <= v < 1),
-    "min_sgd_group": ("a whole number >= 2, or None: the whole step", _whole(2)),
-    "start_std": (f"> 0 pixels, the standard deviation of the random start, or {UNIFORM!r} in the ball", lambda v: v > 0),
-    "beta": (">= 0, the weight of the divergence between clean and adversarial predictions", lambda v: v >= 0),
-    "awp_gamma": ("in [0, 1), the size of the weight perturbation relative to the weights", lambda v: 0 <= v < 1),
-    "awp_warmup_epochs": (">= 0 epochs", lambda v: v >= 0),
-    "collapse_check_steps": ("a whole number >= 0 of steps between two probes, 0 for none", _whole(0)),
-    "num_networks": (
-        "a whole number >= 2: networks exchange what they trust; for one network use method 'prl' or 'spl'",
-        _whole(2),
-    ),
-    "spectral_cap": ("> 0, the largest spectral norm of a layer's weights, or None: no cap", lambda v: v > 0),
+#: The parts that methods are made of, as `Setting.parts` and `Method.parts` name them, in the order of the reference.
+PARTS: Mapping[str, str] = {
+    "ranking": "Which samples are kept: by the rank of their score",
+    "split": "Which samples are kept: ERAT's split of the data set",
+    "min-sgd": "Which samples are kept: the best of each group",
+    "decoupling": "Which samples are kept: where two networks disagree",
+    "peers": "Several networks",
+    "objective": "What is minimised",
+    "gce": "Generalised cross-entropy",
+    "sce": "Symmetric cross-entropy",
+    "nce-rce": "Active-passive loss",
+    "bootstrap-soft": "Soft bootstrapping",
+    "bootstrap": "Hard bootstrapping",
+    "clipping": "Clipping of the step's gradient",
+    "sample-clipping": "Clipping of each sample's gradient",
+    "attack": "What is perturbed",
+    "divergence": "Losses on two forwards",
+    "weight-perturbation": "Adversarial weight perturbation",
+    "collapse-check": "Catastrophic overfitting",
+    "semi-supervised": "Semi-supervised training (ERAT)",
+    "filtered-steps": "Where samples are left out or relabelled",
+    "anywhere": "Any method, and training without one",
 }
-_OPTIONAL = ("step_size", "drop_ramp_steps", "apl_alpha", "apl_beta", "min_sgd_group", "step_size_l2", "spectral_cap")
-_SWITCHES = (
-    "per_class", "random_start", "inner_filter", "outer_filter", "rebalance", "adversarial_training", "sample_selection",
-    "freeze_backbone",
+
+Idle = Callable[[Mapping[str, Any], Collection[str]], str | None]
+
+
+def _without_eps(of_l2: bool, other: str) -> Idle:
+    """Whether a radius or step belongs to a norm that is not in force."""
+
+    def idle(s: Mapping[str, Any], parts: Collection[str]) -> str | None:
+        two_radii, norm = "semi-supervised" in parts, s.get("norm")  # ERAT has a radius for each norm
+        unused = (norm == "linf" or (norm == "l2" and not two_radii)) if of_l2 else (norm == "l2" and two_radii)
+        return f"with norm={norm!r}: give {other}, or set norm='hybrid'" if unused else None
+
+    return idle
+
+
+def _without_rebalancing(s: Mapping[str, Any], parts: Collection[str]) -> str | None:
+    return None if s.get("rebalance") else "without rebalancing: set rebalance=True"
+
+
+def _without_cap(s: Mapping[str, Any], parts: Collection[str]) -> str | None:
+    return "without a cap: give spectral_cap, for instance 1.0" if s.get("spectral_cap") is None else None
+
+
+_ROWS = (
+    # ---- which samples are kept
+    Setting("noise_rate", "expected share of corrupted samples; err high", 0.25, ("ranking",), range=SHARE_BELOW_ONE,
+            words=tuple(ESTIMATED), field=True),
+    Setting("rate_multiplier", "factor on noise_rate", 1.0, ("ranking",), range=POSITIVE),
+    Setting("max_drop_rate", "largest share of samples to drop", 0.99, ("ranking",), range=SHARE_INSIDE),
+    Setting("drop_schedule", "how the dropped share moves: constant, ramp (0 up to the rate), relax (down to it) or decay (RCA)",
+            "ramp", ("ranking",), str, choices=lambda: SCHEDULES, field=True),
+    Setting("drop_ramp_epochs", "epochs that ramp and relax take", 10, ("ranking",), range=POSITIVE, unit="epochs", field=True),
+    Setting("drop_ramp_steps", "optimizer steps that ramp takes, in place of epochs", None, ("ranking",), int, range=at_least(1),
+            optional=True, field=True),
+    Setting("drop_ramp_from", "where ramp starts, as a share of the final rate", 0.0, ("ranking",), range=SHARE),
+    Setting("rank_among", "rank a sample in its batch, or recent: at least among the latest 128 samples", "recent", ("ranking",),
+            str, choices=lambda: RANK_AMONG),
+    Setting("relax_from", "share dropped where relax starts", 0.6, ("ranking",), range=SHARE_INSIDE),
+    Setting("rate_decay_share", "share of all epochs after which decay drops its full share", 0.5, ("ranking",),
+            range=SHARE_ABOVE_ZERO),
+    Setting("per_class", "rank within each given label", False, ("ranking",), bool, field=True),
+    Setting("memory", "rank by none (the score of the moment), mean or ema of the ledger, or scan (all samples scored as an epoch "
+            "starts)", "none", ("ranking",), str, choices=lambda: MEMORIES, field=True),
+    Setting("memory_decay", "weight of the past in memory=ema", 0.5, ("ranking",), range=SHARE_BELOW_ONE),
+    Setting("memory_after_epochs", "finished epochs after which the memory decides", 1, ("ranking",), int, range=at_least(1)),
+    Setting("rebalance", "share out the kept samples over the given labels by ERAT's class scores", False, ("ranking", "split"),
+            bool, field=True),
+    Setting("rebalance_eta", "exponent of a class's rate; 0 keeps as many samples of each class", 0.1, ("ranking", "split"),
+            range=SHARE, idle=_without_rebalancing),
+    Setting("score", "what samples are ranked by, a registered score; by default the method's own", None, ("ranking", "split"), str,
+            choices=lambda: SCORES, optional=True, implicit=True),
+    Setting("rule", "a registered rule in place of the method's own", None, ("ranking", "split"), str, choices=lambda: RULES,
+            optional=True, implicit=True),
+    Setting("score_scale", "how scores enter the class rates, as they are or stretched to [0, 1]", "none", ("split",), str,
+            choices=lambda: SCALES),
+    Setting("warmup_epochs", "epochs on all labels before samples are left out", 10.0, ("split", "decoupling"), range=NOT_NEGATIVE,
+            unit="epochs", field=True),
+    Setting("min_sgd_group", "samples of which the best is used; None: the whole step", None, ("min-sgd",), int, range=at_least(2),
+            optional=True),
+    Setting("num_networks", "networks trained side by side; for one use method prl or spl", 2, ("peers", "decoupling"), int,
+            range=at_least(2), field=True),
+    Setting("peer_exchange", "whose kept samples a network trains on: those of the next one, or shuffled, of any other", "next",
+            ("peers",), str, choices=lambda: EXCHANGES),
+    # ---- what is minimised
+    Setting("objective", "loss on labels; auto is the problem's own", "auto", ("objective",), str,
+            choices=lambda: ("auto", *OBJECTIVES), field=True),
+    Setting("huber_delta", "residual where objective=huber turns linear", 1.0, ("objective",), range=POSITIVE,
+            unit="in the unit of the targets"),
+    Setting("gce_q", "exponent q of objective=gce: 1 is the mean absolute error, towards 0 the cross-entropy", 0.7,
+            ("objective", "gce"), range=SHARE_ABOVE_ZERO),
+    Setting("sce_alpha", "weight of the cross-entropy in objective=sce", 0.1, ("objective", "sce"), range=NOT_NEGATIVE),
+    Setting("sce_beta", "weight of the reverse cross-entropy in objective=sce", 1.0, ("objective", "sce"), range=NOT_NEGATIVE),
+    Setting("apl_alpha", "weight of NCE in objective=nce-rce; None: C/10 for C classes", None, ("objective", "nce-rce"),
+            range=NOT_NEGATIVE, optional=True),
+    Setting("apl_beta", "weight of RCE in objective=nce-rce; None: 10/C for C classes", None, ("objective", "nce-rce"),
+            range=NOT_NEGATIVE, optional=True),
+    Setting("bootstrap_beta", "weight of the given label", 0.8, ("bootstrap", "bootstrap-soft"), range=SHARE),
+    Setting("clip_norm", "largest norm of a step's gradient, in place of max_grad_norm", 1.0, ("clipping",), range=POSITIVE),
+    Setting("sample_clip_norm", "largest norm of one sample's gradient", 1.0, ("sample-clipping",), range=POSITIVE),
+    # ---- what is perturbed
+    Setting("eps", "radius of the perturbation; on text in word embeddings", 0.05, ("attack",), range=NOT_NEGATIVE,
+            unit="in the [0, 1] pixel scale", pixels=True, field=True, idle=_without_eps(False, "eps_l2")),
+    Setting("step_size", "attack step; None: eps for one step, else 2.5 eps / steps", None, ("attack",), range=POSITIVE,
+            unit="in the [0, 1] pixel scale", pixels=True, optional=True, field=True, idle=_without_eps(False, "step_size_l2")),
+    Setting("steps", "attack steps: 1 is FGSM, more is PGD", 1, ("attack",), int, range=at_least(1), field=True),
+    Setting("norm", "ball of the perturbation: linf, l2, hybrid (each sample one of the two) or, for erat, both (two for each)",
+            "linf", ("attack",), str, choices=lambda: NORMS, field=True),
+    Setting("eps_l2", "radius of the l_2 perturbation with norm hybrid or both", 0.5, ("attack",), range=NOT_NEGATIVE,
+            unit="in the [0, 1] pixel scale", pixels=True, idle=_without_eps(True, "eps")),
+    Setting("step_size_l2", "l_2 attack step with norm hybrid or both", None, ("attack",), range=POSITIVE,
+            unit="in the [0, 1] pixel scale", pixels=True, optional=True, idle=_without_eps(True, "step_size")),
+    Setting("scope", "batch (one perturbation for the batch) or sample", "batch", ("attack",), str, choices=lambda: SCOPES,
+            field=True),
+    Setting("random_start", "start the attack at a random point", False, ("attack",), bool, field=True),
+    Setting("start_std", "standard deviation of a Gaussian random start, or uniform in the ball", UNIFORM, ("attack",),
+            range=POSITIVE, unit="in the [0, 1] pixel scale", words=(UNIFORM,), pixels=True),
+    Setting("inner_loss", "what the attack raises: ce, objective (the method's loss on labels), kl, kl-sym, ce+consistency or "
+            "consistency", "objective", ("attack",), str, choices=lambda: INNER),
+    Setting("attack_mode", "mode of the model while an attack is made", "eval", ("attack",), str,
+            choices=lambda: ("eval", "train")),
+    Setting("beta", "weight of the divergence between clean and adversarial predictions (MART's lambda)", 6.0, ("divergence",),
+            range=NOT_NEGATIVE, field=True),
+    Setting("awp_gamma", "size of the weight perturbation relative to the weights", 0.01, ("weight-perturbation",),
+            range=SHARE_BELOW_ONE),
+    Setting("awp_warmup_epochs", "finished epochs before weights are perturbed", 0.0, ("weight-perturbation",), range=NOT_NEGATIVE,
+            unit="epochs"),
+    Setting("collapse_check_steps", "steps between two probes for catastrophic overfitting, 0 for none", 100, ("collapse-check",),
+            int, range=at_least(0)),
+    # ---- semi-supervised training
+    Setting("strong_augmentation", "augmentation of the views that are trained on", "autoaugment", ("semi-supervised",), str,
+            choices=lambda: AUGMENTATIONS),
+    Setting("weak_augmentation", "augmentation of the views that pseudo-labels come from", "erase-flip", ("semi-supervised",), str,
+            choices=lambda: AUGMENTATIONS),
+    Setting("lambda_u", "weight of the unlabelled samples", 25.0, ("semi-supervised",), range=NOT_NEGATIVE),
+    Setting("lambda_ramp_epochs", "epochs that lambda_u takes to rise after the warm-up", 16.0, ("semi-supervised",),
+            range=POSITIVE, unit="epochs"),
+    Setting("temperature", "temperature of the pseudo-labels: 1 is none, below sharpens", 1.0, ("semi-supervised",),
+            range=POSITIVE),
+    Setting("consistency", "squared difference to the pseudo-label, sum or mean over classes", "sum", ("semi-supervised",), str,
+            choices=lambda: CONSISTENCIES),
+    Setting("labelled_share", "share of a step's samples that are labelled; 0: as in the data set", 0.5, ("semi-supervised",),
+            range=SHARE_BELOW_ONE),
+    Setting("adversarial_training", "false leaves the attack out", True, ("semi-supervised",), bool),
+    Setting("sample_selection", "false trains on all labels as given", True, ("semi-supervised",), bool),
+    # ---- where, and any method
+    Setting("inner_filter", "leave out or relabel in the inner maximisation", True, ("filtered-steps",), bool),
+    Setting("outer_filter", "leave out or relabel in the outer minimisation", True, ("filtered-steps",), bool),
+    Setting("freeze_backbone", "train the classification head alone, the rest is frozen", False, ("anywhere",), bool, field=True,
+            implicit=True),
+    Setting("spectral_cap", "largest spectral norm of a layer's weights; None: no cap", None, ("anywhere",), range=POSITIVE,
+            optional=True, field=True, implicit=True),
+    Setting("spectral_layers", "layers that spectral_cap holds: last (the head) or all (linear, convolution)", "last",
+            ("anywhere",), str, choices=lambda: LAYERS, implicit=True, idle=_without_cap),
 )  # fmt: skip
-_CHOICES: Mapping[str, tuple[str, ...]] = {
-    "drop_schedule": SCHEDULES,
-    "memory": MEMORIES,
-    "rank_among": RANK_AMONG,
-    "peer_exchange": EXCHANGES,
-    "norm": NORMS,
-    "scope": SCOPES,
-    "attack_mode": ("eval", "train"),
-    "inner_loss": tuple(INNER),
-    "objective": ("auto", *OBJECTIVES),
-    "split_score": ("brier", "loss"),
-    "score_scale": SCALES,
-    "consistency": CONSISTENCIES,
-    "strong_augmentation": tuple(AUGMENTATIONS),
-    "weak_augmentation": tuple(AUGMENTATIONS),
-    "spectral_layers": LAYERS,
-}
+
+#: Every setting by its name.
+SETTINGS: Mapping[str, Setting] = {row.name: row for row in _ROWS}
+#: Those that are fields of `RobustConfig`; the others go through ``method_settings``.
+FIELDS: tuple[str, ...] = tuple(row.name for row in _ROWS if row.field)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def settings_of(part: str) -> tuple[str, ...]:
+    """Returns the names of the settings that belong to a part.
 
-
-def check_settings(settings: Mapping[str, Any], changes: Mapping[str, Any], objective: str) -> None:
-    """Raises a one-line ``ValueError`` naming the first setting that is out of range, its value and the mend.
-
-    settings: all of the method's; changes: those that the user gave; objective: the name of the loss.
+    Args:
+        part: a key of `PARTS`.
     """
-    for key, value in settings.items():
-        if key in _SWITCHES and not isinstance(value, bool):
-            raise ValueError(f"{key}={value!r} must be true or false.")
-        if key in _CHOICES and value not in _CHOICES[key]:
-            raise ValueError(f"{key}={value!r} is unknown: choose one of {', '.join(_CHOICES[key])}.")
-        named = (key == "noise_rate" and isinstance(value, str) and value in ESTIMATED) or (key == "start_std" and value == UNIFORM)
-        if key in _RANGES and not named and not (value is None and key in _OPTIONAL):
-            told, fits = _RANGES[key]
-            if not _is_number(value) or not fits(value):
-                raise ValueError(f"{key}={value!r} must be {told}.")
-    for name, own in SETTINGS_OF.items():
-        wrong = next((key for key in own if key in changes and name != objective), None)
-        if wrong is not None and "objective" in settings:
-            raise ValueError(
-                f"{wrong}={changes[wrong]!r} has no effect with objective={objective!r}: set objective='{name}', or drop {wrong}."
-            )
-    if "spectral_layers" in changes and settings.get("spectral_cap") is None:
-        raise ValueError(
-            f"spectral_layers={changes['spectral_layers']!r} has no effect without a cap: give spectral_cap, for instance 1.0."
-        )
-    eps = settings.get("eps")
-    if "eps" in settings and (not _is_number(eps) or settings["eps"] < 0):
-        raise ValueError(f"eps={eps!r} must be >= 0, in the [0, 1] pixel scale.")
-    for key in ("eps", "step_size"):
-        value = settings.get(key)
-        if value is not None and settings.get("norm") in ("linf", "hybrid", "both") and value > 1:
-            mend = f"give it in [0, 1] pixels, here {value / 255:.4g} ({value:g}/255)"
-            raise ValueError(f"{key}={value!r} looks like the 0-255 scale: {mend}.")
-    _check_norms(settings, changes)
-    if str(settings.get("inner_loss")).startswith(("kl", "consistency")) and not settings.get("random_start"):
-        raise ValueError(
-            f"inner_loss={settings['inner_loss']!r} has no gradient at the clean input, where the predictions are the same: "
-            "set random_start=True."
-        )
-    rate = settings.get("noise_rate")
-    if isinstance(rate, str) and eps is not None:
-        raise ValueError(
-            f"noise_rate={rate!r} does not go with an attack: it cannot see a backdoor, whose trigger the model learns to obey "
-            "(docs/guides/label_noise.md), and was not tried in adversarial training: give a number that errs high, as 0.45."
-        )
-    if _is_number(rate) and rate * settings["rate_multiplier"] >= 1 and settings["max_drop_rate"] >= 0.99:
-        raise ValueError(
-            f"noise_rate={rate!r} x rate_multiplier={settings['rate_multiplier']!r} would drop every sample: "
-            "lower one of them, or set max_drop_rate below 0.99."
-        )
+    return tuple(row.name for row in _ROWS if part in row.parts)
 
 
-def _check_norms(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
-    """Raises ``ValueError`` for a radius of a norm that is not in force, and for settings without effect beside others."""
-    norm, semi = settings.get("norm"), "lambda_u" in settings
-    if norm == "both" and not semi:
-        raise ValueError("norm='both' perturbs every sample twice, which only method 'erat' trains on: use norm='hybrid'.")
-    if norm in ("hybrid", "both") and settings.get("scope") == "batch":
-        raise ValueError(f"norm={norm!r} draws each sample's norm, scope='batch' has one perturbation: set scope='sample'.")
-    idle_l2, idle_linf = norm == "linf" or (norm == "l2" and not semi), norm == "l2" and semi
-    told = {
-        "eps_l2": ("eps", idle_l2), "step_size_l2": ("step_size", idle_l2),
-        "eps": ("eps_l2", idle_linf), "step_size": ("step_size_l2", idle_linf),
-    }  # fmt: skip
-    for key, (other, idle) in told.items():
-        if key in changes and idle:
-            raise ValueError(f"{key}={changes[key]!r} has no effect with norm={norm!r}: give {other}, or set norm='hybrid'.")
-    if "rebalance_eta" in changes and not settings.get("rebalance"):
-        raise ValueError(f"rebalance_eta={changes['rebalance_eta']!r} has no effect without rebalancing: set rebalance=True.")
-    if settings.get("per_class") and settings.get("rebalance"):
-        raise ValueError("per_class=True and rebalance=True are two ways to share out the kept samples: set one of them.")
+def defaults(parts: Iterable[str], implicit: bool = False) -> dict[str, Any]:
+    """Returns the settings of these parts at their defaults.
+
+    Args:
+        parts: keys of `PARTS`.
+        implicit: the settings that a method's settings hold only where they are given, in place of the others.
+    """
+    wanted = set(parts)
+    return {row.name: row.default for row in _ROWS if row.implicit == implicit and wanted & set(row.parts)}
+
+
+def read_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings with the values that texts stand for, ``"8/255"`` or ``"true"``; ranges are not looked at.
+
+    Args:
+        given: name -> value, from Python, YAML, JSON or the command line.
+
+    Raises:
+        ValueError: for a name that is no setting, with the one that was meant, and for text that is no size in pixels.
+    """
+    return {name: find_setting(name).read(value) for name, value in given.items()}
+
+
+def find_setting(name: str) -> Setting:
+    """Returns the row of that name.
+
+    Args:
+        name: of a setting.
+
+    Raises:
+        ValueError: where there is none, with the name that was meant.
+    """
+    if name not in SETTINGS:
+        raise ValueError(f"unknown setting {name!r}: {did_you_mean(name, SETTINGS)}all are in docs/reference/settings.md.")
+    return SETTINGS[name]
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """Returns the settings that texts of the form ``name=value`` give.
+
+    Args:
+        assignments: e.g. ``["rate_decay_share=0.3", "random_start=true", "eps=8/255"]``.
+
+    Raises:
+        ValueError: for a text without ``=``, an unknown name, and a name with two values.
+    """
+    given: dict[str, Any] = {}
+    for text in assignments:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not equals or not name:
+            raise ValueError(f"{text!r} is no setting: write name=value, for instance rate_decay_share=0.3.")
+        read = read_settings({name: value})[name]
+        if name in given and given[name] != read:
+            raise ValueError(f"{name} is given twice, {given[name]!r} and {read!r}: give it once.")
+        given[name] = read
+    return given

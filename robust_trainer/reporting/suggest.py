@@ -49,8 +49,9 @@ def nearest(word: object, names: Iterable[str]) -> str | None:
         return edit_distance(plain, other), -shared
 
     best = min(names, key=rank, default=None)
-    if best is not None and rank(best)[0] <= max(1, _FARTHEST * max(len(plain), len(best))) and rank(best)[0] < len(plain):
-        return best
+    if best is not None and rank(best)[0] <= max(1, _FARTHEST * max(len(plain), len(best))):
+        if len(plain) > 2 or (plain and _plain(best).startswith(plain)):  # two letters are near too many names
+            return best
     holding = [name for name in names if len(plain) > 2 and plain in _plain(name)]
     held = [name for name in names if len(name) > 2 and _plain(name) in plain]
     return max(held, key=len) if held else holding[0] if len(holding) == 1 else None

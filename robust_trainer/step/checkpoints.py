@@ -10,8 +10,8 @@ import safetensors.torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..methods.defaults import EVERYWHERE
 from ..methods.recipe import Recipe
+from ..methods.settings import defaults
 from .plan import RobustStep
 
 STATE_FILE = "robust_state.safetensors"
@@ -63,7 +63,8 @@ def check_method(folder: str, recipe: Recipe | None) -> None:
     if recipe is None:
         return
     before, now = json.loads(metadata.get("settings", "{}")), json.loads(_identity(recipe)["settings"])
-    before, now = {**EVERYWHERE, **before}, {**EVERYWHERE, **now}  # those are not told where they are not given
+    implicit = defaults(("anywhere",), implicit=True)  # those are not among a method's settings where they are not given
+    before, now = {**implicit, **before}, {**implicit, **now}
     for name in sorted(before.keys() & now.keys()):
         if before[name] != now[name]:
             raise ValueError(

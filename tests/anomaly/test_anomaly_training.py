@@ -9,11 +9,11 @@ import pytest
 import torch
 from helpers.processes import close, ready, trained_together
 from helpers.tables import every_row
-from helpers.toy import batches, curve, settings
+from helpers.toy import batches, config, curve, settings
 from torch import nn
 from torch.utils.data import Dataset
 
-from robust_trainer import RobustConfig, RobustTrainer
+from robust_trainer import RobustTrainer
 from robust_trainer.anomaly import AnomalyOutput, AutoencoderConfig, AutoencoderModel, RealNVPConfig, RealNVPModel
 from robust_trainer.models.peers import PeerModel
 from robust_trainer.selection.rules import KeepByScore, derangement
@@ -50,7 +50,7 @@ def flow(lipschitz=None, seed=0):
 def run(tmp_path, model, data=None, trainer=None, **given):
     args = dict(per_device_train_batch_size=128, num_train_epochs=4, optim="sgd", learning_rate=0.05, max_grad_norm=0.0)
     return RobustTrainer(
-        model=model, args=RobustConfig(**settings(tmp_path, **{**args, **given})), train_dataset=rows() if data is None else data,
+        model=model, args=config(**settings(tmp_path, **{**args, **given})), train_dataset=rows() if data is None else data,
         **(trainer or {}),
     )  # fmt: skip
 

@@ -62,7 +62,8 @@ def test_dual_corruption_is_written_and_trained_on(tmp_path, capsys):
     assert "as saved, realised 50.0 %" in capsys.readouterr().out
     ledger = datasets.Dataset.from_parquet(str(tmp_path / "run/ledger.parquet"))
     assert sum(ledger["is_corrupted"]) == 30
-    erat = ["--method", "erat", "--steps", "1", "--warmup_epochs", "0", "--strong_augmentation", "crop", "--eps", "16/255", *run]
+    weak = ["--method_settings", '{"strong_augmentation": "crop"}']
+    erat = ["--method", "erat", "--steps", "1", "--warmup_epochs", "0", *weak, "--eps", "16/255", *run]
     assert main(["train", "--dataset", str(out), "--model", "plain-cnn", *erat]) == 0
     assert "--attacks pgd-20 cw-20 autoattack --norm linf --eps 16/255" in capsys.readouterr().out
     assert "is poisoned already" in fails(capsys, "--dataset", str(out), "--poison", "urp", "--output_dir", str(tmp_path / "b"))

@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from robust_trainer import RobustConfig, RobustTrainer
+from robust_trainer.methods.settings import FIELDS, SETTINGS
 
 CLASSES, CHANNELS, SIZE = 4, 3, 8
 
@@ -87,8 +88,14 @@ def settings(tmp_path, **kwargs) -> dict:
 NORMALISATION = dict(image_mean=[0.5] * CHANNELS, image_std=[0.5] * CHANNELS)
 
 
+def config(**kwargs) -> RobustConfig:
+    """A RobustConfig of fields and of the method's other settings, told apart."""
+    other = {name: kwargs.pop(name) for name in [*kwargs] if name in SETTINGS and name not in FIELDS}
+    return RobustConfig(**kwargs, method_settings=other or None)
+
+
 def robust(tmp_path, model=None, data=None, trainer: dict | None = None, **kwargs) -> RobustTrainer:
-    args = RobustConfig(**{**settings(tmp_path), **NORMALISATION, **kwargs})
+    args = config(**{**settings(tmp_path), **NORMALISATION, **kwargs})
     return RobustTrainer(
         model=logits_module() if model is None else model, args=args, train_dataset=images() if data is None else data,
         **(trainer or {}),

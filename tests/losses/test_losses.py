@@ -7,7 +7,7 @@ from helpers.tables import every_row
 
 from robust_trainer.losses import noisy_labels as robust_losses
 from robust_trainer.losses import standard as objectives
-from robust_trainer.losses.standard import OBJECTIVES, OWN, SETTINGS_OF, make_objective
+from robust_trainer.losses.standard import OBJECTIVES, OWN, make_objective, parameters_of
 from robust_trainer.types import MULTI, PROBLEMS, REGRESSION, SINGLE, UNSUPERVISED, ForwardOutput
 
 SHAPES = [(7, 2, 1), (5, 3, 2), (6, 10, 1), (4, 100, 2)]
@@ -263,9 +263,9 @@ def test_settings_reach_their_own_loss_only():
     settings = {"huber_delta": 2.0, "gce_q": 0.5, "sce_alpha": 0.3, "sce_beta": 0.4, "apl_alpha": 5.0, "apl_beta": 6.0}
     settings["bootstrap_beta"] = 0.7
     for name, kind in OBJECTIVES.items():
-        values = [settings[key] for key in SETTINGS_OF[name]]
+        values = [settings[key] for key in parameters_of(name)]
         assert make_objective(name, settings, kind.problems[0]) == kind(*values)
-    assert {key for keys in SETTINGS_OF.values() for key in keys} == set(settings)
+    assert {key for name in OBJECTIVES for key in parameters_of(name)} == set(settings)
 
 
 @every_row("make", [lambda x: robust_losses.GeneralizedCrossEntropy(x), lambda x: objectives.Huber(x)])

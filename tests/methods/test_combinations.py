@@ -4,22 +4,23 @@ import pytest
 import torch
 from datasets import Value
 from helpers.tables import every_row
-from helpers.toy import Logits, curve, images, logits_module, resnet, robust
+from helpers.toy import Logits, config, curve, images, logits_module, resnet, robust
 
 from robust_trainer import METHODS, RobustConfig
-from robust_trainer.methods.table import ATTACKING, KEEP, SELECTING, SPLIT, get_method
+from robust_trainer.methods.settings import settings_of
+from robust_trainer.methods.table import attacking, get_method, selecting
 from robust_trainer.models.peers import PeerModel
 
 
-@every_row("first", SELECTING)
-@every_row("second", ATTACKING)
+@every_row("first", selecting())
+@every_row("second", attacking())
 def test_a_combination_has_both_rows_settings(first, second):
     told = {"noise_rate": 0.3} if "noise_rate" in METHODS[first].settings else {}
     row, recipe = get_method(f"{first}+{second}"), get_method(f"{first}+{second}")(**told)
     assert row.name == recipe.name == f"{first}+{second}"
     own, choice = METHODS[second].settings, METHODS[first].settings
     assert all(row.settings[key] == value for key, value in own.items())
-    assert all(row.settings[key] == choice[key] for key in {*KEEP, *SPLIT} & set(choice))
+    assert all(row.settings[key] == choice[key] for key in {*settings_of("ranking"), *settings_of("split")} & set(choice))
     assert recipe.num_networks == choice.get("num_networks", 1)
     assert recipe.selection is not None and recipe.perturbation is not None
     alone = METHODS[second]()
@@ -66,15 +67,15 @@ def test_what_does_not_combine_is_told_in_one_line(tmp_path, name, told):
 )
 def test_settings_out_of_range(tmp_path, settings, told):
     with pytest.raises(ValueError, match=told) as error:
-        RobustConfig(output_dir=str(tmp_path), **settings)
+        config(output_dir=str(tmp_path), **settings)
     assert "\n" not in str(error.value)
 
 
 def test_fractions_and_the_uniform_start_arrive(tmp_path):
-    recipe = RobustConfig(output_dir=str(tmp_path), method="nrat", eps="8/255", step_size="2/255", start_std="uniform").recipe()
+    recipe = config(output_dir=str(tmp_path), method="nrat", eps="8/255", step_size="2/255", start_std="uniform").recipe()
     assert (recipe.perturbation.eps, recipe.perturbation.size, recipe.perturbation.start_std) == (8 / 255, 2 / 255, "uniform")
-    assert RobustConfig(output_dir=str(tmp_path), method="nrat", start_std="1/1000").recipe().perturbation.start_std == 1e-3
-    assert RobustConfig(output_dir=str(tmp_path), method="fast-at", collapse_check_steps=0).recipe().collapse_check_steps is None
+    assert config(output_dir=str(tmp_path), method="nrat", start_std="1/1000").recipe().perturbation.start_std == 1e-3
+    assert config(output_dir=str(tmp_path), method="fast-at", collapse_check_steps=0).recipe().collapse_check_steps is None
 
 
 @pytest.mark.parametrize("method", ["trades", "mart", "nrat-awp", "pgd-at"])

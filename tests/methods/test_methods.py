@@ -4,12 +4,11 @@ import dataclasses
 
 import pytest
 import torch
-from helpers.tables import every_row
 from helpers.toy import curve, images, logits_module, resnet, robust, settings, vit
 from transformers import TrainingArguments
 
 from robust_trainer import METHODS, RobustConfig, RobustTrainer
-from robust_trainer.config import SETTINGS
+from robust_trainer.methods.settings import SETTINGS
 
 MODELS = {"module": logits_module, "vit": vit, "resnet": resnet}
 
@@ -75,14 +74,9 @@ def test_trains_two_steps(tmp_path, method, model):
     assert not any(p.grad is not None and not torch.isfinite(p.grad).all() for p in trainer.model.parameters())
 
 
-@every_row("method", METHODS)
-def test_every_setting_is_a_field_of_the_config(method):
-    assert set(METHODS[method].settings) <= set(SETTINGS)
-    assert METHODS[method]().settings == METHODS[method].settings
-
-
-def test_every_field_belongs_to_a_method():
-    assert set(SETTINGS) == {key for row in METHODS.values() for key in row.settings}
+def test_every_setting_belongs_to_a_method():
+    assert set(SETTINGS) == {name for row in METHODS.values() for name in SETTINGS if row.takes(name)}
+    assert all(row().settings == row.settings for row in METHODS.values())
 
 
 @pytest.mark.parametrize("method", ["prl", "spl-at", "prl-at-memory"])
@@ -158,6 +152,17 @@ def test_config_travels(tmp_path):
     again = pickle.loads(pickle.dumps(config))
     assert again.recipe() == config.recipe() and json.loads(config.to_json_string())["noise_rate"] == 0.2
     (parsed,) = HfArgumentParser(RobustConfig).parse_args_into_dataclasses(
-        ["--output_dir", str(tmp_path), "--method", "prl-at", "--noise_rate", "0.2", "--eps", "0.1", "--inner_filter", "false"]
+        [
+            "--output_dir",
+            str(tmp_path),
+            "--method",
+            "prl-at",
+            "--noise_rate",
+            "0.2",
+            "--eps",
+            "0.1",
+            "--method_settings",
+            '{"inner_filter": "false"}',
+        ]
     )
     assert parsed.recipe().settings["eps"] == 0.1 and parsed.recipe().inner_filter is False

@@ -11,7 +11,7 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification, 
 
 from robust_trainer import METHODS, RobustConfig, RobustTrainer
 from robust_trainer.callbacks.spectral_cap import spectral_norms
-from robust_trainer.methods.table import ATTACKING, get_method
+from robust_trainer.methods.table import attacking, get_method
 from robust_trainer.models.heads import LinearProbe, head_of, heads_of
 from robust_trainer.models.peers import PeerModel, make_peers
 from robust_trainer.models.spectral import Cap
@@ -341,12 +341,13 @@ def test_names_that_make_no_sense_are_told_in_one_line(tmp_path, name, told):
 
 
 def test_the_attacking_names_are_as_they_were():
-    assert "at" in ATTACKING and not any("simclr" in name or "bootstrap" in name for name in ATTACKING)
+    assert "at" in attacking() and not any("simclr" in name or "bootstrap" in name for name in attacking())
 
 
 def test_the_command_line_takes_them(tmp_path):
     from transformers import HfArgumentParser
 
-    words = ["--output_dir", str(tmp_path), "--freeze_backbone", "true", "--spectral_cap", "2.5", "--spectral_layers", "all"]
+    layers = ["--method_settings", '{"spectral_layers": "all"}']
+    words = ["--output_dir", str(tmp_path), "--freeze_backbone", "true", "--spectral_cap", "2.5", *layers]
     (parsed,) = HfArgumentParser(RobustConfig).parse_args_into_dataclasses(words)
     assert parsed.recipe() is None and parsed.switches() == (True, Cap(2.5, "all"))

@@ -8,7 +8,7 @@ import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from helpers.tables import every_row
-from helpers.toy import CHANNELS, CLASSES, SIZE, curve, images, logits_module, resnet, robust, settings, vit
+from helpers.toy import CHANNELS, CLASSES, SIZE, config, curve, images, logits_module, resnet, robust, settings, vit
 from torch import nn
 from transformers import (
     AutoModelForImageClassification,
@@ -197,7 +197,7 @@ def test_gpt2s_conv1d(tmp_path):
     config = GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=20, n_positions=8, num_labels=3, pad_token_id=0)
     torch.manual_seed(0)
     data = [{"input_ids": torch.randint(1, 20, (6,)), "labels": i % 3} for i in range(16)]
-    args = RobustConfig(**settings(tmp_path, method="prl", spectral_cap=0.1, spectral_layers="all", max_steps=4))
+    args = config(**settings(tmp_path, method="prl", spectral_cap=0.1, spectral_layers="all", max_steps=4))
     trainer = RobustTrainer(GPT2ForSequenceClassification(config), args, train_dataset=data)
     trainer.train()
     norms = spectral_norms(trainer.model, "all")
@@ -367,7 +367,7 @@ MISTAKES = {
     "negative": (dict(spectral_cap=-1.0), "spectral_cap=-1.0 must be > 0"),
     "NaN": (dict(spectral_cap=float("nan")), "spectral_cap=nan must be > 0"),
     "infinite": (dict(spectral_cap=float("inf")), "spectral_cap=inf must be > 0"),
-    "text": (dict(spectral_cap="1"), "spectral_cap='1' must be > 0"),
+    "text": (dict(spectral_cap="wide"), "spectral_cap='wide' must be > 0"),
     "layers": (dict(spectral_cap=1.0, spectral_layers="first"), "spectral_layers='first' is unknown: choose one of last, all"),
     "layers alone": (dict(spectral_layers="all"), "spectral_layers='all' has no effect without a cap: give spectral_cap"),
     "head": (dict(freeze_backbone="yes"), "freeze_backbone='yes' must be true or false"),
@@ -379,7 +379,7 @@ MISTAKES = {
 def test_mistakes_are_one_line(tmp_path, case, method):
     changes, told = MISTAKES[case]
     with pytest.raises(ValueError, match=told) as caught:
-        RobustConfig(output_dir=str(tmp_path), method=method, **changes)
+        config(output_dir=str(tmp_path), method=method, **changes)
     assert "\n" not in str(caught.value)
 
 

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from helpers.adversarial_reference import samples
 from helpers.tables import every_row
-from helpers.toy import CLASSES, NORMALISATION, resnet, settings
+from helpers.toy import CLASSES, NORMALISATION, config, resnet, settings
 
-from robust_trainer import RobustConfig, RobustTrainer
+from robust_trainer import RobustTrainer
 from robust_trainer.methods.table import get_method
 from robust_trainer.perturbations import collapse as module
 from robust_trainer.perturbations.collapse import COLLAPSED, collapse
@@ -98,7 +98,7 @@ def trainer_of(tmp_path, model, data=None, kind=RobustTrainer, **kwargs):
         method="fast-at", eps=EPS, step_size=5 / 32,
     )  # fmt: skip
     data = samples() if data is None else data
-    return kind(model=model, args=RobustConfig(**{**base, **kwargs}), train_dataset=data)
+    return kind(model=model, args=config(**{**base, **kwargs}), train_dataset=data)
 
 
 class Recording(RobustTrainer):

@@ -5,14 +5,14 @@ import torch
 import torch.nn.functional as F
 from helpers.tables import every_row
 from helpers.text import CLASSES, CONFIGS, WIDTH, WORDS, net, padded, sentences
-from helpers.toy import settings
+from helpers.toy import config, settings
 from transformers import (
     AutoModelForSequenceClassification,
     BartConfig,
     T5Config,
 )
 
-from robust_trainer import RobustConfig, RobustTrainer
+from robust_trainer import RobustTrainer
 from robust_trainer.models.peers import PeerModel
 from robust_trainer.perturbations.inputs import EmbeddingAdapter
 from robust_trainer.step.batch import Batch
@@ -24,7 +24,7 @@ def trainer_of(tmp_path, model=None, kind=RobustTrainer, data=None, evaluated=No
     base = settings(
         tmp_path, max_steps=3, max_grad_norm=0.0, train_sampling_strategy="sequential", seed=SEED, learning_rate=LR, optim="sgd"
     )
-    args = RobustConfig(**{**base, **kwargs})
+    args = config(**{**base, **kwargs})
     model = net() if model is None else model
     data = sentences() if data is None else data
     return kind(model=model, args=args, train_dataset=data, eval_dataset=evaluated, data_collator=padded)

@@ -30,6 +30,8 @@ def test_the_distance_counts_a_swap_once_and_is_symmetric(a, b, distance):
         ("path", ["shortest-path", "class-graph"], "shortest-path"),
         ("path", ["shortest-path", "longest-path"], None),
         ("zebra", ["prl", "spl"], None),
+        ("pr", ["spl", "prl"], "prl"),
+        ("l1", ["linf", "l2"], None),
         ("", ["a"], None),
         ("x", [], None),
     ],

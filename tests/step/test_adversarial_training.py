@@ -7,9 +7,9 @@ import pytest
 import torch
 from helpers.adversarial_reference import BATCH, SEED, STEPS, reference, samples, sgd
 from helpers.tables import every_row
-from helpers.toy import NORMALISATION, logits_module, resnet, settings
+from helpers.toy import NORMALISATION, config, logits_module, resnet, settings
 
-from robust_trainer import RobustConfig, RobustTrainer
+from robust_trainer import RobustTrainer
 from robust_trainer.methods.table import get_method
 
 BALL = dict(eps=1 / 8, step_size=3 / 64, steps=3)  # exact in float32
@@ -20,7 +20,7 @@ def trainer_of(tmp_path, model, data=None, kind=RobustTrainer, **kwargs):
         tmp_path, max_steps=STEPS, max_grad_norm=0.0, train_sampling_strategy="sequential", seed=SEED, **NORMALISATION,
         per_device_train_batch_size=BATCH,
     )  # fmt: skip
-    args = RobustConfig(**{**base, **kwargs})
+    args = config(**{**base, **kwargs})
     return kind(model=model, args=args, train_dataset=samples() if data is None else data, optimizers=(sgd(model), None))
 
 
@@ -245,7 +245,7 @@ def test_accumulation_is_a_larger_batch(tmp_path, method):
     if method.endswith("awp"):
         extra = {**extra, "awp_gamma": 0.02}
     for size, micro in ((16, 1), (4, 4)):
-        args = RobustConfig(**{
+        args = config(**{
             **settings(tmp_path), **NORMALISATION, "max_steps": STEPS, "per_device_train_batch_size": size, "optim": "sgd",
             "gradient_accumulation_steps": micro, "method": method, "eps": 1 / 8, "step_size": 3 / 64,
             "steps": 1 if method == "fast-at" else 3, **extra,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import erat_reference as slow
 from helpers.tables import every_row
-from helpers.toy import NORMALISATION, images, logits_module, resnet, robust, settings
+from helpers.toy import NORMALISATION, config, images, logits_module, resnet, robust, settings
 from transformers import BertConfig, BertForSequenceClassification, TrainerCallback
 
 from robust_trainer import METHODS, RobustConfig, RobustTrainer
@@ -266,7 +266,7 @@ def test_ablations_of_the_recipe():
     assert (alone.norm, alone.eps, alone.step_size) == ("l2", 0.5, 0.1)
     assert METHODS["erat"](norm="linf").perturbation.eps == 8 / 255
     assert METHODS["erat"](rebalance=False).selection.rebalance is False
-    ce = METHODS["erat"](split_score="loss")
+    ce = METHODS["erat"](score="loss")
     assert type(ce.score).__name__ == "Loss" and ce.selection.scale == "minmax"
     weak = METHODS["erat"](strong_augmentation="erase-flip").semi_supervised
     assert weak.strong == weak.weak == full.semi_supervised.weak != full.semi_supervised.strong
@@ -313,14 +313,14 @@ def test_the_two_radii_are_what_the_samples_are_moved_by(tmp_path):
         (dict(norm="l1"), "norm='l1' is unknown"),
         (dict(scope="batch"), "set scope='sample'"),
         (dict(inner_loss="consistency"), "no gradient at the clean input"),
-        (dict(split_score="prl-l"), "split_score='prl-l' is unknown"),
+        (dict(score="los"), "score='los' is unknown: did you mean 'loss'"),
         (dict(adversarial_training="no"), "must be true or false"),
         (dict(warmup_epochs=-1.0), "warmup_epochs=-1.0 must be"),
     ],
 )
 def test_settings_out_of_range_are_told_in_one_line(tmp_path, changes, told):
     with pytest.raises(ValueError, match=told) as error:
-        RobustConfig(output_dir=str(tmp_path), method="erat", **changes)
+        config(output_dir=str(tmp_path), method="erat", **changes)
     assert "\n" not in str(error.value)
 
 
@@ -333,8 +333,8 @@ def test_other_methods_refuse_what_only_erat_takes(tmp_path):
         (dict(method="prl", lambda_u=1.0), "takes no 'lambda_u'"),
     ):
         with pytest.raises(ValueError, match=told):
-            RobustConfig(output_dir=str(tmp_path), **changes)
-    assert RobustConfig(output_dir=str(tmp_path), method="trades", norm="hybrid", eps_l2="0.5").recipe().perturbation.eps_l2 == 0.5
+            config(output_dir=str(tmp_path), **changes)
+    assert config(output_dir=str(tmp_path), method="trades", norm="hybrid", eps_l2="0.5").recipe().perturbation.eps_l2 == 0.5
 
 
 def test_a_text_model_has_no_images_to_augment(tmp_path):

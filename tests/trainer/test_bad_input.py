@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.tables import every_row
-from helpers.toy import CLASSES, images, logits_module, robust, settings, vit
+from helpers.toy import CLASSES, config, images, logits_module, robust, settings, vit
 from transformers import TrainingArguments
 
 from robust_trainer import METHODS, RobustConfig, RobustTrainer
@@ -33,7 +33,7 @@ CONFIG = {
 def test_settings(tmp_path, case):
     changes, told = CONFIG[case]
     with pytest.raises(ValueError, match=told) as caught:
-        RobustConfig(output_dir=str(tmp_path), **changes)
+        config(output_dir=str(tmp_path), **changes)
     assert "\n" not in str(caught.value)
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.tables import every_row
-from helpers.toy import NORMALISATION, Logits, images, logits_module, robust, settings, vit
+from helpers.toy import NORMALISATION, Logits, config, images, logits_module, robust, settings, vit
 from transformers import Trainer, TrainingArguments
 
 from robust_trainer import RobustConfig, RobustTrainer
@@ -156,7 +156,7 @@ def test_a_config_that_does_not_tell_the_classes(tmp_path):
 )
 def test_settings_of_the_wrong_type(tmp_path, setting, told):
     with pytest.raises(ValueError, match=told):
-        RobustConfig(output_dir=str(tmp_path), method="prl-at", **setting)
+        config(output_dir=str(tmp_path), method="prl-at", **setting)
 
 
 def test_image_mean_as_one_number_and_without_use(tmp_path):

@@ -1,0 +1,190 @@
+"""A row of the table of methods: the parts it is made of, its paper's numbers, and the recipe they make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from ..images.augmentations import make_augmentation
+from ..losses.adversarial import Mart, Nrat, PairObjective, Trades
+from ..losses.semi_supervised import SemiSupervised
+from ..losses.standard import HardBootstrap, make_objective
+from ..models.spectral import cap_of
+from ..perturbations.awp import WeightPerturbation
+from ..perturbations.pgd import Perturbation
+from ..reporting.suggest import did_you_mean
+from ..selection.erat_split import Split
+from ..selection.rules import ClipSamples, KeepByScore, KeepDisputed, KeepSmallest
+from ..selection.scores import make_score
+from ..types import SelectionRule
+from .conflicts import check_settings
+from .recipe import Recipe
+from .rules import make_rule
+from .settings import PARTS, SETTINGS, defaults, settings_of
+
+#: Losses of two forwards by the name that a row gives.
+ADVERSARIAL_LOSSES: Mapping[str, Callable[[float], PairObjective]] = {"trades": Trades, "mart": Mart, "nrat": Nrat}
+
+
+def _values(s: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """The settings of a part that are in ``s`` whether or not they are given."""
+    return {name: s[name] for name in settings_of(part) if not SETTINGS[name].implicit}
+
+
+def _ranking(s: Mapping[str, Any]) -> SelectionRule | None:
+    return KeepByScore(**_values(s, "ranking"), peer_exchange=s.get("peer_exchange"))
+
+
+def _split(s: Mapping[str, Any]) -> SelectionRule | None:
+    if not s.get("sample_selection", True):  # ERAT table VI "w/o SS"
+        return None
+    bounded = s.get("score") in (None, "brier")  # another score has no upper end to take 1 - S from
+    return Split(s["rebalance"], s["rebalance_eta"], s["score_scale"] if bounded else "minmax", s["warmup_epochs"])
+
+
+#: How a part decides which samples are kept; a method has one of these at most.
+_RULES: Mapping[str, Callable[[Mapping[str, Any]], SelectionRule | None]] = {
+    "ranking": _ranking,
+    "split": _split,
+    "min-sgd": lambda s: KeepSmallest(s["min_sgd_group"]),
+    "decoupling": lambda s: KeepDisputed(s["warmup_epochs"]),
+    "sample-clipping": lambda s: ClipSamples(s["sample_clip_norm"]),
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of `METHODS`; calling it with the settings to change gives the `Recipe`.
+
+    Attributes:
+        name: as users write it.
+        summary: what it does, in one line.
+        source: author and year, and the equation, algorithm or table.
+        score: what samples are ranked by and what the ledger remembers, a name of `SCORES`.
+        parts: what it is made of, names of `PARTS`; they decide which settings it takes and which objects its recipe has.
+        published: the paper's numbers, where they are not the defaults of the settings' table.
+        objective: the loss on labels of a method without the part ``objective``.
+        score_from: the forward whose scores decide, as in `Recipe`.
+        ledger_score: the score that the ledger remembers, where it is another than ``score``.
+        adversarial_loss: the loss of two forwards, a name of `ADVERSARIAL_LOSSES`; for methods with the part ``divergence``.
+
+    Raises:
+        ValueError: for an unknown part, and for a published number that none of the parts takes.
+    """
+
+    name: str
+    summary: str
+    source: str
+    score: str
+    parts: tuple[str, ...] = ()
+    published: Mapping[str, Any] = field(default_factory=dict)
+    objective: str = "auto"
+    score_from: str = "training"
+    ledger_score: str | None = None
+    adversarial_loss: str | None = None
+
+    def __post_init__(self) -> None:
+        unknown = next((part for part in self.parts if part not in PARTS), None)
+        if unknown is not None:
+            raise ValueError(f"method '{self.name}': unknown part {unknown!r}: choose from {', '.join(PARTS)}.")
+        foreign = next((name for name in self.published if not self.takes(name)), None)
+        if foreign is not None:
+            raise ValueError(f"method '{self.name}': none of its parts takes {foreign!r}: add the part, or drop {foreign}.")
+
+    @cached_property
+    def settings(self) -> Mapping[str, Any]:
+        """All settings at the method's own values."""
+        return {**defaults(self.parts), **self.published}
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether no part leaves samples out."""
+        return _RULES.keys().isdisjoint(self.parts)
+
+    def takes(self, name: str) -> bool:
+        """Returns whether the method takes the setting.
+
+        Args:
+            name: of a setting.
+        """
+        return name in SETTINGS and not {*self.parts, "anywhere"}.isdisjoint(SETTINGS[name].parts)
+
+    def __call__(self, **changes: Any) -> Recipe:
+        """Returns the recipe.
+
+        Args:
+            changes: the settings that are not to have the method's own values.
+
+        Raises:
+            ValueError: for a setting that the method does not take, is out of its range, or contradicts another.
+        """
+        for name, value in changes.items():
+            if not self.takes(name):
+                raise ValueError(self._foreign(name, value))
+        changes = {name: SETTINGS[name].read(value) for name, value in changes.items()}
+        s = {**self.settings, **changes}
+        if "drop_ramp_epochs" in changes and "drop_ramp_steps" not in changes:
+            s["drop_ramp_steps"] = None  # epochs asked for: they count
+        objective = s.get("objective", self.objective)
+        check_settings(s, changes, objective, self.parts)
+        delta = s["huber_delta"] if objective == "huber" else None
+        score = s.get("score") or self.score
+        return Recipe(
+            name=self.name,
+            score=make_score(score, delta),
+            objective=make_objective(objective, s, None),
+            selection=self._selection(s),
+            relabel=HardBootstrap(s["bootstrap_beta"]) if "bootstrap" in self.parts else None,
+            perturbation=self._perturbation(s),
+            semi_supervised=self._semi_supervised(s),
+            inner_filter=s.get("inner_filter", "semi-supervised" not in self.parts),  # ERAT perturbs what it does not trust, too
+            outer_filter=s.get("outer_filter", True),
+            score_from=self.score_from,
+            num_networks=s.get("num_networks", 1),
+            adversarial_loss=ADVERSARIAL_LOSSES[self.adversarial_loss](s["beta"]) if self.adversarial_loss is not None else None,
+            weight_perturbation=self._weight_perturbation(s),
+            collapse_check_steps=s.get("collapse_check_steps") or None,
+            ledger_score=make_score(self.ledger_score, delta) if self.ledger_score is not None else None,
+            gradients=score == "prl-g",
+            clip_norm=s.get("clip_norm"),
+            freeze_backbone=s.get("freeze_backbone", False),
+            spectral=cap_of(s),
+            settings=s,
+        )
+
+    def _foreign(self, name: str, value: Any) -> str:
+        """The message for a setting that the method does not take."""
+        taken = sorted(self.settings)
+        attacks = "attack" in self.parts and self.keeps_all
+        if name not in SETTINGS:
+            mend = did_you_mean(name, taken) or did_you_mean(name, SETTINGS)
+        else:
+            mend = f"a selection takes it: 'prl+{self.name}'; " if attacks and "ranking" in SETTINGS[name].parts else ""
+        return f"method '{self.name}' takes no '{name}' (got {value!r}); {mend}it takes: {', '.join(taken) or 'no settings'}."
+
+    def _selection(self, s: Mapping[str, Any]) -> SelectionRule | None:
+        if s.get("rule") is not None:
+            return make_rule(s["rule"], s)
+        part = next((part for part in self.parts if part in _RULES), None)
+        return _RULES[part](s) if part is not None else None
+
+    def _perturbation(self, s: Mapping[str, Any]) -> Perturbation | None:
+        if "attack" not in self.parts or not s.get("adversarial_training", True):
+            return None
+        attack = _values(s, "attack")
+        if s["norm"] == "l2" and "semi-supervised" in self.parts:  # ERAT has a radius for each norm
+            attack.update(eps=s["eps_l2"], step_size=s["step_size_l2"])
+        return Perturbation(**attack)
+
+    def _semi_supervised(self, s: Mapping[str, Any]) -> SemiSupervised | None:
+        if "semi-supervised" not in self.parts:
+            return None
+        return SemiSupervised(
+            make_augmentation(s["strong_augmentation"]), make_augmentation(s["weak_augmentation"]), s["lambda_u"],
+            s["lambda_ramp_epochs"], s["warmup_epochs"], s["temperature"], s["consistency"], s["labelled_share"],
+        )  # fmt: skip
+
+    def _weight_perturbation(self, s: Mapping[str, Any]) -> WeightPerturbation | None:
+        return WeightPerturbation(s["awp_gamma"], s["awp_warmup_epochs"]) if "weight-perturbation" in self.parts else None

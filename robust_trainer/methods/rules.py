@@ -1,0 +1,33 @@
+"""Rules of users by name, for the setting ``rule``; those of the published methods are parts of their rows."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..types import SelectionRule
+
+#: The registered rules: name -> factory. A factory's parameters are named as settings, and get the method's values.
+RULES: dict[str, Callable[..., SelectionRule]] = {}
+
+
+def parameters_of(factory: Callable[..., Any]) -> dict[str, bool]:
+    """Returns the names of a factory's parameters, and whether each must be given.
+
+    Args:
+        factory: a class or function.
+    """
+    parameters = inspect.signature(factory).parameters.values()
+    return {p.name: p.default is p.empty for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+
+
+def make_rule(name: str, settings: Mapping[str, Any]) -> SelectionRule:
+    """Returns the registered rule of that name.
+
+    Args:
+        name: a key of `RULES`.
+        settings: of the method; those that the factory has parameters for are handed over.
+    """
+    factory = RULES[name]
+    return factory(**{key: settings[key] for key in parameters_of(factory) if key in settings})
