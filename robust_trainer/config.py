@@ -199,6 +199,10 @@ def recipe_from(
         return recipe
     if method is not None and theirs is not None and method != theirs:
         raise ValueError(f"method={theirs!r} in the arguments and method={method!r} in the trainer: give one of them.")
+    if method is None and theirs is None:
+        for name, value in settings.items():
+            mend = f"give RobustConfig({name}={value!r})" if name in settings_of("anywhere") else "set method=..."
+            raise ValueError(f"{name}={value!r} has no effect without a method: {mend}, or drop {name}.")
     given = args.given_settings() if isinstance(args, RobustConfig) else {}
     given = merge_settings(given, read_settings(settings), "in the arguments", "in the trainer")
     return find_recipe(method if method is not None else theirs, given)

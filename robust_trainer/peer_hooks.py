@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 from transformers import Trainer
 from transformers.utils import find_labels
 
-from .config import RobustConfig
 from .methods.recipe import Recipe
 from .models.heads import head_of
 from .models.peers import PeerModel, clip_each, each_reported, make_peers
@@ -19,7 +19,7 @@ from .step.plan import RobustStep
 class PeerHooks(Trainer):
     """A Trainer whose model is a `PeerModel` where the method trains several networks; base class of `RobustTrainer`."""
 
-    _given_recipe: Recipe | None
+    _find_recipe: Callable[..., Recipe | None]
     _walk: RobustStep | None
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -35,7 +35,7 @@ class PeerHooks(Trainer):
         raise NotImplementedError
 
     def _with_peers(self, model: Any, args: Any) -> Any:
-        recipe = args.recipe() if isinstance(args, RobustConfig) else self._given_recipe
+        recipe = self._find_recipe(args)
         if recipe is None or recipe.num_networks == 1 or not isinstance(model, nn.Module) or isinstance(model, PeerModel):
             return model
         return make_peers(model, recipe.num_networks, getattr(args, "seed", 0), head_of if recipe.freeze_backbone else None)

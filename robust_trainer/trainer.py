@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import datasets
@@ -12,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
 from transformers.utils import logging
 
 from . import audit as audits
-from .config import RobustConfig
+from .config import recipe_from
 from .data.indexing import INDEX
 from .data_hooks import DataHooks
 from .ledger.fingerprint import new_ledger
@@ -25,7 +27,6 @@ from .losses.evaluation import plain_loss
 from .losses.standard import CrossEntropy, UserLoss, make_objective
 from .methods import validation as checks
 from .methods.recipe import Recipe
-from .methods.table import get_method
 from .models.modes import untouched
 from .per_sample_gradients.norms import SampleGradients
 from .perturbations.collapse import collapse
@@ -43,12 +44,17 @@ logger = logging.get_logger(__name__)
 class RobustTrainer(DataHooks):
     """`transformers.Trainer` that trains by a robust method; without one it is the plain Trainer, bit for bit.
 
-    recipe: a `Recipe`, or a method's name, for use with plain `TrainingArguments`; a `RobustConfig` names its method itself.
+    method, and its settings as keywords: for use with plain `TrainingArguments`; a `RobustConfig` names its method itself.
+    recipe: a `Recipe` of one's own, in a method's place.
     After training, `ledger` holds what was learned about each sample and `distrusted_samples()` those it left out.
     """
 
-    def __init__(self, *args: Any, recipe: Recipe | str | None = None, **kwargs: Any):
-        self._given_recipe = get_method(recipe)() if isinstance(recipe, str) else recipe
+    def __init__(self, *args: Any, recipe: Recipe | str | None = None, method: str | None = None, **kwargs: Any):
+        keywords = inspect.signature(Trainer.__init__).parameters
+        settings = {name: kwargs.pop(name) for name in [*kwargs] if name not in keywords}
+        self._find_recipe = partial(
+            recipe_from, recipe=recipe, method=method, settings=settings, keywords=[*keywords, "recipe", "method"][1:]
+        )
         self._walk: RobustStep | None = None
         self._window: list[Any] = []
         self._step: Step | None = None
@@ -69,11 +75,7 @@ class RobustTrainer(DataHooks):
 
     def recipe(self) -> Recipe | None:
         """The method in force: the constructor's recipe, or the arguments'. Read anew at each training."""
-        args = getattr(self, "args", None)
-        named = args.recipe() if isinstance(args, RobustConfig) else None
-        if named is not None and self._given_recipe is not None:
-            raise ValueError(f"method={named.name!r} in the arguments and recipe={self._given_recipe.name!r}: give one of them.")
-        return named or self._given_recipe
+        return self._find_recipe(getattr(self, "args", None))
 
     @property
     def ledger(self) -> SampleLedger | None:
