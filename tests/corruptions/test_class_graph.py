@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import networkx
 import numpy as np
 import pytest
 from helpers.tables import every_row
@@ -158,16 +159,17 @@ def valid(graph: np.ndarray, colours: tuple[int, ...]) -> bool:
 
 
 @every_row("share", [0.0, 0.1, 0.3, 0.9])
-def test_colouring_is_valid_at_distance_two(share):
+def test_colouring_is_networkxs_greedy_one_of_the_squared_graph(share):
     for seed in range(5):
         graph = random_graph(30, share, seed)
-        found = colour(graph)
-        assert valid(graph.toarray(), tuple(found)) and is_colouring(graph, found)
-        assert set(found) == set(range(found.max() + 1))
-        assert found.max() + 1 <= 1 + degrees(graph).max() ** 2
-        for v in range(30):  # the lowest that was free: one colour less somewhere is a clash
-            if found[v]:
-                assert not is_colouring(graph, np.where(np.arange(30) == v, 0, found))
+        colours = colour(graph)
+        one = graph.astype(int).toarray()
+        squared = networkx.from_numpy_array((one + one @ one > 0) & ~np.eye(30, dtype=bool))
+        order = np.argsort(-degrees(graph), kind="stable").tolist()
+        theirs = networkx.greedy_color(squared, strategy=lambda *_, order=order: order)
+        assert colours.tolist() == [theirs[v] for v in range(30)]
+        assert valid(graph.toarray(), tuple(colours)) and is_colouring(graph, colours)
+        assert colours.max() + 1 <= 1 + degrees(graph).max() ** 2
 
 
 def test_colours_against_the_fewest_possible():
