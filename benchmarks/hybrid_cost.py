@@ -33,14 +33,15 @@ from robust_trainer.losses.adversarial import INNER
 from robust_trainer.losses.standard import make_objective
 from robust_trainer.methods.recipe import Recipe
 from robust_trainer.models.modes import untouched
-from robust_trainer.models.outputs import read_view
+from robust_trainer.models.outputs import read_output
 from robust_trainer.models.zoo import build_model
 from robust_trainer.perturbations.inputs import PixelAdapter
 from robust_trainer.perturbations.pgd import NORMS, Perturbation
+from robust_trainer.problems import SINGLE_LABEL
 from robust_trainer.selection.scores import make_score
 from robust_trainer.step.batch import Batch
 from robust_trainer.step.inner import InnerMaximization
-from robust_trainer.types import SINGLE, ForwardOutput, Progress
+from robust_trainer.types import ForwardOutput, Progress
 
 BAR = 1.05
 CLASSES, EPS, EPS_L2 = 10, 8 / 255, 0.5
@@ -54,11 +55,11 @@ def make_runs(args: argparse.Namespace, name: str) -> dict[str, Callable[[], Any
     y = torch.randint(CLASSES, (args.batch_size,)).to(args.device)
     batch = Batch({"pixel_values": x}, y, torch.arange(args.batch_size, device=args.device))
     front = PixelAdapter("pixel_values", InputSpace((0.5,), (0.5,)))
-    recipe = Recipe("benchmark", make_score("loss"), make_objective("auto", {}, SINGLE))
+    recipe = Recipe("benchmark", make_score("loss"), make_objective("auto", {}, SINGLE_LABEL))
     ones = torch.ones(args.batch_size, device=args.device)
 
     def view(outputs: Any, batch: Batch) -> ForwardOutput:
-        return read_view(outputs, batch.targets, batch.index, SINGLE, "benchmark")
+        return read_output(outputs, batch.targets, batch.index, SINGLE_LABEL, "benchmark")
 
     def trust(views: list[ForwardOutput], batches: list[Batch], progress: Progress) -> Tensor:
         return ones
@@ -74,7 +75,7 @@ def make_runs(args: argparse.Namespace, name: str) -> dict[str, Callable[[], Any
         attack = Perturbation(
             eps, eps / 5, args.steps, norm, "sample", inner_loss=args.inner_loss, eps_l2=EPS_L2, step_size_l2=EPS_L2 / 5
         )
-        inner, numbers = InnerMaximization(recipe, attack, front, SINGLE, view, trust, lambda t: t), [0]
+        inner, numbers = InnerMaximization(recipe, attack, front, SINGLE_LABEL, view, trust, lambda t: t), [0]
         runs[norm] = lambda inner=inner, numbers=numbers: run(inner, model, numbers)
     return runs
 

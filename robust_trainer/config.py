@@ -18,8 +18,8 @@ from .methods.recipe import Recipe
 from .methods.settings import FIELDS, SETTINGS, read_settings, settings_of
 from .methods.table import get_method
 from .models.spectral import Cap, cap_of
+from .problems import PROBLEM_TYPES
 from .reporting.suggest import did_you_mean
-from .types import PROBLEMS
 
 _Config = TypeVar("_Config")
 
@@ -109,8 +109,8 @@ class RobustConfig(TrainingArguments):
         for name in FIELDS:
             setattr(self, name, SETTINGS[name].read(getattr(self, name)))
         recipe = self.recipe()
-        if self.problem_type is not None and self.problem_type not in PROBLEMS:
-            raise ValueError(f"problem_type={self.problem_type!r} is unknown: choose one of {', '.join(PROBLEMS)}.")
+        if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
+            raise ValueError(f"problem_type={self.problem_type!r} is unknown: choose one of {', '.join(PROBLEM_TYPES)}.")
         for name in ("image_mean", "image_std"):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, list | tuple) and all(isinstance(v, int | float) for v in value)):

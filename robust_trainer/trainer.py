@@ -20,6 +20,7 @@ from transformers.utils import logging
 from . import audit as audits
 from .config import recipe_from
 from .data.indexing import INDEX
+from .data.labels import check_label_column
 from .data_hooks import DataHooks
 from .ledger.fingerprint import new_ledger
 from .ledger.ledger import SampleLedger
@@ -28,15 +29,17 @@ from .losses.standard import CrossEntropy, UserLoss, make_objective
 from .methods import validation as checks
 from .methods.recipe import Recipe
 from .models.modes import untouched
+from .models.problem import number_of_classes, problem_of, returns_losses
 from .per_sample_gradients.norms import SampleGradients
 from .perturbations.collapse import collapse
 from .perturbations.inputs import InputAdapter
+from .problems import SINGLE_LABEL, UNLABELLED, Problem
 from .selection.noise_rate import RateEstimate
 from .step import checkpoints
 from .step.batch import Batch, Step
 from .step.dataset_scores import EpochScan
 from .step.plan import RobustStep
-from .types import SINGLE, UNSUPERVISED, Progress, decides_epochs
+from .types import Progress, decides_epochs
 
 logger = logging.get_logger(__name__)
 
@@ -61,13 +64,13 @@ class RobustTrainer(DataHooks):
         self._micro: int | None = None
         self._bare: tuple[nn.Module, nn.Module] | None = None
         self._training = False
-        self._problem = SINGLE
+        self._problem: Problem = SINGLE_LABEL
         self._auroc_epoch = -1
         self._make_front: Callable[[Mapping[str, Any]], InputAdapter]
         super().__init__(*args, **kwargs)
-        if self.recipe() is not None and checks.unsupervised(self.model):
+        if self.recipe() is not None and returns_losses(self.model):
             self.label_names, self.can_return_loss = [], True  # evaluations have a loss without labels
-            self._problem = UNSUPERVISED
+            self._problem = UNLABELLED
         elif self.recipe() is not None and not self.label_names:
             self.label_names = ["labels"]  # a module that returns bare logits names none
 
@@ -122,13 +125,11 @@ class RobustTrainer(DataHooks):
             kind = type(data).__name__
             raise ValueError(f"train_dataset is a {kind} of {list(data)}: pass one split, train_dataset=data['train'].")
         bare = self.accelerator.unwrap_model(self.model)
-        problem = self._problem = checks.problem_of(bare, getattr(self.args, "problem_type", None))
+        problem = self._problem = problem_of(bare, getattr(self.args, "problem_type", None))
         checks.refuse(self, recipe, size, problem, bare)
-        classes = checks.number_of_classes(bare)
+        classes = number_of_classes(bare)
         if isinstance(data, datasets.Dataset):
-            named = classes if problem == SINGLE else None
-            if problem != UNSUPERVISED:
-                checks.label_column(data, self.label_names, named, self.args.remove_unused_columns)
+            check_label_column(data, self.label_names, classes, self.args.remove_unused_columns, problem)
         walk = RobustStep(
             recipe=self._with_objective(recipe, problem),
             classes=classes or 0,
@@ -152,7 +153,7 @@ class RobustTrainer(DataHooks):
         self._auroc_epoch = 0
         logger.info(f"robust method '{recipe.name}': {dict(recipe.settings)}")
 
-    def _with_objective(self, recipe: Recipe, problem: str) -> Recipe:
+    def _with_objective(self, recipe: Recipe, problem: Problem) -> Recipe:
         """The recipe with the problem's own loss where it names none, and the user's loss or label smoothing."""
         if self.compute_loss_func is not None:
             return replace(recipe, objective=UserLoss(self.compute_loss_func))
@@ -161,7 +162,7 @@ class RobustTrainer(DataHooks):
             return recipe  # a row with a loss of its own, or the user's recipe; whether it fits was checked
         if self.args.label_smoothing_factor:
             return replace(recipe, objective=CrossEntropy(self.args.label_smoothing_factor))
-        if name == "auto" and problem == SINGLE:
+        if name == "auto" and problem.one_class:
             return recipe
         return replace(recipe, objective=make_objective(name, recipe.settings, problem))
 
@@ -254,18 +255,9 @@ class RobustTrainer(DataHooks):
         return self._bare[1](**inputs)
 
     def _batch(self, inputs: Mapping[str, Any]) -> Batch:
-        index = inputs.get(INDEX)
-        if self._walk is not None and self._walk.problem == UNSUPERVISED:
-            rest = {k: v for k, v in inputs.items() if k != INDEX and k not in checks.labels_named(self.args)}
-            size = len(next(v for v in rest.values() if isinstance(v, Tensor)))
-            return Batch(rest, torch.zeros(size, 1, device=self.args.device), index)
-        name = next((n for n in (*self.label_names, "labels", "label") if n in inputs), None)
-        if name is None:
-            raise ValueError(f"no labels in the batch: expected one of {self.label_names}, got {sorted(inputs)}.")
-        rest = {k: v for k, v in inputs.items() if k not in (INDEX, name)}
-        targets = inputs[name]
-        single = self._walk is None or self._walk.problem == SINGLE
-        return Batch(rest, targets.long() if single else targets.float().view(len(targets), -1), index)
+        names = self.label_names if self._problem.labelled else self.args.label_names or []
+        rest, targets = self._problem.split({k: v for k, v in inputs.items() if k != INDEX}, names)
+        return Batch(rest, targets, inputs.get(INDEX))
 
     def _progress(self) -> Progress:
         epochs = float(self.state.num_train_epochs or 1)

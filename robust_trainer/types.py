@@ -9,10 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-#: As transformers' ``problem_type``.
-SINGLE, REGRESSION, MULTI = PROBLEMS = ("single_label_classification", "regression", "multi_label_classification")
-#: No labels: the model itself returns a loss and a score of each sample (`anomaly.AnomalyOutput`). No ``problem_type`` names it.
-UNSUPERVISED = "unsupervised"
+from .problems import SINGLE_LABEL, Problem
 
 
 @dataclass(frozen=True)
@@ -39,8 +36,8 @@ class ForwardOutput:
     """One forward pass kept together: outputs of all networks, what is to be predicted and, where known, sample indices.
 
     Attributes:
-        logits: (M, B, C). For the problem ``unsupervised`` (M, B, 2): what the model returned as each sample's loss and score.
-        targets: class labels (B,), or for the problems ``regression`` and ``multi_label_classification`` floats (B, C).
+        logits: (M, B, C); of samples without labels (M, B, 2): what the model returned as each sample's loss and score.
+        targets: class labels (B,), or where the problem is another, numbers (B, C).
         index: the samples' positions in the data set (B,), None where unknown.
         outputs: what the model returned, as it returned it.
         problem: what kind of problem the samples pose.
@@ -51,7 +48,7 @@ class ForwardOutput:
     targets: Tensor
     index: Tensor | None = None
     outputs: Any = None
-    problem: str = SINGLE
+    problem: Problem = SINGLE_LABEL
     gradient_norms: Tensor | None = None
 
     def network_targets(self) -> Tensor:

@@ -19,8 +19,8 @@ from ..corruptions import IS_CORRUPTED
 from ..data.columns import check_dataset, label_column, read_column, read_labels
 from ..data.images import input_space
 from ..evaluation.robustness import Robustness, evaluate_robustness
-from ..methods.validation import number_of_classes
 from ..models.modes import borrowed, undisturbed
+from ..models.problem import number_of_classes
 from .best_weights import RECORD, load_best, save_best
 from .robustness_plot import HELD_NATURAL, HELD_ROBUST, NATURAL, ROBUST, best, plot_curves, plot_history, summarise, table, tracked
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..types import SINGLE, UNSUPERVISED
+from ..problems import SINGLE_LABEL, Problem
 from .labels import check_labels
 
 #: Key of the positions in a batch; named so that no user column is called the same.
@@ -61,7 +61,7 @@ class IndexCollator:
     label_names: Sequence[str]
     classes: int | None
     main_input: str | None = None
-    problem: str = SINGLE
+    problem: Problem = SINGLE_LABEL
 
     def __call__(self, features: list[_Example]) -> dict[str, Any]:
         index = [f.position for f in features]
@@ -71,7 +71,7 @@ class IndexCollator:
             raise _collation_error(error, [f.example for f in features], index) from error
         if not isinstance(batch, Mapping):
             raise ValueError(f"data_collator returned {type(batch).__name__}, expected a mapping: return a dict of tensors.")
-        if self.problem != UNSUPERVISED:
+        if self.problem.labelled:
             check_labels(batch, self.label_names, self.classes, index, features[0].example, self.problem)
         for key, value in batch.items():
             if isinstance(value, Tensor) and value.is_floating_point() and not bool(torch.isfinite(value.sum())):

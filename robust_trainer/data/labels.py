@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
+import datasets
 
-from ..types import MULTI, SINGLE
+from ..problems import SINGLE_LABEL, Problem
 
 
 def check_labels(
@@ -17,7 +16,7 @@ def check_labels(
     classes: int | None,
     index: Sequence[int],
     example: Any = None,
-    problem: str = SINGLE,
+    problem: Problem = SINGLE_LABEL,
 ) -> None:
     """Raises a one-line ``ValueError`` where the batch's labels are missing, of the wrong kind or out of range."""
     name = next((n for n in names if n in batch), None)
@@ -31,41 +30,38 @@ def check_labels(
         raise ValueError(
             f"no labels in the batch: expected one of {list(names)}, got {list(batch)}; rename the label column or set label_names."
         )
-    labels = batch[name]
-    if problem != SINGLE:
-        return _check_targets(name, labels, classes, index, problem)
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dim() != 1:
-        kind = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
-        raise ValueError(
-            f"'{name}' is {kind}, expected integer class labels of shape (B,): robust methods need one class number per sample; "
-            "encode names with dataset.class_encode_column(...), one-hot rows with argmax; for numbers to predict or several "
-            "labels a sample set problem_type='regression' or 'multi_label_classification'."
-        )
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or (classes is not None and high >= classes):
-        value = low if low < 0 else high
-        row = index[int((labels == value).nonzero()[0])]
-        upper = "C" if classes is None else classes
-        raise ValueError(f"'{name}' is {value} in training row {row}, expected [0, {upper}): repair the label or num_labels.")
+    problem.check_labels(name, batch[name], classes, index)
 
 
-def _check_targets(name: str, targets: Any, outputs: int | None, index: Sequence[int], problem: str) -> None:
-    """Targets of regression, (B,) or (B, K) finite numbers, or of multi-label classification, (B, K) in [0, 1]."""
-    kind = f"{targets.dtype} of shape {tuple(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
-    multi = problem == MULTI
-    width = targets.shape[1] if isinstance(targets, Tensor) and targets.dim() == 2 else 1
-    if not multi and isinstance(targets, Tensor) and not targets.is_floating_point():
-        raise ValueError(
-            f"'{name}' is {kind}, class numbers it seems, but problem_type='regression': cast the column to float, or set "
-            "problem_type='single_label_classification'."
-        )
-    if not isinstance(targets, Tensor) or targets.dim() not in ((2,) if multi else (1, 2)) or width != (outputs or width):
-        raise ValueError(
-            f"'{name}' is {kind}, expected {'numbers in [0, 1]' if multi else 'numbers'} of shape (B, {outputs or 'K'}) for "
-            f"problem_type={problem!r}: repair the labels, num_labels or problem_type."
-        )
-    wrong = ~torch.isfinite(targets.float()) | ((targets < 0) | (targets > 1) if multi else False)
-    bad = [index[i] for i in wrong.reshape(len(index), -1).any(1).nonzero().flatten().tolist()]
-    if bad:
-        told = "outside [0, 1]" if multi else "NaN or infinite"
-        raise ValueError(f"'{name}' is {told} in training rows {bad[:5]}: repair or remove these rows.")
+def check_label_column(
+    data: datasets.Dataset, label_names: Sequence[str], classes: int | None, columns_removed: bool, problem: Problem
+) -> None:
+    """Checks the label column of a data set before the first step.
+
+    Args:
+        data: the training set.
+        label_names: the Trainer's names of labels.
+        classes: the model's number of classes, None where unknown.
+        columns_removed: whether the Trainer removes the columns that the model does not take.
+        problem: what kind of problem the samples pose.
+
+    Raises:
+        ValueError: for a column that is missing, holds strings or names more classes than the model has.
+    """
+    if not problem.labelled:
+        return
+    name = next((n for n in (*label_names, "label", "label_ids") if n in data.column_names), None)
+    if name is None:
+        if columns_removed:
+            raise ValueError(
+                f"train_dataset has no label column: expected one of {[*label_names, 'label']}, got {data.column_names}."
+            )
+        return
+    if data.format["type"] == "custom":
+        return  # a transform makes the labels; the collator checks what it made
+    feature = data.features[name]
+    if getattr(feature, "dtype", None) in ("string", "large_string"):
+        raise ValueError(f"'{name}' holds strings, expected class numbers: use dataset.class_encode_column('{name}').")
+    named = getattr(feature, "num_classes", None) if problem.one_class else None
+    if named is not None and classes is not None and named > classes:
+        raise ValueError(f"'{name}' has {named} classes but the model {classes}: pass num_labels={named} to the model.")

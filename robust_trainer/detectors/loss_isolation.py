@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ..losses.standard import CrossEntropy
 from ..methods.recipe import Recipe
+from ..problems import SINGLE_LABEL, Problem
 from ..selection.scores import loss
-from ..types import SINGLE, ForwardOutput
+from ..types import ForwardOutput
 from .detection import Detection, share_setting, top, whole
 from .evidence import Evidence
 
@@ -44,7 +45,7 @@ class LocalGradientAscent:
     """
 
     gamma: float = 0.5
-    problems: ClassVar[tuple[str, ...]] = (SINGLE,)
+    problems: ClassVar[tuple[Problem, ...]] = (SINGLE_LABEL,)
 
     def __post_init__(self) -> None:
         if isinstance(self.gamma, bool) or not isinstance(self.gamma, int | float) or not 0 <= self.gamma < float("inf"):

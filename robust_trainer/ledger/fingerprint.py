@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 
 from ..methods.recipe import Recipe
-from ..types import SINGLE
+from ..problems import Problem
 from .ledger import SampleLedger
 
 #: Rows whose content is looked at, spread evenly.
@@ -75,7 +75,7 @@ def class_names(data: Any, label_names: Sequence[str], config: Any, classes: int
     return [str(i) for i in range(classes or 0)]
 
 
-def new_ledger(trainer: Any, recipe: Recipe, problem: str, classes: int | None, size: int, config: Any) -> SampleLedger:
+def new_ledger(trainer: Any, recipe: Recipe, problem: Problem, classes: int | None, size: int, config: Any) -> SampleLedger:
     """The ledger of a run that starts, with the truth where the data set tells it.
 
     Raises ``ValueError`` for an ``is_corrupted`` column without booleans, and for predictions of what are no classes.
@@ -84,19 +84,19 @@ def new_ledger(trainer: Any, recipe: Recipe, problem: str, classes: int | None, 
     steps_per_epoch = size / (args.train_batch_size * args.world_size * args.gradient_accumulation_steps)
     epochs = max(args.num_train_epochs, args.max_steps / steps_per_epoch)
     predictions = getattr(args, "ledger_predictions", False)
-    if predictions and (problem != SINGLE or not classes):
+    if predictions and (not problem.one_class or not classes):
         raise ValueError(
-            f"ledger_predictions=True is for class labels, not problem_type={problem!r} with {classes or 'unknown'} classes: "
+            f"ledger_predictions=True is for class labels, not problem_type='{problem}' with {classes or 'unknown'} classes: "
             "leave it out, or give the model a config with num_labels."
         )
     label = label_column(data, trainer.label_names)
     run = {
-        "method": recipe.name, "settings": dict(recipe.settings), "problem": problem,
-        "names": class_names(data, trainer.label_names, config, classes) if problem == SINGLE else [],
+        "method": recipe.name, "settings": dict(recipe.settings), "problem": problem.name,
+        "names": class_names(data, trainer.label_names, config, classes) if problem.one_class else [],
         "rows": size, "fingerprint": data_fingerprint(data, label), "label_column": label, "seed": args.seed,
     }  # fmt: skip
     decay = getattr(recipe.selection, "memory_decay", 0.5)
-    wide = SampleLedger.needs_wide(classes if problem == SINGLE else 1, epochs)
+    wide = SampleLedger.needs_wide(classes if problem.one_class else 1, epochs)
     ledger = SampleLedger(size, args.device, decay, wide, classes if predictions else None, run)
     if isinstance(data, datasets.Dataset) and "is_corrupted" in data.column_names:
         truth = np.asarray(data.with_format(None)["is_corrupted"][:])

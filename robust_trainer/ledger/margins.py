@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..losses.noisy_labels import full_precision
+from ..problems.base import full_precision
 
 #: Weight of the past in the rival's confidence: a class has to be predicted in a few visits to become the rival.
 RIVAL_DECAY = 0.7

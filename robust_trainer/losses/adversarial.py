@@ -14,8 +14,10 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
-from ..types import SINGLE, ForwardOutput, Objective
-from .noisy_labels import full_precision, other_mass
+from ..problems import SINGLE_LABEL, Problem
+from ..problems.base import full_precision
+from ..types import ForwardOutput, Objective
+from .noisy_labels import other_mass
 
 
 def kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
@@ -38,7 +40,7 @@ class PairObjective(Protocol):
     """``(clean, adversarial, targets, objective) -> {name: (M, B)}``: terms whose sum is the loss; objective: that on labels."""
 
     @property
-    def problems(self) -> tuple[str, ...]: ...
+    def problems(self) -> tuple[Problem, ...]: ...
 
     def __call__(
         self, clean: ForwardOutput, adversarial: ForwardOutput, targets: Tensor, objective: Objective
@@ -58,7 +60,7 @@ class Trades:
     """
 
     beta: float = 6.0
-    problems: ClassVar[tuple[str, ...]] = (SINGLE,)
+    problems: ClassVar[tuple[Problem, ...]] = (SINGLE_LABEL,)
 
     def __post_init__(self) -> None:
         _check_beta(self.beta)
@@ -77,7 +79,7 @@ class Nrat:
     """
 
     beta: float = 6.0
-    problems: ClassVar[tuple[str, ...]] = (SINGLE,)
+    problems: ClassVar[tuple[Problem, ...]] = (SINGLE_LABEL,)
 
     def __post_init__(self) -> None:
         _check_beta(self.beta)
@@ -99,7 +101,7 @@ class Mart:
     """
 
     beta: float = 6.0
-    problems: ClassVar[tuple[str, ...]] = (SINGLE,)
+    problems: ClassVar[tuple[Problem, ...]] = (SINGLE_LABEL,)
 
     def __post_init__(self) -> None:
         _check_beta(self.beta)

@@ -7,17 +7,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..methods.validation import labels_named
 from ..models.outputs import logits_of
 from ..models.peers import PeerModel
-from ..types import SINGLE, UNSUPERVISED, ForwardOutput
-from .standard import make_objective
+from ..problems import Problem
+from ..problems.unlabelled import without_labels
 
 
-def plain_loss(trainer: Any, base: Any, model: nn.Module, inputs: Any, return_outputs: bool, items: Any, problem: str) -> Any:
+def plain_loss(trainer: Any, base: Any, model: nn.Module, inputs: Any, return_outputs: bool, items: Any, problem: Problem) -> Any:
     """The Trainer's own loss (``base``: its ``compute_loss``); beside a module's bare outputs, the loss of the problem."""
-    if problem == UNSUPERVISED:
-        return base(model, {k: v for k, v in inputs.items() if k not in labels_named(trainer.args)}, return_outputs, items)
+    if not problem.labelled:
+        return base(model, without_labels(inputs, trainer.args.label_names), return_outputs, items)
     if trainer.compute_loss_func is not None:
         return _users(base, model, inputs, return_outputs, items)
     bare = trainer.accelerator.unwrap_model(model)
@@ -30,13 +29,7 @@ def plain_loss(trainer: Any, base: Any, model: nn.Module, inputs: Any, return_ou
     logits = logits_of(outputs)
     if logits is None:
         raise ValueError(f"the model returned {type(outputs).__name__}, expected logits of shape (B, C).")
-    smoothing = trainer.args.label_smoothing_factor
-    if problem == SINGLE:
-        loss = nn.functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
-    else:
-        targets = labels.float().view(len(labels), -1)
-        view = ForwardOutput(logits.view(1, *targets.shape), targets, problem=problem)
-        loss = make_objective("auto", {}, problem)(view, view.network_targets()).mean()
+    loss = problem.evaluation_loss(logits, labels, trainer.args.label_smoothing_factor)
     if not return_outputs:
         return loss
     return loss, (outputs if isinstance(outputs, dict) else {"logits": logits})

@@ -14,17 +14,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..types import SINGLE, ForwardOutput
+from ..problems import SINGLE_LABEL, Problem
+from ..problems.base import full_precision
+from ..types import ForwardOutput
 
 #: log 0 in the reverse cross-entropy, where a one-hot target is taken at 1e-4 (Wang et al. 2019; the authors' code).
 A = math.log(1e-4)
 #: Keeps the boosted cross-entropy's logarithm finite: log(1.0001 - p + 1e-12) of MART's code is log((1 - p) + this).
 BOOST_FLOOR = 1e-4 + 1e-12
-
-
-def full_precision(x: Tensor) -> Tensor:
-    """``x`` in float32 where its type is lower (bf16, fp16) or no float; float64 stays."""
-    return x if x.is_floating_point() and x.element_size() >= 4 else x.float()
 
 
 def one_label(name: str, targets: Tensor) -> Tensor:
@@ -48,7 +45,7 @@ class GeneralizedCrossEntropy:
     """
 
     q: float = 0.7
-    problems: ClassVar[tuple[str, ...]] = (SINGLE,)
+    problems: ClassVar[tuple[Problem, ...]] = (SINGLE_LABEL,)
     settings: ClassVar[Mapping[str, str]] = {"gce_q": "q"}
 
     def __post_init__(self) -> None:
@@ -68,7 +65,7 @@ class NormalizedCrossEntropy:
     Summed over all labels it is 1, whatever the prediction (paper 004 eq. 6).
     """
 
-    problems: ClassVar[tuple[str, ...]] = (SINGLE,)
+    problems: ClassVar[tuple[Problem, ...]] = (SINGLE_LABEL,)
 
     def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
         index = one_label("nce", targets)
@@ -84,7 +81,7 @@ class ReverseCrossEntropy:
     adds up to 9.21e-7 for each class but y and cuts the gradient of classes below it; this does not.
     """
 
-    problems: ClassVar[tuple[str, ...]] = (SINGLE,)
+    problems: ClassVar[tuple[Problem, ...]] = (SINGLE_LABEL,)
 
     def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
         return -A * other_mass(view, one_label("rce", targets))
@@ -100,7 +97,7 @@ class SymmetricCrossEntropy:
 
     alpha: float = 0.1
     beta: float = 1.0
-    problems: ClassVar[tuple[str, ...]] = (SINGLE,)
+    problems: ClassVar[tuple[Problem, ...]] = (SINGLE_LABEL,)
     settings: ClassVar[Mapping[str, str]] = {"sce_alpha": "alpha", "sce_beta": "beta"}
 
     def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
@@ -120,7 +117,7 @@ class ActivePassive:
 
     alpha: float | None = None
     beta: float | None = None
-    problems: ClassVar[tuple[str, ...]] = (SINGLE,)
+    problems: ClassVar[tuple[Problem, ...]] = (SINGLE_LABEL,)
     settings: ClassVar[Mapping[str, str]] = {"apl_alpha": "alpha", "apl_beta": "beta"}
 
     def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
@@ -141,7 +138,7 @@ class SoftBootstrap:
     """
 
     beta: float = 0.95
-    problems: ClassVar[tuple[str, ...]] = (SINGLE,)
+    problems: ClassVar[tuple[Problem, ...]] = (SINGLE_LABEL,)
     settings: ClassVar[Mapping[str, str]] = {"bootstrap_beta": "beta"}
 
     def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
@@ -160,7 +157,7 @@ class BoostedCrossEntropy:
     float32 difference is off there by 1.7e-4. Of tied wrong classes one gets the gradient.
     """
 
-    problems: ClassVar[tuple[str, ...]] = (SINGLE,)
+    problems: ClassVar[tuple[Problem, ...]] = (SINGLE_LABEL,)
 
     def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
         index = one_label("boosted-ce", targets)

@@ -15,7 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..types import MULTI, REGRESSION, SINGLE, UNSUPERVISED, ForwardOutput, Objective
+from ..problems import MULTI_LABEL, REGRESSION, SINGLE_LABEL, UNLABELLED, Problem
+from ..problems.base import full_precision, matching_values
+from ..problems.regression import huber
+from ..types import ForwardOutput, Objective
 from .noisy_labels import (
     ActivePassive,
     BoostedCrossEntropy,
@@ -24,19 +27,9 @@ from .noisy_labels import (
     ReverseCrossEntropy,
     SoftBootstrap,
     SymmetricCrossEntropy,
-    full_precision,
     one_label,
     other_mass,
 )
-
-
-def _values(name: str, view: ForwardOutput, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Outputs and targets, both (M, B, K). Raises ``ValueError`` where the shapes differ, which would broadcast."""
-    logits = full_precision(view.logits)
-    if targets.shape != logits.shape:
-        got, expected = tuple(targets.shape), tuple(logits.shape)
-        raise ValueError(f"objective='{name}' got targets of shape {got} for outputs of shape {expected}: they must be the same.")
-    return logits, targets.to(logits.dtype)
 
 
 @dataclass(frozen=True)
@@ -47,13 +40,10 @@ class CrossEntropy:
     """
 
     label_smoothing: float = 0.0
-    problems: ClassVar[tuple[str, ...]] = (SINGLE,)
+    problems: ClassVar[tuple[Problem, ...]] = (SINGLE_LABEL,)
 
     def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
-        logits = full_precision(view.logits)
-        flat = targets.flatten() if targets.dim() == 2 else targets.flatten(0, 1).to(logits.dtype)
-        losses = F.cross_entropy(logits.flatten(0, 1), flat, reduction="none", label_smoothing=self.label_smoothing)
-        return losses.view(logits.shape[:2])
+        return SINGLE_LABEL.loss(view.logits, targets, self.label_smoothing)
 
 
 @dataclass(frozen=True)
@@ -64,12 +54,12 @@ class MeanAbsoluteError:
     textbook's sum_k |p_k - onehot(y)_k| = 2 (1 - p_y). Raises ``ValueError`` for mixtures of classes.
     """
 
-    problems: ClassVar[tuple[str, ...]] = (SINGLE, REGRESSION)
+    problems: ClassVar[tuple[Problem, ...]] = (SINGLE_LABEL, REGRESSION)
 
     def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
-        if view.problem == SINGLE:
+        if view.problem.one_class:
             return other_mass(view, one_label("mae", targets))
-        values, targets = _values("mae", view, targets)
+        values, targets = matching_values("mae", view.logits, targets)
         return (values - targets).abs().mean(-1)
 
 
@@ -80,11 +70,10 @@ class MeanSquaredError:
     In the square of the targets' unit.
     """
 
-    problems: ClassVar[tuple[str, ...]] = (REGRESSION,)
+    problems: ClassVar[tuple[Problem, ...]] = (REGRESSION,)
 
     def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
-        values, targets = _values("mse", view, targets)
-        return (values - targets).square().mean(-1)
+        return REGRESSION.loss(view.logits, targets)
 
 
 @dataclass(frozen=True)
@@ -95,7 +84,7 @@ class Huber:
     """
 
     delta: float = 1.0
-    problems: ClassVar[tuple[str, ...]] = (REGRESSION,)
+    problems: ClassVar[tuple[Problem, ...]] = (REGRESSION,)
     settings: ClassVar[Mapping[str, str]] = {"huber_delta": "delta"}
 
     def __post_init__(self) -> None:
@@ -103,8 +92,7 @@ class Huber:
             raise ValueError(f"huber_delta={self.delta!r}: expected a number above 0, in the unit of the targets.")
 
     def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
-        values, targets = _values("huber", view, targets)
-        return F.huber_loss(values, targets, reduction="none", delta=self.delta).mean(-1)
+        return huber(view.logits, targets, self.delta)
 
 
 @dataclass(frozen=True)
@@ -114,21 +102,28 @@ class BinaryCrossEntropy:
     Targets (M, B, K) in [0, 1], which is not checked here.
     """
 
-    problems: ClassVar[tuple[str, ...]] = (MULTI,)
+    problems: ClassVar[tuple[Problem, ...]] = (MULTI_LABEL,)
 
     def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
-        values, targets = _values("bce", view, targets)
-        return F.binary_cross_entropy_with_logits(values, targets, reduction="none").mean(-1)
+        return MULTI_LABEL.loss(view.logits, targets)
 
 
 @dataclass(frozen=True)
 class ModelLoss:
     """The model's own loss of each sample, (M, B), for models of samples without labels (reconstruction, likelihood)."""
 
-    problems: ClassVar[tuple[str, ...]] = (UNSUPERVISED,)
+    problems: ClassVar[tuple[Problem, ...]] = (UNLABELLED,)
 
     def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
-        return full_precision(view.logits)[..., 0]
+        return UNLABELLED.loss(view.logits, targets)
+
+
+@dataclass(frozen=True)
+class ProblemLoss:
+    """The loss of one sample that its kind of problem brings along (`Problem.loss`), (M, B): for kinds that name no other."""
+
+    def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
+        return view.problem.loss(view.logits, targets)
 
 
 @dataclass(frozen=True)
@@ -191,9 +186,6 @@ OBJECTIVES: dict[str, Callable[..., Any]] = {
     "boosted-ce": BoostedCrossEntropy,
     "model": ModelLoss,
 }
-#: What ``auto`` means: the loss that transformers' models have for the problem.
-OWN: Mapping[str, str] = {SINGLE: "ce", REGRESSION: "mse", MULTI: "bce", UNSUPERVISED: "model"}
-_KINDS = {SINGLE: "class labels", REGRESSION: "regression values", MULTI: "sets of labels", UNSUPERVISED: "samples without labels"}
 
 
 def parameters_of(name: str) -> Mapping[str, str]:
@@ -205,32 +197,31 @@ def parameters_of(name: str) -> Mapping[str, str]:
     return getattr(OBJECTIVES[name], "settings", {})
 
 
-def problems_of(name: str) -> tuple[str, ...]:
+def problems_of(name: str) -> tuple[Problem, ...]:
     """Returns the problems that a loss fits; one that names none is a loss on class labels.
 
     Args:
         name: a key of `OBJECTIVES`.
     """
-    return getattr(OBJECTIVES[name], "problems", (SINGLE,))
+    return getattr(OBJECTIVES[name], "problems", (SINGLE_LABEL,))
 
 
-def make_objective(name: str, settings: Mapping[str, Any], problem: str | None = SINGLE) -> Objective:
+def make_objective(name: str, settings: Mapping[str, Any], problem: Problem | None = SINGLE_LABEL) -> Objective:
     """The loss of that name, with its share of the settings (`parameters_of`; one that is missing has its default).
 
-    ``auto`` is the problem's `OWN` loss. problem None: not known yet, nothing is checked, ``auto`` is the cross-entropy.
-    Raises ``ValueError`` for an unknown name or problem, and for a loss that does not fit the problem.
+    ``auto`` is the problem's ``objective``. problem None: not known yet, nothing is checked, ``auto`` is the cross-entropy.
+    Raises ``ValueError`` for an unknown name, and for a loss that does not fit the problem.
     """
-    if problem is not None and problem not in OWN:
-        raise ValueError(f"unknown problem_type {problem!r}: choose one of {', '.join(OWN)}.")
-    if name == "auto":
-        name = OWN[problem or SINGLE]
+    own = (problem or SINGLE_LABEL).objective
+    if name == "auto" and own is None:
+        return ProblemLoss()
+    name = own or name if name == "auto" else name
     if not isinstance(name, str) or name not in OBJECTIVES:
         raise ValueError(f"unknown objective {name!r}: choose one of auto, {', '.join(OBJECTIVES)}.")
     objective = OBJECTIVES[name]
     if problem is not None and problem not in problems_of(name):
-        own = OWN[problem]
-        fitting = [own] + [other for other in OBJECTIVES if problem in problems_of(other) and other != own]
-        kinds = " or ".join(_KINDS[p] for p in problems_of(name))
-        choose = f"choose one of {', '.join(fitting)}" if len(fitting) > 1 else f"choose {own}"
+        fitting = [own or "auto"] + [other for other in OBJECTIVES if problem in problems_of(other) and other != own]
+        kinds = " or ".join(kind.labels_are for kind in problems_of(name))
+        choose = f"choose one of {', '.join(fitting)}" if len(fitting) > 1 else f"choose {fitting[0]}"
         raise ValueError(f"objective='{name}' is a loss on {kinds}, but problem_type='{problem}': {choose}.")
-    return objective(**{own: settings[key] for key, own in parameters_of(name).items() if key in settings})
+    return objective(**{parameter: settings[key] for key, parameter in parameters_of(name).items() if key in settings})

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import datasets
 from torch import Tensor, nn
 from transformers import Trainer
 from transformers.utils import logging
@@ -15,14 +14,14 @@ from ..data.images import input_space
 from ..losses.standard import CrossEntropy, UserLoss, make_objective
 from ..models.peers import PeerModel
 from ..perturbations.inputs import EmbeddingAdapter, InputAdapter, PixelAdapter
+from ..problems import Problem
 from ..selection.rules import MEMORIES
-from ..types import PROBLEMS, REGRESSION, SINGLE, UNSUPERVISED
 from .recipe import Recipe
 
 logger = logging.get_logger(__name__)
 
 
-def refuse(trainer: Trainer, recipe: Recipe, size: int | None, problem: str, model: nn.Module) -> None:
+def refuse(trainer: Trainer, recipe: Recipe, size: int | None, problem: Problem, model: nn.Module) -> None:
     """Raises ``ValueError`` for what the method cannot work with; nothing is silently ignored. size: rows, None for a stream."""
     _refuse_rule(recipe)
     _refuse_problem(trainer, recipe, problem)
@@ -100,10 +99,10 @@ def _refuse_rule(recipe: Recipe) -> None:
         raise ValueError(f"{told} has memory={memory!r}: expected one of {', '.join(MEMORIES)}.")
 
 
-def _refuse_semi(trainer: Trainer, recipe: Recipe, size: int | None, problem: str, model: nn.Module) -> None:
+def _refuse_semi(trainer: Trainer, recipe: Recipe, size: int | None, problem: Problem, model: nn.Module) -> None:
     """Raises ``ValueError`` where views of images with one label each cannot be had; warns of a warm-up that never ends."""
-    if problem != SINGLE:
-        raise ValueError(f"method '{recipe.name}' needs one class label each, but problem_type={problem!r}: use prl or pgd-at.")
+    if not problem.one_class:
+        raise ValueError(f"method '{recipe.name}' needs one class label each, but problem_type='{problem}': use prl or pgd-at.")
     if getattr(model, "main_input_name", None) == "input_ids":
         raise ValueError(f"method '{recipe.name}' augments images, the model reads texts: use prl, nrat, or 'rebalanced'.")
     if isinstance(model, PeerModel) or recipe.weight_perturbation is not None or recipe.relabel is not None:
@@ -168,24 +167,24 @@ def _image_key(inputs: Mapping[str, Any], main: str | None) -> str:
     return floats[0]
 
 
-def _smooths(recipe: Recipe, problem: str) -> bool:
-    return problem == SINGLE and isinstance(recipe.objective, CrossEntropy | UserLoss)
+def _smooths(recipe: Recipe, problem: Problem) -> bool:
+    return problem.one_class and isinstance(recipe.objective, CrossEntropy | UserLoss)
 
 
-def _refuse_problem(trainer: Trainer, recipe: Recipe, problem: str) -> None:
+def _refuse_problem(trainer: Trainer, recipe: Recipe, problem: Problem) -> None:
     """Raises ``ValueError`` where method and ``problem_type`` do not fit."""
-    if problem == UNSUPERVISED:
-        return _refuse_unlabelled(trainer, recipe)
+    if not problem.labelled:
+        return _refuse_unlabelled(trainer, recipe, problem)
     name = recipe.settings.get("objective", "auto")
     if trainer.compute_loss_func is None:
         make_objective(name, {**recipe.settings}, problem)  # raises where the named loss does not fit
-        fits = getattr(recipe.objective, "problems", PROBLEMS)
-        if problem not in fits and not (name == "auto" and isinstance(recipe.objective, CrossEntropy)):
+        fits = getattr(recipe.objective, "problems", None)
+        if fits is not None and problem not in fits and not (name == "auto" and isinstance(recipe.objective, CrossEntropy)):
             raise ValueError(
-                f"method '{recipe.name}' minimises a loss on class labels, but problem_type={problem!r}: "
+                f"method '{recipe.name}' minimises a loss on class labels, but problem_type='{problem}': "
                 "use standard, spl, prl, prl-g or co-prl."
             )
-    if problem == SINGLE:
+    if problem.one_class:
         return
     inner = recipe.settings.get("inner_loss", "ce")
     if (
@@ -195,31 +194,32 @@ def _refuse_problem(trainer: Trainer, recipe: Recipe, problem: str) -> None:
         or recipe.collapse_check_steps is not None
     ):
         raise ValueError(
-            f"method '{recipe.name}' with inner_loss={inner!r} compares predicted classes, but problem_type={problem!r}: "
+            f"method '{recipe.name}' with inner_loss={inner!r} compares predicted classes, but problem_type='{problem}': "
             "use pgd-at."
         )
     for key, mend in (("per_class", "set per_class=False"), ("noise_rate", "give a number")):
-        value = recipe.settings.get(key)
+        value = getattr(recipe.selection, key, None)
         if value is True or isinstance(value, str):
-            raise ValueError(f"{key}={value!r} needs one class label per sample, but problem_type={problem!r}: {mend}.")
+            raise ValueError(f"{key}={value!r} needs one class label per sample, but problem_type='{problem}': {mend}.")
     if recipe.relabel is not None or recipe.ledger_score is not None:
         raise ValueError(
-            f"method '{recipe.name}' compares predicted classes, but problem_type={problem!r}: use standard, spl, prl or co-prl."
+            f"method '{recipe.name}' compares predicted classes, but problem_type='{problem}': use standard, spl, prl or co-prl."
         )
 
 
-def _refuse_unlabelled(trainer: Trainer, recipe: Recipe) -> None:
+def _refuse_unlabelled(trainer: Trainer, recipe: Recipe, problem: Problem) -> None:
     """Raises ``ValueError`` for what needs labels, or images, where the model has only losses of its own."""
-    fits = UNSUPERVISED in getattr(recipe.objective, "problems", ()) or isinstance(recipe.objective, CrossEntropy)
+    fits = problem in getattr(recipe.objective, "problems", ()) or isinstance(recipe.objective, CrossEntropy)
     attack = recipe.perturbation is not None or recipe.semi_supervised is not None
-    grouped = recipe.settings.get("per_class") or recipe.settings.get("rebalance") or hasattr(recipe.selection, "score_scale")
+    rule = recipe.selection
+    grouped = getattr(rule, "per_class", False) or getattr(rule, "rebalance", False) or hasattr(recipe.selection, "scale")
     if not fits or attack or grouped or recipe.relabel is not None or recipe.ledger_score is not None or recipe.gradients:
         raise ValueError(
             f"method '{recipe.name}' with these settings needs labelled samples, the model has only losses of its own: use "
             "standard, spl, trim, co-teaching or rca, as they come."
         )
-    if isinstance(recipe.settings.get("noise_rate"), str):
-        raise ValueError(f"noise_rate={recipe.settings['noise_rate']!r} needs one class label per sample: give a number.")
+    if recipe.rate_estimator is not None:
+        raise ValueError(f"noise_rate={recipe.rate_estimator!r} needs one class label per sample: give a number.")
     if trainer.compute_loss_func is not None:
         raise ValueError("compute_loss_func has no effect on a model that returns each sample's loss itself: leave it out.")
 
@@ -243,62 +243,3 @@ def _refuse_peers(trainer: Trainer, recipe: Recipe, model: nn.Module) -> None:
     if have > 1 and (trainer.compute_loss_func is not None or recipe.gradients):
         what = "compute_loss_func" if trainer.compute_loss_func is not None else "per-sample gradients"
         raise ValueError(f"{what} and a model of {have} peers do not go together: train one network.")
-
-
-def problem_of(model: nn.Module, asked: str | None) -> str:
-    """The problem: as asked, the config's ``problem_type``, regression for one output, else single-label classification.
-
-    A ``problem_type`` that is asked for is written to a config that names none. Raises ``ValueError`` where the two differ.
-    """
-    if unsupervised(model):
-        if asked is not None:
-            raise ValueError(f"problem_type={asked!r} but {type(model).__name__} has no labels, only its own losses: leave it out.")
-        return UNSUPERVISED
-    models = [model, *(model.peers if isinstance(model, PeerModel) else [])]
-    configs: list[Any] = [m.config for m in models if hasattr(m, "config")]
-    told = next((c.problem_type for c in configs if getattr(c, "problem_type", None) is not None), None)
-    if asked is not None and told is not None and asked != told:
-        raise ValueError(f"problem_type={asked!r} in the arguments but {told!r} in the model's config: give one of them.")
-    if asked is not None:
-        for config in configs:
-            config.problem_type = asked
-    if asked is None and told is None and number_of_classes(model) == 1:
-        return REGRESSION  # as transformers' own heads decide it
-    return asked or told or SINGLE
-
-
-def unsupervised(model: Any) -> bool:
-    """Whether the model returns a loss of each sample itself, without labels (class attribute ``sample_losses``)."""
-    return bool(getattr(model.peers[0] if isinstance(model, PeerModel) else model, "sample_losses", False))
-
-
-def labels_named(args: Any) -> tuple[str, ...]:
-    """The keys of a batch that hold labels, for a model that takes none."""
-    return (*(args.label_names or ()), "labels", "label", "label_ids")
-
-
-def number_of_classes(model: nn.Module) -> int | None:
-    """The classes (or outputs) that the model's config names, None where it does not."""
-    config: Any = getattr(model, "config", None)
-    told = config.to_diff_dict() if config is not None and hasattr(config, "to_diff_dict") else {}
-    # a config that does not name its labels has the default of 2, whatever the head: the first forward tells then
-    return getattr(config, "num_labels", None) if {"id2label", "num_labels", "label2id"} & set(told) else None
-
-
-def label_column(data: datasets.Dataset, label_names: Sequence[str], classes: int | None, columns_removed: bool) -> None:
-    """Raises ``ValueError`` for a label column that is missing, holds strings or names more classes than the model has."""
-    name = next((n for n in (*label_names, "label", "label_ids") if n in data.column_names), None)
-    if name is None:
-        if columns_removed:
-            raise ValueError(
-                f"train_dataset has no label column: expected one of {[*label_names, 'label']}, got {data.column_names}."
-            )
-        return
-    if data.format["type"] == "custom":
-        return  # a transform makes the labels; the collator checks what it made
-    feature = data.features[name]
-    if getattr(feature, "dtype", None) in ("string", "large_string"):
-        raise ValueError(f"'{name}' holds strings, expected class numbers: use dataset.class_encode_column('{name}').")
-    named = getattr(feature, "num_classes", None)
-    if named is not None and classes is not None and named > classes:
-        raise ValueError(f"'{name}' has {named} classes but the model {classes}: pass num_labels={named} to the model.")

@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 from transformers.utils import logging
 
-from ..methods.validation import number_of_classes
 from .peers import PeerModel
+from .problem import number_of_classes
 
 logger = logging.get_logger(__name__)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ..types import SINGLE, UNSUPERVISED, ForwardOutput
+from ..problems import Problem
+from ..types import ForwardOutput
 
 
 def logits_of(outputs: Any) -> Tensor | None:
@@ -33,51 +33,17 @@ def image_logits(outputs: Any, model: nn.Module, images: int) -> Tensor:
     return logits.float()
 
 
-def read_view(outputs: Any, targets: Tensor, index: Tensor | None, problem: str, method: str) -> ForwardOutput:
-    """The forward pass with its targets, (B,) class labels or (B, K) floats; peers' logits (B, M, K) become rows (M, B, K).
+def read_output(outputs: Any, targets: Tensor, index: Tensor | None, problem: Problem, method: str) -> ForwardOutput:
+    """Returns the forward pass with its targets.
 
-    Raises a one-line ``ValueError`` where the model's output is no (B, K) logits, or K is not the targets' K.
+    Args:
+        outputs: what the model returned.
+        targets: class labels (B,) or numbers (B, K).
+        index: the samples' positions (B,), None where unknown.
+        problem: what kind of problem the samples pose.
+        method: the method's name, for the message.
+
+    Raises:
+        ValueError: where the outputs do not fit the targets.
     """
-    if problem == UNSUPERVISED:
-        both = outputs.get("peer_losses") if isinstance(outputs, dict) else None  # (B, M, 2)
-        if both is None:
-            both = losses_and_scores(outputs, len(targets), f"method '{method}'").unsqueeze(1)
-        return ForwardOutput(both.transpose(0, 1), targets, index, outputs, problem)
-    stacked = outputs.get("peer_logits") if isinstance(outputs, dict) else None
-    logits = logits_of(outputs) if stacked is None else stacked.transpose(0, 1)
-    single = problem == SINGLE
-    if logits is not None and stacked is None:
-        if not single and logits.dim() == 1:
-            logits = logits.unsqueeze(1)  # one output, squeezed
-        logits = logits.unsqueeze(0)
-    size = len(targets)
-    if logits is None or logits.dim() != 3 or logits.shape[1] != size:
-        got = "none" if logits is None else str(tuple(logits.shape[1:]))
-        kind = "classification logits of shape ({}, C)" if single else "outputs of shape ({}, K)"
-        raise ValueError(
-            f"method '{method}' needs {kind.format(size)}, got {got}: use a sequence or image classification model, or method=None."
-        )
-    if not single and logits.shape[2] != targets.shape[1]:
-        raise ValueError(
-            f"the model has {logits.shape[2]} outputs but each sample {targets.shape[1]} targets (problem_type={problem!r}): "
-            f"pass num_labels={targets.shape[1]} to the model."
-        )
-    return ForwardOutput(logits, targets, index, outputs, problem)
-
-
-def losses_and_scores(outputs: Any, size: int, told: str) -> Tensor:
-    """(B, 2), each sample's ``losses`` and ``scores`` in one network's output, the losses twice where it has no scores.
-
-    told: who needs them. Raises a one-line ``ValueError`` where they are not of shape (size,).
-    """
-    found = outputs if isinstance(outputs, dict) else {}
-    losses: Any = found.get("losses")
-    scores: Any = losses if found.get("scores") is None else found["scores"]
-    for one, many, value in (("loss", "losses", losses), ("score", "scores", scores)):
-        if value is None or value.shape != (size,):
-            got = "none" if value is None else str(tuple(value.shape))
-            raise ValueError(
-                f"{told} needs one {one} per sample of shape ({size},), the model's {many} are {got}: return an AnomalyOutput, "
-                "see docs/guides/anomaly.md."
-            )
-    return torch.stack([losses, scores.detach()], 1)
+    return ForwardOutput(problem.read(outputs, logits_of(outputs), targets, method), targets, index, outputs, problem)

@@ -25,7 +25,8 @@ from transformers import (
 )
 from transformers.utils import ModelOutput, logging
 
-from .outputs import logits_of, losses_and_scores
+from ..problems.unlabelled import losses_and_scores
+from .outputs import logits_of
 
 logger = logging.get_logger(__name__)
 _AUTO = (AutoModelForImageClassification, AutoModelForSequenceClassification, AutoModelForAudioClassification, AutoModel)

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..losses.noisy_labels import full_precision
-from ..losses.standard import OWN, Huber, make_objective
-from ..types import MULTI, REGRESSION, SINGLE, UNSUPERVISED, ForwardOutput, Score
+from ..problems.base import full_precision
+from ..types import ForwardOutput, Score
 
 
 @dataclass(frozen=True)
@@ -29,11 +28,7 @@ class Loss:
 
     @torch.no_grad()
     def __call__(self, view: ForwardOutput) -> Tensor:
-        if view.problem == UNSUPERVISED:
-            return full_precision(view.logits.detach())[..., 1]
-        if view.problem == REGRESSION and self.huber_delta is not None:
-            return Huber(self.huber_delta)(view, view.network_targets())
-        return make_objective(OWN[view.problem], {}, view.problem)(view, view.network_targets())
+        return view.problem.loss_score(view.logits.detach(), view.network_targets(), self.huber_delta)
 
 
 @dataclass(frozen=True)
@@ -51,22 +46,7 @@ class LossLayerGradientNorm:
 
     @torch.no_grad()
     def __call__(self, view: ForwardOutput) -> Tensor:
-        logits = full_precision(view.logits)
-        if view.problem == UNSUPERVISED:
-            return loss(view)
-        if view.problem == SINGLE:
-            # ||p - e_y||^2 = sum_{k != y} p_k^2 + (1 - p_y)^2, with 1 - p_y as the sum of the others to stay exact near 0
-            others = logits.softmax(-1).scatter(-1, view.network_targets().unsqueeze(-1), 0.0)
-            return (others.square().sum(-1) + others.sum(-1).square()).sqrt()
-        targets = view.network_targets().to(logits.dtype)
-        if view.problem == MULTI:
-            # sigmoid(z) - y, exact near 0 at both ends
-            residuals = (1.0 - targets) * logits.sigmoid() - targets * (-logits).sigmoid()
-        else:
-            residuals = logits - targets
-            if self.huber_delta is not None:
-                residuals = residuals.clamp(-self.huber_delta, self.huber_delta)
-        return residuals.square().sum(-1).sqrt()
+        return view.problem.gradient_norm(view.logits, view.network_targets(), self.huber_delta)
 
 
 loss = Loss()
@@ -82,8 +62,8 @@ class Brier:
 
     @torch.no_grad()
     def __call__(self, view: ForwardOutput) -> Tensor:
-        if view.problem != SINGLE:
-            raise ValueError(f"score 'brier' is for one class label per sample, but problem_type={view.problem!r}: use 'prl-l'.")
+        if not view.problem.one_class:
+            raise ValueError(f"score 'brier' is for one class label per sample, but problem_type='{view.problem}': use 'prl-l'.")
         p = full_precision(view.logits.detach()).softmax(-1)
         own = p.gather(-1, view.network_targets().unsqueeze(-1)).squeeze(-1)
         # sum_k p_k^2 + 1 - 2 p_y, as a sum of squares lest it cancel near 0
@@ -114,9 +94,9 @@ class Agreement:
 
     @torch.no_grad()
     def __call__(self, view: ForwardOutput) -> Tensor:
-        if view.problem not in (SINGLE, MULTI):
-            raise ValueError(f"score 'agreement' compares predicted classes, not for {view.problem!r}: choose another method.")
-        predicted = view.logits > 0 if view.problem == MULTI else view.logits.argmax(-1, keepdim=True)
+        predicted = view.problem.predictions(view.logits)
+        if predicted is None:
+            raise ValueError(f"score 'agreement' compares predicted classes, not for '{view.problem}': choose another method.")
         return (predicted == predicted[:1]).all(-1).all(0).float().expand(view.logits.shape[:2])
 
 

@@ -38,11 +38,6 @@ class Batch:
     pseudo: Tensor | None = None
 
     @property
-    def labels(self) -> Tensor:
-        """The class labels (B,); zeros where the targets are numbers."""
-        return self.targets if self.targets.dim() == 1 else torch.zeros_like(self.targets[:, 0], dtype=torch.long)
-
-    @property
     def positions(self) -> Tensor:
         """The positions in the data set (B,), for methods that need them."""
         assert self.index is not None

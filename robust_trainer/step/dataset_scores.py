@@ -58,8 +58,9 @@ def scan(trainer: RobustTrainer, loader: Any, ledger: SampleLedger | None) -> Da
             view = walk.view(trainer._forward(batch.inputs), batch)
             score = walk.recipe.score(view).mean(0)
             predicted = view.logits.mean(0).argmax(-1)
-            told = trace(view.logits, batch.labels, ledger.rival[batch.positions])
-            rows.append(torch.cat([torch.stack([score, batch.labels.to(score.dtype), predicted.to(score.dtype)], 1), told], 1))
+            labels = walk.problem.classes_of(batch.targets)
+            told = trace(view.logits, labels, ledger.rival[batch.positions])
+            rows.append(torch.cat([torch.stack([score, labels.to(score.dtype), predicted.to(score.dtype)], 1), told], 1))
             if ledger.mean_probs is not None:
                 probs.append(view.logits.float().softmax(-1).mean(0))
             indices.append(batch.positions)

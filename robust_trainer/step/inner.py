@@ -15,6 +15,7 @@ from ..methods.recipe import Recipe
 from ..perturbations.inputs import Forward, InputAdapter
 from ..perturbations.norms import draw_second
 from ..perturbations.pgd import Perturbation
+from ..problems import Problem
 from ..types import ForwardOutput, Progress
 from .batch import Batch, RunningMeans
 
@@ -33,7 +34,7 @@ class InnerMaximization:
     recipe: Recipe
     attack: Perturbation
     front: InputAdapter
-    problem: str
+    problem: Problem
     view: Callable[[Any, Batch], ForwardOutput]
     trust: Callable[[list[ForwardOutput], list[Batch], Progress], Tensor]
     total: Callable[[Tensor], Tensor]

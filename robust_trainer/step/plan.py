@@ -18,12 +18,13 @@ from torch.nn import Parameter
 from ..ledger.ledger import SampleLedger
 from ..ledger.pending import PendingRecords, StepRecord, record
 from ..methods.recipe import Recipe
-from ..models.outputs import read_view
+from ..models.outputs import read_output
 from ..perturbations.awp import PerturbedWeights, WeightPerturbation, sum_over_processes
 from ..perturbations.inputs import EmbeddingAdapter, Forward, InputAdapter
+from ..problems import SINGLE_LABEL, Problem
 from ..selection.noise_rate import RateEstimate, RateEstimator
 from ..selection.rules import ESTIMATED
-from ..types import SINGLE, BatchRule, ForwardOutput, Progress, decides_epochs
+from ..types import BatchRule, ForwardOutput, Progress, decides_epochs
 from .batch import Batch, RunningMeans, Step
 from .decision import DatasetScores, EpochSelection
 from .inner import InnerMaximization
@@ -51,7 +52,7 @@ class RobustStep:
     gather: Callable[[Tensor], Tensor] = lambda t: t
     total: Callable[[Tensor], Tensor] = lambda t: t
     gradient_scale: float = 1.0
-    problem: str = SINGLE
+    problem: Problem = SINGLE_LABEL
     estimator: RateEstimator | None = None
     max_epochs: float = 1.0
     states: dict[str, dict[str, Tensor]] = field(default_factory=dict)
@@ -184,7 +185,7 @@ class RobustStep:
         selection = self.recipe.selection
         assert isinstance(selection, BatchRule)
         own = torch.cat(scores, 1)
-        labels = torch.cat([batch.labels for batch in batches])
+        labels = torch.cat([self.problem.classes_of(batch.targets) for batch in batches])
         everyone = self.gather(own.T.contiguous()).T.contiguous()
         if place not in self.states:
             self.states[place] = selection.new_state(self.classes, own.shape[0], own.device)
@@ -241,7 +242,7 @@ class RobustStep:
             self.means.add("kept_fraction", weight.sum(), weight.numel())
             return
         logits = view.logits if batch.first_logits is None else batch.first_logits
-        labels = batch.targets if view.problem == SINGLE else batch.labels - 1
+        labels = self.problem.ledger_labels(batch.targets)
         selection = self.recipe.selection
         filter_active = selection is not None and selection.filter_active(progress)
         visit = StepRecord(logits.detach(), score, weight, labels, batch.index, int(progress.epoch), filter_active)
@@ -255,7 +256,7 @@ class RobustStep:
         """Records the visits that wait, in the ledger, the running means and the noise rate's estimator."""
         visit = self.visits.take()
         if visit is not None and self.ledger is not None:
-            record(visit, self.ledger, self.means, self._estimator(), self.problem == SINGLE, self.gather)
+            record(visit, self.ledger, self.means, self._estimator(), self.problem.one_class, self.gather)
 
     def take_logs(self) -> dict[str, float]:
         """The running means since the last call, over all processes (one host sync)."""
@@ -313,14 +314,13 @@ class RobustStep:
 
     def view(self, outputs: Any, batch: Batch) -> ForwardOutput:
         """The forward pass with its targets. Raises ``ValueError`` where the model's output does not fit them."""
-        view = read_view(outputs, batch.targets, batch.index, self.problem, self.recipe.name)
+        view = read_output(outputs, batch.targets, batch.index, self.problem, self.recipe.name)
         unknown = self.classes != view.logits.shape[2]
         if unknown or (not self.labels_checked and batch.targets.device.type == "cpu"):
             # a module without a config tells its number of classes only here, past the collator's check of the labels;
             # on an accelerator, where looking costs a sync, only the first batch is looked at
             self.classes = view.logits.shape[2]
-            if self.problem == SINGLE:
-                _check_range(batch.targets, self.classes)
+            self.problem.check_targets(batch.targets, self.classes)
         return view
 
     def state(self) -> dict[str, Tensor]:
@@ -345,10 +345,3 @@ class RobustStep:
             estimator.load_state(saved)
         if self.ledger is not None:
             self.ledger.load_state(saved)
-
-
-def _check_range(labels: Tensor, classes: int) -> None:
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= classes:
-        bad = low if low < 0 else high
-        raise ValueError(f"label {bad} in the batch, the model has {classes} outputs: repair the label or the model.")

@@ -10,7 +10,8 @@ from helpers.tables import every_row
 
 from robust_trainer.losses.adversarial import INNER, Mart, Nrat, Trades, kl, needs_clean, symmetric_kl
 from robust_trainer.losses.standard import HardBootstrap, make_objective
-from robust_trainer.types import SINGLE, ForwardOutput
+from robust_trainer.problems import SINGLE_LABEL
+from robust_trainer.types import ForwardOutput
 
 SHAPES = [(7, 2, 1), (5, 3, 2), (1, 10, 1), (4, 30, 2)]
 BETA = 2.5
@@ -247,7 +248,7 @@ def test_which_inner_losses_need_the_clean_logits():
 
 @every_row("pair", [Trades, Nrat, Mart])
 def test_pairs_name_their_problem_show_beta_and_refuse_a_wrong_one(pair):
-    assert pair.problems == (SINGLE,) and repr(pair(3.0)).endswith("(beta=3.0)") and pair().beta == 6.0
+    assert pair.problems == (SINGLE_LABEL,) and repr(pair(3.0)).endswith("(beta=3.0)") and pair().beta == 6.0
     for beta in (-0.1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=r"^beta=.* must be a number of at least 0: give for instance 6\.0\.$"):
             pair(beta)

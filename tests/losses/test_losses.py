@@ -7,20 +7,21 @@ from helpers.tables import every_row
 
 from robust_trainer.losses import noisy_labels as robust_losses
 from robust_trainer.losses import standard as objectives
-from robust_trainer.losses.standard import OBJECTIVES, OWN, make_objective, parameters_of
-from robust_trainer.types import MULTI, PROBLEMS, REGRESSION, SINGLE, UNSUPERVISED, ForwardOutput
+from robust_trainer.losses.standard import OBJECTIVES, make_objective, parameters_of
+from robust_trainer.problems import MULTI_LABEL, PROBLEMS, REGRESSION, SINGLE_LABEL, UNLABELLED
+from robust_trainer.types import ForwardOutput
 
 SHAPES = [(7, 2, 1), (5, 3, 2), (6, 10, 1), (4, 100, 2)]
-ON_LABELS = [name for name, kind in OBJECTIVES.items() if SINGLE in kind.problems]
+ON_LABELS = [name for name, kind in OBJECTIVES.items() if SINGLE_LABEL in kind.problems]
 EVERY = [(name, problem) for name, kind in OBJECTIVES.items() for problem in kind.problems]
 
-ON_TARGETS = [(name, problem) for name, problem in EVERY if problem != UNSUPERVISED]  # a model's own loss is what it is
+ON_TARGETS = [(name, problem) for name, problem in EVERY if problem != UNLABELLED]  # a model's own loss is what it is
 
 
-def view(b, c, m=1, problem=SINGLE, scale=3.0, dtype=torch.float64):
+def view(b, c, m=1, problem=SINGLE_LABEL, scale=3.0, dtype=torch.float64):
     g = torch.Generator().manual_seed(b * 31 + c)
     logits = torch.randn(m, b, c, generator=g, dtype=dtype) * scale
-    if problem == SINGLE:
+    if problem == SINGLE_LABEL:
         targets = torch.randint(c, (b,), generator=g)
     elif problem == REGRESSION:
         targets = torch.randn(b, c, generator=g, dtype=torch.float64)
@@ -33,20 +34,20 @@ def one_sample(name, problem, c):
     """The slow loss of one sample, with the default settings."""
     apl = (c / 10, 10 / c)
     return {
-        ("ce", SINGLE): lambda z, y: reference.cross_entropy(z, reference.onehot(y, c)),
-        ("mae", SINGLE): reference.mae,
+        ("ce", SINGLE_LABEL): lambda z, y: reference.cross_entropy(z, reference.onehot(y, c)),
+        ("mae", SINGLE_LABEL): reference.mae,
         ("mae", REGRESSION): reference.mean_abs,
         ("huber", REGRESSION): lambda z, y: reference.huber(z, y, 1.0),
         ("mse", REGRESSION): reference.mean_square,
-        ("bce", MULTI): reference.binary_cross_entropy,
-        ("gce", SINGLE): lambda z, y: reference.gce(z, y, 0.7),
-        ("sce", SINGLE): lambda z, y: 0.1 * reference.cross_entropy(z, reference.onehot(y, c)) + reference.rce(z, y),
-        ("nce", SINGLE): reference.nce,
-        ("rce", SINGLE): reference.rce,
-        ("boosted-ce", SINGLE): reference.boosted,
-        ("model", UNSUPERVISED): lambda z, y: z[0],
-        ("nce-rce", SINGLE): lambda z, y: apl[0] * reference.nce(z, y) + apl[1] * reference.rce(z, y),
-        ("bootstrap-soft", SINGLE): lambda z, y: reference.soft_bootstrap(z, y, 0.95),
+        ("bce", MULTI_LABEL): reference.binary_cross_entropy,
+        ("gce", SINGLE_LABEL): lambda z, y: reference.gce(z, y, 0.7),
+        ("sce", SINGLE_LABEL): lambda z, y: 0.1 * reference.cross_entropy(z, reference.onehot(y, c)) + reference.rce(z, y),
+        ("nce", SINGLE_LABEL): reference.nce,
+        ("rce", SINGLE_LABEL): reference.rce,
+        ("boosted-ce", SINGLE_LABEL): reference.boosted,
+        ("model", UNLABELLED): lambda z, y: z[0],
+        ("nce-rce", SINGLE_LABEL): lambda z, y: apl[0] * reference.nce(z, y) + apl[1] * reference.rce(z, y),
+        ("bootstrap-soft", SINGLE_LABEL): lambda z, y: reference.soft_bootstrap(z, y, 0.95),
     }[name, problem]
 
 
@@ -82,7 +83,7 @@ def test_losses_and_gradients_are_finite_at_the_extremes(name, problem, c, dtype
     v = view(8, c, 1, problem, dtype=torch.float32)
     z = (800.0 * v.logits.sign()).to(dtype)
     z[0, 0], z[0, 1] = 800.0, -800.0
-    if problem == SINGLE:
+    if problem == SINGLE_LABEL:
         z[0, 2], z[0, 3] = -800.0, 800.0
         z[0, 2, v.targets[2]], z[0, 3, v.targets[3]] = 800.0, -800.0
     z.requires_grad_(True)
@@ -182,7 +183,7 @@ def test_soft_bootstrap_is_cross_entropy_and_entropy_with_gradient_through_the_p
         ("mse", REGRESSION, torch.nn.MSELoss()),
         ("mae", REGRESSION, torch.nn.L1Loss()),
         ("huber", REGRESSION, torch.nn.HuberLoss(delta=0.5)),
-        ("bce", MULTI, torch.nn.BCEWithLogitsLoss()),
+        ("bce", MULTI_LABEL, torch.nn.BCEWithLogitsLoss()),
     ],
 )
 @every_row("k", [1, 3])
@@ -200,9 +201,9 @@ def test_huber_is_half_the_square_within_delta_and_linear_outside():
 
 
 def test_integer_targets_are_read_as_numbers():
-    v = ForwardOutput(torch.tensor([[[0.5, 2.0]]]), torch.tensor([[1, 0]]), problem=MULTI)
+    v = ForwardOutput(torch.tensor([[[0.5, 2.0]]]), torch.tensor([[1, 0]]), problem=MULTI_LABEL)
     expected = reference.binary_cross_entropy([0.5, 2.0], [1.0, 0.0])
-    assert float(make_objective("bce", {}, MULTI)(v, v.network_targets())) == pytest.approx(expected)
+    assert float(make_objective("bce", {}, MULTI_LABEL)(v, v.network_targets())) == pytest.approx(expected)
 
 
 @every_row("name", [name for name in ON_LABELS if name != "ce"])
@@ -215,26 +216,29 @@ def test_mixtures_are_refused_by_all_but_cross_entropy(name):
     assert make_objective("ce", {})(v, mixed).shape == (1, 4)
 
 
-@every_row("name,problem", [(n, p) for n, p in ON_TARGETS if p != SINGLE])
+@every_row("name,problem", [(n, p) for n, p in ON_TARGETS if p != SINGLE_LABEL])
 def test_targets_that_would_broadcast_are_refused(name, problem):
     v = view(4, 3, 1, problem)
     with pytest.raises(ValueError, match="they must be the same"):
         make_objective(name, {}, problem)(v, v.network_targets()[..., :1])
 
 
-@every_row("problem", PROBLEMS)
+@every_row("problem", list(PROBLEMS.values()))
 def test_auto_is_the_problems_own_loss(problem):
-    assert type(make_objective("auto", {}, problem)) is OBJECTIVES[OWN[problem]]
+    assert type(make_objective("auto", {}, problem)) is OBJECTIVES[problem.objective]
 
 
 @every_row(
     "name,problem,message",
     [
         ("gce", REGRESSION, "objective='gce' is a loss on class labels, but problem_type='regression': choose one of mse, mae"),
-        ("mse", MULTI, "objective='mse' is a loss on regression values, but problem_type='multi_label_classification': choose bce"),
-        ("gcee", SINGLE, "unknown objective 'gcee': choose one of auto, ce, mae, "),
-        (None, SINGLE, "unknown objective None: choose one of auto, "),
-        ("ce", "ranking", "unknown problem_type 'ranking': choose one of single_label_classification, "),
+        (
+            "mse",
+            MULTI_LABEL,
+            "objective='mse' is a loss on regression values, but problem_type='multi_label_classification': choose bce",
+        ),
+        ("gcee", SINGLE_LABEL, "unknown objective 'gcee': choose one of auto, ce, mae, "),
+        (None, SINGLE_LABEL, "unknown objective None: choose one of auto, "),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(name, problem, message):
@@ -250,7 +254,7 @@ def test_the_choices_start_with_the_problems_own_loss():
 
 def test_every_loss_fits_exactly_the_problems_it_names():
     for name, kind in OBJECTIVES.items():
-        for problem in PROBLEMS:
+        for problem in PROBLEMS.values():
             if problem in kind.problems:
                 assert type(make_objective(name, {}, problem)) is kind
             else:

@@ -14,14 +14,15 @@ from robust_trainer.data.images import InputSpace
 from robust_trainer.losses.adversarial import INNER, needs_clean
 from robust_trainer.losses.standard import make_objective
 from robust_trainer.methods.recipe import Recipe
-from robust_trainer.models.outputs import read_view
+from robust_trainer.models.outputs import read_output
 from robust_trainer.perturbations.inputs import EmbeddingAdapter, PixelAdapter
 from robust_trainer.perturbations.norms import Ball, HybridBall, draw_second
 from robust_trainer.perturbations.pgd import NORMS, Perturbation
+from robust_trainer.problems import SINGLE_LABEL
 from robust_trainer.selection.scores import make_score
 from robust_trainer.step.batch import Batch, RunningMeans
 from robust_trainer.step.inner import PROBE_STEPS, InnerMaximization, _own_guess
-from robust_trainer.types import SINGLE, ForwardOutput, Progress
+from robust_trainer.types import ForwardOutput, Progress
 
 MEAN, STD = (0.3, 0.5, 0.6), (0.1, 0.5, 1.3)
 FRONT = PixelAdapter("pixel_values", InputSpace(MEAN, STD))
@@ -35,7 +36,7 @@ ATTACKS = {
     "uniform start": replace(HYBRID, random_start=True),
     "gaussian start, consistency": replace(HYBRID, random_start=True, start_std=0.01, inner_loss="ce+consistency"),
 }
-RECIPE = Recipe("test", make_score("loss"), make_objective("auto", {}, SINGLE))
+RECIPE = Recipe("test", make_score("loss"), make_objective("auto", {}, SINGLE_LABEL))
 NOW = Progress(0.0, 1.0, global_step=5)
 B = 13  # odd, so that vectorised kernels have a rest
 
@@ -63,12 +64,12 @@ def cut(batch, sizes):
 
 def inner_of(attack, front=FRONT, keep=None, **kwargs):
     def view(outputs, batch):
-        return read_view(outputs, batch.targets, batch.index, SINGLE, "test")
+        return read_output(outputs, batch.targets, batch.index, SINGLE_LABEL, "test")
 
     def trust(views, batches, progress):
         return torch.ones(sum(len(batch.targets) for batch in batches)) if keep is None else keep
 
-    return InnerMaximization(RECIPE, attack, front, SINGLE, view, trust, lambda t: t, **{"seed": 3, **kwargs})
+    return InnerMaximization(RECIPE, attack, front, SINGLE_LABEL, view, trust, lambda t: t, **{"seed": 3, **kwargs})
 
 
 def craft(attack, model, batches, front=FRONT, now=NOW, **kwargs):
@@ -243,7 +244,7 @@ def test_without_an_index_the_place_in_the_step_decides():
 
 
 def looked(name, clean, adversarial, y):
-    own = make_objective("auto", {}, SINGLE)
+    own = make_objective("auto", {}, SINGLE_LABEL)
     return INNER[name](ForwardOutput(adversarial, y), y.expand(clean.shape[:2]), clean, own, own)
 
 

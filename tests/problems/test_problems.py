@@ -11,6 +11,7 @@ from transformers import Trainer, TrainingArguments
 
 from robust_trainer import METHODS
 from robust_trainer.data.labels import check_labels
+from robust_trainer.problems import REGRESSION
 
 
 class Line(nn.Module):
@@ -164,4 +165,4 @@ def test_bad_input(tmp_path, case):
 def test_targets_that_are_not_finite_are_named():
     batch = {"labels": torch.tensor([1.0, float("nan"), 2.0])}
     with pytest.raises(ValueError, match=r"'labels' is NaN or infinite in training rows \[8\]"):
-        check_labels(batch, ["labels"], None, [7, 8, 9], None, "regression")
+        check_labels(batch, ["labels"], None, [7, 8, 9], None, REGRESSION)

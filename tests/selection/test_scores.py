@@ -7,9 +7,10 @@ from helpers import reference
 from helpers.tables import every_row
 
 from robust_trainer.losses.standard import make_objective
+from robust_trainer.problems import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from robust_trainer.selection import scores
 from robust_trainer.selection.ranking import rank_within
-from robust_trainer.types import MULTI, REGRESSION, SINGLE, ForwardOutput
+from robust_trainer.types import ForwardOutput
 
 
 def view(b, c, m=1, scale=4.0, dtype=torch.float64):
@@ -63,8 +64,8 @@ def test_scores_on_numbers_equal_the_loop(b, k, m, delta):
     rows = (
         (REGRESSION, "loss", reference.mean_square if delta is None else lambda z, y: reference.huber(z, y, delta)),
         (REGRESSION, "prl-l", lambda z, y: reference.norm([clip(a - b) for a, b in zip(z, y)])),
-        (MULTI, "loss", reference.binary_cross_entropy),
-        (MULTI, "prl-l", lambda z, y: reference.norm([1 / (1 + math.exp(-a)) - b for a, b in zip(z, y)])),
+        (MULTI_LABEL, "loss", reference.binary_cross_entropy),
+        (MULTI_LABEL, "prl-l", lambda z, y: reference.norm([1 / (1 + math.exp(-a)) - b for a, b in zip(z, y)])),
     )
     for problem, name, slow in rows:
         v = numbers(b, k, m, problem)
@@ -73,9 +74,9 @@ def test_scores_on_numbers_equal_the_loop(b, k, m, delta):
         assert got.shape == (m, b) and torch.allclose(got, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-12)
 
 
-@every_row("problem,name", [(REGRESSION, "mse"), (REGRESSION, "huber"), (MULTI, "bce"), (SINGLE, "ce")])
+@every_row("problem,name", [(REGRESSION, "mse"), (REGRESSION, "huber"), (MULTI_LABEL, "bce"), (SINGLE_LABEL, "ce")])
 def test_the_score_is_the_gradient_norm_of_the_loss_layer_up_to_a_constant(problem, name):
-    v = view(9, 3) if problem == SINGLE else numbers(9, 3, 1, problem)
+    v = view(9, 3) if problem == SINGLE_LABEL else numbers(9, 3, 1, problem)
     z = v.logits.clone().requires_grad_(True)
     losses = make_objective(name, {"huber_delta": 0.5}, problem)(ForwardOutput(z, v.targets, problem=problem), v.network_targets())
     (grad,) = torch.autograd.grad(losses.sum(), z)
@@ -103,18 +104,18 @@ def test_loss_and_gradient_norm_order_the_papers_two_predictions_differently(): 
 def test_multi_label_scores_stay_finite_and_exact_at_the_extremes():
     z = torch.tensor([[[800.0, -800.0], [30.0, -30.0], [20.0, -20.0], [0.0, 0.0], [-800.0, 800.0]]])
     for dtype in (torch.float32, torch.bfloat16):
-        v = ForwardOutput(z.to(dtype), torch.tensor([[1.0, 0.0]] * 5), problem=MULTI)
+        v = ForwardOutput(z.to(dtype), torch.tensor([[1.0, 0.0]] * 5), problem=MULTI_LABEL)
         for score in (scores.loss, scores.loss_layer_gradient_norm):
             s = score(v)[0]
             assert s.isfinite().all() and s.dtype == torch.float32 and s[0] == 0 and (s.diff() > 0).all()
     assert float(scores.loss_layer_gradient_norm(v)[0, 1]) == pytest.approx(math.sqrt(2) * math.exp(-30), rel=1e-5, abs=0)
 
 
-@every_row("problem", [SINGLE, REGRESSION, MULTI])
+@every_row("problem", [SINGLE_LABEL, REGRESSION, MULTI_LABEL])
 @every_row("name", ["loss", "prl-l"])
 @every_row("delta", [None, 0.5])
 def test_a_sample_with_nan_logits_ranks_last(problem, name, delta):
-    v = view(6, 2) if problem == SINGLE else numbers(6, 2, 1, problem)
+    v = view(6, 2) if problem == SINGLE_LABEL else numbers(6, 2, 1, problem)
     v.logits[0, 2] = torch.nan
     s = scores.make_score(name, delta)(v)
     rank, _ = rank_within(s, torch.zeros(1, 6, dtype=torch.long), 1)
@@ -122,11 +123,11 @@ def test_a_sample_with_nan_logits_ranks_last(problem, name, delta):
 
 
 def test_scores_are_detached():
-    for v in (view(4, 3), numbers(4, 3), numbers(4, 3, 1, MULTI)):
+    for v in (view(4, 3), numbers(4, 3), numbers(4, 3, 1, MULTI_LABEL)):
         v.logits.requires_grad_(True)
         v = replace(v, gradient_norms=v.logits.norm(dim=-1))
         for name, score in scores.SCORES.items():
-            if (name, v.problem) != ("agreement", REGRESSION) and (name != "brier" or v.problem == SINGLE):
+            if (name, v.problem) != ("agreement", REGRESSION) and (name != "brier" or v.problem == SINGLE_LABEL):
                 assert not score(v).requires_grad and score(v).shape == (1, 4)
 
 
@@ -134,7 +135,7 @@ def test_agreement_is_one_where_all_peers_predict_the_same():
     v = view(40, 3, 3)
     same = [len({int(v.logits[k, i].argmax()) for k in range(3)}) == 1 for i in range(40)]
     assert 0 < sum(same) < 40 and scores.make_score("agreement")(v).tolist() == [[float(s) for s in same]] * 3
-    v = numbers(40, 2, 2, MULTI)
+    v = numbers(40, 2, 2, MULTI_LABEL)
     same = [all(bool(v.logits[0, i, j] > 0) == bool(v.logits[1, i, j] > 0) for j in range(2)) for i in range(40)]
     assert 0 < sum(same) < 40 and scores.make_score("agreement")(v).tolist() == [[float(s) for s in same]] * 2
 
