@@ -36,7 +36,7 @@ from robust_trainer.models.modes import untouched
 from robust_trainer.models.outputs import read_output
 from robust_trainer.models.zoo import build_model
 from robust_trainer.perturbations.inputs import PixelAdapter
-from robust_trainer.perturbations.pgd import NORMS, Perturbation
+from robust_trainer.perturbations.pgd import NORM_CHOICES, Perturbation
 from robust_trainer.problems import SINGLE_LABEL
 from robust_trainer.selection.scores import make_score
 from robust_trainer.step.batch import Batch
@@ -70,7 +70,7 @@ def make_runs(args: argparse.Namespace, name: str) -> dict[str, Callable[[], Any
             inner.perturb(lambda inputs: model(**inputs), [batch], Progress(0.0, 1.0, global_step=numbers[0]))
 
     runs = {}
-    for norm in NORMS:
+    for norm in NORM_CHOICES:
         eps = EPS_L2 if norm == "l2" else EPS
         attack = Perturbation(
             eps, eps / 5, args.steps, norm, "sample", inner_loss=args.inner_loss, eps_l2=EPS_L2, step_size_l2=EPS_L2 / 5
@@ -106,7 +106,7 @@ def main() -> None:
     print("\n| model | what | ms a batch | ratio of times | interquartile range | bar |\n|---|---|---|---|---|---|")
     missed = []
     for name in args.models:
-        runs, times = make_runs(args, name), {norm: [] for norm in NORMS}
+        runs, times = make_runs(args, name), {norm: [] for norm in NORM_CHOICES}
         for run in runs.values():
             run()  # caches and the allocator's pools
         for number in range(args.rounds):

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..perturbations.region import Region
 from .base import Draws, Forward
-from .pgd import Loss, Region, check, check_classes, cross_entropy, input_gradient, likely_targets, look, margin, worst_run
+from .pgd import Loss, check, check_classes, cross_entropy, input_gradient, likely_targets, look, margin, worst_run
 
 MOMENTUM = 0.75
+#: The norms that AutoAttack's members are published for and offered in.
+AUTOATTACK_NORMS = ("linf", "l2")
 
 
 def dlr(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
@@ -69,7 +72,16 @@ class APGD:
     name: str = "apgd"
 
     def __post_init__(self) -> None:
-        check(self.eps, self.norm, self.loss, LOSSES, steps=self.steps, restarts=self.restarts, targets=self.targets)
+        check(
+            self.eps,
+            self.norm,
+            self.loss,
+            LOSSES,
+            norms=AUTOATTACK_NORMS,
+            steps=self.steps,
+            restarts=self.restarts,
+            targets=self.targets,
+        )
         if not 0 <= self.rho <= 1:
             raise ValueError(f"rho={self.rho!r} must be in [0, 1]: give for instance 0.75.")
 
@@ -107,7 +119,7 @@ class APGD:
             noise = draws.uniform(*x.shape[1:]) * 2 - 1
             noise = noise / noise.abs().amax((1, 2, 3), keepdim=True).clamp_min(1e-30)
         else:
-            noise = within.ball.direction(draws.normal(*x.shape[1:]))
+            noise = within.norm.direction(draws.normal(*x.shape[1:]))
         return within.project_(x + noise * self.eps)
 
     def _run(self, forward: Forward, x: Tensor, y: Tensor, draws: Draws, target: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..methods.units import fraction
+from ..perturbations.norms import find_norm
 from ..reporting.suggest import did_you_mean
 from .apgd import APGD
 from .base import Attack
@@ -31,7 +32,6 @@ NAMES: dict[str, str] = {
     "square": "random search with squares, logits only, 5000 queries (Andriushchenko et al. 2020)",
     "autoattack": "apgd-ce, apgd-t, fab-t and square in turn on what the earlier ones left (Croce & Hein 2020, sec. 5)",
 }
-NORMS = ("linf", "l2")
 _RESTARTS = re.compile(r"(?P<name>.+?)x(?P<restarts>\d+)")
 _STEPS = re.compile(r"(?P<kind>pgd|cw)-(?P<steps>\d+)(?P<targeted>-t)?")
 _PLAIN = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "fgsm", "square")
@@ -53,12 +53,10 @@ def read_eps(value: Any, norm: str = "linf") -> float:
 
     Raises a one-line ``ValueError`` for zero, negative numbers, NaN, and in l_inf for more than 1, which is the 0-255 scale.
     """
-    if norm not in NORMS:
-        raise ValueError(f"norm={norm!r} is unknown: choose one of {', '.join(NORMS)}.")
-    eps = fraction("eps", value)
+    rule, eps = find_norm(norm), fraction("eps", value)
     if eps <= 0:
-        raise ValueError(f"eps={value!r} must be positive: give for instance 8/255.")
-    if norm == "linf" and eps > 1:
+        raise ValueError(f"eps={value!r} must be positive: give for instance {rule.usual}.")
+    if eps > rule.max_eps:
         raise ValueError(f"eps={value!r} looks like the 0-255 scale, pixels are in [0, 1] here: did you mean {eps:g}/255?")
     return eps
 

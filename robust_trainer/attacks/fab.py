@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..perturbations.norms import Ball
+from ..perturbations.norms import NORMS, Ball
+from .apgd import AUTOATTACK_NORMS
 from .base import Draws, Forward
 from .pgd import LOSSES, check, check_classes, likely_targets, margin
 
@@ -47,8 +48,7 @@ def step_to_hyperplane(x: Tensor, w: Tensor, value: Tensor, norm: str) -> Tensor
 
 
 def _length(delta: Tensor, norm: str) -> Tensor:
-    flat = delta.flatten(1)
-    return flat.abs().amax(1) if norm == "linf" else flat.norm(dim=1)
+    return NORMS[norm].size(delta).flatten()
 
 
 def _rows(values: Tensor, like: Tensor) -> Tensor:
@@ -130,7 +130,16 @@ class FAB:
     beta: float = 0.9
 
     def __post_init__(self) -> None:
-        check(self.eps, self.norm, "margin", LOSSES, steps=self.steps, restarts=self.restarts, targets=self.targets)
+        check(
+            self.eps,
+            self.norm,
+            "margin",
+            LOSSES,
+            norms=AUTOATTACK_NORMS,
+            steps=self.steps,
+            restarts=self.restarts,
+            targets=self.targets,
+        )
         for name, value, usual in (("alpha_max", self.alpha_max, 0.1), ("beta", self.beta, 0.9)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name}={value!r} must lie in [0, 1]: give for instance {usual}.")
@@ -206,7 +215,7 @@ class FAB:
             more = k + 1 < len(differences)
             (w,) = torch.autograd.grad(difference.sum(), leaf, retain_graph=more, allow_unused=True, materialize_grads=True)
             w = w.flatten(1).nan_to_num(0.0, 0.0, 0.0)
-            dual = w.abs().sum(1) if self.norm == "linf" else w.norm(dim=1)
+            dual = NORMS[self.norm].dual_size(w).flatten()
             distance = torch.where(dual > 0, difference.detach().abs() / dual, torch.inf)
             closer = distance < nearest
             value, nearest = torch.where(closer, difference.detach(), value), torch.where(closer, distance, nearest)

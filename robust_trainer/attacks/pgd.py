@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..perturbations.norms import BALLS as NORMS
-from ..perturbations.norms import Ball
+from ..perturbations.norms import NORMS, find_norm
+from ..perturbations.region import Region
 from .base import Draws, Forward
 
 #: logits (B, K), labels (B,), targets (B,) or None (untargeted) -> (B,), to be maximised.
@@ -40,12 +40,18 @@ def margin(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
 LOSSES: dict[str, Loss] = {"ce": cross_entropy, "margin": margin}
 
 
-def check(eps: float, norm: str, loss: str, losses: dict[str, Loss], **counts: int) -> None:
-    """Raises a one-line ``ValueError`` where a setting of an attack cannot be meant."""
-    if norm not in NORMS:
-        raise ValueError(f"norm={norm!r}: choose one of {', '.join(NORMS)}.")
-    if not 0 <= eps < math.inf or (norm == "linf" and eps > 1):
-        raise ValueError(f"eps={eps!r} must be a radius in [0, 1] pixels: give for instance 8/255.")
+def check(
+    eps: float, norm: str, loss: str, losses: dict[str, Loss], *, norms: Collection[str] = tuple(NORMS), **counts: int
+) -> None:
+    """Raises a one-line ``ValueError`` where a setting of an attack cannot be meant; norms: those that the attack exists in."""
+    rule = find_norm(norm)
+    if norm not in norms:
+        raise ValueError(
+            f"norm={norm!r} is not offered by apgd, fab, square and autoattack: choose {' or '.join(norms)}, or attack with "
+            "pgd-K or cw-K."
+        )
+    if not 0 <= eps < math.inf or eps > rule.max_eps:
+        raise ValueError(f"eps={eps!r} must be a radius in [0, 1] pixels: give for instance {rule.usual}.")
     if loss not in losses:
         raise ValueError(f"loss={loss!r}: choose one of {', '.join(losses)}.")
     for name, value in counts.items():
@@ -75,34 +81,6 @@ def input_gradient(losses: Tensor, leaf: Tensor) -> Tensor:
     return torch.zeros_like(leaf) if grad is None else grad.nan_to_num(nan=0.0)
 
 
-class Region:
-    """The images within eps of x (B, C, H, W) and in [0, 1]; a step is few passes over the pixels, in place where nobody looks."""
-
-    def __init__(self, norm: str, eps: float, x: Tensor):
-        self.ball, self.x = Ball(norm, eps), x
-        self.low, self.high = ((x - eps).clamp_(0, 1), (x + eps).clamp_(0, 1)) if norm == "linf" else (x, x)
-
-    def only(self, keep: Tensor) -> Region:
-        """The region of the rows ``keep`` (N,)."""
-        return Region(self.ball.norm, self.ball.eps, self.x[keep])
-
-    def step(self, image: Tensor, grad: Tensor, size: float | Tensor) -> Tensor:
-        """P(image + size direction(grad)); size: a number, or (B, 1, 1, 1)."""
-        if self.ball.norm == "linf":
-            return self.project_(grad.sign().mul_(size).add_(image))
-        # where the model is sure the gradient's squares are 0 in float32, so its largest entry becomes 1 first
-        unit = grad / grad.abs().amax((1, 2, 3), keepdim=True).clamp_min(torch.finfo(grad.dtype).tiny)
-        return self.project_(unit.mul_(size / self.ball.size(unit).clamp_min(1e-30)).add_(image))
-
-    def project_(self, image: Tensor) -> Tensor:
-        """P(image): onto the ball of radius eps around x, then the clip to [0, 1]; overwrites ``image``."""
-        if self.ball.norm == "linf":
-            return image.clamp_(self.low, self.high)
-        delta = image.sub_(self.x)
-        scale = (self.ball.eps / self.ball.size(delta).clamp_min(1e-30)).clamp_max(1.0)
-        return torch.addcmul(self.x, delta, scale).clamp_(0, 1)
-
-
 def likely_targets(logits: Tensor, y: Tensor, count: int) -> Tensor:
     """The wrong classes by descending logit, (B, min(count, K - 1))."""
     order = logits.scatter(1, y.unsqueeze(1), -math.inf).argsort(dim=1, descending=True, stable=True)
@@ -130,10 +108,10 @@ def worst_run(run: Run, x: Tensor, y: Tensor, draws: Draws, targets: Tensor | No
 class PGD:
     """PGD-k (Madry et al. 2018, sec. 2.1): x_adv <- clip(x + P(x_adv + step_size direction(grad) - x)), ``steps`` times.
 
-    P projects on the ball of radius eps (linf or l2), the clip to [0, 1] comes after it; direction is the gradient's sign (linf) or
-    the gradient over its 2-norm (l2; 0 where it is 0). eps, step_size: in [0, 1] pixels; step_size None: the larger of
-    eps / 4 and 2.5 eps / steps. loss: ``ce`` or ``margin`` (CW-k: PGD on Carlini and Wagner's loss).
-    random_start: uniform in the cube (linf); a uniform direction with a radius uniform in [0, eps] (l2); clipped.
+    P projects on the ball of radius eps of a norm of `NORMS`, the clip to [0, 1] comes after it; direction is the norm's: the
+    gradient's sign (linf), the gradient over its 2-norm (l2; 0 where it is 0), the signs of its largest hundredth (l1).
+    eps, step_size: in [0, 1] pixels; step_size None: the larger of eps / 4 and 2.5 eps / steps.
+    loss: ``ce`` or ``margin`` (CW-k: PGD on Carlini and Wagner's loss). random_start: the norm's random point of the ball, clipped.
     targeted: ``restarts`` runs towards each of the ``targets`` wrong classes of the highest clean logits; any wrong class counts.
     early_stop: a row leaves with its first iterate that fools the model, so fewer rows are visited and no row is judged
     by its last iterate alone. False: the last iterate, as in the papers' loops. Of several runs: the first that fools, else the one
@@ -186,21 +164,13 @@ class PGD:
 
         return worst_run(run, x, y, draws, targets, self.restarts)
 
-    def _start(self, within: Region, x: Tensor, draws: Draws) -> Tensor:
-        if not self.random_start:
-            return x
-        if self.norm == "linf":
-            return (x + (draws.uniform(*x.shape[1:]) * 2 - 1) * self.eps).clamp(0, 1)
-        direction = within.ball.direction(draws.normal(*x.shape[1:]))
-        return within.project_(x + direction * draws.uniform(1, 1, 1) * self.eps)
-
     def _run(
         self, forward: Forward, x: Tensor, y: Tensor, draws: Draws, target: Tensor | None, judged: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         within, loss, size = Region(self.norm, self.eps, x), LOSSES[self.loss], self.size
         out, left = x.clone(), torch.arange(len(x), device=x.device)
         final, fooled = x.new_zeros(len(x)), torch.ones(len(x), dtype=torch.bool, device=x.device)
-        image = self._start(within, x, draws)
+        image = within.random_start(draws) if self.random_start else x
         for _ in range(self.steps):
             leaf, logits, losses = look(forward, image, loss, y, target)
             check_classes(self.name, self.min_classes, logits)

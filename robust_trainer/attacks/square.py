@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from .apgd import AUTOATTACK_NORMS
 from .base import Draws, Forward
 from .pgd import LOSSES, check, check_classes, margin
 
@@ -87,7 +88,7 @@ class Square:
     rescaled: bool = False
 
     def __post_init__(self) -> None:
-        check(self.eps, self.norm, "margin", LOSSES, queries=self.queries, restarts=self.restarts)
+        check(self.eps, self.norm, "margin", LOSSES, norms=AUTOATTACK_NORMS, queries=self.queries, restarts=self.restarts)
         if not 0 < self.p_init <= 1:
             raise ValueError(f"p_init={self.p_init!r} must lie in (0, 1]: give for instance 0.8.")
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..evaluation.path_table import NO_PATH, PathLengths
+from ..perturbations.norms import NORMS
 from .result import GROUPS, Audit
 from .samples import Shown
 from .summary import class_name
@@ -24,7 +25,7 @@ def check_paths(paths: Any, label: np.ndarray) -> None:
         raise ValueError(f"paths has {len(paths)} samples, the ledger {len(label)}: {mend}")
     columns = (paths.steps, paths.margin, paths.labels, paths.targets, paths.ended)
     kinds = [np.asarray(column).dtype.kind for column in columns]
-    settings = isinstance(paths.step_size, int | float) and isinstance(paths.max_steps, int) and paths.norm in ("linf", "l2")
+    settings = isinstance(paths.step_size, int | float) and isinstance(paths.max_steps, int) and paths.norm in NORMS
     if kinds[1] != "f" or any(kind not in "iu" for kind in kinds[:1] + kinds[2:]) or not settings:
         raise ValueError(f"paths is damaged (kinds {''.join(kinds)}, norm {str(paths.norm)[:10]!r}): {mend}")
     if any(np.shape(column) != (len(label),) for column in columns):

@@ -21,6 +21,7 @@ from ..evaluation.accuracy import compute_accuracy, evaluate_backdoor
 from ..evaluation.per_class import class_robustness
 from ..evaluation.robustness import CLEAN, DEFAULT_EPS, WORST, Robustness, evaluate_robustness, show_eps
 from ..models.zoo import load_model
+from ..perturbations.norms import find_norm
 from ..reporting.atomic_files import write_json
 from ..reporting.console import say, show
 from ..reporting.figures import BLUE, GREEN, RED, new_figure, save_figure
@@ -52,7 +53,7 @@ class AttackOptions:
         metadata={"help": f"Any of {', '.join(NAMES)}; pgd-50x10 is pgd-50 with 10 restarts. Default: no attack."},
     )
     eps: str | None = field(default=None, metadata={"help": "Radius in [0, 1] pixels, as 8/255 or 0.03. Default for linf: 8/255."})
-    norm: str = field(default="linf", metadata={"help": "linf or l2."})
+    norm: str = field(default="linf", metadata={"help": "linf, l2 or l1."})
     per_class: str | None = field(
         default=None,
         metadata={"help": "Also PGD-40 class by class, untargeted and towards cyclic (the next class), or a class number or name."},
@@ -69,8 +70,9 @@ class AttackOptions:
             return None
         for name in self.attacks or ():
             check_name(name)
-        if self.eps is None and self.norm == "l2":
-            raise ValueError("norm='l2' needs eps, the radius in [0, 1] pixels: give for instance --eps 128/255.")
+        if self.eps is None and self.norm not in DEFAULT_EPS:
+            usual = find_norm(self.norm).usual
+            raise ValueError(f"norm={self.norm!r} needs eps, the radius in [0, 1] pixels: give for instance --eps {usual}.")
         return read_eps(DEFAULT_EPS.get(self.norm, 1) if self.eps is None else self.eps, self.norm)
 
 

@@ -43,7 +43,7 @@ class PathsOptions:
         metadata={"help": "RobustStep to the next class (cyclic), or to a class number or name. Default: to any other."},
     )
     step_size: float = field(default=0.01, metadata={"help": "Of each step, in [0, 1] pixels."})
-    norm: str = field(default="linf", metadata={"help": "linf or l2."})
+    norm: str = field(default="linf", metadata={"help": "linf, l2 or l1."})
     max_steps: int = field(default=200, metadata={"help": "Give up after so many."})
     batch_size: int = field(default=256, metadata={"help": "Images at a time."})
 

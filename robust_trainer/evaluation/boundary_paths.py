@@ -22,7 +22,7 @@ from ..data import columns
 from ..data.label_rules import class_targets
 from ..models.pixel_model import frozen_copy, pixel_model
 from ..models.pixel_source import PixelSource
-from ..perturbations.norms import Ball
+from ..perturbations.norms import find_norm
 from ..reporting.resumable import Work
 from .path_table import NO_PATH, PathLengths, load_paths
 
@@ -49,8 +49,9 @@ def path_lengths(
 ) -> PathLengths:
     """Returns the path length of every sample of a data set to the decision boundary of a trained image classifier.
 
-    From each image steps of ``step_size`` (in [0, 1] pixels) are taken up the loss, with the sign of the gradient (norm linf) or
-    along it (l2), without any ball around the image, until the model's prediction is another than the label, or is the target.
+    From each image steps of ``step_size`` (in [0, 1] pixels) are taken up the loss, in the direction of the norm
+    (`perturbations.norms`), without any ball around the image, until the model's prediction is another than the label, or is the
+    target.
     The direction is the cross-entropy's; its value is computed so that confident predictions do not lose the gradient to rounding.
     target None: untargeted; ``cyclic``: the next class; a class number: that class; or a label rule. clip: images stay in [0, 1]
     (paper 002 does not say). dataset: images and labels; with a ``processing_class`` they are prepared by it, and pixels
@@ -65,8 +66,7 @@ def path_lengths(
     for name, value in (("max_steps", max_steps), ("batch_size", batch_size)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value!r} must be a whole number >= 1: give for instance 200.")
-    if norm not in ("linf", "l2"):
-        raise ValueError(f"norm={norm!r}: choose linf or l2.")
+    find_norm(norm)
     columns.check_dataset(dataset)
     label_column = columns.label_column(dataset, label_column)
     labels, classes = columns.read_labels(dataset, label_column)
@@ -119,7 +119,7 @@ def walk_out(
     steps = torch.full_like(y, max_steps + 1)
     start, ended = x.new_zeros(len(x)), torch.zeros_like(y)
     left, image = torch.arange(len(x), device=x.device), x
-    ball = Ball(norm, math.inf)
+    rule = find_norm(norm)
     for step in range(max_steps + 1):
         with torch.enable_grad():
             leaf = image.detach().requires_grad_(True)
@@ -136,7 +136,7 @@ def walk_out(
         grad = input_gradient(losses, leaf)
         going = (~there).nonzero().flatten()
         left, image, grad = left[going], image[going], grad[going]
-        image = image + ball.direction(grad) * step_size
+        image = image + rule.direction(grad) * step_size
         image = image.clamp_(0, 1) if clip else image
     return {"steps": steps, "margin": start, "ended": ended}
 

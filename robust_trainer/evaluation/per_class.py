@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from ..attacks.autoattack import read_eps
-from ..attacks.pgd import Region, input_gradient
+from ..attacks.pgd import input_gradient
 from ..data import columns
 from ..data.label_rules import class_targets
 from ..models.pixel_model import frozen_copy, pixel_model
 from ..models.pixel_source import PixelSource
+from ..perturbations.region import Region
 from .boundary_paths import log_odds
 
 
@@ -91,7 +92,7 @@ def class_robustness(
 ) -> ClassRobustness:
     """Returns clean, untargeted and targeted accuracy of an image classifier for each class of a data set.
 
-    PGD without a random start, as in paper 002: ``steps`` of ``step_size`` (default 2.5 eps / steps) in the l_inf or l_2 ball of
+    PGD without a random start, as in paper 002: ``steps`` of ``step_size`` (default 2.5 eps / steps) in the ball of ``norm`` of
     radius ``eps`` ([0, 1] pixels, a number or 8/255), clipped to [0, 1]; a sample is broken by any iterate. The direction is the
     cross-entropy's. target: what each class is attacked towards, as in `class_targets`; ``extra`` needs a model with one output
     more than the data set has classes. Other settings as in `path_lengths`. Raises one-line ``ValueError``s for settings out of

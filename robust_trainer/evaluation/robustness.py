@@ -24,6 +24,7 @@ from ..attacks.records import Records, digest_model, digest_tensors, processes
 from ..attacks.target import Target
 from ..data.indexing import INDEX, IndexCollator, Indexed
 from ..data.labels import check_labels
+from ..perturbations.norms import NORMS, find_norm
 from ..reporting.console import show
 
 logger = logging.getLogger(__name__)
@@ -118,8 +119,8 @@ def evaluate_robustness(
     range, fewer than two classes, and a ``resume_from`` that was written with other settings, model or data.
     """
     if norm not in DEFAULT_EPS and eps is None:
-        read_eps(1, norm)
-        raise ValueError(f"norm={norm!r} needs eps, the radius in [0, 1] pixels: give for instance eps=128/255.")
+        usual = find_norm(norm).usual
+        raise ValueError(f"norm={norm!r} needs eps, the radius in [0, 1] pixels: give for instance eps={usual}.")
     radius = read_eps(DEFAULT_EPS[norm] if eps is None else eps, norm)
     names: list[str | Attack] = list(attacks) if isinstance(attacks, Sequence) and not isinstance(attacks, str) else [attacks]
     for name in names:
@@ -217,7 +218,7 @@ def _check_within(name: str, x: Tensor, x_adv: Tensor, eps: float, norm: str) ->
     if x_adv.shape != x.shape:
         raise ValueError(f"attack {name!r} returned shape {tuple(x_adv.shape)} for images {tuple(x.shape)}: return images like x.")
     delta = (x_adv - x).flatten(1)
-    size = float((delta.abs().amax(1) if norm == "linf" else delta.norm(dim=1)).max())
+    size = float(NORMS[norm].size(delta).max())
     low, high = float(x_adv.min()), float(x_adv.max())
     if not (size <= eps * (1 + 1e-4) + 1e-6 and low >= -1e-6 and high <= 1 + 1e-6):
         raise ValueError(

@@ -14,7 +14,7 @@ from ..losses.adversarial import INNER
 from ..losses.semi_supervised import CONSISTENCIES
 from ..losses.standard import OBJECTIVES
 from ..models.spectral import LAYERS
-from ..perturbations.pgd import NORMS, SCOPES, UNIFORM
+from ..perturbations.pgd import NORM_CHOICES, SCOPES, UNIFORM
 from ..reporting.suggest import did_you_mean
 from ..selection.erat_split import SCALES
 from ..selection.rates import SCHEDULES
@@ -64,7 +64,8 @@ def _without_eps(of_l2: bool, other: str) -> Idle:
 
     def idle(s: Mapping[str, Any], parts: Collection[str]) -> str | None:
         two_radii, norm = "semi-supervised" in parts, s.get("norm")  # ERAT has a radius for each norm
-        unused = (norm == "linf" or (norm == "l2" and not two_radii)) if of_l2 else (norm == "l2" and two_radii)
+        alone = norm == "l2" and two_radii
+        unused = not (alone or norm in ("hybrid", "both")) if of_l2 else alone
         return f"with norm={norm!r}: give {other}, or set norm='hybrid'" if unused else None
 
     return idle
@@ -140,8 +141,8 @@ _ROWS = (
     Setting("step_size", "attack step; None: eps for one step, else 2.5 eps / steps", None, ("attack",), range=POSITIVE,
             unit="in the [0, 1] pixel scale", pixels=True, optional=True, field=True, idle=_without_eps(False, "step_size_l2")),
     Setting("steps", "attack steps: 1 is FGSM, more is PGD", 1, ("attack",), int, range=at_least(1), field=True),
-    Setting("norm", "ball of the perturbation: linf, l2, hybrid (each sample one of the two) or, for erat, both (two for each)",
-            "linf", ("attack",), str, choices=lambda: NORMS, field=True),
+    Setting("norm", "ball of the perturbation: linf, l2, l1, hybrid (each sample one of the two) or, for erat, both (two for each)",
+            "linf", ("attack",), str, choices=lambda: NORM_CHOICES, field=True),
     Setting("eps_l2", "radius of the l_2 perturbation with norm hybrid or both", 0.5, ("attack",), range=NOT_NEGATIVE,
             unit="in the [0, 1] pixel scale", pixels=True, idle=_without_eps(True, "eps")),
     Setting("step_size_l2", "l_2 attack step with norm hybrid or both", None, ("attack",), range=POSITIVE,

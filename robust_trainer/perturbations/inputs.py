@@ -11,28 +11,64 @@ import torch
 from torch import Tensor, nn
 
 from ..data.images import InputSpace
-from ..step.batch import Batch
-from .norms import Ball, Space
+from .norms import Ball, find_norm
 
 Forward = Callable[[dict[str, Any]], Any]
+
+
+class MicroBatch(Protocol):
+    """What an adapter reads of a micro-batch: the model's inputs, and the targets (B, ...) that tell its rows."""
+
+    @property
+    def inputs(self) -> dict[str, Any]: ...
+
+    @property
+    def targets(self) -> Tensor: ...
+
+
+class Space(Protocol):
+    """The units of eps, and the valid range. x: in the model's units; delta and pixel gradients: in the units of eps."""
+
+    def check(self, x: Tensor) -> None:
+        """Raises ``ValueError`` where x leaves the valid range."""
+        ...
+
+    def ball(self, norm: str, eps: float) -> Ball:
+        """Returns the ball that delta stays in."""
+        ...
+
+    def to_pixel_gradient(self, grad: Tensor) -> Tensor:
+        """Returns the gradient with respect to delta, from the one with respect to x."""
+        ...
+
+    def clip(self, x: Tensor, delta: Tensor) -> Tensor:
+        """Returns ``delta``, shortened so that x + delta stays in the valid range."""
+        ...
+
+    def add(self, x: Tensor, delta: Tensor) -> Tensor:
+        """Returns x + delta in the model's units and x's dtype, in the valid range; exactly x where delta is 0."""
+        ...
 
 
 class InputAdapter(Protocol):
     """What the inner maximisation moves, x (B, ...): read from the micro-batches, and put into a forward in their place."""
 
-    def join(self, batches: Sequence[Batch], norm: str, second: Tensor | None = None) -> tuple[Tensor, Space]:
-        """x of all micro-batches, one row per sample, and the space it lives in.
+    def join(self, batches: Sequence[MicroBatch], norm: str, in_l2: Tensor | None = None) -> tuple[Tensor, Space]:
+        """Returns x of all micro-batches, one row per sample, and the space it lives in.
 
-        second: for norm ``hybrid`` the samples (B,) that are perturbed in the l_2 ball.
+        Args:
+            batches: the micro-batches of a step.
+            norm: a name of `norms.NORMS`, or ``hybrid``.
+            in_l2: for norm ``hybrid`` the samples (B,) that are perturbed in the l_2 ball.
         """
         ...
 
-    def split(self, x: Tensor, batches: Sequence[Batch]) -> list[Tensor]:
-        """The rows of each micro-batch."""
+    def split(self, x: Tensor, batches: Sequence[MicroBatch]) -> list[Tensor]:
+        """Returns the rows of each micro-batch."""
         ...
 
     def forward(self, forward: Forward, inputs: dict[str, Any], x: Tensor) -> Any:
-        """The model's outputs at x; differentiable with respect to x and to the weights."""
+        """Returns the model's outputs at x; differentiable with respect to x and to the weights."""
         ...
 
 
@@ -43,11 +79,11 @@ class PixelAdapter:
     key: str
     space: InputSpace
 
-    def join(self, batches: Sequence[Batch], norm: str, second: Tensor | None = None) -> tuple[Tensor, InputSpace]:
+    def join(self, batches: Sequence[MicroBatch], norm: str, in_l2: Tensor | None = None) -> tuple[Tensor, InputSpace]:
         x = [batch.inputs[self.key] for batch in batches]
         return (torch.cat(x) if len(x) > 1 else x[0]), self.space
 
-    def split(self, x: Tensor, batches: Sequence[Batch]) -> list[Tensor]:
+    def split(self, x: Tensor, batches: Sequence[MicroBatch]) -> list[Tensor]:
         return list(x.split([len(batch.targets) for batch in batches]))
 
     def forward(self, forward: Forward, inputs: dict[str, Any], x: Tensor) -> Any:
@@ -56,18 +92,25 @@ class PixelAdapter:
 
 @dataclass(frozen=True)
 class EmbeddingSpace:
-    """Word embeddings (B, L, D). eps counts in ``unit``s: the mean 2-norm of the vocabulary's embeddings, over sqrt(D) for l_inf.
+    """Word embeddings (B, L, D); x is what was added to them so far, and eps counts in ``unit``s.
 
-    So eps = 1 is as large as a word, in both norms. Each token has a ball of its own (Miyato et al. 2017, virtual adversarial
-    training on text, has one for the sentence); padding, where ``mask`` (B, L, 1) is 0, is not moved. x is what was added so far.
-    unit: a number, or (B, 1, 1) where the norm differs between the samples.
+    A unit is the norm of a vector with equal entries and the mean 2-norm m of the vocabulary's embeddings: m (l2), m / sqrt(D)
+    (linf), m sqrt(D) (l1). So eps = 1 is as large as a word, in every norm. Each token has a ball of its own; padding is not moved.
+
+    Args:
+        unit: a number, or (B, 1, 1) where the norm differs between the samples.
+        mask: (B, L, 1), 1 for tokens and 0 for padding.
+
+    References:
+        Miyato, Dai and Goodfellow 2017, "Adversarial training methods for semi-supervised text classification", sec. 3; they have
+        one ball for the sentence.
     """
 
     unit: float | Tensor
     mask: Tensor
 
     def check(self, x: Tensor) -> None:
-        """Embeddings have no range."""
+        """Embeddings have no range: raises nothing."""
 
     def ball(self, norm: str, eps: float) -> Ball:
         return Ball(norm, eps, per_token=True)
@@ -86,7 +129,10 @@ class EmbeddingSpace:
 class EmbeddingAdapter:
     """The outputs of the word embeddings; the model still sees the token ids, so that padding is found where it looks for it.
 
-    embeddings: the embedding module of the model, or of each of its peers.
+    Args:
+        embeddings: the embedding module of the model, or of each of its peers.
+        unit: the mean 2-norm of the vocabulary's embeddings.
+        width: the number of entries D of an embedding.
     """
 
     embeddings: tuple[nn.Module, ...]
@@ -95,8 +141,12 @@ class EmbeddingAdapter:
 
     @classmethod
     def of(cls, models: Sequence[Any]) -> EmbeddingAdapter:
-        """The front of transformers models. Raises ``ValueError`` for one that embeds for a decoder too, or has no embeddings."""
-        found = []
+        """Returns the adapter of transformers models.
+
+        Raises:
+            ValueError: for a model that embeds for a decoder too, or has no word embeddings.
+        """
+        modules = []
         for model in models:
             config = getattr(model, "config", None)
             if getattr(config, "is_encoder_decoder", False):
@@ -113,12 +163,12 @@ class EmbeddingAdapter:
                     f"{type(model).__name__} has no word embeddings that an attack could move: "
                     "use a transformers text model, or a method without an attack (prl, spl, nce-rce)."
                 )
-            found.append(module)
+            modules.append(module)
         with torch.no_grad():
-            unit = sum(float(module.weight.float().norm(dim=1).mean()) for module in found) / len(found)
-        return cls(tuple(found), unit, found[0].weight.shape[1])
+            unit = sum(float(module.weight.float().norm(dim=1).mean()) for module in modules) / len(modules)
+        return cls(tuple(modules), unit, modules[0].weight.shape[1])
 
-    def join(self, batches: Sequence[Batch], norm: str, second: Tensor | None = None) -> tuple[Tensor, EmbeddingSpace]:
+    def join(self, batches: Sequence[MicroBatch], norm: str, in_l2: Tensor | None = None) -> tuple[Tensor, EmbeddingSpace]:
         shapes = [batch.inputs["input_ids"].shape for batch in batches]
         longest = max(shape[1] for shape in shapes)
         device = batches[0].inputs["input_ids"].device
@@ -128,20 +178,24 @@ class EmbeddingAdapter:
             full = torch.ones(shape, device=device) if mask is None or mask.shape != shape else mask.float()
             masks.append(nn.functional.pad(full, (0, longest - shape[1])))
         mask = torch.cat(masks)
-        entry = self.unit / self.width**0.5
-        unit: float | Tensor = self.unit if norm == "l2" else entry
         if norm == "hybrid":
-            assert second is not None
-            unit = torch.full(second.shape, entry, device=device).masked_fill(second, self.unit).view(-1, 1, 1)
+            assert in_l2 is not None
+            unit: float | Tensor = torch.where(in_l2, self._unit("l2"), self._unit("linf")).view(-1, 1, 1)
+        else:
+            unit = self._unit(norm)
         return torch.zeros(*mask.shape, self.width, device=device), EmbeddingSpace(unit, mask.unsqueeze(-1))
 
-    def split(self, x: Tensor, batches: Sequence[Batch]) -> list[Tensor]:
+    def split(self, x: Tensor, batches: Sequence[MicroBatch]) -> list[Tensor]:
         rows = x.split([len(batch.targets) for batch in batches])
         return [row[:, : batch.inputs["input_ids"].shape[1]] for row, batch in zip(rows, batches)]
 
     def forward(self, forward: Forward, inputs: dict[str, Any], x: Tensor) -> Any:
         with self._moved(x):
             return forward(inputs)
+
+    def _unit(self, norm: str) -> float:
+        """The norm of a vector of ``width`` equal entries whose 2-norm is that of a mean word."""
+        return self.unit / (self.width**0.5 / find_norm(norm).of_ones(self.width))
 
     @contextmanager
     def _moved(self, x: Tensor) -> Iterator[None]:

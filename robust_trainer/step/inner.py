@@ -13,7 +13,7 @@ from ..losses.adversarial import INNER, needs_clean
 from ..losses.standard import make_objective
 from ..methods.recipe import Recipe
 from ..perturbations.inputs import Forward, InputAdapter
-from ..perturbations.norms import draw_second
+from ..perturbations.norms import draw_in_l2
 from ..perturbations.pgd import Perturbation
 from ..problems import Problem
 from ..types import ForwardOutput, Progress
@@ -67,12 +67,12 @@ class InnerMaximization:
         keep: Tensor | None,
     ) -> tuple[list[Tensor], Tensor]:  # fmt: skip
         """The rows that one loop finds for each batch, and the weights (B,): from its first forward where ``keep`` is None."""
-        second = self._second(batches, progress) if attack.norm == "hybrid" else None
-        x, space = self.front.join(batches, attack.norm, second)
+        in_l2 = self._in_l2(batches, progress) if attack.norm == "hybrid" else None
+        x, space = self.front.join(batches, attack.norm, in_l2)
         if not self._checked:
             space.check(x)
             self._checked = True
-        ball = attack.ball(space, second)
+        ball = attack.ball(space, in_l2)
         delta = attack.start(x, space, ball, self._generator(x, progress))
         for number in range(attack.steps):
             moved = x if number == 0 and not attack.random_start else attack.apply(x, delta, space)
@@ -84,13 +84,13 @@ class InnerMaximization:
         assert keep is not None
         return self.front.split(attack.apply(x, delta, space), batches), keep
 
-    def _second(self, batches: list[Batch], progress: Progress) -> Tensor:
+    def _in_l2(self, batches: list[Batch], progress: Progress) -> Tensor:
         """The samples (B,) of the step that are perturbed in the l_2 ball; without an index a sample is its place in the step."""
         index = [batch.index for batch in batches if batch.index is not None]
         if len(index) < len(batches):
             count = sum(len(batch.targets) for batch in batches)
             index = [torch.arange(count, device=batches[0].targets.device) + self.rank * count]
-        return draw_second(torch.cat(index), self.seed, progress.global_step)
+        return draw_in_l2(torch.cat(index), self.seed, progress.global_step)
 
     @torch.no_grad()
     def probe(self, bare: Forward, batches: list[Batch], progress: Progress, means: RunningMeans) -> None:

@@ -10,7 +10,8 @@ from helpers.tables import every_row
 
 from robust_trainer.attacks.apgd import APGD
 from robust_trainer.attacks.base import Draws
-from robust_trainer.attacks.pgd import PGD, Region
+from robust_trainer.attacks.pgd import PGD
+from robust_trainer.perturbations.region import Region
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def test_wrong_samples_keep_a_margin_gradient_and_apgd_leaves_them_alone():
         (PGD, dict(eps=8), "eps=8 must be a radius"),
         (PGD, dict(eps=-0.1, norm="l2"), "eps=-0.1 must be a radius"),
         (APGD, dict(eps=float("nan")), "eps=nan must be a radius"),
-        (PGD, dict(eps=0.1, norm="l1"), "norm='l1': choose one of linf, l2"),
+        (PGD, dict(eps=0.1, norm="l0"), "norm='l0' is unknown: choose one of linf, l2, l1"),
         (PGD, dict(eps=0.1, steps=0), "steps=0 must be at least 1: give for instance steps=20"),
         (APGD, dict(eps=0.1, restarts=0), "restarts=0 must be at least 1"),
         (PGD, dict(eps=0.1, targets=0), "targets=0 must be at least 1"),

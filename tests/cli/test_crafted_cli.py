@@ -231,7 +231,7 @@ def test_mistakes_are_told_before_anything_is_loaded(words, told, tmp_path, caps
         (["--craft_rate", "0.9", "--craft_source", "3"], "rate=0.9 is 180 labels but class 3 has"),
         (["--craft_quantiles", "0.9,0.5"], "0 <= low < high <= 1"),
         (["--craft_model", "vgg"], "craft_model='vgg' is unknown: choose small-cnn"),
-        (["--craft_norm", "l0"], "norm='l0': choose linf or l2"),
+        (["--craft_norm", "l0"], "norm='l0' is unknown: choose one of linf, l2, l1"),
         (["--craft_settings", "step_size=0"], "step_size=0 must be above 0"),
     ],
 )
@@ -348,7 +348,7 @@ def test_another_model_begins_anew(copied, capsys):
     [
         (["--target", "extra"], "target='extra': no model has a boundary"),
         (["--target", "x"], "target='x' is no class"),
-        (["--norm", "l1"], "norm='l1': choose linf or l2"),
+        (["--norm", "l3"], "norm='l3' is unknown: choose one of linf, l2, l1"),
         (["--max_steps", "0"], "max_steps=0 must be a whole number"),
         (["--step_sise", "1"], "did you mean '--step_size'?"),
     ],

@@ -132,7 +132,7 @@ def test_two_processes_are_one(run, tmp_path):
 BAD = [
     (["--attacks", "pgd-20", "--eps", "8"], "eps='8' looks like the 0-255 scale, pixels are in [0, 1] here: did you mean 8/255?"),
     (["--attacks", "pgd-20", "--eps", "0"], "eps='0' must be positive"),
-    (["--attacks", "pgd-20", "--norm", "l3"], "norm='l3' is unknown: choose one of linf, l2."),
+    (["--attacks", "pgd-20", "--norm", "l3"], "norm='l3' is unknown: choose one of linf, l2, l1."),
     (["--attacks", "pgd-20", "--norm", "l2"], "norm='l2' needs eps"),
     (["--attacks", "pgd20"], "attack 'pgd20' is unknown: did you mean 'pgd-20'?"),
     (["--attacks", "square", "auto-attack"], "did you mean 'autoattack'?"),

@@ -323,7 +323,7 @@ def mixed() -> datasets.Dataset:
         (pictures, "ap", {"model": toy.Logits(classes=2), **HALF}, "model knows 2 classes, the data set has 4"),
         (lambda: pictures(grey=True), "ap", {"model": toy.logits_module(), "image_mean": [0.5], "image_std": [0.5]},
          "model does not take images of shape (1, 8, 8)"),
-        (pictures, "urp", {"norm": "l1"}, "norm='l1' is unknown: choose linf or l2"),
+        (pictures, "urp", {"norm": "l3"}, "norm='l3' is unknown: choose one of linf, l2, l1"),
         (pictures, "urp", {"eps": 0}, "eps=0 must be positive"),
         (pictures, "urp", {"eps": "-8/255"}, "eps=-8/255 must be positive"),
         (pictures, "urp", {"eps": 8}, "give 8/255 if you mean levels of 0 to 255"),

@@ -163,7 +163,7 @@ def bad_bits(**columns) -> datasets.Dataset:
 BAD = [
     (dict(eps="8"), r"did you mean 8/255\?"), (dict(eps="0"), "must be positive"), (dict(eps=-0.1), "must be positive"),
     (dict(eps=float("nan")), "no finite number"), (dict(eps="eight"), "no finite number"), (dict(eps="8/0"), "no finite number"),
-    (dict(norm="l1"), "norm='l1' is unknown"), (dict(norm="l2", eps=None), "norm='l2' needs eps"),
+    (dict(norm="l3"), "norm='l3' is unknown"), (dict(norm="l2", eps=None), "norm='l2' needs eps"),
     (dict(attacks=["pdg-20"]), "did you mean 'pgd-20'"), (dict(attacks=["autoatack"]), "did you mean 'autoattack'"),
     (dict(attacks=["pgd"]), "did you mean 'pgd-20'"), (dict(attacks=["pgd-0"]), "has 0 steps"),
     (dict(batch_size="64"), "batch_size='64' must be a whole number"), (dict(model="resnet"), "model is str, expected"),

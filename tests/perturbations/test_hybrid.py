@@ -16,8 +16,8 @@ from robust_trainer.losses.standard import make_objective
 from robust_trainer.methods.recipe import Recipe
 from robust_trainer.models.outputs import read_output
 from robust_trainer.perturbations.inputs import EmbeddingAdapter, PixelAdapter
-from robust_trainer.perturbations.norms import Ball, HybridBall, draw_second
-from robust_trainer.perturbations.pgd import NORMS, Perturbation
+from robust_trainer.perturbations.norms import Ball, HybridBall, draw_in_l2
+from robust_trainer.perturbations.pgd import NORM_CHOICES, Perturbation
 from robust_trainer.problems import SINGLE_LABEL
 from robust_trainer.selection.scores import make_score
 from robust_trainer.step.batch import Batch, RunningMeans
@@ -77,7 +77,7 @@ def craft(attack, model, batches, front=FRONT, now=NOW, **kwargs):
     batches = batches if isinstance(batches, list) else [batches]
     inner = inner_of(attack, front, **kwargs)
     inner.perturb(lambda inputs: model(**inputs), batches, now)
-    return torch.cat([batch.adversarial for batch in batches]), inner._second(batches, now)
+    return torch.cat([batch.adversarial for batch in batches]), inner._in_l2(batches, now)
 
 
 def singles(attack):
@@ -200,14 +200,14 @@ def slow_draw(index, seed, step):
 
 def test_the_draw_is_the_hash_and_fair():
     index = torch.arange(20_000)
-    draws = torch.stack([draw_second(index, 3, step) for step in range(20)])
+    draws = torch.stack([draw_in_l2(index, 3, step) for step in range(20)])
     assert draws.dtype == torch.bool
     assert draws[4, :50].tolist() == [slow_draw(i, 3, 4) for i in range(50)]
     # shares within 4.5 standard deviations of 1/2: of every step, of every sample's first bits, and of agreement between neighbours
     assert (draws.float().mean(1) - 0.5).abs().max() < 4.5 * 0.5 / 20_000**0.5
     agree = (draws[1:] == draws[:-1]).float().mean(1), (draws[:, 1:] == draws[:, :-1]).float().mean(1)
     assert all((share - 0.5).abs().max() < 4.5 * 0.5 / 20_000**0.5 for share in agree)
-    seeds = torch.stack([draw_second(index, seed, 4) for seed in range(4)]).float()
+    seeds = torch.stack([draw_in_l2(index, seed, 4) for seed in range(4)]).float()
     assert ((seeds[1:] == seeds[:-1]).float().mean(1) - 0.5).abs().max() < 4.5 * 0.5 / 20_000**0.5
     often = draws.float().sum(0)  # Binomial(20, 1/2): variance 5
     assert abs(float(often.var()) - 5) < 0.25
@@ -235,9 +235,9 @@ def test_without_an_index_the_place_in_the_step_decides():
     _, batch, _ = images(12)
     bare = [replace(part, index=None) for part in cut(batch, [5, 7])]
     for rank in (0, 2):
-        drawn = inner_of(HYBRID, rank=rank)._second(bare, NOW)
-        assert torch.equal(drawn, draw_second(torch.arange(12) + 12 * rank, 3, NOW.global_step))
-    assert torch.equal(inner_of(HYBRID)._second([replace(batch, index=None)], NOW), inner_of(HYBRID)._second(bare, NOW))
+        drawn = inner_of(HYBRID, rank=rank)._in_l2(bare, NOW)
+        assert torch.equal(drawn, draw_in_l2(torch.arange(12) + 12 * rank, 3, NOW.global_step))
+    assert torch.equal(inner_of(HYBRID)._in_l2([replace(batch, index=None)], NOW), inner_of(HYBRID)._in_l2(bare, NOW))
 
 
 # ---- losses, labels ---------------------------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ def test_without_a_label_a_zero_start_goes_nowhere():
 
 
 @every_row("inner_loss", ["ce", "ce+consistency", "objective"])
-@every_row("norm", NORMS)
+@every_row("norm", NORM_CHOICES)
 def test_unlabelled_samples_are_attacked_on_the_models_own_label(norm, inner_loss):
     model, batch, _ = images()
     attack = replace(HYBRID, norm=norm, inner_loss=inner_loss)
@@ -366,7 +366,7 @@ def test_each_sentence_has_the_balls_of_its_norm(random_start):
 def test_what_cannot_be_meant_is_refused():
     with pytest.raises(ValueError, match=r"^norm='hybrid' draws a ball for each sample, got scope='batch': set scope='sample'.*$"):
         Perturbation(EPS, norm="hybrid")
-    with pytest.raises(ValueError, match=r"^norm='both' has no ball: choose one of linf, l2\.$"):
+    with pytest.raises(ValueError, match=r"^norm='both' has no ball: choose one of linf, l2, l1\.$"):
         Ball("both", 1.0)
     assert Perturbation(EPS, norm="both").scope == "batch"
 
@@ -397,7 +397,7 @@ def test_nothing_waits_for_the_device(front):
     inner, keep = inner_of(replace(HYBRID, random_start=True), where), torch.ones(count)
     generator = torch.Generator().manual_seed(0)
     with Ops() as ops:
-        second = inner._second([batch], NOW)
+        second = inner._in_l2([batch], NOW)
         x, space = where.join([batch], "hybrid", second)
         ball = inner.attack.ball(space, second)
         delta = inner.attack.start(x, space, ball, generator)

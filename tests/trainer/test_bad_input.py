@@ -22,7 +22,7 @@ CONFIG = {
     "negative eps": (dict(method="at", eps=-0.1), "eps=-0.1 must be >= 0"),
     "eps in 0-255": (dict(method="at", eps=8), r"eps=8 looks like the 0-255 scale.*0.03137"),
     "steps of zero": (dict(method="at", steps=0), "steps=0 must be a whole number >= 1"),
-    "norm": (dict(method="at", norm="l1"), "norm='l1' is unknown: choose one of linf, l2"),
+    "norm": (dict(method="at", norm="l3"), "norm='l3' is unknown: choose one of linf, l2, l1, hybrid"),
     "schedule": (dict(method="prl", drop_schedule="linear"), "drop_schedule='linear' is unknown: choose one of constant, ramp"),
     "everything dropped": (dict(method="prl", noise_rate=0.6, rate_multiplier=2.0), "would drop every sample"),
     "beta": (dict(method="bootstrap", bootstrap_beta=1.5), "bootstrap_beta=1.5 must be in"),

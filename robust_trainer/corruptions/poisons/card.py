@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 
+from ...perturbations.norms import NORMS
 from .poison_images import realised_norms
 from .table import find_poison, make_ball
 
@@ -62,7 +63,11 @@ def _card(told: Mapping[str, Any], data: str, labels: str, load: str) -> str:
         "labels": labels,
         "norm and radius": f"{told['norm']}, {_eps(told['eps'])} in [0, 1] pixels",
         "perturbation as stored, linf": f"max {_eps(norms['linf_max'])}, mean {norms['linf_mean']:.5f}",
-        "perturbation as stored, l2": f"max {norms['l2_max']:.5f}, mean {norms['l2_mean']:.5f}",
+        **{
+            f"perturbation as stored, {name}": f"max {norms[f'{name}_max']:.5f}, mean {norms[f'{name}_mean']:.5f}"
+            for name in NORMS
+            if name != "linf"
+        },
         "model": told["model"] + accuracy,
         "seed": str(told["seed"]),
         "settings": json.dumps(told["settings"]) if told["settings"] else "defaults",

@@ -17,6 +17,7 @@ from ...data.mapping import CLEAN_LABEL
 from ...data.pixels import IS_POISONED, read_levels, read_pixels, to_levels, to_pixels, write_levels
 from ...data.pixels import image_column as find_image_column
 from ...models.pixel_model import PixelModel, frozen_copy, pixel_model
+from ...perturbations.norms import NORMS
 from ...reporting.resumable import Work
 from .networks import accuracy, seeded, train_plain
 from .table import FRESH, NONE, POISONS, Poison, check_radius, check_settings, find_poison, make_ball
@@ -46,9 +47,9 @@ def poison_images(
 ) -> datasets.Dataset:
     """Returns the data set with every image perturbed and ``is_poisoned`` (True); labels, other columns and format are kept.
 
-    poison: a name of `POISONS`. norm: linf or l2. eps: radius in [0, 1] pixels, a number or a text such as "8/255"; default
-    8/255 (linf), 0.5 (l2). The poison sees the labels of ``label_column``, default ``clean_label`` where there is one, else label
-    or labels.
+    poison: a name of `POISONS`. norm: linf, l2 or l1. eps: radius in [0, 1] pixels, a number or a text such as "8/255";
+    default 8/255 (linf), 0.5 (l2), 12 (l1). The poison sees the labels of ``label_column``, default
+    ``clean_label`` where there is one, else label or labels.
     model: for poisons that need a trained one an image classifier, which stays as it is; for those that need a fresh one a callable
     that makes an untrained one; the normalisation comes from ``processing_class`` or ``image_mean`` and ``image_std``. device:
     default the trained model's, else a GPU where there is one. folder: keeps finished parts, so that a stopped call goes on.
@@ -91,11 +92,11 @@ def poison_images(
 
 
 def realised_norms(clean: datasets.Dataset, poisoned: datasets.Dataset, image_column: str | None = None) -> dict[str, float]:
-    """Returns the perturbation as stored, in [0, 1] pixels: linf_max, linf_mean, l2_max, l2_mean over the images."""
+    """Returns the perturbation as stored, in [0, 1] pixels: linf_max, linf_mean, l2_max ... over the images, for every norm."""
     name = find_image_column(clean, image_column)
     before, after = (read_levels(split, name).astype(np.int16) for split in (clean, poisoned))
     delta = torch.from_numpy(after - before).flatten(1).double() / 255.0
-    sizes = {"linf": delta.abs().amax(1), "l2": delta.norm(dim=1)}
+    sizes = {name: norm.size(delta).flatten() for name, norm in NORMS.items()}
     return {f"{norm}_{kind}": float(getattr(size, kind)()) for norm, size in sizes.items() for kind in ("max", "mean")}
 
 

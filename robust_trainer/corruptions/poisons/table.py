@@ -9,11 +9,9 @@ from importlib import import_module
 from typing import Any
 
 from ...methods.units import fraction
-from ...perturbations.norms import BALLS, Ball
+from ...perturbations.norms import Ball, find_norm
 from .task import Craft
 
-#: The usual radius of each norm, in [0, 1] pixels (paper 003 sec. IV.A).
-DEFAULT_EPS = {"linf": 8 / 255, "l2": 0.5}
 NONE, TRAINED, FRESH = "none", "trained", "fresh"
 
 
@@ -37,22 +35,22 @@ class Poison:
 _ERAT = "ERAT (paper 003) sec. IV.A"
 _ROWS = (
     Poison("l2c", "a generator learns perturbations that mislead whoever trains on them", f"{_ERAT} item 1; Feng et al. 2019",
-           FRESH, "poison_l2c", "craft_l2c"),
+           FRESH, "learning_to_confuse", "craft_l2c"),
     Poison("up", "error-minimising noise per image: nothing is left to learn", f"{_ERAT} item 2; Huang et al. 2021",
-           FRESH, "poison_unlearnable", "craft_up"),
+           FRESH, "unlearnable", "craft_up"),
     Poison("up-class", "error-minimising noise per class", f"{_ERAT} item 2; Huang et al. 2021",
-           FRESH, "poison_unlearnable", "craft_up", {"class_wise": True}),
+           FRESH, "unlearnable", "craft_up", {"class_wise": True}),
     Poison("aa", "adversarial examples of AutoAttack", f"{_ERAT} item 3; Croce and Hein 2020",
-           TRAINED, "poison_autoattack", "craft_aa"),
+           TRAINED, "autoattack", "craft_aa"),
     Poison("ap", "adversarial examples that look like the next class", f"{_ERAT} item 4; Tao et al. 2021",
-           TRAINED, "poison_targeted", "craft_ap"),
+           TRAINED, "targeted", "craft_ap"),
     Poison("uap", "one perturbation per class that looks like the next class", f"{_ERAT} item 5; Tao et al. 2021",
-           TRAINED, "poison_universal", "craft_uap"),
+           TRAINED, "universal", "craft_uap"),
     Poison("uhp", "one perturbation per class that looks like the class itself", f"{_ERAT} item 6; Tao et al. 2021",
-           TRAINED, "poison_universal", "craft_uhp"),
-    Poison("urp", "one random noise per class", f"{_ERAT} item 7; Tao et al. 2021", NONE, "poison_random", "craft_urp"),
+           TRAINED, "universal", "craft_uhp"),
+    Poison("urp", "one random noise per class", f"{_ERAT} item 7; Tao et al. 2021", NONE, "universal_random", "craft_urp"),
     Poison("tap", "strong targeted adversarial examples, through augmentation", "Fowl et al. 2021",
-           TRAINED, "poison_targeted", "craft_tap"),
+           TRAINED, "targeted", "craft_tap"),
 )  # fmt: skip
 #: The poisons by name.
 POISONS: dict[str, Poison] = {row.name: row for row in _ROWS}
@@ -67,22 +65,21 @@ def find_poison(name: str) -> Poison:
 
 def make_ball(norm: str, eps: float | str | None = None) -> Ball:
     """Returns the ball; eps None: the norm's usual radius. Raises ``ValueError`` for a norm or radius out of range."""
-    if norm not in BALLS:
-        raise ValueError(f"norm={norm!r} is unknown: choose {' or '.join(BALLS)}.")
-    size = DEFAULT_EPS[norm] if eps is None else fraction("eps", eps)
+    rule = find_norm(norm)
+    size = rule.usual_eps if eps is None else fraction("eps", eps)
     if size <= 0:
-        raise ValueError(f"eps={eps} must be positive: give for instance 8/255 (linf) or 0.5 (l2).")
-    if norm == "linf" and size >= 1:
+        raise ValueError(f"eps={eps} must be positive: give for instance {rule.usual}.")
+    if size >= rule.max_eps:
         raise ValueError(f"eps={eps} is no radius in [0, 1] pixels: give {size:g}/255 if you mean levels of 0 to 255.")
     return Ball(norm, size)
 
 
 def check_radius(ball: Ball, numbers: int) -> None:
-    """Raises ``ValueError`` where an l2 ball is larger than the distance from black to white of so many numbers per image."""
-    if ball.norm == "l2" and ball.eps >= numbers**0.5:
+    """Raises ``ValueError`` where a ball is larger than the distance from black to white of so many numbers per image."""
+    if ball.eps >= ball.rule.of_ones(numbers):
         raise ValueError(
-            f"eps={ball.eps:g} is no l2 radius in [0, 1] pixels, black is {numbers**0.5:.3g} from white: divide it by 255 if it "
-            "counts levels of 0 to 255."
+            f"eps={ball.eps:g} is no {ball.norm} radius in [0, 1] pixels, black is {ball.rule.of_ones(numbers):.3g} from white: "
+            "divide it by 255 if it counts levels of 0 to 255."
         )
 
 

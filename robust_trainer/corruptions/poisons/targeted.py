@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from ...attacks.base import Draws, Forward
-from ...attacks.pgd import Region, cross_entropy, input_gradient, look
+from ...attacks.pgd import cross_entropy, input_gradient, look
+from ...perturbations.region import Region
 from .parts import sample_wise, source_model
 from .task import Task
 

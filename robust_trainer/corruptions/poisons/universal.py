@@ -54,8 +54,7 @@ def universal_deltas(
             delta = deltas[target : target + 1].to(task.device)
             wanted = torch.full((len(rows),), target, device=task.device)
             leaf, _, losses = look(_added(model, images), delta, cross_entropy, wanted, wanted)
-            up = task.ball.direction(input_gradient(losses, leaf))
-            deltas[target] = task.ball.project(delta + task.ball.eps * step_share * up)[0].cpu()
+            deltas[target] = task.ball.ascend(delta, input_gradient(losses, leaf), task.ball.eps * step_share)[0].cpu()
             if (turn + 1) % save_every == 0 or turn + 1 == total:
                 task.work.save("universal", {"deltas": deltas, "done": torch.tensor(turn + 1)})
     return deltas

@@ -9,14 +9,14 @@ from .task import Task, fit
 
 
 def class_noise(task: Task) -> Tensor:
-    """Returns the noise of each class (classes, C, H, W): l_2: a Gaussian direction of 2-norm eps; l_inf: uniform in the cube.
+    """Returns the noise of each class (classes, C, H, W): uniform in the cube (l_inf), else a random direction of size eps.
 
-    It depends on the task's seed and the images' shape alone.
+    The direction is that of the norm's random start: uniform. It depends on the task's seed and the images' shape alone.
     """
-    like, generator = torch.empty(task.classes, *task.images.shape[1:]), task.generator(0)
+    noise = task.ball.random_start(torch.empty(task.classes, *task.images.shape[1:]), task.generator(0))
     if task.ball.norm == "linf":
-        return task.ball.random_start(like, generator)
-    return task.ball.direction(torch.randn(like.shape, generator=generator)) * task.ball.eps
+        return noise
+    return noise * (task.ball.eps / task.ball.size(noise).clamp_min(torch.finfo(noise.dtype).tiny))
 
 
 def craft_urp(task: Task) -> Tensor:

@@ -133,7 +133,7 @@ def _search(task: Task, search: Search, model: nn.Module, noise: Tensor) -> tupl
             point = (x + delta).clamp(0.0, 1.0).requires_grad_(True)
             # summed: a sample's step does not depend on who else is in the batch
             (grad,) = torch.autograd.grad(nn.functional.cross_entropy(model(point), y, reduction="sum"), point)
-            delta = task.ball.project(point.detach() - x - search.step_size * task.ball.direction(grad))
+            delta = task.ball.ascend(point.detach() - x, grad, -search.step_size)
         if search.class_wise:
             found.index_add_(0, task.labels[rows], delta.cpu())
         else:
