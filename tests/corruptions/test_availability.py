@@ -80,7 +80,7 @@ def test_the_table_names_nine_poisons_that_exist():
 
 @pytest.mark.parametrize(
     "name,norm",
-    [(name, ("linf", "l2")[i % 2]) for i, name in enumerate(POISONS)] + [(name, "l1") for name in ("l2c", "up", "ap", "uap", "urp")],
+    [(name, ("linf", "l2")[i % 2]) for i, name in enumerate(POISONS)] + [(name, "l1") for name in ("l2c", "up", "ap", "urp")],
 )
 def test_every_poison_stays_in_its_ball_and_keeps_the_rest(name, norm):
     data = pictures()
