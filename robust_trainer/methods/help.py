@@ -99,3 +99,7 @@ def _listed(names: Sequence[str]) -> str:
 
 def _capitalised(text: str) -> str:
     return text[:1].upper() + text[1:]
+
+
+if __name__ == "__main__":
+    print(settings_reference(), end="")
