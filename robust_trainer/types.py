@@ -128,7 +128,7 @@ class EpochRule(Protocol):
     def memory(self) -> str:
         """Which scores the decision rests on.
 
-        ``mean`` or ``ema``: of the ledger, over the epochs so far; ``scan``: all samples scored as the epoch starts, in evaluation
+        ``ema``: the ledger's, over the epochs so far; ``scan``: all samples scored as the epoch starts, in evaluation
         mode; ``none``: it decides over no epoch.
         """
         ...

@@ -95,9 +95,8 @@ def new_ledger(trainer: Any, recipe: Recipe, problem: Problem, classes: int | No
         "names": class_names(data, trainer.label_names, config, classes) if problem.one_class else [],
         "rows": size, "fingerprint": data_fingerprint(data, label), "label_column": label, "seed": args.seed,
     }  # fmt: skip
-    decay = getattr(recipe.selection, "memory_decay", 0.5)
     wide = SampleLedger.needs_wide(classes if problem.one_class else 1, epochs)
-    ledger = SampleLedger(size, args.device, decay, wide, classes if predictions else None, run)
+    ledger = SampleLedger(size, args.device, wide=wide, classes=classes if predictions else None, run=run)
     if isinstance(data, datasets.Dataset) and "is_corrupted" in data.column_names:
         truth = np.asarray(data.with_format(None)["is_corrupted"][:])
         if truth.dtype != bool and not (np.issubdtype(truth.dtype, np.integer) and set(np.unique(truth)) <= {0, 1}):

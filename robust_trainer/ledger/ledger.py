@@ -133,10 +133,6 @@ class SampleLedger:
             means = every[index]
             every[index] = torch.where(fresh, means + (probs - means) / (seen + 1).unsqueeze(1), means)
 
-    def memory(self, kind: str) -> Tensor:
-        """The remembered scores (N,): ``mean`` or ``ema``."""
-        return self.columns[f"{kind}_score"]
-
     def distrusted(self) -> Tensor:
         """Which samples were left out in more than half of the visits that `doubt` counts, bool (N,)."""
         return self.columns["doubt"] > 0

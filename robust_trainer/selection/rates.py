@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..types import Progress
 
-SCHEDULES = ("constant", "ramp", "relax", "decay")
+SCHEDULES = ("constant", "ramp", "decay")
 
 
 def ramp_share(progress: Progress, epochs: float, steps: int | None = None, start: float = 0.0) -> float:
@@ -43,10 +43,3 @@ def decay_share(progress: Progress, span: float) -> float:
         Dissertation Algorithm 1 (RCA); Liu et al. 2021, "RCA: a deep collaborative autoencoder approach for anomaly detection".
     """
     return min(int(progress.epoch + 1e-9) / (span * progress.max_epochs), 1.0)
-
-
-def relaxed_rate(progress: Progress, epochs: float, start: float, final: float) -> float:
-    """Returns the rate that falls from ``start`` to ``final`` over the first ``epochs``; ``final`` where it is 0 or above start."""
-    if not 0 < final < start:
-        return final
-    return start + (final - start) * min(progress.epoch / epochs, 1.0)

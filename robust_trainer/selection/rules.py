@@ -15,13 +15,13 @@ from torch import Tensor
 from ..types import Progress
 from .allocation import allocate_integers, class_scores, rebalanced_shares, sampling_rates
 from .ranking import minmax, rank_within, share_dtype, smallest
-from .rates import decay_share, ramp_share, relaxed_rate
+from .rates import decay_share, ramp_share
 
 #: ``noise_rate``s that are estimated while training, and the estimator's kind that each means.
 ESTIMATED = {"auto": "held-out", "confident-joint": "confident-joint"}
 #: Who trains on what a network keeps: the next one, or any other, drawn anew at each step.
 EXCHANGES = ("next", "shuffled")
-MEMORIES = ("none", "mean", "ema", "scan")
+MEMORIES = ("none", "ema", "scan")
 #: What a sample is ranked among: the samples of its optimizer step, as the papers have it, or at least the latest POOL samples.
 RANK_AMONG = ("batch", "recent")
 #: With ``recent`` a batch smaller than this is ranked together with the latest scores before it.
@@ -40,17 +40,15 @@ class KeepByScore:
             before the first one.
         rate_multiplier: factor on it, > 0; above 1 drops more than expected (over-estimating is safe, Dissertation table 4.4).
         max_drop_rate: upper limit of the product, in (0, 1).
-        drop_schedule: one of SCHEDULES: ``constant``; ``ramp``, up to the rate (`rates.ramp_share`); ``relax``, down to it;
-            ``decay``, the kept share down from 1 (`rates.decay_share`).
-        drop_ramp_epochs: epochs that ``ramp`` and ``relax`` take, > 0.
+        drop_schedule: one of SCHEDULES: ``constant``; ``ramp``, up to the rate (`rates.ramp_share`); ``decay``, the
+            kept share down from 1 (`rates.decay_share`).
+        drop_ramp_epochs: epochs that ``ramp`` takes, > 0.
         drop_ramp_steps: optimizer steps that ``ramp`` takes instead, in four stairs.
         drop_ramp_from: share of the final rate where ``ramp`` starts, in [0, 1]; 0 in the papers.
-        relax_from: rate where ``relax`` starts.
         per_class: rank within each label, dropping the same share of each.
-        memory: ``none`` (papers); ``mean`` or ``ema`` (m <- memory_decay m + (1 - memory_decay) score, each epoch) of the ledger's
-            scores; ``scan``: all samples are scored anew at each epoch's start, in evaluation mode. In force from the first epoch
+        memory: ``none`` (papers); ``ema`` of the ledger's scores (m <- m / 2 + score / 2, each epoch);
+            ``scan``: all samples are scored anew at each epoch's start, in evaluation mode. In force from the first epoch
             after ``memory_after_epochs`` and ``drop_ramp_steps``; before, ranks are those of ``rank_among``.
-        memory_decay: weight of the past in ``ema``, in [0, 1).
         memory_after_epochs: finished epochs after which memory decides, >= 1.
         peer_exchange: with M networks, ``next``: each trains on what the one before it keeps (co-teaching); ``shuffled``: on what
             some other one keeps, all such orders equally likely, drawn from the run's seed and step (RCA with K networks); None:
@@ -73,10 +71,8 @@ class KeepByScore:
     drop_ramp_epochs: float = 10
     drop_ramp_steps: int | None = None
     drop_ramp_from: float = 0.0
-    relax_from: float = 0.6
     per_class: bool = False
     memory: str = "none"
-    memory_decay: float = 0.5
     memory_after_epochs: int = 1
     peer_exchange: str | None = None
     rebalance: bool = False
@@ -100,8 +96,6 @@ class KeepByScore:
             asked *= ramp_share(progress, self.drop_ramp_epochs, self.drop_ramp_steps, self.drop_ramp_from)
         elif self.drop_schedule == "decay":
             asked *= decay_share(progress, self.rate_decay_share)
-        elif self.drop_schedule == "relax":
-            return relaxed_rate(progress, self.drop_ramp_epochs, self.relax_from, min(asked, self.max_drop_rate))
         return min(asked, self.max_drop_rate)
 
     def filter_active(self, progress: Progress) -> bool:

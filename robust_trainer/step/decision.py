@@ -50,7 +50,7 @@ class EpochSelection:
         if not self.made and not (started and rule.decides(progress)):
             return
         assert ledger is not None
-        memory, labels = ledger.memory(rule.memory), ledger.label.long().clamp_min(0)
+        memory, labels = ledger.ema_score, ledger.label.long().clamp_min(0)
         self._settle(ledger, rule.keep_mask(memory, ledger.seen, labels, classes, progress, ledger.keep), epoch)
 
     def scan_due(self, ledger: SampleLedger | None, progress: Progress) -> bool:

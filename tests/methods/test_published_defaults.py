@@ -15,14 +15,14 @@ OBJECTIVE = {"objective": "auto", "huber_delta": 1.0, "gce_q": 0.7, "sce_alpha":
 RANKED = {
     "noise_rate": 0.25, "rate_multiplier": 1.0, "max_drop_rate": 0.99, "drop_schedule": "ramp", "drop_ramp_epochs": 10,
     "drop_ramp_steps": None, "drop_ramp_from": 0.0, "rate_decay_share": 0.5, "rank_among": "recent",
-    "per_class": False, "memory": "none", "memory_decay": 0.5, "memory_after_epochs": 1, "rebalance": False, "rebalance_eta": 0.1,
+    "per_class": False, "memory": "none", "memory_after_epochs": 1, "rebalance": False, "rebalance_eta": 0.1,
     **OBJECTIVE,
 }  # fmt: skip
 PEERS = {"num_networks": 2, "peer_exchange": "next"}
 #: [Backdoor] Algorithm 1, eq. 5: one l_inf step of size tau = 0.05 shared by the batch.
 FGSM = {
     "eps": 0.05, "step_size": None, "steps": 1, "norm": "linf", "scope": "batch", "random_start": False, "start_std": "uniform",
-    "inner_loss": "objective", "eps_l2": 0.5, "step_size_l2": None,
+    "attack_mode": "eval", "inner_loss": "objective", "eps_l2": 0.5, "step_size_l2": None,
 }  # fmt: skip
 #: [Backdoor] Algorithm 1: filter and relabel in both steps.
 BOTH = {"inner_filter": True, "outer_filter": True}

@@ -158,7 +158,7 @@ def test_memory_keeps_exactly_the_asked_number():
     scores, labels, _ = draw(500, 10, 5)
     seen = torch.ones(500)
     seen[:20] = 0
-    mask = KeepByScore(0.4, rebalance=True, memory="mean").keep_mask(scores, seen, labels, 10, LATE)
+    mask = KeepByScore(0.4, rebalance=True, memory="ema").keep_mask(scores, seen, labels, 10, LATE)
     assert mask[:20].all() and int(mask[20:].sum()) == round(0.6 * 480)
 
 

@@ -92,10 +92,7 @@ def test_schedules():
     at = [Progress(s / 79, 20.0, s) for s in (0, 78, 79, 237, 316)]
     assert [steps.rate(p) for p in at] == pytest.approx([0.1, 0.1, 0.2, 0.4, 0.4])
     assert [steps.decides(p) for p in at] == [False, False, False, False, True]
-    relax = KeepByScore(0.25, rate_multiplier=1.1, drop_schedule="relax", relax_from=0.6, drop_ramp_epochs=6)
-    assert [relax.rate(epoch(e)) for e in (0, 3, 6, 9)] == pytest.approx([0.6, 0.4375, 0.275, 0.275])
     assert KeepByScore(0.4, rate_multiplier=1.5, max_drop_rate=0.55).rate(START) == 0.55
-    assert KeepByScore(0.0, drop_schedule="relax").rate(START) == 0.0
     judged = [ramp.filter_active(Progress(e, 20.0)) for e in range(12)]
     assert (
         judged == [False] * 4 + [True] * 8 and not KeepByScore(0.0).filter_active(START) and KeepByScore(0.1).filter_active(START)
@@ -109,7 +106,7 @@ def test_memory_keeps_the_share_of_each_class_in_the_data_set():
     memory, labels = torch.rand(1000, generator=g), torch.randint(4, (1000,), generator=g)
     seen = torch.ones(1000, dtype=torch.int32)
     seen[:10] = 0
-    rule = KeepByScore(0.25, rate_multiplier=1.2, per_class=True, memory="mean")
+    rule = KeepByScore(0.25, rate_multiplier=1.2, per_class=True, memory="ema")
     keep = rule.keep_mask(memory, seen, labels, 4, epoch(1))
     assert keep[:10].all()
     for c in range(4):

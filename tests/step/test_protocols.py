@@ -38,7 +38,7 @@ class FirstHalf:
         return progress.epoch >= 1
 
 
-@pytest.mark.parametrize("memory", ["ema", "mean", "scan"])
+@pytest.mark.parametrize("memory", ["ema", "scan"])
 def test_an_own_epoch_rule_is_asked_and_obeyed(tmp_path, memory):
     rule = FirstHalf(memory)
     trainer = train(tmp_path, recipe(rule), num_train_epochs=3)
