@@ -139,7 +139,7 @@ _ROWS = (
     Setting("step_size", "attack step; None: eps for one step, else 2.5 eps / steps", None, ("attack",), range=POSITIVE,
             unit="in the [0, 1] pixel scale", pixels=True, optional=True, field=True, idle=_without_eps(False, "step_size_l2")),
     Setting("steps", "attack steps: 1 is FGSM, more is PGD", 1, ("attack",), int, range=at_least(1), field=True),
-    Setting("norm", "ball of the perturbation: linf, l2, l1, hybrid (each sample one of the two) or, for erat, both (two for each)",
+    Setting("norm", "ball of the perturbation; hybrid: each sample one of linf and l2, both (erat alone): two for each",
             "linf", ("attack",), str, choices=lambda: NORM_CHOICES, field=True),
     Setting("eps_l2", "radius of the l_2 perturbation with norm hybrid or both", 0.5, ("attack",), range=NOT_NEGATIVE,
             unit="in the [0, 1] pixel scale", pixels=True, idle=_without_eps(True, "eps")),
