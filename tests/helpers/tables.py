@@ -23,6 +23,7 @@ def every_row(names: str | Sequence[str], rows: Iterable[Any]) -> Callable:
 
         @functools.wraps(test)
         def over_the_table(**fixtures: Any) -> None:
+            __tracebackhide__ = True
             failed: list[tuple[Any, BaseException]] = []
             for number, row in enumerate(table):
                 values = dict(zip(keys, row if len(keys) > 1 else [row], strict=True))
