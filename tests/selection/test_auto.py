@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.toy import curve, images, logits_module, robust
 
-AUTO = dict(noise_rate="auto", num_train_epochs=10, per_device_train_batch_size=20, logging_strategy="epoch", drop_ramp_epochs=2)
+AUTO = dict(noise_rate="auto", num_train_epochs=8, per_device_train_batch_size=40, learning_rate=2e-2, logging_strategy="epoch", drop_ramp_epochs=2)
 
 
 @pytest.mark.parametrize("method,noise", [("prl", 0.0), ("spl", 0.3), ("co-prl", 0.3), ("prl-memory", 0.3), ("prl-joint", 0.3)])
@@ -41,7 +41,7 @@ def test_held_out_samples_are_not_trained_on(tmp_path):
             labels = torch.as_tensor(data["labels"][:]).clone()
             labels[held] = (labels[held] + 1) % 4
             changed = data.remove_columns("labels").add_column("labels", labels.numpy()).with_format("torch")
-        steps = {**AUTO, "max_steps": 5, "logging_strategy": "steps"}
+        steps = {**AUTO, "max_steps": 3, "logging_strategy": "steps"}
         trainer = robust(tmp_path, logits_module(), changed, method="prl", **steps)
         trainer.train()
         curves.append(curve(trainer))
@@ -56,11 +56,11 @@ def test_accumulation_and_resume(tmp_path):
     whole = robust(tmp_path / "a", logits_module(), data, **common)
     whole.train()
     assert 0.27 < whole.estimated_noise_rate.rate < 0.5
-    cut = {**common, "per_device_train_batch_size": 5, "gradient_accumulation_steps": 4}
+    cut = {**common, "per_device_train_batch_size": 20, "gradient_accumulation_steps": 2}
     parts = robust(tmp_path / "b", logits_module(), data, **cut)
     parts.train()
     resumed = [robust(tmp_path / "a", logits_module(), data, **common) for _ in range(2)]
-    for trainer, step in zip(resumed, (20, 60)):  # before the first estimate, and after holding out
+    for trainer, step in zip(resumed, (10, 30)):  # before the first estimate, and after holding out
         trainer.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{step}"))
     for other, same in ((resumed[0], True), (resumed[1], True), (parts, False)):
         assert other.estimated_noise_rate == whole.estimated_noise_rate or not same

@@ -40,9 +40,8 @@ def test_the_smallest_of_a_batch_are_kept_and_the_fraction_is_carried(size, amon
         kept += number
 
 
-@every_row("drift", ["still", "falling", "rising"])
-@pytest.mark.parametrize("size", [1, 3, 7, 16, 128])
-@every_row("rate", [0.05, 0.25, 0.45])
+@every_row("drift,rate", [("falling", 0.45), ("rising", 0.05)])
+@pytest.mark.parametrize("size", [1, 16, 128])
 @pytest.mark.parametrize("among", RANK_AMONG)
 def test_the_kept_share_of_an_epoch_is_the_asked_one(among, size, rate, drift):
     n = 2000
@@ -53,7 +52,7 @@ def test_the_kept_share_of_an_epoch_is_the_asked_one(among, size, rate, drift):
     assert abs(float(kept) - (1 - rate)) <= 0.01
 
 
-@every_row("size", [1, 4, 16])
+@every_row("size", [1, 16])
 def test_small_batches_drop_the_suspicious_and_not_blindly(size):
     """A quarter of the samples has clearly larger scores: batches of any size find them."""
     g = torch.Generator().manual_seed(0)
