@@ -207,9 +207,7 @@ def test_evaluation_within_l1():
     found = evaluate_robustness(model, data, ["pgd-10"], eps=4, **kwargs)
     weak = evaluate_robustness(model, data, ["pgd-10"], eps=1e-4, **kwargs)
     assert found.worst_case < found.clean_accuracy == weak.clean_accuracy == weak.worst_case
-    with pytest.raises(
-        ValueError, match=r"^norm='l1' is not offered by apgd, fab, square and autoattack: choose linf or l2.*$"
-    ):
+    with pytest.raises(ValueError, match=r"^norm='l1' is not offered by apgd, fab, square and autoattack: choose linf or l2.*$"):
         evaluate_robustness(model, data, ["autoattack"], eps=4, **kwargs)
     with pytest.raises(ValueError, match=r"^norm='l1' needs eps, the radius in \[0, 1\] pixels: give for instance eps=12\.$"):
         evaluate_robustness(model, data, ["pgd-10"], **kwargs)

@@ -6,7 +6,14 @@ import pytest
 import torch
 from helpers.toy import curve, images, logits_module, robust
 
-AUTO = dict(noise_rate="auto", num_train_epochs=8, per_device_train_batch_size=40, learning_rate=2e-2, logging_strategy="epoch", drop_ramp_epochs=2)
+AUTO = dict(
+    noise_rate="auto",
+    num_train_epochs=8,
+    per_device_train_batch_size=40,
+    learning_rate=2e-2,
+    logging_strategy="epoch",
+    drop_ramp_epochs=2,
+)
 
 
 @pytest.mark.parametrize("method,noise", [("prl", 0.0), ("spl", 0.3), ("co-prl", 0.3), ("prl-memory", 0.3), ("prl-joint", 0.3)])
