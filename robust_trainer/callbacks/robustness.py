@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ..attacks.autoattack import make_attacks, read_eps
-from ..corruptions import IS_CORRUPTED
+from ..data.mapping import IS_CORRUPTED
 from ..data.columns import check_dataset, label_column, read_column, read_labels
 from ..data.images import input_space
 from ..evaluation.robustness import Robustness, evaluate_robustness

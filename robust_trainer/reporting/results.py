@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..corruptions import IS_CORRUPTED
+from ..data.mapping import IS_CORRUPTED
 from ..data.load import label_names
 
 #: Per-epoch figures: name in the report -> name in the Trainer's log.
