@@ -17,7 +17,7 @@ from sklearn.model_selection import train_test_split
 from robust_trainer.anomaly import DETECTORS, make_detector, save_detector
 from robust_trainer.anomaly.plots import measure, plot_curves, plot_scores
 from robust_trainer.anomaly.tables import read_table
-from robust_trainer.cli.options import make_parser, parse
+from robust_trainer.cli.parser import make_parser, parse
 
 
 @dataclass

@@ -9,7 +9,8 @@ import sys
 from transformers import set_seed
 
 from robust_trainer import RobustConfig, RobustTrainer
-from robust_trainer.cli.options import CorruptionOptions, DataOptions, ModelOptions, make_parser, parse
+from robust_trainer.cli.options import CorruptionOptions, DataOptions, ModelOptions
+from robust_trainer.cli.parser import make_parser, parse
 from robust_trainer.corruptions import poison, trigger_all
 from robust_trainer.data.load import label_names, load_data
 from robust_trainer.data.preprocess import ImageTransform, image_shape, model_channels

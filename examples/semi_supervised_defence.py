@@ -9,7 +9,8 @@ import sys
 from transformers import set_seed
 
 from robust_trainer import RobustConfig, RobustTrainer
-from robust_trainer.cli.options import CorruptionOptions, DataOptions, ModelOptions, make_parser, parse
+from robust_trainer.cli.options import CorruptionOptions, DataOptions, ModelOptions
+from robust_trainer.cli.parser import make_parser, parse
 from robust_trainer.cli.pretraining import ContrastiveOptions, unlabelled_images
 from robust_trainer.contrastive.trainer import ContrastiveConfig, ContrastiveTrainer
 from robust_trainer.corruptions import poison, trigger_all

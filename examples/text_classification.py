@@ -23,7 +23,7 @@ from transformers import (
 
 from robust_trainer import RobustConfig, RobustTrainer
 from robust_trainer.audit import write_audit_report
-from robust_trainer.cli.options import make_parser, parse
+from robust_trainer.cli.parser import make_parser, parse
 from robust_trainer.corruptions import corrupt_labels
 from robust_trainer.evaluation.accuracy import compute_accuracy
 from robust_trainer.reporting.results import curves

@@ -96,7 +96,7 @@ def plot_scores(
     beyond = values > threshold
     parts = [shown[~beyond], shown[beyond]]
     labels = [f"normal: {int((~beyond).sum())} rows", f"abnormal: {int(beyond.sum())} rows"]
-    axes.hist(parts, edges, stacked=True, color=[BLUE, RED], label=labels, alpha=0.85, edgecolor="white", linewidth=0.4)
+    axes.hist(parts, edges.tolist(), stacked=True, color=[BLUE, RED], label=labels, alpha=0.85, edgecolor="white", linewidth=0.4)
     axes.axvline(threshold, color="#333333", linewidth=1.4, linestyle=(0, (4, 2)), label=f"threshold {threshold:.4g}")
     if cut:
         axes.annotate(f"{cut} from here on", (edges[-2], 0.6), xytext=(-4, 0), textcoords="offset points", color=RED, fontsize=8,

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from ..attacks.autoattack import make_attacks, read_eps
-from ..data.mapping import IS_CORRUPTED
 from ..data.columns import check_dataset, label_column, read_column, read_labels
 from ..data.images import input_space
+from ..data.mapping import IS_CORRUPTED
 from ..evaluation.robustness import Robustness, evaluate_robustness
 from ..models.modes import borrowed, undisturbed
 from ..models.problem import number_of_classes

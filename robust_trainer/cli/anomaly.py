@@ -25,7 +25,7 @@ from ..reporting.console import command_line, say, show
 from ..reporting.parquet_files import RUN_KEY
 from ..reporting.results import environment, percent
 from ..reporting.safe_text import plain
-from .options import make_parser, parse
+from .parser import make_parser, parse
 
 #: What the command leaves in its folder.
 SCORES, FITTED, FIGURES, CURVES = "scores.parquet", "detector", "anomaly.json", "curves.png"

@@ -25,10 +25,10 @@ from ..reporting.atomic_files import remove_unfinished, write_text
 from ..reporting.console import command_line, say, show
 from ..reporting.parquet_files import write_parquet
 from ..reporting.results import environment, percent
-from .evaluate import parse_for_run
-from .options import CorruptionOptions, DataOptions, PreprocessOptions, make_parser
+from .options import CorruptionOptions, DataOptions, PreprocessOptions
+from .parser import make_parser, parse_for_run
 from .paths import LENGTHS, is_stale
-from .runs import Prepared, prepare
+from .stages import RunState, prepare
 
 #: The detectors that judge a finished run; loss isolation needs losses of a training of its own.
 AFTERWARDS = tuple(name for name in DETECTORS if name != "loss-isolation")
@@ -117,7 +117,7 @@ def _paths(options: AuditOptions) -> PathLengths | None:
 
 
 def _write(
-    found: Audit, prepared: Prepared | None, folder: Path, options: AuditOptions, content: Any, command: str, source: str
+    found: Audit, prepared: RunState | None, folder: Path, options: AuditOptions, content: Any, command: str, source: str
 ) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     remove_unfinished(folder)
@@ -172,7 +172,7 @@ def _told(found: Audit) -> str:
     return "\n".join([show(["figure", "value"], rows), found.groups_told, *found.cautions])
 
 
-def _detect(found: Audit, prepared: Prepared, folder: Path, options: AuditOptions, probs: np.ndarray | None) -> str:
+def _detect(found: Audit, prepared: RunState, folder: Path, options: AuditOptions, probs: np.ndarray | None) -> str:
     """Runs the detectors on the saved model, writes their scores, and returns a table of how they agree with the audit."""
     model, processor = load_model(options.run)
     data = prepared.train.with_transform(ImageTransform(processor, model_channels(model)))

@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from ..config import check_writable
-from ..corruptions import IS_CORRUPTED, POISONS, write_card
+from ..corruptions import POISONS, write_card
 from ..corruptions.crafted.craft_labels import CRAFTED
 from ..evaluation.robustness import show_eps
 from ..reporting.atomic_files import write_json
 from ..reporting.console import say, show
 from ..reporting.results import percent
-from .craft import PATH_FILES, craft_splits
+from .craft import PATH_FILES, CraftLabels, write_paths
 from .craft_options import CraftOptions
-from .options import CorruptionOptions, DataOptions, make_parser, parse
-from .poison import check_poison, poison_splits
+from .options import CorruptionOptions, DataOptions
+from .parser import make_parser, parse
+from .poison import PoisonImages
 from .poison_options import PoisonOptions
-from .runs import Prepared, prepare
+from .stages import LoadData, RunState, Stage, data_stages, run_stages
 
 
 @dataclass
@@ -57,61 +58,48 @@ def corrupt(argv: Sequence[str]) -> None:
             "out."
         )
     check_writable(output.output_dir)
-    if poison.poison is not None or craft.craft is not None:
-        prepared = _made(data, corruption, poison, craft, Path(output.output_dir))
-    else:
-        prepared = prepare(data, corruption)
-        prepared.splits().save_to_disk(output.output_dir)
-        write_json(Path(output.output_dir) / "corruption.json", prepared.corruption)
-    tell_rates(prepared.corruption, per_class=True)
-    told = ", ".join(f"{name} ({len(split)} rows)" for name, split in prepared.splits().items())
-    say(f"written to {output.output_dir}: {told}")
-
-
-def _made(data: DataOptions, corruption: CorruptionOptions, poison: PoisonOptions, craft: CraftOptions, folder: Path) -> Prepared:
-    """The data with an availability poison and then, where asked for, wrong labels: saved with its card. Stopped, it goes on."""
+    folder = Path(output.output_dir)
+    work = folder / ".unfinished"
+    crafting: list[Stage] = []
     if poison.poison is not None:
         if corruption.trigger() is not None:
             raise ValueError(
                 f"corrupt={corruption.corrupt!r} is a trigger and poison={poison.poison!r} perturbs the same images: leave one "
                 "out, or give a label noise."
             )
-        check_poison(poison)
-    work, record, crafted = folder / ".unfinished", {}, None
-
-    def first(found: Any) -> Any:
-        nonlocal crafted
-        corrupted = IS_CORRUPTED in found["train"].column_names
-        if corrupted and corruption.wanted:
-            return found  # `prepare` refuses these, before hours of crafting
-        if poison.poison is not None and not (corrupted and craft.craft is not None):
-            found, made = poison_splits(found, poison, work, say)
-            record.update(made)
-        if craft.craft is not None:
-            crafted = craft_splits(found, craft, work / "labels", say)
-            found = crafted.splits
-        return found
-
-    prepared = prepare(data, corruption, poison_first=first)
-    noise = f" ({corruption.describe()}, after the poison)" if corruption.wanted else ""
-    prepared.splits().save_to_disk(str(folder))
-    if crafted is not None:
-        prepared.corruption, noise = crafted.record, f" ({craft.describe()}, after the poison)"
-        for name in PATH_FILES:  # an earlier command's
-            (folder / name).unlink(missing_ok=True)
-        if written := crafted.write_paths(folder):
-            say(f"path lengths that the flips were chosen by: {', '.join(written)} in {folder}")
-    write_json(folder / "corruption.json", {**(prepared.corruption or {}), **({"poison": record} if record else {})})
-    if record:
-        labels = "true" if prepared.corruption is None else f"{percent(prepared.corruption['mislabelled'])} % wrong"
-        write_card(folder, record, data=data.dataset.rstrip("/").rpartition("/")[2], labels=labels + noise)
-        norms = record["realised"]
-        say(
-            f"poisoned: {record['poison']}, {record['norm']} {show_eps(record['eps'])}, {record['rows']} images; as stored linf "
-            f"at most {norms['linf_max'] * 255:.0f}/255, l2 at most {norms['l2_max']:.4f}, mean {norms['l2_mean']:.4f}"
-        )
+        crafting.append(PoisonImages(poison, work))
+    if craft.craft is not None:
+        crafting.append(CraftLabels(craft, work / "labels"))
+    stages = data_stages(data, corruption, None, *crafting)
+    if craft.craft is not None:
+        stages[0] = LoadData(data, ("craft", craft.craft))
+    state = run_stages(stages)
+    state.splits.save_to_disk(folder)
+    for name in PATH_FILES if craft.craft is not None else ():  # an earlier command's
+        (folder / name).unlink(missing_ok=True)
+    if state.paths is not None:
+        say(f"path lengths that the flips were chosen by: {', '.join(write_paths(state.paths, folder))} in {folder}")
+    if state.poison is None:
+        write_json(folder / "corruption.json", state.corruption)
+    else:
+        write_json(folder / "corruption.json", {**(state.corruption or {}), "poison": state.poison})
+        _tell_poison(state, state.poison, folder, data.dataset, craft.describe() if craft.craft else corruption.describe())
     shutil.rmtree(work, ignore_errors=True)
-    return prepared
+    tell_rates(state.corruption, per_class=True)
+    rows = ", ".join(f"{name} ({len(split)} rows)" for name, split in state.splits.items())
+    say(f"written to {output.output_dir}: {rows}")
+
+
+def _tell_poison(state: RunState, record: dict[str, Any], folder: Path, dataset: str, noise: str) -> None:
+    """Writes the poison's card and prints how far it moved the images."""
+    labels = "true" if state.corruption is None else f"{percent(state.corruption['mislabelled'])} % wrong"
+    labels += "" if noise == "none" else f" ({noise}, after the poison)"
+    write_card(folder, record, data=dataset.rstrip("/").rpartition("/")[2], labels=labels)
+    norms = record["realised"]
+    say(
+        f"poisoned: {record['poison']}, {record['norm']} {show_eps(record['eps'])}, {record['rows']} images; as stored linf "
+        f"at most {norms['linf_max'] * 255:.0f}/255, l2 at most {norms['l2_max']:.4f}, mean {norms['l2_mean']:.4f}"
+    )
 
 
 def tell_rates(corruption: dict[str, Any] | None, per_class: bool = False) -> None:

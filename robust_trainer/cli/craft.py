@@ -22,10 +22,11 @@ from ..data.pixels import read_levels, read_pixels
 from ..evaluation.boundary_paths import PathLengths, path_lengths
 from ..models.pixel_model import pixel_model
 from ..models.zoo import SMALL, load_model
-from ..reporting.atomic_files import replacing
+from ..reporting.console import say
 from ..reporting.results import percent
 from .craft_options import CraftOptions, class_number, target_of
 from .poison import trained_network
+from .stages import RunState
 
 #: Path lengths as a table and as a picture.
 PATH_FILES = ("paths.parquet", "paths.png")
@@ -41,27 +42,28 @@ class Crafted:
     record: dict[str, Any]
     paths: PathLengths | None = None
 
-    def write_paths(self, folder: Path) -> list[str]:
-        """Writes paths.parquet and paths.png and returns their names, none where no path lengths were computed."""
-        return [] if self.paths is None else write_paths(self.paths, folder)
-
 
 def write_paths(paths: PathLengths, folder: Path) -> list[str]:
     """Writes paths.parquet and paths.png into a folder and returns their names."""
     table, picture = PATH_FILES
-    with replacing(folder / table) as new:
-        paths.to_parquet(new)
+    paths.to_parquet(folder / table)
     paths.plot(folder / picture)
     return [table, picture]
 
 
 def craft_splits(
-    found: datasets.DatasetDict, options: CraftOptions, folder: Path, say: Callable[[str], None] = lambda text: None
+    found: datasets.DatasetDict, options: CraftOptions, folder: Path, tell: Callable[[str], None] = lambda text: None
 ) -> Crafted:
     """Returns the splits with labels of the training split flipped as the options say, and every split with room for them.
 
-    folder: keeps the network and finished path lengths; given again with the same options the crafting goes on there. say: is told
-    what was found. Raises a one-line ``ValueError`` for options that do not fit the data, before anything is trained.
+    Args:
+        found: The splits.
+        options: The strategy.
+        folder: Keeps the network and finished path lengths; given again with the same options the crafting goes on there.
+        tell: Is called with a line on what was trained.
+
+    Raises:
+        ValueError: For options that do not fit the data, before anything is trained.
     """
     options.check()
     train, names = found[TRAIN], label_names(found[TRAIN])
@@ -79,7 +81,7 @@ def craft_splits(
     model: Any = None
     processor, told = None, "none"
     if options.needs_model:
-        model, processor, told = _model(found, options, folder, say)
+        model, processor, told = _model(found, options, folder, tell)
     more: dict[str, Any] = {} if model is None else {"model": model, "processing_class": processor}
     paths = None
     if options.craft == "adversarial-path":
@@ -97,7 +99,19 @@ def craft_splits(
     return Crafted(datasets.DatasetDict(splits), record, paths)
 
 
-def _model(found: datasets.DatasetDict, options: CraftOptions, folder: Path, say: Callable[[str], None]) -> tuple[Any, Any, str]:
+@dataclass(frozen=True)
+class CraftLabels:
+    """Flips labels of the training split where a strategy expects most harm; see `craft_splits`."""
+
+    options: CraftOptions
+    folder: Path
+
+    def __call__(self, state: RunState) -> None:
+        crafted = craft_splits(state.splits, self.options, self.folder, say)
+        state.splits, state.corruption, state.paths = crafted.splits, crafted.record, crafted.paths
+
+
+def _model(found: datasets.DatasetDict, options: CraftOptions, folder: Path, tell: Callable[[str], None]) -> tuple[Any, Any, str]:
     """The network that the strategy looks at, its image processor (None: it takes the images as they are), and what it is."""
     name = options.craft_model or "small-cnn"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -113,7 +127,7 @@ def _model(found: datasets.DatasetDict, options: CraftOptions, folder: Path, say
         found[TRAIN], name, fresh, options.craft_model_epochs, options.craft_seed, folder / "model", device, "to craft from",
         "the clean labels",
     )  # fmt: skip
-    say(f"model: {told}, accuracy on test images {percent(accuracy(network, *read_pixels(found[TEST])))} %")
+    tell(f"model: {told}, accuracy on test images {percent(accuracy(network, *read_pixels(found[TEST])))} %")
     return pixel_model(network), None, told
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from ..corruptions.crafted.plan import Flips
 from ..corruptions.crafted.spaces import BOTH, SPACES
 from ..data.label_rules import TARGETS
 from ..data.randomness import check_rate, check_seed
+from ..reporting.suggest import did_you_mean
 from .poison_options import read_settings
 
 #: Settings of the strategies that are options of their own, and those that have no words for the command line.
@@ -130,8 +130,7 @@ def class_number(word: str, names: Sequence[str], option: str) -> int:
         return list(names).index(word)
     if word.isdecimal() and int(word) < len(names):
         return int(word)
-    near = difflib.get_close_matches(word, names, 1)
-    hint = f"did you mean {near[0]!r}?" if near else f"give a class number in [0, {len(names)}) or a class name."
+    hint = did_you_mean(word, names).strip() or f"give a class number in [0, {len(names)}) or a class name."
     raise ValueError(f"{option}={word!r} is no class: {hint}")
 
 

@@ -19,8 +19,10 @@ from ..reporting.console import command_line, say, show
 from ..reporting.html import write_report
 from ..reporting.results import results, suspects, table
 from .corrupt import tell_rates
-from .options import CorruptionOptions, DataOptions, ModelOptions, make_parser, parse
-from .runs import prepare, train_run
+from .options import CorruptionOptions, DataOptions, ModelOptions
+from .parser import make_parser, parse
+from .stages import Stage, prepare, run_stages
+from .training_stages import BuildModel, Evaluate, Train
 
 #: Training of every method in the demo; the methods' own settings are METHODS', told the poison rate.
 RECIPE: dict[str, Any] = {"learning_rate": 2e-3, "lr_scheduler_type": "linear", "per_device_train_batch_size": 32}
@@ -68,11 +70,12 @@ def demo(argv: Sequence[str]) -> None:
             report_to="none", disable_tqdm=False, remove_unused_columns=False,
             dataloader_pin_memory=torch.cuda.is_available(), **RECIPE,
         )  # fmt: skip
-        trainer, record = train_run(args, prepared, model, lines=False)
-        runs.append(record)
+        stages: list[Stage] = [BuildModel(args, model), Train(args, model, lines=False), Evaluate(model.last_k)]
+        trainer = run_stages(stages, prepared).trainer
+        runs.append(prepared.record)
         if not shown or METHODS[name].summary.startswith("recommended"):
             shown, shown_of = suspects(trainer, prepared), name
-    if not trainer.is_world_process_zero():
+    if trainer is None or not trainer.is_world_process_zero():
         return
     folder = Path(options.output_dir)
     content = results(runs, command_line("demo", argv), prepared, data, corruption, model)

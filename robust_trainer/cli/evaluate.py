@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,9 @@ from ..reporting.console import say, show
 from ..reporting.figures import BLUE, GREEN, RED, new_figure, save_figure
 from ..reporting.results import environment, percent
 from .craft_options import target_of
-from .options import CorruptionOptions, DataOptions, Parser, make_parser, parse
-from .runs import prepare
+from .options import CorruptionOptions, DataOptions
+from .parser import make_parser, parse_for_run
+from .stages import prepare
 
 
 @dataclass
@@ -181,28 +181,3 @@ def plot(found: Robustness, path: str | Path) -> Path:
 def _beside(path: Path, output: str | None, name: str) -> Path:
     """A file in the JSON's folder; called after it where the user named it."""
     return path.with_name(name if output is None else f"{path.stem}_{name}")
-
-
-def parse_for_run(parser: Parser, argv: Sequence[str], kinds: Sequence[Any]) -> tuple[dict[str, Any] | None, bool, tuple[Any, ...]]:
-    """Returns the run's results.json (None without one), whether its data is known, and the options of a command on a run.
-
-    A leading argument without dashes is the run's folder. kinds: the options that default to those of the run.
-    """
-    argv = list(argv)
-    if argv and not argv[0].startswith("-"):
-        argv = [f"--run={argv[0]}", *argv[1:]]
-    content, known = stored(parser.parse_known_args(argv)[0].run)
-    parser.set_defaults(**{f.name: known[f.name] for kind in kinds for f in fields(kind) if f.name in known})
-    told = bool(known) or any(word.split("=")[0] == "--dataset" for word in argv)
-    return content, told, parse(parser, argv)
-
-
-def stored(run: str) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """The run's results.json and the options in it; None and {} where there is none."""
-    try:
-        content = json.loads((Path(run) / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None, {}
-    if not isinstance(content, dict):
-        return None, {}
-    return content, content.get("options", {})

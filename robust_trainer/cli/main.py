@@ -5,13 +5,13 @@ Also as ``accelerate launch -m robust_trainer.cli train ...``.
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
 from .. import __version__
+from ..reporting.suggest import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,7 @@ def run(command: str, argv: Sequence[str]) -> int:
         print(f"robust-trainer {__version__}")
         return 0
     if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, 1)
-        hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(COMMANDS)}."
+        hint = did_you_mean(command, COMMANDS).strip() or f"choose one of {', '.join(COMMANDS)}."
         raise ValueError(f"unknown command {command!r}: {hint}")
     module = import_module(f".{COMMANDS[command].module}", __package__)  # a command's libraries are loaded when it is asked for
     getattr(module, command)(argv)

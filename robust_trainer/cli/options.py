@@ -1,31 +1,19 @@
-"""What the command line takes: options as dataclasses, read from a YAML file and from flags, which win."""
+"""What several commands take: which data, which corruption, which preprocessing, which model."""
 
 from __future__ import annotations
 
-import argparse
-import difflib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
-import yaml
-from transformers import HfArgumentParser, TrainingArguments
 
 from ..corruptions import CLASS_MAPS, LABEL_RULES, NOISES, AllToOne, BlendTrigger, LabelRule, PatchTrigger
 from ..images.squeezing import SQUEEZES, Squeeze, make_squeeze
-from ..models.zoo import SMALL
 
 CORRUPTIONS = ("none", "patch", "blend", *NOISES)
-#: The options of TrainingArguments that --help shows; all of them can be given.
-SHOWN = (
-    "output_dir", "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "optim", "weight_decay",
-    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "bf16", "use_cpu",
-    "eval_strategy", "save_strategy", "dataloader_num_workers", "disable_tqdm", "report_to", "seed", "resume_from_checkpoint",
-)  # fmt: skip
 
 
 @dataclass
@@ -115,7 +103,13 @@ class CorruptionOptions:
     @property
     def wanted(self) -> bool:
         """Whether anything is to be corrupted."""
-        return self.corrupt != "none" or self.noisy_label_column is not None
+        return self.given() is not None
+
+    def given(self) -> tuple[str, str] | None:
+        """Returns name and value of the option that says what to corrupt, None for nothing."""
+        if self.noisy_label_column is not None:
+            return "noisy_label_column", self.noisy_label_column
+        return None if self.corrupt == "none" else ("corrupt", self.corrupt)
 
     def _check(self) -> None:
         if self.corrupt not in CORRUPTIONS:
@@ -234,102 +228,3 @@ class ModelOptions:
         default=None, metadata={"help": "Side in pixels for small-cnn and resnet32. Default: the images', at most 64."}
     )
     last_k: int = field(default=10, metadata={"help": "The table's means are over the last so many epochs."})
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """One spelling of each option, and no list of dozens of choices."""
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        if not action.option_strings or action.nargs == 0:
-            return super()._format_action_invocation(action)
-        return f"{action.option_strings[0]} {'VALUE ...' if action.nargs == '+' else 'VALUE'}"
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
-
-
-class Parser(HfArgumentParser):
-    """An argument parser whose mistakes are one-line ``ValueError``s."""
-
-    def format_help(self) -> str:
-        """The help, with our own options first and the usual ones of TrainingArguments."""
-        trainers = {f.name for f in fields(TrainingArguments)} - set(SHOWN)
-        if not any(issubclass(t, TrainingArguments) for t in self.dataclass_types):
-            trainers = set()
-        for action in self._actions:
-            if action.dest in trainers or action.option_strings[0].startswith("--no_"):
-                action.help = argparse.SUPPRESS
-        if trainers:
-            self.epilog = f"{self.epilog or ''} All other options of transformers.TrainingArguments can be given as well."
-        self._action_groups.sort(key=lambda group: group.title == "options")
-        return super().format_help()
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-    def known(self) -> list[str]:
-        """The names of all options."""
-        return sorted({f.name for t in self.dataclass_types for f in fields(t) if f.init})
-
-
-def make_parser(command: str, types: Iterable[Any], about: str, first: str = "config.yaml") -> Parser:
-    """Returns the parser of a subcommand."""
-    usage = f"robust-trainer {command} [{first}] [--option value ...]"
-    return Parser(
-        list(types), prog=f"robust-trainer {command}", usage=usage, description=about, allow_abbrev=False, formatter_class=_Help
-    )
-
-
-def parse(parser: Parser, argv: Sequence[str], *, small: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
-    """Returns the options, from a YAML or JSON file (a leading argument without dashes) and from flags, which win.
-
-    small: defaults that hold where ``model`` names one of the small models. Raises a one-line ``ValueError`` that names the
-    unknown key or the value that does not fit.
-    """
-    argv = list(argv)
-    if argv and not argv[0].startswith("-"):
-        argv = read_config(argv[0], parser.known()) + argv[1:]
-    unknown = parser.parse_known_args(argv)[1]
-    if unknown:
-        raise ValueError(_told(unknown[0], parser.known()))
-    if small:
-        if parser.parse_known_args(argv)[0].model in SMALL:
-            parser.set_defaults(**small)
-    return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-
-
-def read_config(path: str, known: Sequence[str]) -> list[str]:
-    """Returns the file's settings as flags; null takes the default. Raises ``ValueError`` naming the file and the key."""
-    if not path.endswith((".yaml", ".yml", ".json")):
-        raise ValueError(f"unexpected argument {path!r}: give a .yaml file first, then options as --name value.")
-    try:
-        with open(path, encoding="utf-8") as file:
-            read = yaml.safe_load(file)  # JSON is YAML
-    except OSError as error:
-        raise ValueError(f"config={path!r} could not be read ({error.strerror}): give an existing .yaml file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"config={path!r} is no YAML ({' '.join(str(error).split())[:150]}): mend the file.") from error
-    if read is None:
-        return []
-    if not isinstance(read, dict):
-        raise ValueError(f"config={path!r} holds a {type(read).__name__}, expected lines of the form 'name: value'.")
-    flags: list[str] = []
-    for key, value in read.items():
-        if key not in known:
-            raise ValueError(f"{path}: " + _told(str(key), known))
-        if isinstance(value, list):
-            flags += [f"--{key}", *map(str, value)]
-        elif isinstance(value, dict):
-            flags.append(f"--{key}={json.dumps(value)}")
-        elif value is not None:
-            flags.append(f"--{key}={value}")
-    return flags
-
-
-def _told(word: str, known: Sequence[str]) -> str:
-    if word.startswith("--"):
-        word = word.split("=")[0]
-    name = word.lstrip("-").replace("-", "_")
-    near = difflib.get_close_matches(name, known, 1)
-    hint = f"did you mean '{word[: len(word) - len(word.lstrip('-'))]}{near[0]}'?" if near else "see --help for the options."
-    return f"unknown option {word!r}: {hint}"

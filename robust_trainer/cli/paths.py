@@ -21,9 +21,9 @@ from ..reporting.console import say, show
 from ..reporting.safe_text import plain
 from .craft import PATH_FILES, write_paths
 from .craft_options import class_number
-from .evaluate import parse_for_run
-from .options import CorruptionOptions, DataOptions, PreprocessOptions, make_parser
-from .runs import prepare
+from .options import CorruptionOptions, DataOptions, PreprocessOptions
+from .parser import make_parser, parse_for_run
+from .stages import prepare
 
 #: What `paths` leaves in the run's folder: the table, and the folder of finished batches with what they are of.
 LENGTHS, PARTS, OF = PATH_FILES[0], "paths", "of.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from ..data.load import TEST, TRAIN, label_names
 from ..data.pixels import IS_POISONED, read_levels, read_pixels
 from ..models.pixel_model import PixelModel, pixel_model
 from ..models.zoo import SMALL, load_model
+from ..reporting.console import say
 from ..reporting.resumable import Work
 from .poison_options import PoisonOptions
+from .stages import RunState
 
 
 def check_poison(options: PoisonOptions) -> None:
@@ -37,11 +40,11 @@ def check_poison(options: PoisonOptions) -> None:
 
 
 def poison_splits(
-    found: datasets.DatasetDict, options: PoisonOptions, folder: Path, say: Callable[[str], None] = lambda text: None
+    found: datasets.DatasetDict, options: PoisonOptions, folder: Path, tell: Callable[[str], None] = lambda text: None
 ) -> tuple[datasets.DatasetDict, dict[str, Any]]:
     """Returns the splits with the training images poisoned, crafted from the true labels, and `poison_record`'s record of it.
 
-    folder: keeps finished parts; given again with the same options the crafting goes on there. say: is told what was found.
+    folder: keeps finished parts; given again with the same options the crafting goes on there. tell: is called with what was found.
     """
     check_poison(options)
     train, test, row = found[TRAIN], found[TEST], find_poison(options.poison or "")
@@ -59,7 +62,7 @@ def poison_splits(
     elif row.needs != NONE:
         model, told = _trained(train, fresh, options, folder, device)
         right = accuracy(model, *read_pixels(test))
-        say(f"attacked: {told}, accuracy on clean test images {100 * right:.1f} %")
+        tell(f"attacked: {told}, accuracy on clean test images {100 * right:.1f} %")
     poisoned = poison_images(
         train, row.name, norm=options.norm, eps=options.eps, model=model, seed=options.poison_seed, device=device,
         batch_size=options.poison_batch_size, folder=folder / "craft", **options.settings(),
@@ -68,12 +71,26 @@ def poison_splits(
     if options.self_check_epochs:
         check = self_check(train, poisoned, test, fresh, options.self_check_epochs, options.poison_seed, device)
         check["network"] = network
-        say(f"self-check ({network}): {check['told']}")
+        tell(f"self-check ({network}): {check['told']}")
     record = poison_record(
         train, poisoned, row.name, norm=options.norm, eps=options.eps, seed=options.poison_seed, settings=options.settings(),
         model=told, model_accuracy=right, check=check,
     )  # fmt: skip
     return datasets.DatasetDict({**found, TRAIN: poisoned}), record
+
+
+@dataclass(frozen=True)
+class PoisonImages:
+    """Perturbs the training images, crafted from the true labels; see `poison_splits`."""
+
+    options: PoisonOptions
+    folder: Path
+
+    def __post_init__(self) -> None:
+        check_poison(self.options)
+
+    def __call__(self, state: RunState) -> None:
+        state.splits, state.poison = poison_splits(state.splits, self.options, self.folder, say)
 
 
 def _trained(

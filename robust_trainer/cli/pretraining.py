@@ -23,6 +23,7 @@ from ..models.zoo import SMALL
 from ..reporting.atomic_files import write_json
 from .options import DataOptions, ModelOptions
 from .progress import EpochBar
+from .stages import RunState
 
 FOLDER, RECORD = "simclr", "contrastive.json"
 #: Epochs for a network with fresh weights, where none are given; the paper takes 500.
@@ -138,10 +139,27 @@ def pretrain(
     return record
 
 
-def stage_one(
-    options: ContrastiveOptions, epochs: float, args: RobustConfig, train: datasets.Dataset, extra: datasets.Dataset | None
-) -> Any:
-    """Returns the first stage for `runs.train_run`, None for no epochs."""
-    if not epochs:
-        return None
-    return lambda model, processor, transform: pretrain(model, processor, train, extra, options, epochs, args, transform)
+@dataclass(frozen=True)
+class LoadUnlabelled:
+    """Loads the extra images of the pre-training, where some are asked for."""
+
+    options: ContrastiveOptions
+    data: DataOptions
+
+    def __call__(self, state: RunState) -> None:
+        state.unlabelled = unlabelled_images(self.options, self.data)
+
+
+@dataclass(frozen=True)
+class ContrastivePretraining:
+    """Trains the network's backbone by SimCLR before the method trains its head; see `pretrain`."""
+
+    options: ContrastiveOptions
+    epochs: float
+    args: RobustConfig
+
+    def __call__(self, state: RunState) -> None:
+        assert state.transform is not None, "built before"
+        state.pretraining = pretrain(
+            state.model, state.processor, state.train, state.unlabelled, self.options, self.epochs, self.args, state.transform
+        )

@@ -1,4 +1,4 @@
-"""The subcommands corrupt, train and env; demo and evaluate have their own rooms."""
+"""The command train: one robust training of an image classifier."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from ..config import RobustConfig
 from ..data.preprocess import image_shape
 from ..evaluation.robustness import show_eps
 from ..methods.table import METHODS
-from ..reporting.atomic_files import write_json
 from ..reporting.console import command_line, say, show
-from ..reporting.html import write_report
-from ..reporting.results import results, suspects, table
+from ..reporting.results import table
+from ..trainer import RobustTrainer
 from .corrupt import tell_rates
-from .options import CorruptionOptions, DataOptions, ModelOptions, PreprocessOptions, make_parser, parse
+from .options import CorruptionOptions, DataOptions, ModelOptions, PreprocessOptions
+from .parser import make_parser, parse
 from .pretraining import FOLDER as SIMCLR
-from .pretraining import ContrastiveOptions, stage_one, unlabelled_images
-from .runs import prepare, train_run
+from .pretraining import ContrastiveOptions, ContrastivePretraining, LoadUnlabelled
+from .stages import RunState, Stage, data_stages, run_stages
+from .training_stages import BuildModel, Evaluate, Train, WriteRun
 
 #: What `train` has otherwise than TrainingArguments: figures every epoch, and columns left to the image transform.
 TRAIN_DEFAULTS: dict[str, Any] = {
@@ -50,31 +51,35 @@ def train(argv: Sequence[str]) -> None:
     parser.set_defaults(**TRAIN_DEFAULTS, dataloader_pin_memory=torch.cuda.is_available())
     data, corruption, preprocess, model, contrastive, args = parse(parser, argv, small=SMALL_DEFAULTS)
     epochs = contrastive.epochs(args, model)
-    with args.main_process_first(desc="preparing the data"):
-        prepared = prepare(data, corruption, preprocess)
-        extra = unlabelled_images(contrastive, data) if epochs else None
-    tell_rates(prepared.corruption, per_class=True)
-    if image_shape(prepared.train)[1] <= 16 and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)  # on so few pixels a second thread costs more than it brings
-    trainer, record = train_run(args, prepared, model, before=stage_one(contrastive, epochs, args, prepared.train, extra))
-    trainer.save_model(args.output_dir)
-    if not trainer.is_world_process_zero():
-        return
     folder = Path(args.output_dir)
-    content = results([record], command_line("train", argv), prepared, data, corruption, preprocess, model)
-    if (first := record.get("contrastive")) is not None:
+    preparing: list[Stage] = data_stages(data, corruption, preprocess)
+    training: list[Stage] = [BuildModel(args, model)]
+    if epochs:
+        preparing.append(LoadUnlabelled(contrastive, data))
+        training.append(ContrastivePretraining(contrastive, epochs, args))
+    training += [Train(args, model), Evaluate(model.last_k)]
+    training.append(WriteRun(folder, command_line("train", argv), (data, corruption, preprocess, model)))
+    with args.main_process_first(desc="preparing the data"):
+        state = run_stages(preparing)
+    tell_rates(state.corruption, per_class=True)
+    if image_shape(state.train)[1] <= 16 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)  # on so few pixels a second thread costs more than it brings
+    run_stages(training, state)
+    assert state.trainer is not None
+    if state.trainer.is_world_process_zero():
+        _tell(state, state.trainer, args, folder)
+
+
+def _tell(state: RunState, trainer: RobustTrainer, args: RobustConfig, folder: Path) -> None:
+    """Prints the results, where they are, and which commands look at them further."""
+    record = state.record
+    if (first := state.pretraining) is not None:
         losses = [row["loss"] for row in first["losses"]] or [float("nan")]
         say(
             f"SimCLR: {first['images'] + first['unlabelled']} images, {first['epochs']:g} epochs, loss {losses[0]:.3f} to "
             f"{losses[-1]:.3f}; the backbone is in {folder / SIMCLR}"
         )
-    write_json(folder / "results.json", content)
-    written = ["model.safetensors", "results.json", "report.html"]
-    if trainer.ledger is not None:
-        trainer.ledger.to_parquet(folder / "ledger.parquet")
-        written.append("ledger.parquet")
-    shown = suspects(trainer, prepared)
-    write_report(folder / "report.html", content, suspects=shown, suspects_of=record["method"], title=f"Run: {record['method']}")
+    written = ["model.safetensors", "results.json", "report.html", *(["ledger.parquet"] if trainer.ledger is not None else [])]
     say(show(*table([record])))
     if isinstance(args.noise_rate, str):
         say(f"noise rate, estimated while training: {trainer.estimated_noise_rate or 'none, nobody was dropped'}")
@@ -83,7 +88,7 @@ def train(argv: Sequence[str]) -> None:
         say(f"which samples it distrusted: robust-trainer audit {folder}")
     recipe = trainer.recipe()
     attack = recipe.perturbation if recipe is not None else None
-    if attack is not None and prepared.triggered is None:
+    if attack is not None and state.triggered is None:
         one = attack.single()[0]  # of two norms: the l_inf ball's
         norm, eps = "linf" if one.norm == "hybrid" else one.norm, show_eps(one.eps)
         say(f"robust accuracy: robust-trainer evaluate {folder} --attacks pgd-20 cw-20 autoattack --norm {norm} --eps {eps}")

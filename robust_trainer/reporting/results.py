@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from ..data.mapping import IS_CORRUPTED
 from ..data.load import label_names
+from ..data.mapping import IS_CORRUPTED
 
 #: Per-epoch figures: name in the report -> name in the Trainer's log.
 CURVES: Mapping[str, str] = {

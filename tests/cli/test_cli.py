@@ -17,7 +17,8 @@ from PIL import Image
 from transformers import AutoModelForImageClassification
 
 from robust_trainer.cli.main import COMMANDS, main
-from robust_trainer.cli.options import CorruptionOptions, DataOptions, make_parser, parse, read_class_map, read_matrix
+from robust_trainer.cli.options import CorruptionOptions, DataOptions, read_class_map, read_matrix
+from robust_trainer.cli.parser import make_parser, parse
 from robust_trainer.corruptions import noise_transition
 from robust_trainer.data.load import digits, label_names, load_data
 from robust_trainer.data.preprocess import ImageTransform, image_shape
@@ -234,7 +235,7 @@ def test_help_env_and_module(capsys, monkeypatch):
     assert all(name in shown for name in ("robust_trainer", "python", "torch", "transformers", "cores", "device"))
     monkeypatch.setattr(sys, "argv", ["cli", "tain"])
     with pytest.raises(SystemExit) as stop:  # as accelerate launch -m runs it
-        runpy.run_path(str(ROOT / "robust_trainer/cli.py"), run_name="__main__")
+        runpy.run_module("robust_trainer.cli", run_name="__main__")
     assert stop.value.code == 2 and "did you mean 'train'" in capsys.readouterr().err
 
 

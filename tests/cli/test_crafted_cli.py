@@ -17,7 +17,7 @@ from robust_trainer.cli import paths as paths_command
 from robust_trainer.cli import train as commands
 from robust_trainer.cli.craft_options import CraftOptions, class_number
 from robust_trainer.cli.main import main
-from robust_trainer.cli.options import make_parser, parse
+from robust_trainer.cli.parser import make_parser, parse
 from robust_trainer.corruptions.crafted.craft_labels import CRAFTED, craft_labels
 from robust_trainer.data.load import load_data
 from robust_trainer.evaluation import boundary_paths as adversarial_paths

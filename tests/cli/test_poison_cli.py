@@ -13,7 +13,7 @@ from helpers.tables import every_row
 from robust_trainer.cli import poison as poison_run
 from robust_trainer.cli import train as commands
 from robust_trainer.cli.main import main
-from robust_trainer.cli.options import make_parser, parse
+from robust_trainer.cli.parser import make_parser, parse
 from robust_trainer.cli.poison_options import PoisonOptions
 from robust_trainer.data.load import load_data
 from robust_trainer.data.pixels import read_levels

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from robust_trainer.cli.main import main
 from robust_trainer.cli.options import CorruptionOptions, DataOptions, PreprocessOptions
-from robust_trainer.cli.runs import prepare
+from robust_trainer.cli.stages import prepare
 from robust_trainer.images.squeezing import Squeeze, make_squeeze, squeeze_images
 
 

@@ -1,0 +1,148 @@
+"""The parser of every command: options from a YAML or JSON file and from flags, which win; mistakes are one-line errors."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from ..models.zoo import SMALL
+from ..reporting.suggest import did_you_mean
+
+#: The options of TrainingArguments that --help shows; all of them can be given.
+SHOWN = (
+    "output_dir", "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "optim", "weight_decay",
+    "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "bf16", "use_cpu",
+    "eval_strategy", "save_strategy", "dataloader_num_workers", "disable_tqdm", "report_to", "seed", "resume_from_checkpoint",
+)  # fmt: skip
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """One spelling of each option, and no list of dozens of choices."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        return f"{action.option_strings[0]} {'VALUE ...' if action.nargs == '+' else 'VALUE'}"
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+class Parser(HfArgumentParser):
+    """An argument parser whose mistakes are one-line ``ValueError``s."""
+
+    def format_help(self) -> str:
+        """The help, with our own options first and the usual ones of TrainingArguments."""
+        trainers = {f.name for f in fields(TrainingArguments)} - set(SHOWN)
+        if not any(issubclass(t, TrainingArguments) for t in self.dataclass_types):
+            trainers = set()
+        for action in self._actions:
+            if action.dest in trainers or action.option_strings[0].startswith("--no_"):
+                action.help = argparse.SUPPRESS
+        if trainers:
+            self.epilog = f"{self.epilog or ''} All other options of transformers.TrainingArguments can be given as well."
+        self._action_groups.sort(key=lambda group: group.title == "options")
+        return super().format_help()
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+    def known(self) -> list[str]:
+        """The names of all options."""
+        return sorted({f.name for t in self.dataclass_types for f in fields(t) if f.init})
+
+
+def make_parser(command: str, types: Iterable[Any], about: str, first: str = "config.yaml") -> Parser:
+    """Returns the parser of a subcommand."""
+    usage = f"robust-trainer {command} [{first}] [--option value ...]"
+    return Parser(
+        list(types), prog=f"robust-trainer {command}", usage=usage, description=about, allow_abbrev=False, formatter_class=_Help
+    )
+
+
+def parse(parser: Parser, argv: Sequence[str], *, small: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
+    """Returns the options, from a YAML or JSON file (a leading argument without dashes) and from flags, which win.
+
+    small: defaults that hold where ``model`` names one of the small models. Raises a one-line ``ValueError`` that names the
+    unknown key or the value that does not fit.
+    """
+    argv = list(argv)
+    if argv and not argv[0].startswith("-"):
+        argv = read_config(argv[0], parser.known()) + argv[1:]
+    unknown = parser.parse_known_args(argv)[1]
+    if unknown:
+        raise ValueError(_unknown_option(unknown[0], parser.known()))
+    if small:
+        if parser.parse_known_args(argv)[0].model in SMALL:
+            parser.set_defaults(**small)
+    return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+
+
+def read_config(path: str, known: Sequence[str]) -> list[str]:
+    """Returns the file's settings as flags; null takes the default. Raises ``ValueError`` naming the file and the key."""
+    if not path.endswith((".yaml", ".yml", ".json")):
+        raise ValueError(f"unexpected argument {path!r}: give a .yaml file first, then options as --name value.")
+    try:
+        with open(path, encoding="utf-8") as file:
+            read = yaml.safe_load(file)  # JSON is YAML
+    except OSError as error:
+        raise ValueError(f"config={path!r} could not be read ({error.strerror}): give an existing .yaml file.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"config={path!r} is no YAML ({' '.join(str(error).split())[:150]}): mend the file.") from error
+    if read is None:
+        return []
+    if not isinstance(read, dict):
+        raise ValueError(f"config={path!r} holds a {type(read).__name__}, expected lines of the form 'name: value'.")
+    flags: list[str] = []
+    for key, value in read.items():
+        if key not in known:
+            raise ValueError(f"{path}: " + _unknown_option(str(key), known))
+        if isinstance(value, list):
+            flags += [f"--{key}", *map(str, value)]
+        elif isinstance(value, dict):
+            flags.append(f"--{key}={json.dumps(value)}")
+        elif value is not None:
+            flags.append(f"--{key}={value}")
+    return flags
+
+
+def _unknown_option(word: str, known: Sequence[str]) -> str:
+    """The message about an option, or a key of a file, that is none of the known ones."""
+    if word.startswith("--"):
+        word = word.split("=")[0]
+    name = word.lstrip("-").replace("-", "_")
+    dashes = word[: len(word) - len(word.lstrip("-"))]
+    hint = did_you_mean(name, known, "'" + dashes + "{}'").strip() or "see --help for the options."
+    return f"unknown option {word!r}: {hint}"
+
+
+def parse_for_run(parser: Parser, argv: Sequence[str], kinds: Sequence[Any]) -> tuple[dict[str, Any] | None, bool, tuple[Any, ...]]:
+    """Returns the run's results.json (None without one), whether its data is known, and the options of a command on a run.
+
+    A leading argument without dashes is the run's folder. kinds: the options that default to those of the run.
+    """
+    argv = list(argv)
+    if argv and not argv[0].startswith("-"):
+        argv = [f"--run={argv[0]}", *argv[1:]]
+    content, known = stored(parser.parse_known_args(argv)[0].run)
+    parser.set_defaults(**{f.name: known[f.name] for kind in kinds for f in fields(kind) if f.name in known})
+    told = bool(known) or any(word.split("=")[0] == "--dataset" for word in argv)
+    return content, told, parse(parser, argv)
+
+
+def stored(run: str) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """The run's results.json and the options in it; None and {} where there is none."""
+    try:
+        content = json.loads((Path(run) / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None, {}
+    if not isinstance(content, dict):
+        return None, {}
+    return content, content.get("options", {})

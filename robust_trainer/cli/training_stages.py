@@ -1,0 +1,155 @@
+"""The stages that train: the network built, trained, evaluated, and what a run leaves in its folder."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PrinterCallback, ProgressCallback, set_seed
+
+from ..config import RobustConfig
+from ..corruptions import ATTACK_TARGET
+from ..data.load import label_names
+from ..data.preprocess import ImageTransform, image_shape, model_channels
+from ..evaluation.accuracy import compute_accuracy, evaluate_backdoor
+from ..models.zoo import build_model
+from ..reporting.atomic_files import write_json
+from ..reporting.html import write_report
+from ..reporting.results import curves, mean_last, results, suspects
+from ..trainer import RobustTrainer
+from .options import ModelOptions
+from .progress import EpochBar
+from .stages import RunState
+
+
+@dataclass(frozen=True)
+class BuildModel:
+    """Builds the network with the run's seed, for the training images' channels and side."""
+
+    args: RobustConfig
+    options: ModelOptions
+
+    def __call__(self, state: RunState) -> None:
+        set_seed(self.args.seed)
+        channels, side = image_shape(state.train)
+        state.model, state.processor = build_model(
+            self.options.model, label_names(state.train), channels=channels,
+            image_size=self.options.image_size or min(side, 64), from_scratch=self.options.from_scratch,
+        )  # fmt: skip
+        state.transform = ImageTransform(state.processor, model_channels(state.model))
+
+
+@dataclass(frozen=True)
+class Train:
+    """Trains once: ``state.trainer``, and in ``state.record`` settings, per-epoch curves and seconds.
+
+    Args:
+        args: Method and training.
+        options: Names the network.
+        lines: One line per epoch on the standard output.
+    """
+
+    args: RobustConfig
+    options: ModelOptions
+    lines: bool = True
+
+    def __post_init__(self) -> None:
+        if self.args.remove_unused_columns:
+            raise ValueError("remove_unused_columns=True would drop the images before they are preprocessed: leave it at False.")
+
+    def __call__(self, state: RunState) -> None:
+        args = self.args
+        if state.pretraining is not None:
+            set_seed(args.seed)
+        tests = {"clean": state.test, **({"poison": state.triggered} if state.triggered is not None else {})}
+        trainer = state.trainer = RobustTrainer(
+            model=state.model, args=args, train_dataset=state.train.with_transform(state.transform),
+            processing_class=state.processor,
+            eval_dataset={name: split.with_transform(state.transform) for name, split in tests.items()},
+            compute_metrics=compute_accuracy,
+        )  # fmt: skip
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)
+        method = args.method or "none"
+        trainer.add_callback(EpochBar(method, self.lines, bar=not args.disable_tqdm))
+        start = time.perf_counter()
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        seconds = time.perf_counter() - start
+        recipe = trainer.recipe()
+        state.record = {
+            "method": method, "settings": dict(recipe.settings) if recipe is not None else {},
+            "model": self.options.model, "parameters": sum(p.numel() for p in state.model.parameters()), "seed": args.seed,
+            "epochs": args.num_train_epochs, "batch_size": args.train_batch_size * args.world_size,
+            "learning_rate": args.learning_rate, "train_samples": len(state.train), "seconds": round(seconds, 2),
+            "curves": curves(trainer.state.log_history),
+        }  # fmt: skip
+        if state.pretraining is not None:
+            state.record["contrastive"] = state.pretraining
+        if state.squeeze is not None:
+            state.record["squeeze"] = str(state.squeeze)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Adds to the record the final figures, fractions in [0, 1], means over the last epochs, and what the ledger detected.
+
+    Args:
+        last_k: Epochs that the means are over.
+    """
+
+    last_k: int
+
+    def __post_init__(self) -> None:
+        if self.last_k < 1:
+            raise ValueError(f"last_k={self.last_k} must be at least 1: give for instance 10.")
+
+    def __call__(self, state: RunState) -> None:
+        trainer, record = state.trainer, state.record
+        assert trainer is not None, "trained before"
+        record["final"] = self._final(trainer, state)
+        record["mean_last_k"] = mean_last(record["curves"], self.last_k)
+        if (estimate := trainer.estimated_noise_rate) is not None:
+            record["estimated_noise_rate"] = {"rate": estimate.rate, "low": estimate.low, "high": estimate.high}
+        if trainer.ledger is not None:
+            record["detection"] = trainer.ledger.detection()
+            record["distrusted"] = int(trainer.ledger.distrusted().sum())
+
+    @staticmethod
+    def _final(trainer: Any, state: RunState) -> dict[str, float]:
+        splits = trainer.eval_dataset
+        if state.triggered is not None and ATTACK_TARGET in state.triggered.column_names:
+            return evaluate_backdoor(trainer, splits["clean"], splits["poison"])
+        figures = {f"{name}_accuracy": trainer.predict(split).metrics["test_accuracy"] for name, split in splits.items()}
+        return {**figures, "n": len(state.test)}
+
+
+@dataclass(frozen=True)
+class WriteRun:
+    """Writes the model and its image processor, results.json, report.html and, with a ledger, ledger.parquet.
+
+    Args:
+        folder: Where to.
+        command: As it was typed.
+        options: Dataclasses whose values results.json holds, for later commands on the run.
+    """
+
+    folder: Path
+    command: str
+    options: tuple[Any, ...]
+
+    def __call__(self, state: RunState) -> None:
+        trainer = state.trainer
+        assert trainer is not None, "trained before"
+        trainer.save_model(str(self.folder))
+        if not trainer.is_world_process_zero():
+            return
+        content = results([state.record], self.command, state, *self.options)
+        write_json(self.folder / "results.json", content)
+        if trainer.ledger is not None:
+            trainer.ledger.to_parquet(self.folder / "ledger.parquet")
+        method = state.record["method"]
+        write_report(
+            self.folder / "report.html", content, suspects=suspects(trainer, state), suspects_of=method, title=f"Run: {method}"
+        )
