@@ -14,7 +14,6 @@ from helpers.tables import every_row
 
 from robust_trainer.cli import craft as craft_run
 from robust_trainer.cli import paths as paths_command
-from robust_trainer.cli import train as commands
 from robust_trainer.cli.craft_options import CraftOptions, class_number
 from robust_trainer.cli.main import main
 from robust_trainer.cli.parser import make_parser, parse
@@ -161,7 +160,7 @@ def test_a_poison_comes_first(tmp_path, capsys):
     assert data["label"][:] == craft_labels(poisoned, "gaussian-density", rate=0.1)["label"][:]
     assert "is_poisoned" in data.column_names and not (tmp_path / ".unfinished").exists()
     words = ["--dataset", str(tmp_path), "--poison", "urp", "--craft", "random", *RATE, "--output_dir", str(tmp_path / "again")]
-    assert "would corrupt the labels of a corrupted data set" in fails(capsys, "corrupt", *words)
+    assert "is corrupted already and craft='random'" in fails(capsys, "corrupt", *words)
 
 
 def test_an_extra_class_is_trained_evaluated_and_audited(tmp_path, capsys):
@@ -216,7 +215,7 @@ def test_an_extra_class_is_trained_evaluated_and_audited(tmp_path, capsys):
     ],
 )
 def test_mistakes_are_told_before_anything_is_loaded(words, told, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(commands, "prepare", None)
+    monkeypatch.setattr("robust_trainer.cli.stages.load_data", None)
     assert told in fails(capsys, "corrupt", *words, "--output_dir", str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
@@ -261,8 +260,8 @@ def test_options_from_a_file(tmp_path):
 def test_classes_by_number_and_name():
     assert class_number("cat", ["dog", "cat"], "target") == 1 and class_number(" 0", ["dog", "cat"], "target") == 0
     assert class_number("1", ["3", "5", "1"], "target") == 1  # a number is a class number
-    with pytest.raises(ValueError, match="target='ct' is no class: did you mean 'cat'"):
-        class_number("ct", ["dog", "cat"], "target")
+    with pytest.raises(ValueError, match="target='cta' is no class: did you mean 'cat'"):
+        class_number("cta", ["dog", "cat"], "target")
 
 
 # ---- paths ---------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ import pytest
 from helpers.tables import every_row
 
 from robust_trainer.cli import poison as poison_run
-from robust_trainer.cli import train as commands
 from robust_trainer.cli.main import main
 from robust_trainer.cli.parser import make_parser, parse
 from robust_trainer.cli.poison_options import PoisonOptions
@@ -142,7 +141,7 @@ def test_options_from_a_file_and_settings(tmp_path):
     ],
 )
 def test_mistakes_are_told_before_anything_is_loaded(words, told, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(commands, "prepare", None)
+    monkeypatch.setattr("robust_trainer.cli.stages.load_data", None)
     assert told in fails(capsys, *words, "--output_dir", str(tmp_path / "out"))
     assert not Path(tmp_path / "out").exists()
 
