@@ -30,6 +30,16 @@ def check_settings(settings: Mapping[str, Any], changes: Mapping[str, Any], obje
     _check_selection(settings, parts)
 
 
+def unread_by(rule: str) -> set[str]:
+    """Returns the settings of the selection that a registered rule does not read.
+
+    Args:
+        rule: a key of `RULES`.
+    """
+    rules = {*settings_of("ranking"), *settings_of("split"), "peer_exchange"}
+    return rules - {"rule", "score", *parameters_of(RULES[rule])}
+
+
 def _check_effects(settings: Mapping[str, Any], changes: Mapping[str, Any], objective: str, parts: Collection[str]) -> None:
     """Refuses what was given and has no effect beside the other settings."""
     for name, value in changes.items():
@@ -43,8 +53,7 @@ def _check_effects(settings: Mapping[str, Any], changes: Mapping[str, Any], obje
             raise ValueError(f"{name}={value!r} has no effect {reason}, or drop {name}.")
     rule = settings.get("rule")
     if rule is not None:
-        unread = set(changes) & {*settings_of("ranking"), *settings_of("split")} - {"rule", "score", *parameters_of(RULES[rule])}
-        name = next((name for name in changes if name in unread), None)
+        name = next((name for name in changes if name in unread_by(rule)), None)
         if name is not None:
             raise ValueError(f"{name}={changes[name]!r} has no effect with rule={rule!r}, which takes no {name}: drop one of them.")
 

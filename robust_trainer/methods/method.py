@@ -19,7 +19,7 @@ from ..selection.erat_split import Split
 from ..selection.rules import ClipSamples, KeepByScore, KeepDisputed, KeepSmallest
 from ..selection.scores import make_score
 from ..types import SelectionRule
-from .conflicts import check_settings
+from .conflicts import check_settings, unread_by
 from .recipe import Recipe
 from .rules import make_rule
 from .settings import PARTS, SETTINGS, defaults, settings_of
@@ -129,6 +129,8 @@ class Method:
             s["drop_ramp_steps"] = None  # epochs asked for: they count
         objective = s.get("objective", self.objective)
         check_settings(s, changes, objective, self.parts)
+        if s.get("rule") is not None:  # the other settings of the row's own rule are not in force
+            s = {name: value for name, value in s.items() if name not in unread_by(s["rule"])}
         delta = s["huber_delta"] if objective == "huber" else None
         score = s.get("score") or self.score
         return Recipe(

@@ -8,6 +8,10 @@ from typing import Any
 
 from ..types import SelectionRule
 
+#: What a `BatchRule` and an `EpochRule` must have; ``filter_active`` belongs to both.
+BATCH_RULE = ("new_state", "weights", "divisor", "filter_active")
+EPOCH_RULE = ("memory", "decides", "keep_mask", "filter_active")
+
 #: The registered rules: name -> factory. A factory's parameters are named as settings, and get the method's values.
 RULES: dict[str, Callable[..., SelectionRule]] = {}
 

@@ -17,6 +17,7 @@ from ..perturbations.inputs import EmbeddingAdapter, InputAdapter, PixelAdapter
 from ..problems import Problem
 from ..selection.rules import MEMORIES
 from .recipe import Recipe
+from .rules import BATCH_RULE, EPOCH_RULE
 
 logger = logging.get_logger(__name__)
 
@@ -69,17 +70,12 @@ def refuse(trainer: Trainer, recipe: Recipe, size: int | None, problem: Problem,
         raise ValueError("accelerator_config.even_batches=False: ranks over processes need equal batches; set it to True.")
 
 
-#: What a `BatchRule` and an `EpochRule` must have; ``filter_active`` belongs to both.
-_BATCH_RULE = ("new_state", "weights", "divisor", "filter_active")
-_EPOCH_RULE = ("memory", "decides", "keep_mask", "filter_active")
-
-
 def _refuse_rule(recipe: Recipe) -> None:
     """Raises ``ValueError`` for a selection that would not be asked, or not all of it."""
     rule = recipe.selection
     if rule is None:
         return
-    lacks = {kind: [n for n in names if not hasattr(rule, n)] for kind, names in (("B", _BATCH_RULE), ("E", _EPOCH_RULE))}
+    lacks = {kind: [n for n in names if not hasattr(rule, n)] for kind, names in (("B", BATCH_RULE), ("E", EPOCH_RULE))}
     memory = getattr(rule, "memory", "none")
     # a part of one protocol tells what was meant: a memory or a mask over the data set, or weights of a step
     epochs = memory != "none" or any(hasattr(rule, name) for name in ("keep_mask", "decides"))

@@ -5,7 +5,6 @@ Computed in the logits' type, float32 at least. A sample whose logits are NaN sc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -101,7 +100,7 @@ class Agreement:
 
 
 #: Every score by its name, with the problem's own loss.
-SCORES: Mapping[str, Score] = {
+SCORES: dict[str, Score] = {
     "loss": loss,
     "prl-l": loss_layer_gradient_norm,
     "prl-g": GradientNorm(),
