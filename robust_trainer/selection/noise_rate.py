@@ -32,7 +32,14 @@ BLIND = 0.9
 
 @dataclass(frozen=True)
 class RateEstimate:
-    """The share of wrongly labelled samples in [0, 1], its interval, and the number of samples that it rests on."""
+    """An estimate of the share of wrongly labelled samples.
+
+    Attributes:
+        rate: the share, in [0, 1].
+        low: lower end of its interval.
+        high: upper end.
+        n: number of samples that it rests on.
+    """
 
     rate: float
     low: float
@@ -46,12 +53,25 @@ class RateEstimate:
 class RateEstimator:
     """Follows the held-out samples' predictions; one estimate per epoch.
 
-    kind: ``held-out`` (above) or ``confident-joint`` (Northcutt et al. 2021, from the same predictions; counts model errors as
-    noise on hard data). seed: which samples are held out. max_epochs: after half of them holding out ends, whatever happened.
     The first estimate comes with the first still epoch: while it sinks the model is learning, and to trim by it would be to trim
     what is hard. Later it may sink, as trimming makes the model better, and never rises, until it is ``settled``: nobody is held
     out, nothing changes. Settled and ``falling``: time was up before it stopped sinking, the truth may be far lower. ``blind``:
     predictions agree with labels hardly more often than chance; there is no estimate as long as that holds.
+
+    Args:
+        size: number of samples of the data set.
+        classes: number of classes.
+        device: where probabilities and labels are.
+        kind: one of KINDS: ``held-out`` (`tightest_bound`) or ``confident-joint`` (from the same predictions; counts model errors
+            as noise on hard data).
+        seed: which samples are held out.
+        max_epochs: of the run; after half of them holding out ends, whatever happened.
+
+    Raises:
+        ValueError: for an unknown kind.
+
+    References:
+        Northcutt, Jiang and Chuang 2021, "Confident learning" (``confident-joint``).
     """
 
     def __init__(
@@ -72,14 +92,24 @@ class RateEstimator:
         self._facts = torch.tensor([[0, -1, -1]], dtype=torch.int32, device=device).repeat(held + 1, 1)  # visits, label, epoch
 
     def hold_out(self, index: Tensor) -> Tensor:
-        """Which of the positions (B,) have weight 0 now, bool (B,). Without a host sync."""
+        """Returns which samples have weight 0 now, bool (B,). Without a host sync.
+
+        Args:
+            index: positions in the data set (B,).
+        """
         return torch.zeros_like(index, dtype=torch.bool) if self.settled else self._row[index] < len(self._probs) - 1
 
     @torch.no_grad()
     def update(self, index: Tensor, probs: Tensor, labels: Tensor, epoch: int) -> None:
-        """Notes one step's probabilities (B, C), predicted before the update, and given labels (B,), gathered over the processes.
+        """Takes in one step, gathered over the processes. Without a host sync.
 
-        A sample that occurs again in an epoch (from 0) counts once; its k-th visit weighs k. Without a host sync.
+        A sample that occurs again in an epoch counts once; its k-th visit weighs k.
+
+        Args:
+            index: positions in the data set (B,).
+            probs: probabilities (B, C), predicted before the update.
+            labels: the given labels (B,).
+            epoch: number of the epoch, from 0.
         """
         if self.settled:
             return
@@ -94,7 +124,11 @@ class RateEstimator:
 
     @torch.no_grad()
     def estimate(self, epoch: int) -> RateEstimate | None:
-        """The estimate after ``epoch`` finished epochs, None while it is too early; asked again in an epoch, the same answer."""
+        """Returns the estimate so far, None while it is too early; asked again in an epoch, the same answer.
+
+        Args:
+            epoch: number of finished epochs.
+        """
         seen = self._facts[:-1, 0] > 0
         if not self.settled and epoch > self._asked and bool(seen.any()):
             probs, labels = self._probs[:-1][seen], self._facts[:-1, 1][seen].long()
@@ -105,14 +139,14 @@ class RateEstimator:
             self.best = was if was is not None and self.started and was.rate <= now.rate else now
             self._asked, self._still = epoch, 0 if self.falling else self._still + 1
             over = epoch > self.half - 1.0 or self.best.rate < STEP  # no time or no room to sink any further
-            given, predicted = (torch.bincount(c, minlength=self.classes) / len(labels) for c in (labels, probs.argmax(1)))
-            self.blind = self.best.rate > BLIND * float(1.0 - (given * predicted).sum())
+            labelled, predicted = (torch.bincount(c, minlength=self.classes) / len(labels) for c in (labels, probs.argmax(1)))
+            self.blind = self.best.rate > BLIND * float(1.0 - (labelled * predicted).sum())
             self.started = self.started or (not self.blind and (over or self._still > 0))
             self.settled = over or self._still >= PATIENCE
         return self.best if self.started else None
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that a resumed run needs, as CPU tensors."""
+        """Returns everything that a resumed run needs, as CPU tensors."""
         best = (math.nan,) * 4 if self.best is None else astuple(self.best)
         flags = (self.started, self.settled, self.falling, self.blind, self._asked, self._still, self._level)
         numbers = torch.tensor([*flags, *best], dtype=torch.float64)
@@ -120,7 +154,11 @@ class RateEstimator:
         return {f"rate.{name}": tensor.clone().cpu() for name, tensor in tensors.items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Restores `state`. Raises ``ValueError`` when it was made on a data set of another size."""
+        """Restores what `state` returned.
+
+        Raises:
+            ValueError: when it was made on a data set of another size.
+        """
         if (was := (len(state["rate.row"]), state["rate.probs"].shape[1])) != (self.size, self.classes):
             has = f"{was[0]} rows and {was[1]} classes, not {self.size} and {self.classes}"
             raise ValueError(f"the checkpoint's noise rate is of {has}: resume with the same data set.")
@@ -133,25 +171,31 @@ class RateEstimator:
 
 
 def tightest_bound(probs: Tensor, labels: Tensor, classes: int, size: int) -> RateEstimate:
-    """The tightest upper bound on the noise rate, over SETS, from out-of-sample probabilities (n, C) and given labels (n,).
+    """Returns the tightest upper bound on the noise rate, over SETS.
 
-    Out of ``size`` samples. In a set, classes are weighed by their true shares: one with more noise is predicted less often.
+    In a set, classes are weighed by their true shares: one with more noise is predicted less often.
+
+    Args:
+        probs: out-of-sample probabilities (n, C).
+        labels: the given labels (n,).
+        classes: C.
+        size: number of samples of the data set, of which these are a part.
     """
     predicted = probs.argmax(1)
     doubt = probs.scatter(1, predicted.unsqueeze(1), 0.0).sum(1)  # 1 - confidence, exact near 0
     order = torch.argsort(doubt, stable=True)
     order = order[torch.argsort(predicted[order], stable=True)]
     predicted, labels = predicted[order].cpu(), labels[order].cpu()
-    count, given = torch.bincount(predicted, minlength=classes), torch.bincount(labels, minlength=classes)
+    count, labelled = torch.bincount(predicted, minlength=classes), torch.bincount(labels, minlength=classes)
     # a class predicted less than half as often as given is not learned yet: what is missing counts as wrong
-    missing = float((given / 2 - count).clamp_min(0).sum() / len(labels))
+    missing = float((labelled / 2 - count).clamp_min(0).sum() / len(labels))
     place = (torch.arange(len(order)) - (count.cumsum(0) - count)[predicted] + 0.5) / count[predicted]
     best, low = RateEstimate(1.0, 1.0, 1.0, 0), 1.0
     for part in SETS:
         inside = place <= part
         pairs = torch.bincount((predicted * classes + labels)[inside], minlength=classes * classes).view(classes, classes).double()
         members = pairs.sum(1).clamp_min(1e-9)
-        share = _true_shares(pairs / members.unsqueeze(1), count * (members >= 1), given / len(labels))
+        share = _true_shares(pairs / members.unsqueeze(1), count * (members >= 1), labelled / len(labels))
         n = min(float(1.0 / (share.square() / members).sum()), len(labels)) if inside.any() else 0.0  # as if drawn by the shares
         rate = 1.0 - (1.0 - missing) * float((share * pairs.diagonal() / members).sum())
         (middle, error), (wide_middle, wide) = _wilson(rate, n, Z), _wilson(rate, n, WIDE)
@@ -165,21 +209,29 @@ def tightest_bound(probs: Tensor, labels: Tensor, classes: int, size: int) -> Ra
     return replace(best, low=min(low, best.rate))
 
 
-def _true_shares(given_by_true: Tensor, count: Tensor, given: Tensor) -> Tensor:
-    """The classes' true shares (C,) that explain the given ones (C,), with rows (C, C) of given by true labels; EM, cut short."""
+def _true_shares(given_by_true: Tensor, count: Tensor, labelled: Tensor) -> Tensor:
+    """The classes' true shares (C,) that explain those of the labels (C,), by given labels of true ones (C, C); EM, cut short."""
     share = count.double() / count.sum().clamp_min(1)
     for _ in range(5):
-        share = share * (given_by_true @ (given / (share @ given_by_true).clamp_min(1e-12)))
+        share = share * (given_by_true @ (labelled / (share @ given_by_true).clamp_min(1e-12)))
         share = share / share.sum().clamp_min(1e-12)
     return share
 
 
 def confident_joint(probs: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, float]:
-    """The joint distribution (C, C) of given (row) and true label, and the share of wrong labels: its mass off the diagonal.
+    """Returns the joint distribution (C, C) of given (row) and true label, and the share of wrong labels: what is off the diagonal.
 
-    Northcutt et al. 2021, "Confident learning", eq. 1 to 3, from out-of-sample probabilities (N, C): class j's threshold is the
-    mean of p_j over the samples given j; a sample counts for the likeliest of the classes whose threshold it reaches, if any; each
-    row is then scaled to the number of samples given that label. A row without counts goes to the diagonal.
+    Class j's threshold is the mean of p_j over the samples labelled j; a sample counts for the likeliest of the classes whose
+    threshold it reaches, if any; each row is then scaled to the number of samples of that label. A row without counts goes to the
+    diagonal.
+
+    Args:
+        probs: out-of-sample probabilities (N, C).
+        labels: the given labels (N,).
+        classes: C.
+
+    References:
+        Northcutt, Jiang and Chuang 2021, "Confident learning: estimating uncertainty in dataset labels", eq. 1 to 3.
     """
     n, probs = torch.bincount(labels, minlength=classes).double(), probs.double()
     total = probs.new_zeros(classes).scatter_add_(0, labels, probs.gather(1, labels.unsqueeze(1)).squeeze(1))

@@ -143,7 +143,7 @@ def test_agreement_is_one_where_all_peers_predict_the_same():
 def test_scores_that_cannot_be_had_are_refused_in_one_line():
     with pytest.raises(ValueError, match="unknown score 'los': choose one of loss, prl-l"):
         scores.make_score("los")
-    with pytest.raises(ValueError, match="needs view.gradient_norms, got None"):
+    with pytest.raises(ValueError, match="needs output.gradient_norms, got None"):
         scores.make_score("prl-g")(view(3, 2))
     with pytest.raises(ValueError, match="'agreement' compares predicted classes"):
         scores.make_score("agreement")(numbers(3, 2, 2))
