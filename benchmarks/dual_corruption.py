@@ -51,6 +51,7 @@ from robust_trainer.corruptions.poisons.poison_images import FRESH, NONE, find_p
 from robust_trainer.data.images import InputSpace
 from robust_trainer.data.load import load_data
 from robust_trainer.data.pixels import IS_POISONED, read_levels, read_pixels, write_levels
+from robust_trainer.data.randomness import keyed_seed
 from robust_trainer.images.augmentations import Augmentation, augment, make_augmentation
 from robust_trainer.images.squeezing import make_squeeze, squeeze_images
 from robust_trainer.methods.table import get_method
@@ -307,7 +308,7 @@ class Collate:
     def __call__(self, rows: list[int]) -> dict[str, Tensor]:
         batch = gather(self.part, "pixel_values", rows)
         self.count += 1
-        drawn = hash((self.seed, self.count)) % 2**63
+        drawn = keyed_seed("augment", self.seed, self.count)
         x = augment(self.augmentation, batch["pixel_values"], PIXELS, drawn, "augment")
         return {**batch, "pixel_values": x.contiguous(memory_format=layout())}
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..data.randomness import keyed_generator
 from .autoencoder import SLOPE, AutoencoderModel
 
 #: Sets of thinned copies; a hash of the row says which one judges it.
@@ -93,7 +94,7 @@ def groups_of(x: Tensor, seed: int) -> Tensor:
 
 def copies_for(networks: Sequence[AutoencoderModel], passes: int, seed: int, group: int) -> list[Thinned]:
     """The ``passes`` thinned copies of each network that judge the rows of a group."""
-    generator = torch.Generator().manual_seed(hash((seed, group)) % 2**63)
+    generator = keyed_generator("dropout", seed, group)
     return [Thinned(network, passes, generator) for network in networks]
 
 

@@ -14,6 +14,7 @@ from transformers import Trainer, TrainingArguments
 
 from ..config import check_writable, space_settings
 from ..data.images import InputSpace, input_space
+from ..data.randomness import keyed_seed
 from ..step.checkpoints import load_renamed_weights
 from .data import ImageCollator, batch_size_for, joined
 from .model import ContrastiveModel, load_projector, save_projector
@@ -177,7 +178,7 @@ class ContrastiveTrainer(Trainer):
         else:
             when, self._evaluated = (-1, self._evaluated), self._evaluated + 1
         # the views depend on where training stands alone, so that a resumed run draws what a straight one does
-        seed = hash((self.args.seed, *when, self.accelerator.process_index)) % 2**63
+        seed = keyed_seed("views", self.args.seed, *when, self.accelerator.process_index)
         a, b = model(torch.cat(two_views(self.views, x, self.space, seed))).chunk(2)
         loss = nt_xent(a, b, self._settings["temperature"], gather_rows)
         return (loss, {"loss": loss, "embeddings": torch.stack([a, b], 1)}) if return_outputs else loss

@@ -1,12 +1,45 @@
-"""Random choices that are a function of a seed and of the row alone, so that no order, batch or process changes them."""
+"""Random numbers that are a function of a key alone, so that no order, batch, process or interpreter changes them.
+
+Two schemes, for two uses:
+- a stream of numbers for one purpose: `keyed_generator`, or `keyed_seed` for what takes a seed. A key is a word for the purpose and
+  the numbers that it depends on, as in ``keyed_generator("random start", seed, step, rank)``;
+- one number for each row of a data set, drawn for any rows in any order: `sample_keys` and `uniforms`, vectorised.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
+import torch
 
 TOP_KEY = np.uint64(2**64 - 1)
+
+
+def keyed_seed(*key: int | str) -> int:
+    """Returns a seed in [0, 2^63) for a key: the words and whole numbers that something random depends on.
+
+    Guarantee: equal keys give equal seeds in every process, on every machine and with every version of Python and numpy; the seeds
+    of different keys, of different lengths too, know nothing of each other (numpy's `SeedSequence`, whose mixing is fixed).
+
+    Args:
+        key: words of any length, and whole numbers in [-2^63, 2^64).
+    """
+    entropy = [len(key)]
+    for part in key:
+        if isinstance(part, str):
+            part = int.from_bytes(hashlib.blake2b(part.encode(), digest_size=8).digest(), "little")
+        entropy += [int(part) & 0xFFFFFFFF, (int(part) >> 32) & 0xFFFFFFFF]
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def keyed_generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """Returns a new torch generator on a device, seeded by `keyed_seed`.
+
+    Guarantee: no other generator moves, the global ones included. What it draws differs between kinds of device.
+    """
+    return torch.Generator(device).manual_seed(keyed_seed(*key))
 
 
 def sample_keys(seed: int, indices: Any) -> np.ndarray:

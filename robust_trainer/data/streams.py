@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from .randomness import keyed_generator
+
 
 class StreamSampler(Sampler[int]):
     """As many positions as the data set has rows, ``share`` of any stretch of them labelled.
@@ -25,7 +27,7 @@ class StreamSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         epoch, split = self.now()
-        generator = torch.Generator().manual_seed(hash((self.seed, epoch)) % 2**63)
+        generator = keyed_generator("epoch order", self.seed, epoch)
         everybody = torch.arange(self.size)
         mask = torch.ones(self.size, dtype=torch.bool) if split is None else split.cpu()
         known, unknown = everybody[mask], everybody[~mask]

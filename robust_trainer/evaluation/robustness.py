@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import time
@@ -24,6 +23,7 @@ from ..attacks.records import Records, digest_model, digest_tensors, processes
 from ..attacks.target import Target
 from ..data.indexing import INDEX, IndexCollator, Indexed
 from ..data.labels import check_labels
+from ..data.randomness import keyed_seed
 from ..perturbations.norms import NORMS, find_norm
 from ..reporting.console import show
 
@@ -188,7 +188,7 @@ def _attack(
             left = (clean & (broken < 0)).nonzero().flatten()
             if len(left) and (number, place) >= begin:
                 start = time.perf_counter()
-                draws = Draws(_key(seed, name), [index[i] for i in left.tolist()], target.device)
+                draws = Draws(keyed_seed("attack", seed, name), [index[i] for i in left.tolist()], target.device)
                 forward = bar.watched(target, attack, name if len(group.members) == 1 else f"{group.name}: {name}")
                 with torch.enable_grad():
                     x_adv = attack(forward, x[left], y[left], draws).detach()
@@ -207,11 +207,6 @@ def _survived(row: Mapping[str, Any]) -> list[bool]:
     """Which of a row's samples are right without and under every attack."""
     by_sample = zip(*row["broken"].values())
     return [bool(clean) and all(by < 0 for by in broken) for clean, broken in zip(row["clean"], by_sample)]
-
-
-def _key(seed: int, name: str) -> int:
-    """A seed of the attack's own: equal for equal (seed, name) on every machine."""
-    return int.from_bytes(hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest(), "big")
 
 
 def _check_within(name: str, x: Tensor, x_adv: Tensor, eps: float, norm: str) -> None:

@@ -15,6 +15,8 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from ..data.randomness import keyed_seed
+
 
 class Draws(Protocol):
     """Random numbers of B rows: float32 tensors (B, *shape), the next ones at every call."""
@@ -335,7 +337,7 @@ def draw_in_l2(index: Tensor, seed: int, step: int) -> Tensor:
     References:
         ERAT eq. 7.
     """
-    key = hash((seed, step)) % 2**64
+    key = keyed_seed("hybrid", seed, step)
     bits = _mix((index.long() ^ (key >> 32)) & _MASK)
     return _mix(bits ^ (key & _MASK)) >= 2**31
 

@@ -6,12 +6,12 @@ ranked in the whole data set by what the ledger remembers of it, decided anew at
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..data.randomness import keyed_seed
 from ..types import Progress
 from .allocation import allocate_integers, class_scores, rebalanced_shares, sampling_rates
 from .ranking import minmax, rank_within, share_dtype, smallest
@@ -165,7 +165,7 @@ class KeepByScore:
             return keep
         if self.peer_exchange == "next" or peers == 2:
             return keep.roll(1, 0)
-        return keep[derangement(peers, hash((progress.seed, progress.global_step)))]
+        return keep[derangement(peers, keyed_seed("exchange", progress.seed, progress.global_step))]
 
     def divisor(self, weights: Tensor) -> Tensor:
         """Returns the number of kept samples, (M,), which a step's sum is divided by.
@@ -311,8 +311,8 @@ def derangement(size: int, seed: int) -> list[int]:
         size: number of places, >= 2.
         seed: of the draw.
     """
-    draw = random.Random(seed)
+    generator = torch.Generator().manual_seed(seed)
     order = list(range(size))
     while any(place == source for place, source in enumerate(order)):
-        draw.shuffle(order)
+        order = torch.randperm(size, generator=generator).tolist()
     return order

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.randomness import keyed_generator
 from ..losses.adversarial import INNER, needs_clean
 from ..losses.standard import make_objective
 from ..methods.recipe import Recipe
@@ -122,7 +123,7 @@ class InnerMaximization:
 
     def _generator(self, x: Tensor, progress: Progress) -> torch.Generator:
         rank = 0 if self.attack.scope == "batch" else self.rank
-        return torch.Generator(x.device).manual_seed(hash((self.seed, progress.global_step, rank)) % 2**63)
+        return keyed_generator("random start", self.seed, progress.global_step, rank, device=x.device)
 
     def _gradient(self, bare: Forward, batch: Batch, x: Tensor, clean: Tensor | None) -> tuple[Tensor, ForwardOutput]:
         """The loss's gradient with respect to x alone (no weight gradients), and the forward it came from."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from ..data.randomness import keyed_seed
 from ..ledger.ledger import SampleLedger
 from ..ledger.pending import PendingRecords, StepRecord, record
 from ..methods.recipe import Recipe
@@ -115,7 +116,7 @@ class RobustStep:
         return step
 
     def _seed(self, progress: Progress) -> int:
-        return hash((self.seed, progress.global_step, self.rank)) % 2**63
+        return keyed_seed("augmentation", self.seed, progress.global_step, self.rank)
 
     def set_front(self, front: InputAdapter) -> None:
         """Where the perturbation enters. The size of a text model's embeddings is the run's: resumed, it is not measured anew."""

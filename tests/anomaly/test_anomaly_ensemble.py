@@ -11,6 +11,7 @@ from helpers.tables import every_row
 
 from robust_trainer.anomaly import RCA, AutoencoderConfig, AutoencoderModel
 from robust_trainer.anomaly.ensemble import GROUPS, Kept, ensemble_scores, groups_of
+from robust_trainer.data.randomness import keyed_generator
 
 
 def network(seed, variational=False, dropout=0.5, hidden=12, latent=4, d=5):
@@ -35,7 +36,7 @@ def masks_of(kept, size):
 
 def drawn(networks, passes, seed, group):
     """The masks of the four layers of each network, (V, size) each, drawn as those of a group of rows are."""
-    generator, found = torch.Generator().manual_seed(hash((seed, group)) % 2**63), []
+    generator, found = keyed_generator("dropout", seed, group), []
     for model in networks:
         c = model.config
         sizes = (c.hidden_size, c.hidden_size, c.latent_size, c.hidden_size)

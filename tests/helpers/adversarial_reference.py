@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from helpers.toy import CHANNELS, CLASSES, SIZE, resnet
 
+from robust_trainer.data.randomness import keyed_generator
+
 BATCH, STEPS, SEED, LR, MOMENTUM, DECAY = 8, 5, 3, 0.02, 0.9, 5e-3
 
 
@@ -73,7 +75,7 @@ OUTER["fast-at"] = OUTER["pgd-at"]
 
 def start(step, shape, eps, random_start, start_std):
     """The library's random numbers, drawn again: they belong to the seed, the step and the process."""
-    g = torch.Generator().manual_seed(hash((SEED, step, 0)) % 2**63)
+    g = keyed_generator("random start", SEED, step, 0)
     if not random_start:
         return torch.zeros(shape)
     if start_std is not None:

@@ -11,6 +11,7 @@ from helpers.toy import images as toy_images
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from robust_trainer.data.images import InputSpace
+from robust_trainer.data.randomness import keyed_generator, keyed_seed
 from robust_trainer.losses.adversarial import INNER, needs_clean
 from robust_trainer.losses.standard import make_objective
 from robust_trainer.methods.recipe import Recipe
@@ -141,7 +142,7 @@ def test_a_slow_loop_over_single_samples(random_start):
     model, batch, pixels = images(6, torch.float64)
     got, second = craft(attack, model, batch)
     assert 0 < second.sum() < 6
-    g = torch.Generator().manual_seed(hash((3, NOW.global_step, 0)) % 2**63)
+    g = keyed_generator("random start", 3, NOW.global_step, 0)
     begin = torch.randn(pixels.shape, generator=g).double() * 0.01 if random_start else torch.zeros_like(pixels)
     for i in range(6):
 
@@ -194,7 +195,7 @@ def slow_draw(index, seed, step):
             bits = ((bits >> 16) ^ bits) * 0x45D9F3B % 2**32
         return (bits >> 16) ^ bits
 
-    key = hash((seed, step)) % 2**64
+    key = keyed_seed("hybrid", seed, step)
     return mix(mix((index ^ (key >> 32)) % 2**32) ^ (key % 2**32)) >= 2**31
 
 

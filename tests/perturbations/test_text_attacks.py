@@ -13,6 +13,7 @@ from transformers import (
 )
 
 from robust_trainer import RobustTrainer
+from robust_trainer.data.randomness import keyed_generator
 from robust_trainer.models.peers import PeerModel
 from robust_trainer.perturbations.inputs import EmbeddingAdapter
 from robust_trainer.step.batch import Batch
@@ -112,7 +113,7 @@ def reference(method, norm, eps, step_size, steps, uniform, beta=4.0, updates=3,
 
         delta = torch.zeros(*ids.shape, WIDTH)
         if uniform:
-            g = torch.Generator().manual_seed(hash((SEED, update, 0)) % 2**63)  # the library's numbers, drawn again
+            g = keyed_generator("random start", SEED, update, 0)  # the library's numbers, drawn again
             if norm == "linf":
                 delta = (torch.rand(delta.shape, generator=g) * 2 - 1) * eps
             else:

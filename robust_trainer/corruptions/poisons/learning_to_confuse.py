@@ -69,14 +69,14 @@ def craft_l2c(
     if task.fresh is None:
         raise ValueError("poison 'l2c' trains classifiers of its own, fresh=None: give a function that makes an untrained one.")
     with torch.random.fork_rng([task.device] if task.device.type == "cuda" else []):
-        torch.manual_seed(_seed(task, 0))
+        torch.manual_seed(task.seed_of("l2c", 0))
         generator = Generator(task.images.shape[1], task.ball, width).to(task.device)
         optimizer = torch.optim.Adam(generator.parameters(), lr=lr, maximize=True)
         done = _restore(generator, optimizer, task.work.load("l2c"))
         for number in task.work.progress(range(rounds), "crafting l2c", rounds):
             if number < done:
                 continue
-            torch.manual_seed(_seed(task, number + 1))
+            torch.manual_seed(task.seed_of("l2c", number + 1))
             _round(task, task.fresh().to(task.device), generator, optimizer, epochs, classifier_lr, momentum)
             if (number + 1) % save_every == 0 or number + 1 == rounds:
                 task.work.save("l2c", {**_state(generator, optimizer), "done": torch.tensor(number + 1)})
@@ -149,7 +149,3 @@ def _restore(generator: Generator, optimizer: torch.optim.Adam, state: dict[str,
         kept = {name[len(prefix) :]: value for name, value in state.items() if name.startswith(prefix)}
         optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in kept.items()}
     return int(state["done"])
-
-
-def _seed(task: Task, number: int) -> int:
-    return int(torch.randint(2**62, (), generator=task.generator(number)))

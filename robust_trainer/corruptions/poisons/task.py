@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ...data.randomness import keyed_generator, keyed_seed
 from ...perturbations.norms import Ball
 from ...reporting.resumable import Work
 
@@ -31,9 +32,13 @@ class Task:
     seed: int = 0
     work: Work = field(default_factory=Work)
 
-    def generator(self, *key: int) -> torch.Generator:
-        """A generator on the CPU that depends on the seed and the key alone."""
-        return torch.Generator().manual_seed(hash((self.seed, *key)) % 2**63)
+    def generator(self, *key: int | str) -> torch.Generator:
+        """Returns a generator on the CPU that depends on the seed and the key alone."""
+        return keyed_generator("poison", self.seed, *key)
+
+    def seed_of(self, *key: int | str) -> int:
+        """Returns a seed that depends on the task's seed and the key alone."""
+        return keyed_seed("poison", self.seed, *key)
 
     def batches(self) -> list[Tensor]:
         """The positions of each batch, in order."""

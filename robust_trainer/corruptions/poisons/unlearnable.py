@@ -75,7 +75,7 @@ def craft_up(
             f"step_size={search.step_size:g}, stop_error={search.stop_error:g}, min_rounds={min_rounds}, max_rounds={max_rounds}: "
             "give step_size > 0, stop_error in [0, 1) and min_rounds <= max_rounds."
         )
-    with own_random(_seed(task, 0)):  # initial weights and dropout
+    with own_random(task.seed_of("unlearnable", 0)):  # initial weights and dropout
         noise = _alternate(task, search, task.fresh().to(task.device))
     return fit(noise[task.labels] if class_wise else noise, task.images, task.ball)
 
@@ -91,7 +91,7 @@ def _alternate(task: Task, search: Search, model: nn.Module) -> Tensor:
     for number in task.work.progress(range(done, search.max_rounds), "unlearnable noise, rounds"):
         if error <= search.stop_error and number >= search.min_rounds:
             break
-        torch.manual_seed(_seed(task, number + 1))
+        torch.manual_seed(task.seed_of("unlearnable", number + 1))
         _learn(task, search, model, optimizer, noise, number)
         model.eval().requires_grad_(False)
         noise, error = _search(task, search, model, noise)
@@ -114,7 +114,7 @@ def _learn(task: Task, search: Search, model: nn.Module, optimizer: torch.optim.
     model.train()
     for step in range(number * search.model_batches, (number + 1) * search.model_batches):
         epoch, part = divmod(step, count)
-        order = torch.randperm(len(task.images), generator=task.generator(1, epoch))
+        order = torch.randperm(len(task.images), generator=task.generator("epoch order", epoch))
         x, y, delta = _batch(task, search, noise, order[part * task.batch_size : (part + 1) * task.batch_size])
         loss = nn.functional.cross_entropy(model((x + delta).clamp(0.0, 1.0)), y)
         optimizer.zero_grad()
@@ -171,7 +171,3 @@ def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, kept: dict[str,
     for i, p in enumerate(model.parameters()):
         if (value := kept.get(f"momentum.{i}")) is not None:
             optimizer.state[p]["momentum_buffer"] = value.to(p.device)
-
-
-def _seed(task: Task, number: int) -> int:
-    return int(torch.randint(2**62, (), generator=task.generator(2, number)))
