@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -12,7 +11,8 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from torch import Tensor, nn
+
+from ..reporting.atomic_files import write_text
 
 #: What a header is told by, and how a refusal calls its entries.
 _KIND = "robust-trainer evaluation"
@@ -48,10 +48,7 @@ class Records:
                 self.begun |= {tuple(row["index"]): row for row in rows if "next" in row}
                 mine = rows if file == self.own else mine
             self.found = self.merged([*self.found])  # also: nobody writes before everybody has read
-            self.own.parent.mkdir(parents=True, exist_ok=True)
-            fresh = self.own.with_name(self.own.name + ".new")
-            fresh.write_text("".join(json.dumps(line) + "\n" for line in [self.header, *mine]), encoding="utf-8")
-            os.replace(fresh, self.own)
+            write_text(self.own, "".join(json.dumps(line) + "\n" for line in [self.header, *mine]))
 
     @property
     def done(self) -> set[int]:
@@ -118,29 +115,6 @@ def processes() -> tuple[int, int]:
     if not torch.distributed.is_initialized():
         return 0, 1
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
-
-
-def digest_model(model: nn.Module) -> str:
-    """A digest of the model's class, parameters and buffers, bit for bit."""
-    digest = hashlib.blake2b(type(model).__name__.encode(), digest_size=16)
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        if isinstance(value, Tensor):
-            _update(digest, value)
-    return digest.hexdigest()
-
-
-def digest_tensors(*tensors: Tensor) -> str:
-    """A digest of the tensors' types, shapes and values."""
-    digest = hashlib.blake2b(digest_size=16)
-    for tensor in tensors:
-        _update(digest, tensor)
-    return digest.hexdigest()
-
-
-def _update(digest: Any, tensor: Tensor) -> None:
-    digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
 
 
 def _short(value: Any) -> str:

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..models.modes import no_bars
+from ..reporting.atomic_files import replacing, write_text
 from ..step.checkpoints import _names_in
 
 #: Beside the weights: the row of the log that chose them.
@@ -30,8 +31,9 @@ def save_best(folder: str | Path, model: nn.Module, processor: Any, row: Mapping
         for part in saves:
             part.save_pretrained(str(folder))
     if not isinstance(model, PreTrainedModel):
-        safetensors.torch.save_model(model, str(folder / "model.safetensors"))
-    (folder / RECORD).write_text(json.dumps(dict(row), indent=1) + "\n", encoding="utf-8")
+        with replacing(folder / "model.safetensors") as new:
+            safetensors.torch.save_model(model, str(new))
+    write_text(folder / RECORD, json.dumps(dict(row), indent=1) + "\n")
 
 
 def load_best(model: nn.Module, folder: str | Path) -> None:

@@ -21,6 +21,7 @@ from ..data.mapping import IS_CORRUPTED
 from ..evaluation.robustness import Robustness, evaluate_robustness
 from ..models.modes import borrowed, undisturbed
 from ..models.problem import number_of_classes
+from ..reporting.atomic_files import write_text
 from .best_weights import RECORD, load_best, save_best
 from .robustness_plot import HELD_NATURAL, HELD_ROBUST, NATURAL, ROBUST, best, plot_curves, plot_history, summarise, table, tracked
 
@@ -207,7 +208,7 @@ class RobustnessCallback(TrainerCallback):
             "samples_during": _size(self.dataset, self.max_samples), "samples_final": _size(self.dataset, self.final_samples),
             "held_out_samples": _size(self.held_out, self.max_samples), "summary": self.summary(), "history": self.history,
         }  # fmt: skip
-        (self.folder / "robustness.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        write_text(self.folder / "robustness.json", json.dumps(told, indent=1) + "\n")
         plot_history(self.history, self.folder / "robustness_curve.png", kept=self.kept, attacks=self.attacks_during)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -13,10 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..data.fingerprint import fingerprint
 from ..data.load import label_names
 from ..evaluation.boundary_paths import path_lengths
 from ..evaluation.path_table import PathLengths
 from ..models.zoo import load_model
+from ..reporting.atomic_files import write_text
 from ..reporting.console import say, show
 from ..reporting.safe_text import plain
 from .craft import PATH_FILES, write_paths
@@ -109,7 +110,7 @@ def _begin(run: Path, now: dict[str, Any]) -> None:
         shutil.rmtree(parts)
         (run / LENGTHS).unlink(missing_ok=True)
     parts.mkdir(parents=True, exist_ok=True)
-    (parts / OF).write_text(json.dumps(now), encoding="utf-8")
+    write_text(parts / OF, json.dumps(now))
 
 
 def is_stale(run: Path) -> bool:
@@ -128,9 +129,5 @@ def _of(parts: Path) -> dict[str, Any] | None:
 
 def _weights(run: Path) -> str:
     """What tells the saved model from another: of the bytes of its files."""
-    digest = hashlib.sha256()
-    for path in sorted([*run.glob("model*.safetensors"), *run.glob("pytorch_model*.bin"), run / "config.json"]):
-        if path.is_file():
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
+    files = sorted([*run.glob("model*.safetensors"), *run.glob("pytorch_model*.bin"), run / "config.json"])
+    return fingerprint([path for path in files if path.is_file()])

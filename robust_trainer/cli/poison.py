@@ -14,8 +14,9 @@ from torch import nn
 
 from ..corruptions.poisons.card import poison_record
 from ..corruptions.poisons.networks import accuracy, fresh_factory, seeded, train_plain
-from ..corruptions.poisons.poison_images import digest, poison_images, self_check
+from ..corruptions.poisons.poison_images import poison_images, self_check
 from ..corruptions.poisons.table import FRESH, NONE, check_settings, find_poison, make_ball
+from ..data.fingerprint import fingerprint
 from ..data.load import TEST, TRAIN, label_names
 from ..data.pixels import IS_POISONED, read_levels, read_pixels
 from ..models.pixel_model import PixelModel, pixel_model
@@ -116,7 +117,7 @@ def trained_network(
     """
     told = f"{name}, trained on {data} for {epochs} epochs"
     images, labels = read_pixels(train, "image", "clean_label" if "clean_label" in train.column_names else "label")
-    work = Work(folder, {"model": told, "seed": seed, "data": digest(images.numpy(), labels.numpy())})
+    work = Work(folder, {"model": told, "seed": seed, "data": fingerprint(images, labels)})
     network = seeded(fresh, seed).to(device)
     if (kept := work.load("weights")) is not None:
         network.load_state_dict(kept)

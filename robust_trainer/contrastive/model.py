@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..models.heads import head_of
 from ..models.peers import PeerModel
+from ..reporting.atomic_files import replacing
 
 PROJECTOR_FILE = "projector.safetensors"
 
@@ -84,7 +85,8 @@ class ContrastiveModel(nn.Module):
 def save_projector(folder: str, model: ContrastiveModel) -> None:
     """Writes the projector's weights beside the classifier's."""
     tensors = {name: tensor.contiguous() for name, tensor in model.projector.state_dict().items()}
-    safetensors.torch.save_file(tensors, os.path.join(folder, PROJECTOR_FILE), metadata={"format": "pt"})
+    with replacing(os.path.join(folder, PROJECTOR_FILE)) as new:
+        safetensors.torch.save_file(tensors, new, metadata={"format": "pt"})
 
 
 def load_projector(folder: str, model: ContrastiveModel) -> None:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks.pgd import input_gradient, margin
-from ..attacks.records import digest_model, digest_tensors
 from ..data import columns
+from ..data.fingerprint import fingerprint
 from ..data.label_rules import class_targets
 from ..models.pixel_model import frozen_copy, pixel_model
 from ..models.pixel_source import PixelSource
@@ -81,8 +81,7 @@ def path_lengths(
     targets = np.full(len(labels), -1) if aim is None else aim[labels]
     told = {
         "step_size": step_size, "norm": norm, "max_steps": max_steps, "clip": clip, "batch_size": batch_size,
-        "model": digest_model(copy), "data": source.digest(),
-        "labels": digest_tensors(torch.from_numpy(np.stack([labels, targets]))),
+        "model": fingerprint(copy), "data": source.fingerprint(), "labels": fingerprint(labels, targets),
     }  # fmt: skip
     work = Work(None if folder is None else Path(folder), told, "path lengths")
     parts = []

@@ -19,8 +19,9 @@ from ..attacks.autoattack import Named, check_name, make_attacks, read_eps
 from ..attacks.base import Attack, Draws
 from ..attacks.preflight import after, before, check_inputs, merge
 from ..attacks.progress import Progress
-from ..attacks.records import Records, digest_model, digest_tensors, processes
+from ..attacks.records import Records, processes
 from ..attacks.target import Target
+from ..data.fingerprint import fingerprint
 from ..data.indexing import INDEX, IndexCollator, Indexed
 from ..data.labels import check_labels
 from ..data.randomness import keyed_seed
@@ -141,7 +142,7 @@ def evaluate_robustness(
     if max_samples is not None and max_samples < len(order):
         order = np.sort(np.random.default_rng(seed).permutation(len(order))[:max_samples])
     rank, world = processes()
-    digest = digest_model(target.model) if resume_from is not None else None
+    weights = fingerprint(target.model) if resume_from is not None else None
     with torch.inference_mode(False), torch.no_grad(), target:
         reader = _Reader(target, dataset, data_collator, label_names)
         _, x, y = next(reader.batches(order[: min(batch_size, 64)], batch_size))
@@ -152,8 +153,8 @@ def evaluate_robustness(
             logger.warning(told)
         members = {group.name: [repr(attack) for _, attack in group.members] for group in groups}
         settings: dict[str, Any] = {"attacks": members, "eps": radius, "norm": norm, "seed": seed, "samples": len(order)}
-        if digest is not None:
-            settings |= {"data": f"{len(dataset)} {reader.digest(order)}", "model": f"{digest} {target.space}"}
+        if weights is not None:
+            settings |= {"data": f"{len(dataset)} {reader.fingerprint(order)}", "model": f"{weights} {target.space}"}
         records = Records(settings, resume_from, rank, world)
         done = records.done
         todo = np.array([i for i in order.tolist() if i not in done], dtype=np.int64)[rank::world]
@@ -296,10 +297,10 @@ class _Reader:
             ) from None
         return classes
 
-    def digest(self, order: np.ndarray) -> str:
-        """A digest of up to 8 of the samples, evenly spread: images and labels."""
+    def fingerprint(self, order: np.ndarray) -> str:
+        """What tells up to 8 of the samples, evenly spread, from others: images and labels."""
         probe = order[np.unique(np.linspace(0, len(order) - 1, 8).astype(int))]
-        return digest_tensors(*(t for _, x, y in self.batches(probe, 8) for t in (x, y)))
+        return fingerprint(*(t for _, x, y in self.batches(probe, 8) for t in (x, y)))
 
 
 def _collate(features: list[Any]) -> Mapping[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from ..data.fingerprint import fingerprint
 from ..methods.recipe import Recipe
 from ..problems import Problem
 from .ledger import SampleLedger
@@ -35,17 +35,16 @@ def data_fingerprint(data: Any, label: str | None) -> str:
     data set, whose rows may be drawn anew each time, only the number of rows counts. Image files are told by their bytes, or by
     their names where the bytes are not in the data set.
     """
-    digest = hashlib.sha256(f"rows {len(data)}".encode())
+    content: list[Any] = [len(data)]
     if isinstance(data, datasets.Dataset) and len(data):
         if label in data.column_names:
-            digest.update(_content(data.select_columns([label]).with_format("arrow")[:].column(0)))
+            content.append(_content(data.select_columns([label]).with_format("arrow")[:].column(0)))
         rows = np.unique(np.linspace(0, len(data) - 1, SAMPLES).astype(int))
         kept = [n for n in sorted(data.column_names) if n not in NOT_CONTENT]
         table: Any = data.select_columns(kept).with_format("arrow").select(rows)[:] if kept else None
         for key in kept:
-            digest.update(key.encode())
-            digest.update(_content(table.column(key)))
-    return digest.hexdigest()[:16]
+            content += [key, _content(table.column(key))]
+    return fingerprint(content)
 
 
 def _content(column: Any) -> bytes:

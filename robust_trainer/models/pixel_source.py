@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from ..data import columns
 from ..data.features import FeatureReader
+from ..data.fingerprint import fingerprint
 from ..data.images import InputSpace
 from ..data.pixels import image_column, read_levels, to_pixels
 from ..data.preprocess import ImageTransform, model_channels
@@ -51,14 +51,11 @@ class PixelSource:
             return to_pixels(read_levels(part, self.column))
         return self.space.to_pixels(self.transform(part[:])["pixel_values"]).clamp(0.0, 1.0)
 
-    def digest(self) -> str:
-        """What tells these images from others, by their encoded bytes (files: by their paths)."""
-        made = hashlib.sha256()
+    def fingerprint(self) -> str:
+        """Returns what tells these images from others, by their encoded bytes (files: by their paths)."""
         raw = self.dataset.cast_column(self.column, datasets.Image(mode=self.dataset.features[self.column].mode, decode=False))
-        for batch in raw.iter(1024):
-            for value in batch[self.column]:
-                made.update(value["bytes"] if value["bytes"] is not None else str(value["path"]).encode())
-        return made.hexdigest()[:16]
+        images = (value for batch in raw.iter(1024) for value in batch[self.column])
+        return fingerprint(str(v["path"]) if v["bytes"] is None else v["bytes"] for v in images)
 
 
 @torch.no_grad()

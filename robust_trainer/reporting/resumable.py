@@ -12,6 +12,8 @@ import safetensors.torch
 from torch import Tensor
 from transformers.utils import logging
 
+from .atomic_files import replacing, write_text
+
 _IDENTITY = "task.json"
 
 
@@ -37,7 +39,7 @@ class Work:
                 f"{str(self.folder)!r} holds {self.what} begun with {wrong}={before.get(wrong)!r}, now {told.get(wrong)!r}: "
                 "give the same settings, or another folder."
             )
-        path.write_text(json.dumps(told))
+        write_text(path, json.dumps(told))
 
     def load(self, name: str) -> dict[str, Tensor] | None:
         """The tensors of a finished part, None where it is not finished."""
@@ -48,10 +50,8 @@ class Work:
         """Keeps a part; whole or not at all."""
         if self.folder is None:
             return
-        path = self.folder / f"{name}.safetensors"
-        draft = path.with_suffix(".part")
-        safetensors.torch.save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, draft)
-        draft.replace(path)
+        with replacing(self.folder / f"{name}.safetensors") as new:
+            safetensors.torch.save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, new)
 
     def progress(self, parts: Iterable[Any], told: str, total: int | None = None) -> Iterator[Any]:
         """The parts, under a progress bar (which `transformers.utils.logging.disable_progress_bar` hides)."""

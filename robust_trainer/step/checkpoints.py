@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ..methods.recipe import Recipe
 from ..methods.settings import defaults
+from ..reporting.atomic_files import replacing
 from .plan import RobustStep
 
 STATE_FILE = "robust_state.safetensors"
@@ -23,7 +24,8 @@ def save(folder: str, walk: RobustStep) -> None:
     metadata = _identity(walk.recipe)
     if walk.ledger is not None:
         metadata["run"] = json.dumps(walk.ledger.run, default=str)
-    safetensors.torch.save_file(tensors, os.path.join(folder, STATE_FILE), metadata=metadata)
+    with replacing(os.path.join(folder, STATE_FILE)) as new:
+        safetensors.torch.save_file(tensors, new, metadata=metadata)
 
 
 def clear(folder: str) -> None:

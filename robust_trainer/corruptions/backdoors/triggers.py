@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ...data.fingerprint import fingerprint
 from ...data.pixels import COLOUR_CHANNELS, as_array, check_pixels, plain_mode
 from ...data.randomness import check_seed
 
@@ -182,7 +182,7 @@ class BlendTrigger(_PixelTrigger):
         if self.picture is not None:
             levels = _levels(self.picture)
             object.__setattr__(self, "picture", levels)
-            digest = hashlib.sha256(f"{levels.shape}".encode() + levels.tobytes()).hexdigest()[:16]
+            digest = fingerprint(levels)
             object.__setattr__(self, "picture_digest", digest)
 
     def values(self, height: int, width: int, channels: int) -> np.ndarray:

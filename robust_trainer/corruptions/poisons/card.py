@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 
 from ...perturbations.norms import NORMS
+from ...reporting.atomic_files import write_text
 from .poison_images import realised_norms
 from .table import find_poison, make_ball
 
@@ -46,10 +47,8 @@ def write_card(folder: str | Path, record: Mapping[str, Any], *, data: str = "",
     record: of `poison_record`. data: the clean data set in words; labels: what became of the labels; load: the line of Python that
     loads the data, default ``load_from_disk`` of the folder.
     """
-    path = Path(folder) / "README.md"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_card(record, data, labels, load or 'data = load_from_disk("path/to/this/folder")'), encoding="utf-8")
-    return path
+    card = _card(record, data, labels, load or 'data = load_from_disk("path/to/this/folder")')
+    return write_text(Path(folder) / "README.md", card)
 
 
 def _card(told: Mapping[str, Any], data: str, labels: str, load: str) -> str:

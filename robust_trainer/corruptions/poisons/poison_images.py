@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,10 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...data import columns
+from ...data.fingerprint import fingerprint
 from ...data.mapping import CLEAN_LABEL
 from ...data.pixels import IS_POISONED, read_levels, read_pixels, to_levels, to_pixels, write_levels
 from ...data.pixels import image_column as find_image_column
@@ -83,7 +83,7 @@ def poison_images(
     check_classes(probe, task)
     if folder is not None:
         told = {"poison": poison, "norm": norm, "eps": ball.eps, "seed": seed, "batch_size": batch_size, "settings": settings}
-        told |= {"data": digest(levels, labels), "model": _model_digest(probe, weights=fresh is None)}
+        told |= {"data": fingerprint(levels, labels), "model": _identity(probe, weights=fresh is None)}
         task.work = Work(Path(folder), told)
     delta = craft(task, **settings)
     if not bool(torch.isfinite(delta).all()):
@@ -177,22 +177,8 @@ def _told(found: Mapping[str, Any]) -> str:
     )
 
 
-def digest(*arrays: np.ndarray) -> str:
-    """Returns what tells these arrays from others: 16 hexadecimal digits."""
-    made = hashlib.sha256()
-    for array in arrays:
-        made.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
-    return made.hexdigest()[:16]
-
-
-def _model_digest(model: nn.Module | None, weights: bool) -> str:
+def _identity(model: nn.Module | None, weights: bool) -> str:
+    """What tells the network from others: its structure, and with ``weights`` its state."""
     if model is None:
         return NONE
-    made = hashlib.sha256(str(model).encode())
-    for name, value in model.state_dict().items() if weights else ():
-        made.update(name.encode() + _bytes(value))
-    return made.hexdigest()[:16]
-
-
-def _bytes(value: Tensor) -> bytes:
-    return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return fingerprint(str(model), model if weights else None)
