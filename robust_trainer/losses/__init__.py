@@ -1,0 +1,1 @@
+"""Losses on labels, on two forwards, and of semi-supervised training."""

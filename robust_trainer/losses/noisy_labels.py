@@ -1,8 +1,12 @@
 """Losses on class labels that wrong labels hurt less than cross-entropy: (ForwardOutput, labels (M, B)) -> (M, B), differentiable.
 
-p = softmax(z) of one sample, y its given label, C the number of classes. Computed in the logits' type, float32 at least; finite,
-with finite gradients, for logits of +-800 and for C from 2 up. Mixtures (M, B, C) as targets are a one-line ``ValueError``.
-Papers: 004 "NRAT" sec. 2.3 and 3.3; Ma et al. 2020 "Normalized loss functions" (APL), whose code is meant by "the authors' code".
+p = softmax(z) of one sample, y its given label, C the number of classes. Computed in the logits' type, float32 at least.
+
+Guarantee: finite, with finite gradients, for logits of +-800 and for C from 2 up. Mixtures (M, B, C) as targets are a one-line
+``ValueError``.
+
+References:
+    NRAT sec. 2.3 and 3.3; Ma et al. 2020 (APL), whose code is meant by "the authors' code".
 """
 
 from __future__ import annotations
@@ -25,23 +29,44 @@ BOOST_FLOOR = 1e-4 + 1e-12
 
 
 def one_label(name: str, targets: Tensor) -> Tensor:
-    """Labels (M, B) as an index (M, B, 1). Raises ``ValueError`` for mixtures of classes, which objective ``name`` cannot take."""
+    """Returns labels (M, B) as an index (M, B, 1).
+
+    Args:
+        name: the objective's, for the message.
+        targets: class labels (M, B).
+
+    Raises:
+        ValueError: for mixtures of classes, which the objective cannot take.
+    """
     if targets.dim() != 2:
         raise ValueError(f"objective='{name}' takes class labels (M, B), got targets of shape {tuple(targets.shape)}: choose 'ce'.")
     return targets.unsqueeze(-1)
 
 
-def other_mass(view: ForwardOutput, index: Tensor) -> Tensor:
-    """``1 - p_y``, (M, B), in [0, 1], as the sum of the other probabilities: exact where p_y rounds to 1."""
-    return full_precision(view.logits).softmax(-1).scatter(-1, index, 0.0).sum(-1)
+def other_mass(output: ForwardOutput, index: Tensor) -> Tensor:
+    """Returns ``1 - p_y``, (M, B), in [0, 1], as the sum of the other probabilities: exact where p_y rounds to 1.
+
+    Args:
+        output: a forward pass.
+        index: the labels (M, B, 1).
+    """
+    return full_precision(output.logits).softmax(-1).scatter(-1, index, 0.0).sum(-1)
 
 
 @dataclass(frozen=True)
 class GeneralizedCrossEntropy:
-    """Generalised cross-entropy ``(1 - p_y^q) / q``, (M, B), in [0, 1 / q] (Zhang and Sabuncu 2018, eq. 6).
+    """Generalised cross-entropy ``(1 - p_y^q) / q``, (M, B), in [0, 1 / q].
 
-    q in (0, 1]: towards 0 it is the cross-entropy, at 1 the reduced mean absolute error. From log p_y, without the authors' clamp
-    of p at 1e-7, below which their gradient is 0. Raises ``ValueError`` for another q.
+    From log p_y, without the authors' clamp of p at 1e-7, below which their gradient is 0.
+
+    Args:
+        q: in (0, 1]: towards 0 it is the cross-entropy, at 1 the reduced mean absolute error.
+
+    Raises:
+        ValueError: for another q.
+
+    References:
+        Zhang and Sabuncu 2018, eq. 6.
     """
 
     q: float = 0.7
@@ -52,47 +77,77 @@ class GeneralizedCrossEntropy:
         if not 0 < self.q <= 1:
             raise ValueError(f"gce_q={self.q!r}: expected a number in (0, 1].")
 
-    def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
+    def __call__(self, output: ForwardOutput, targets: Tensor) -> Tensor:
+        """Returns the loss of each sample, (M, B).
+
+        Args:
+            output: a forward pass of M networks on B samples.
+            targets: class labels (M, B).
+        """
         index = one_label("gce", targets)
-        log_p = full_precision(view.logits).log_softmax(-1).gather(-1, index).squeeze(-1)
+        log_p = full_precision(output.logits).log_softmax(-1).gather(-1, index).squeeze(-1)
         return -(self.q * log_p).expm1() / self.q
 
 
 @dataclass(frozen=True)
 class NormalizedCrossEntropy:
-    """Normalised cross-entropy ``log p_y / sum_k log p_k``, (M, B), in [0, 1] (paper 004 eq. 11; Ma et al. 2020).
+    """Normalised cross-entropy ``log p_y / sum_k log p_k``, (M, B), in [0, 1].
 
-    Summed over all labels it is 1, whatever the prediction (paper 004 eq. 6).
+    Summed over all labels it is 1, whatever the prediction (NRAT eq. 6).
+
+    References:
+        NRAT eq. 11; Ma et al. 2020.
     """
 
     problems: ClassVar[tuple[Problem, ...]] = (SINGLE_LABEL,)
 
-    def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
+    def __call__(self, output: ForwardOutput, targets: Tensor) -> Tensor:
+        """Returns the loss of each sample, (M, B).
+
+        Args:
+            output: a forward pass of M networks on B samples.
+            targets: class labels (M, B).
+        """
         index = one_label("nce", targets)
-        log_p = full_precision(view.logits).log_softmax(-1)
+        log_p = full_precision(output.logits).log_softmax(-1)
         return log_p.gather(-1, index).squeeze(-1) / log_p.sum(-1)
 
 
 @dataclass(frozen=True)
 class ReverseCrossEntropy:
-    """Reverse cross-entropy ``-sum_k p_k log q_k = -A (1 - p_y)``, (M, B), in [0, 9.22] (paper 004 eq. 12; Wang et al. 2019).
+    """Reverse cross-entropy ``-sum_k p_k log q_k = -A (1 - p_y)``, (M, B), in [0, 9.22].
 
     q is the one-hot target with its zeros taken at 1e-4, A = log 1e-4 = -9.2103. The authors' code clamps p at 1e-7 as well, which
     adds up to 9.21e-7 for each class but y and cuts the gradient of classes below it; this does not.
+
+    References:
+        NRAT eq. 12; Wang et al. 2019.
     """
 
     problems: ClassVar[tuple[Problem, ...]] = (SINGLE_LABEL,)
 
-    def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
-        return -A * other_mass(view, one_label("rce", targets))
+    def __call__(self, output: ForwardOutput, targets: Tensor) -> Tensor:
+        """Returns the loss of each sample, (M, B).
+
+        Args:
+            output: a forward pass of M networks on B samples.
+            targets: class labels (M, B).
+        """
+        return -A * other_mass(output, one_label("rce", targets))
 
 
 @dataclass(frozen=True)
 class SymmetricCrossEntropy:
-    """Symmetric cross-entropy ``alpha CE + beta RCE``, (M, B), in [0, inf) (Wang et al. 2019, eq. 7).
+    """Symmetric cross-entropy ``alpha CE + beta RCE``, (M, B), in [0, inf).
 
-    alpha, beta >= 0; the authors use 0.1 and 1 on CIFAR-10 (the defaults), 6 and 0.1 on CIFAR-100, 0.01 and 1 on MNIST. Neither p
-    is clamped (see `ReverseCrossEntropy`).
+    Neither p is clamped (see `ReverseCrossEntropy`).
+
+    Args:
+        alpha: weight of the cross-entropy, >= 0; the authors use 0.1 on CIFAR-10 (the default), 6 on CIFAR-100, 0.01 on MNIST.
+        beta: weight of the reverse cross-entropy, >= 0; the authors use 1 on CIFAR-10 (the default), 0.1 on CIFAR-100, 1 on MNIST.
+
+    References:
+        Wang et al. 2019, eq. 7.
     """
 
     alpha: float = 0.1
@@ -100,19 +155,30 @@ class SymmetricCrossEntropy:
     problems: ClassVar[tuple[Problem, ...]] = (SINGLE_LABEL,)
     settings: ClassVar[Mapping[str, str]] = {"sce_alpha": "alpha", "sce_beta": "beta"}
 
-    def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
+    def __call__(self, output: ForwardOutput, targets: Tensor) -> Tensor:
+        """Returns the loss of each sample, (M, B).
+
+        Args:
+            output: a forward pass of M networks on B samples.
+            targets: class labels (M, B).
+        """
         index = one_label("sce", targets)
-        log_p = full_precision(view.logits).log_softmax(-1).gather(-1, index).squeeze(-1)
-        return -self.alpha * log_p - self.beta * A * other_mass(view, index)
+        log_p = full_precision(output.logits).log_softmax(-1).gather(-1, index).squeeze(-1)
+        return -self.alpha * log_p - self.beta * A * other_mass(output, index)
 
 
 @dataclass(frozen=True)
 class ActivePassive:
-    """Active-passive loss ``alpha NCE + beta RCE``, (M, B), in [0, alpha + 9.22 beta] (paper 004 sec. 3.3; Ma et al. 2020).
+    """Active-passive loss ``alpha NCE + beta RCE``, (M, B), in [0, alpha + 9.22 beta].
 
-    alpha, beta >= 0; None: by the number of classes, alpha = C / 10 and beta = 10 / C, a rule of this project that meets the
-    authors' 1 and 1 on CIFAR-10 (paper 004's too), 10 and 0.1 on CIFAR-100. It misses their 1 and 10 on MNIST (C = 10) and 50 and
-    0.1 on WebVision (C = 50): set them there.
+    Args:
+        alpha: weight of NCE, >= 0; None: C / 10 for C classes.
+        beta: weight of RCE, >= 0; None: 10 / C. Both are a rule of this project that meets the authors' 1 and 1 on CIFAR-10
+            (NRAT's too), 10 and 0.1 on CIFAR-100. It misses their 1 and 10 on MNIST (C = 10) and 50 and 0.1 on WebVision (C = 50):
+            set them there.
+
+    References:
+        NRAT sec. 3.3; Ma et al. 2020.
     """
 
     alpha: float | None = None
@@ -120,30 +186,48 @@ class ActivePassive:
     problems: ClassVar[tuple[Problem, ...]] = (SINGLE_LABEL,)
     settings: ClassVar[Mapping[str, str]] = {"apl_alpha": "alpha", "apl_beta": "beta"}
 
-    def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
+    def __call__(self, output: ForwardOutput, targets: Tensor) -> Tensor:
+        """Returns the loss of each sample, (M, B).
+
+        Args:
+            output: a forward pass of M networks on B samples.
+            targets: class labels (M, B).
+        """
         index = one_label("nce-rce", targets)
-        classes = view.logits.shape[-1]
+        classes = output.logits.shape[-1]
         alpha = classes / 10 if self.alpha is None else self.alpha
         beta = 10 / classes if self.beta is None else self.beta
-        log_p = full_precision(view.logits).log_softmax(-1)
-        return alpha * log_p.gather(-1, index).squeeze(-1) / log_p.sum(-1) - beta * A * other_mass(view, index)
+        log_p = full_precision(output.logits).log_softmax(-1)
+        return alpha * log_p.gather(-1, index).squeeze(-1) / log_p.sum(-1) - beta * A * other_mass(output, index)
 
 
 @dataclass(frozen=True)
 class SoftBootstrap:
-    """Soft bootstrapping ``-sum_k (beta t_k + (1 - beta) p_k) log p_k``, t = onehot(y), (M, B), in [0, inf) (Reed et al. 2014).
+    """Soft bootstrapping ``-sum_k (beta t_k + (1 - beta) p_k) log p_k``, t = onehot(y), (M, B), in [0, inf).
 
-    beta in [0, 1] is the weight of the given label; 1 is the cross-entropy. The gradient passes through the prediction p, so that
-    it equals beta CE + (1 - beta) H(p): minimum-entropy regularisation, as the source says.
+    The gradient passes through the prediction p, so that it equals beta CE + (1 - beta) H(p): minimum-entropy regularisation, as
+    the source says.
+
+    Args:
+        beta: weight of the given label, in [0, 1]; 1 is the cross-entropy.
+
+    References:
+        Reed et al. 2014.
     """
 
     beta: float = 0.95
     problems: ClassVar[tuple[Problem, ...]] = (SINGLE_LABEL,)
     settings: ClassVar[Mapping[str, str]] = {"bootstrap_beta": "beta"}
 
-    def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
+    def __call__(self, output: ForwardOutput, targets: Tensor) -> Tensor:
+        """Returns the loss of each sample, (M, B).
+
+        Args:
+            output: a forward pass of M networks on B samples.
+            targets: class labels (M, B).
+        """
         index = one_label("bootstrap-soft", targets)
-        log_p = full_precision(view.logits).log_softmax(-1)
+        log_p = full_precision(output.logits).log_softmax(-1)
         entropy = -(log_p.exp() * log_p).sum(-1)
         return -self.beta * log_p.gather(-1, index).squeeze(-1) + (1.0 - self.beta) * entropy
 
@@ -152,15 +236,24 @@ class SoftBootstrap:
 class BoostedCrossEntropy:
     """Boosted cross-entropy ``-log p_y - log(1.0001 - max_{k != y} p_k + 1e-12)``, (M, B), in nats, in [-1e-4, inf).
 
-    Paper 004 eq. 5; Wang et al. 2020 (MART), whose code has the two constants: the margin term is at most 9.21, with a finite
-    gradient where a wrong class has probability 1. 1 - p is summed from the other classes, exact where p rounds to 1; the authors'
-    float32 difference is off there by 1.7e-4. Of tied wrong classes one gets the gradient.
+    The authors' code has the two constants: the margin term is at most 9.21, with a finite gradient where a wrong class has
+    probability 1. 1 - p is summed from the other classes, exact where p rounds to 1; the authors' float32 difference is off there
+    by 1.7e-4. Of tied wrong classes one gets the gradient.
+
+    References:
+        NRAT eq. 5; Wang et al. 2020 (MART).
     """
 
     problems: ClassVar[tuple[Problem, ...]] = (SINGLE_LABEL,)
 
-    def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
+    def __call__(self, output: ForwardOutput, targets: Tensor) -> Tensor:
+        """Returns the loss of each sample, (M, B).
+
+        Args:
+            output: a forward pass of M networks on B samples.
+            targets: class labels (M, B).
+        """
         index = one_label("boosted-ce", targets)
-        logits = full_precision(view.logits)
+        logits = full_precision(output.logits)
         rival = logits.detach().scatter(-1, index, -math.inf).argmax(-1, keepdim=True)
-        return -logits.log_softmax(-1).gather(-1, index).squeeze(-1) - (other_mass(view, rival) + BOOST_FLOOR).log()
+        return -logits.log_softmax(-1).gather(-1, index).squeeze(-1) - (other_mass(output, rival) + BOOST_FLOOR).log()

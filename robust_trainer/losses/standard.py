@@ -34,53 +34,82 @@ from .noisy_labels import (
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """Cross-entropy per sample, (M, B), in nats, in [0, inf), for labels (M, B) or class mixtures (M, B, C).
+    """Cross-entropy of each sample, (M, B), in nats, in [0, inf), for labels (M, B) or class mixtures (M, B, C).
 
-    ``label_smoothing`` in [0, 1) is the share of a uniform distribution over all classes, as in the Trainer's own smoother.
+    Args:
+        label_smoothing: share of a uniform distribution over all classes, in [0, 1), as in the Trainer's own smoother.
     """
 
     label_smoothing: float = 0.0
     problems: ClassVar[tuple[Problem, ...]] = (SINGLE_LABEL,)
 
-    def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
-        return SINGLE_LABEL.loss(view.logits, targets, self.label_smoothing)
+    def __call__(self, output: ForwardOutput, targets: Tensor) -> Tensor:
+        """Returns the loss of each sample, (M, B).
+
+        Args:
+            output: a forward pass of M networks on B samples.
+            targets: class labels (M, B), mixtures of classes (M, B, C), or for other problems floats (M, B, K).
+        """
+        return SINGLE_LABEL.loss(output.logits, targets, self.label_smoothing)
 
 
 @dataclass(frozen=True)
 class MeanAbsoluteError:
-    """Mean absolute error per sample, (M, B): the mean over outputs of |r|, r = yhat - y; for class labels ``1 - p_y``.
+    """Mean absolute error of each sample, (M, B): the mean over outputs of |r|, r = yhat - y; for class labels ``1 - p_y``.
 
-    For labels this is the REDUCED form of Ghosh et al. 2017, in [0, 1], as in the authors' code of Ma et al. 2020: half of the
-    textbook's sum_k |p_k - onehot(y)_k| = 2 (1 - p_y). Raises ``ValueError`` for mixtures of classes.
+    For labels this is the REDUCED form, in [0, 1], as in the authors' code of Ma et al. 2020: half of the textbook's
+    sum_k |p_k - onehot(y)_k| = 2 (1 - p_y). Mixtures of classes are a ``ValueError``.
+
+    References:
+        Ghosh et al. 2017.
     """
 
     problems: ClassVar[tuple[Problem, ...]] = (SINGLE_LABEL, REGRESSION)
 
-    def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
-        if view.problem.one_class:
-            return other_mass(view, one_label("mae", targets))
-        values, targets = matching_values("mae", view.logits, targets)
+    def __call__(self, output: ForwardOutput, targets: Tensor) -> Tensor:
+        """Returns the loss of each sample, (M, B).
+
+        Args:
+            output: a forward pass of M networks on B samples.
+            targets: class labels (M, B), mixtures of classes (M, B, C), or for other problems floats (M, B, K).
+        """
+        if output.problem.one_class:
+            return other_mass(output, one_label("mae", targets))
+        values, targets = matching_values("mae", output.logits, targets)
         return (values - targets).abs().mean(-1)
 
 
 @dataclass(frozen=True)
 class MeanSquaredError:
-    """Squared error per sample, (M, B), the mean over outputs of r^2: torch's ``MSELoss``, the models' own loss on regression.
+    """Squared error of each sample, (M, B), the mean over outputs of r^2: torch's ``MSELoss``, the models' own loss on regression.
 
     In the square of the targets' unit.
     """
 
     problems: ClassVar[tuple[Problem, ...]] = (REGRESSION,)
 
-    def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
-        return REGRESSION.loss(view.logits, targets)
+    def __call__(self, output: ForwardOutput, targets: Tensor) -> Tensor:
+        """Returns the loss of each sample, (M, B).
+
+        Args:
+            output: a forward pass of M networks on B samples.
+            targets: class labels (M, B), mixtures of classes (M, B, C), or for other problems floats (M, B, K).
+        """
+        return REGRESSION.loss(output.logits, targets)
 
 
 @dataclass(frozen=True)
 class Huber:
-    """Huber's loss per sample, (M, B): the mean over outputs of r^2 / 2 where |r| <= delta, else delta (|r| - delta / 2).
+    """Huber's loss of each sample, (M, B): the mean over outputs of r^2 / 2 where |r| <= delta, else delta (|r| - delta / 2).
 
-    Huber 1964, in torch's form (``huber_loss``). delta > 0 is in the targets' unit; ``ValueError`` for another.
+    Args:
+        delta: > 0, in the targets' unit.
+
+    Raises:
+        ValueError: for another delta.
+
+    References:
+        Huber 1964, in torch's form (``huber_loss``).
     """
 
     delta: float = 1.0
@@ -91,21 +120,33 @@ class Huber:
         if not self.delta > 0:
             raise ValueError(f"huber_delta={self.delta!r}: expected a number above 0, in the unit of the targets.")
 
-    def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
-        return huber(view.logits, targets, self.delta)
+    def __call__(self, output: ForwardOutput, targets: Tensor) -> Tensor:
+        """Returns the loss of each sample, (M, B).
+
+        Args:
+            output: a forward pass of M networks on B samples.
+            targets: class labels (M, B), mixtures of classes (M, B, C), or for other problems floats (M, B, K).
+        """
+        return huber(output.logits, targets, self.delta)
 
 
 @dataclass(frozen=True)
 class BinaryCrossEntropy:
-    """Binary cross-entropy of sigmoid(z) per sample, (M, B), in nats, the mean over labels: the models' own loss on multi-label.
+    """Binary cross-entropy of sigmoid(z) of each sample, (M, B), in nats, the mean over labels: the models' loss on multi-label.
 
     Targets (M, B, K) in [0, 1], which is not checked here.
     """
 
     problems: ClassVar[tuple[Problem, ...]] = (MULTI_LABEL,)
 
-    def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
-        return MULTI_LABEL.loss(view.logits, targets)
+    def __call__(self, output: ForwardOutput, targets: Tensor) -> Tensor:
+        """Returns the loss of each sample, (M, B).
+
+        Args:
+            output: a forward pass of M networks on B samples.
+            targets: class labels (M, B), mixtures of classes (M, B, C), or for other problems floats (M, B, K).
+        """
+        return MULTI_LABEL.loss(output.logits, targets)
 
 
 @dataclass(frozen=True)
@@ -114,35 +155,56 @@ class ModelLoss:
 
     problems: ClassVar[tuple[Problem, ...]] = (UNLABELLED,)
 
-    def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
-        return UNLABELLED.loss(view.logits, targets)
+    def __call__(self, output: ForwardOutput, targets: Tensor) -> Tensor:
+        """Returns the loss of each sample, (M, B).
+
+        Args:
+            output: a forward pass of M networks on B samples.
+            targets: class labels (M, B), mixtures of classes (M, B, C), or for other problems floats (M, B, K).
+        """
+        return UNLABELLED.loss(output.logits, targets)
 
 
 @dataclass(frozen=True)
 class ProblemLoss:
     """The loss of one sample that its kind of problem brings along (`Problem.loss`), (M, B): for kinds that name no other."""
 
-    def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
-        return view.problem.loss(view.logits, targets)
+    def __call__(self, output: ForwardOutput, targets: Tensor) -> Tensor:
+        """Returns the loss of each sample, (M, B).
+
+        Args:
+            output: a forward pass of M networks on B samples.
+            targets: class labels (M, B), mixtures of classes (M, B, C), or for other problems floats (M, B, K).
+        """
+        return output.problem.loss(output.logits, targets)
 
 
 @dataclass(frozen=True)
 class UserLoss:
     """The user's ``compute_loss_func``, honoured where it returns one loss per sample, shape (B,).
 
-    Raises ``ValueError`` when it returns a scalar, since a batch mean cannot leave samples out.
+    Calling it raises ``ValueError`` when it returns a scalar, since a batch mean cannot leave samples out.
+
+    Args:
+        func: as the Trainer takes it, ``(outputs, labels, num_items_in_batch) -> losses``.
     """
 
     func: Callable[..., Tensor]
 
-    def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
+    def __call__(self, output: ForwardOutput, targets: Tensor) -> Tensor:
+        """Returns the loss of each sample, (M, B).
+
+        Args:
+            output: a forward pass of M networks on B samples.
+            targets: class labels (M, B), mixtures of classes (M, B, C), or for other problems floats (M, B, K).
+        """
         # the Trainer hands over num_items_in_batch; a per-sample loss has no use for it, so it is told there is none
         extra: dict[str, Any] = {}
         parameters = inspect.signature(self.func).parameters
         if "num_items_in_batch" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             extra["num_items_in_batch"] = None
-        losses = self.func(view.outputs, targets[0], **extra)
-        expected = (view.targets.shape[0],)
+        losses = self.func(output.outputs, targets[0], **extra)
+        expected = (output.targets.shape[0],)
         if not isinstance(losses, Tensor) or tuple(losses.shape) != expected:
             got = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
             raise ValueError(
@@ -154,20 +216,29 @@ class UserLoss:
 
 @dataclass(frozen=True)
 class HardBootstrap:
-    """Targets ``beta * onehot(y) + (1 - beta) * onehot(argmax z)``, (M, B, C); beta in [0, 1] is the weight of the given label.
+    """Targets ``beta * onehot(y) + (1 - beta) * onehot(argmax z)``, (M, B, C).
 
-    Consistency-based noisy-label learning (paper 000, table 1: y <- a*y + (1 - a)*y_pred; its a is not stated, 0.8 is the
-    value of the authors' related code). beta = 1 is the standard loss.
+    Args:
+        beta: weight of the given label, in [0, 1]; 1 is the standard loss.
+
+    References:
+        Backdoor table 1, consistency-based noisy-label learning: y <- a*y + (1 - a)*y_pred; its a is not stated, 0.8 is the value
+        of the authors' related code.
     """
 
     beta: float = 0.8
 
     @torch.no_grad()
-    def __call__(self, view: ForwardOutput) -> Tensor:
-        logits = view.logits
+    def __call__(self, output: ForwardOutput) -> Tensor:
+        """Returns the mixtures (M, B, C) that take the labels' place.
+
+        Args:
+            output: a forward pass of M networks on B samples.
+        """
+        logits = output.logits
         mixed = F.one_hot(logits.argmax(-1), logits.shape[-1]).to(torch.float32) * (1.0 - self.beta)
-        given = view.targets.expand(logits.shape[0], -1).unsqueeze(-1)
-        return mixed.scatter_add(-1, given, torch.full_like(given, self.beta, dtype=torch.float32))
+        labels = output.targets.expand(logits.shape[0], -1).unsqueeze(-1)
+        return mixed.scatter_add(-1, labels, torch.full_like(labels, self.beta, dtype=torch.float32))
 
 
 #: Every loss by its name. ``problems`` are those that it fits, ``settings`` the settings that it reads and its parameters for them.
@@ -207,10 +278,15 @@ def problems_of(name: str) -> tuple[Problem, ...]:
 
 
 def make_objective(name: str, settings: Mapping[str, Any], problem: Problem | None = SINGLE_LABEL) -> Objective:
-    """The loss of that name, with its share of the settings (`parameters_of`; one that is missing has its default).
+    """Returns the loss of that name, with its share of the settings.
 
-    ``auto`` is the problem's ``objective``. problem None: not known yet, nothing is checked, ``auto`` is the cross-entropy.
-    Raises ``ValueError`` for an unknown name, and for a loss that does not fit the problem.
+    Args:
+        name: a key of `OBJECTIVES`, or ``auto``, the problem's own.
+        settings: those that the loss reads (`parameters_of`) are handed over; one that is missing has its default.
+        problem: what a sample is; None: not known yet, nothing is checked, ``auto`` is the cross-entropy.
+
+    Raises:
+        ValueError: for an unknown name, and for a loss that does not fit the problem.
     """
     own = (problem or SINGLE_LABEL).objective
     if name == "auto" and own is None:

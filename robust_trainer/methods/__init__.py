@@ -1,0 +1,1 @@
+"""Published methods as rows of parts and settings."""

@@ -1,4 +1,4 @@
-"""A published method as data: what to perturb, whom to trust, what to minimise, whether to perturb the weights."""
+"""A published method as data: the objects that a step asks."""
 
 from __future__ import annotations
 
@@ -16,24 +16,36 @@ from ..types import Objective, Relabel, Score, SelectionRule, decides_epochs
 
 @dataclass(frozen=True)
 class Recipe:
-    """A published method as data: what to perturb, whom to trust, what to minimise.
+    """A published method as data: what to perturb, which samples to keep, what to minimise, whether to perturb the weights.
 
-    ``inner_filter`` and ``outer_filter`` switch selection and relabelling on in the inner maximisation and in the outer
-    minimisation (paper 000, Algorithm 1; table 4 is the ablation). ``score_from`` names the forward whose scores decide in the
-    outer step and are remembered: ``training``, the training forward's (on the perturbed inputs in paper 000), ``clean``, on the
-    inputs as they came, or ``eval``, one more forward in evaluation mode, so without dropout (RCA). adversarial_loss: a loss of
-    two training
-    forwards, on the inputs as they came and perturbed (TRADES); its scores are the former's. Without one the training forward is on
-    the perturbed inputs alone. semi_supervised: a loss of augmented and perturbed views, on the trusted samples' labels and on the
-    model's own
-    predictions for the others (ERAT). weight_perturbation: AWP.
-    collapse_check_steps: steps between two probes for catastrophic overfitting, None for none.
-    num_networks: number of networks that are trained side by side; ``ledger_score``: the score that the ledger keeps where the
-    ranking is by
-    another; gradients: the score is of each sample's parameter gradient; clip_norm: the norm that a step's gradient is clipped to
-    instead of the Trainer's ``max_grad_norm``. freeze_backbone: the classification head is trained, the rest of the network stays
-    as it
-    is; spectral: the cap of the weights' spectral norms, None for none. ``settings`` are the numbers it was built from.
+    Attributes:
+        name: the method's, in messages and in the ledger.
+        score: what samples are ranked by, higher is more suspicious.
+        objective: the loss on labels.
+        selection: the rule that decides which samples are kept, None: all.
+        relabel: what replaces the given labels (bootstrap), None: nothing.
+        perturbation: the inner maximisation, None: no attack.
+        adversarial_loss: a loss of two training forwards, on the inputs as they came and perturbed (TRADES); its scores are the
+            former's. Without one the training forward is on the perturbed inputs alone.
+        semi_supervised: a loss of augmented and perturbed views, on the kept samples' labels and on the model's own predictions
+            for the others (ERAT).
+        weight_perturbation: AWP.
+        inner_filter: whether selection and relabelling act in the inner maximisation.
+        outer_filter: whether they act in the outer minimisation.
+        score_from: the forward whose scores decide in the outer step and are remembered: ``training``, the training forward's (on
+            the perturbed inputs in Backdoor), ``clean``, on the inputs as they came, or ``eval``, one more forward in evaluation
+            mode, so without dropout (RCA).
+        num_networks: networks that are trained side by side.
+        ledger_score: the score that the ledger keeps where the ranking is by another.
+        gradients: whether the score is of each sample's parameter gradient.
+        clip_norm: the norm that a step's gradient is clipped to in place of the Trainer's ``max_grad_norm``, None: that one.
+        collapse_check_steps: steps between two probes for catastrophic overfitting, None for none.
+        freeze_backbone: whether the classification head is trained alone.
+        spectral: the cap of the weights' spectral norms, None for none.
+        settings: the numbers it was built from.
+
+    References:
+        Backdoor Algorithm 1 (filters in both steps; table 4 is the ablation).
     """
 
     name: str

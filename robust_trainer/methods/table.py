@@ -1,7 +1,7 @@
 """Every published method as one row: its source, the parts it is made of, and its paper's numbers.
 
-``METHODS["prl-at"](noise_rate=0.25)`` is a `Recipe`. The papers are named as in docs/references.md: [Backdoor], [Dissertation],
-[ERAT], [NRAT].
+``METHODS["prl-at"](noise_rate=0.25)`` is a `Recipe`. The papers are named as in docs/references.md: Backdoor, Dissertation,
+ERAT, NRAT.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _RANKED = ("ranking", "objective")
 #: The same in both steps of adversarial training.
 _RANKED_AT = ("ranking", "objective", "attack", "filtered-steps")
 _PAIR_PARTS = ("attack", "divergence", "objective")
-#: The inner maximisation of [NRAT] sec. 4.1: PGD-10 with a random start, l_inf, eps = 8/255, steps of 2/255. The defaults are
-#: those of [Backdoor] Algorithm 1 and eq. 5: one l_inf step of size tau = 0.05 shared by the batch.
+#: The inner maximisation of NRAT sec. 4.1: PGD-10 with a random start, l_inf, eps = 8/255, steps of 2/255. The defaults are
+#: those of Backdoor Algorithm 1 and eq. 5: one l_inf step of size tau = 0.05 shared by the batch.
 _PGD10: Mapping[str, Any] = {
     "eps": 8 / 255,
     "step_size": 2 / 255,
@@ -31,9 +31,9 @@ _PGD10: Mapping[str, Any] = {
 }
 #: With TRADES' start, x + 0.001 N(0, 1), which MART's and NRAT's code share.
 _PAIR: Mapping[str, Any] = {**_PGD10, "start_std": 0.001}
-#: NCE + RCE for the loss on labels: the APL variants ([NRAT] sec. 3.3).
+#: NCE + RCE for the loss on labels: the APL variants (NRAT sec. 3.3).
 _APL: Mapping[str, Any] = {"objective": "nce-rce"}
-#: [ERAT] eq. 6 to 10, sec. IV.B: 7 steps of eps / 5 (the authors' code; the paper names no step size) from x itself.
+#: ERAT eq. 6 to 10, sec. IV.B: 7 steps of eps / 5 (the authors' code; the paper names no step size) from x itself.
 _ERAT: Mapping[str, Any] = {
     "rebalance": True,
     "norm": "hybrid",
@@ -44,7 +44,7 @@ _ERAT: Mapping[str, Any] = {
     "scope": "sample",
     "inner_loss": "ce+consistency",
 }
-#: Stage two of [Dissertation] Algorithm 7: the linear layer alone, on a representation learned without labels.
+#: Stage two of Dissertation Algorithm 7: the linear layer alone, on a representation learned without labels.
 _FROZEN: Mapping[str, Any] = {"freeze_backbone": True}
 #: Its "spectral normalization to truncate the largest singular value of last linear layer". The paper names no k; 1 is that of
 #: Miyato et al. 2018, whom it cites.
@@ -52,49 +52,49 @@ _CAPPED: Mapping[str, Any] = {**_FROZEN, "spectral_cap": 1.0, "spectral_layers":
 
 _ROWS = (
     Method("standard", "empirical risk minimisation; the ledger only records", "-", "prl-l", ("objective",)),
-    Method("at", "adversarial training alone", "[Backdoor] sec. 5 (AT), eq. 2", "prl-l", ("attack", "objective")),
+    Method("at", "adversarial training alone", "Backdoor sec. 5 (AT), eq. 2", "prl-l", ("attack", "objective")),
     # ---- robust losses: every sample is used
-    Method("mae", "mean absolute error, 1 - p_y", "Ghosh et al. 2017; [NRAT] sec. 2", "prl-l", objective="mae"),
-    Method("gce", "generalised cross-entropy", "Zhang and Sabuncu 2018; [NRAT] sec. 2", "prl-l", ("gce",), objective="gce"),
-    Method("sce", "symmetric cross-entropy", "Wang et al. 2019; [NRAT] sec. 2", "prl-l", ("sce",), objective="sce"),
-    Method("nce", "normalised cross-entropy", "[NRAT] eq. 11", "prl-l", objective="nce"),
-    Method("rce", "reverse cross-entropy", "[NRAT] eq. 12", "prl-l", objective="rce"),
-    Method("nce-rce", "active-passive loss NCE + RCE", "Ma et al. 2020; [NRAT] eq. 11, 12", "prl-l", ("nce-rce",),
+    Method("mae", "mean absolute error, 1 - p_y", "Ghosh et al. 2017; NRAT sec. 2", "prl-l", objective="mae"),
+    Method("gce", "generalised cross-entropy", "Zhang and Sabuncu 2018; NRAT sec. 2", "prl-l", ("gce",), objective="gce"),
+    Method("sce", "symmetric cross-entropy", "Wang et al. 2019; NRAT sec. 2", "prl-l", ("sce",), objective="sce"),
+    Method("nce", "normalised cross-entropy", "NRAT eq. 11", "prl-l", objective="nce"),
+    Method("rce", "reverse cross-entropy", "NRAT eq. 12", "prl-l", objective="rce"),
+    Method("nce-rce", "active-passive loss NCE + RCE", "Ma et al. 2020; NRAT eq. 11, 12", "prl-l", ("nce-rce",),
            objective="nce-rce"),
-    Method("bootstrap", "mix the given label with the prediction", "[Backdoor] table 1", "prl-l", ("bootstrap",)),
+    Method("bootstrap", "mix the given label with the prediction", "Backdoor table 1", "prl-l", ("bootstrap",)),
     Method("bootstrap-soft", "mix the given label with the predicted distribution", "Reed et al. 2014", "prl-l",
            ("bootstrap-soft",), {"bootstrap_beta": 0.95}, objective="bootstrap-soft"),
     # ---- clipping
-    Method("normclip", "clip the norm of the step's gradient", "[Dissertation] table 4.1", "prl-l", ("clipping", "objective")),
-    Method("ignormclip", "clip the norm of each sample's gradient", "[Dissertation] table 4.1", "prl-g",
+    Method("normclip", "clip the norm of the step's gradient", "Dissertation table 4.1", "prl-l", ("clipping", "objective")),
+    Method("ignormclip", "clip the norm of each sample's gradient", "Dissertation table 4.1", "prl-g",
            ("sample-clipping", "objective")),
     # ---- selection, one network
-    Method("spl", "self-paced learning: keep the small losses", "[Backdoor] table 1", "loss", _RANKED),
-    Method("prl", "PRL(L): keep the small loss-layer gradients", "[Dissertation] Algorithm 4; [Backdoor] table 1", "prl-l",
+    Method("spl", "self-paced learning: keep the small losses", "Backdoor table 1", "loss", _RANKED),
+    Method("prl", "PRL(L): keep the small loss-layer gradients", "Dissertation Algorithm 4; Backdoor table 1", "prl-l",
            _RANKED),
-    Method("prl-g", "PRL(G): keep the small gradients over all parameters", "[Dissertation] Algorithm 3", "prl-g", _RANKED),
-    Method("min-sgd", "update on the sample with the smallest loss", "Shah et al. 2020; [Dissertation] table 4.1", "loss",
+    Method("prl-g", "PRL(G): keep the small gradients over all parameters", "Dissertation Algorithm 3", "prl-g", _RANKED),
+    Method("min-sgd", "update on the sample with the smallest loss", "Shah et al. 2020; Dissertation table 4.1", "loss",
            ("min-sgd", "objective")),
-    Method("rebalanced", "ERAT's split of the data set alone: train on the samples it keeps", "[ERAT] eq. 1 to 5", "brier",
+    Method("rebalanced", "ERAT's split of the data set alone: train on the samples it keeps", "ERAT eq. 1 to 5", "brier",
            ("split", "objective"), {"rebalance": True}),
     # ---- selection, two networks
-    Method("co-teaching", "two networks, each on the other's small losses", "Han et al. 2018; [Dissertation] table 4.2", "loss",
+    Method("co-teaching", "two networks, each on the other's small losses", "Han et al. 2018; Dissertation table 4.2", "loss",
            (*_RANKED, "peers")),
-    Method("co-spl", "co-teaching, under the name of its selection rule", "[Dissertation] sec. 4.3.7", "loss", (*_RANKED, "peers")),
-    Method("co-prl", "Co-PRL(L): two networks, each on the other's small loss-layer gradients", "[Dissertation] Algorithm 5",
+    Method("co-spl", "co-teaching, under the name of its selection rule", "Dissertation sec. 4.3.7", "loss", (*_RANKED, "peers")),
+    Method("co-prl", "Co-PRL(L): two networks, each on the other's small loss-layer gradients", "Dissertation Algorithm 5",
            "prl-l", (*_RANKED, "peers")),
-    Method("decouple", "two networks, updated where they disagree", "Malach and Shalev-Shwartz 2017; [Dissertation] table 4.2",
+    Method("decouple", "two networks, updated where they disagree", "Malach and Shalev-Shwartz 2017; Dissertation table 4.2",
            "agreement", ("decoupling", "objective"), {"warmup_epochs": 1.0}, ledger_score="prl-l"),
     # ---- data without labels; on classifiers they filter by the loss
     Method("rca", "networks in training mode, each on the samples that another keeps in evaluation mode",
-           "[Dissertation] Algorithm 1", "loss", (*_RANKED, "peers"), {"peer_exchange": "shuffled", "drop_schedule": "decay"},
+           "Dissertation Algorithm 1", "loss", (*_RANKED, "peers"), {"peer_exchange": "shuffled", "drop_schedule": "decay"},
            score_from="eval"),
-    Method("trim", "drop the samples of lowest density, from the first twentieth of the epochs on", "[Dissertation] Algorithm 2",
+    Method("trim", "drop the samples of lowest density, from the first twentieth of the epochs on", "Dissertation Algorithm 2",
            "loss", _RANKED, {"drop_schedule": "decay", "rate_decay_share": 0.05}),
     # ---- backdoors
-    Method("spl-at", "SPL in both steps", "[Backdoor] Algorithm 1", "loss", _RANKED_AT),
-    Method("prl-at", "PRL(L) in both steps", "[Backdoor] Algorithm 1, eq. 5", "prl-l", _RANKED_AT),
-    Method("bootstrap-at", "bootstrap in both steps", "[Backdoor] Algorithm 1", "prl-l", ("bootstrap", "attack", "filtered-steps")),
+    Method("spl-at", "SPL in both steps", "Backdoor Algorithm 1", "loss", _RANKED_AT),
+    Method("prl-at", "PRL(L) in both steps", "Backdoor Algorithm 1, eq. 5", "prl-l", _RANKED_AT),
+    Method("bootstrap-at", "bootstrap in both steps", "Backdoor Algorithm 1", "prl-l", ("bootstrap", "attack", "filtered-steps")),
     Method(
         "prl-at-memory",
         "recommended: PRL-AT ranked by what the ledger remembers, per class",
@@ -115,26 +115,26 @@ _ROWS = (
         score_from="clean",
     ),
 )  # fmt: skip
-#: Adversarial training ([NRAT]): the labels may be wrong, the inputs are clean.
+#: Adversarial training (NRAT): the labels may be wrong, the inputs are clean.
 _ADVERSARIAL = (
-    Method("pgd-at", "PGD adversarial training", "Madry et al. 2017; [NRAT] eq. 2", "prl-l", ("attack", "objective"), _PGD10),
-    Method("pgd-at-apl", "PGD-AT with NCE + RCE", "[NRAT] sec. 4.2", "prl-l", ("attack", "objective"), {**_PGD10, **_APL}),
-    Method("trades", "TRADES: clean loss and KL to the adversarial prediction", "Zhang et al. 2019; [NRAT] eq. 3", "prl-l",
+    Method("pgd-at", "PGD adversarial training", "Madry et al. 2017; NRAT eq. 2", "prl-l", ("attack", "objective"), _PGD10),
+    Method("pgd-at-apl", "PGD-AT with NCE + RCE", "NRAT sec. 4.2", "prl-l", ("attack", "objective"), {**_PGD10, **_APL}),
+    Method("trades", "TRADES: clean loss and KL to the adversarial prediction", "Zhang et al. 2019; NRAT eq. 3", "prl-l",
            _PAIR_PARTS, {**_PAIR, "inner_loss": "kl"}, adversarial_loss="trades"),
-    Method("trades-apl", "TRADES with NCE + RCE", "[NRAT] sec. 4.1", "prl-l", _PAIR_PARTS, {**_PAIR, "inner_loss": "kl", **_APL},
+    Method("trades-apl", "TRADES with NCE + RCE", "NRAT sec. 4.1", "prl-l", _PAIR_PARTS, {**_PAIR, "inner_loss": "kl", **_APL},
            adversarial_loss="trades"),
-    Method("mart", "MART: boosted cross-entropy and a KL weighed by doubt", "Wang et al. 2020; [NRAT] eq. 4, 5", "prl-l",
+    Method("mart", "MART: boosted cross-entropy and a KL weighed by doubt", "Wang et al. 2020; NRAT eq. 4, 5", "prl-l",
            _PAIR_PARTS, {**_PAIR, "beta": 5.0, "objective": "boosted-ce"}, adversarial_loss="mart"),
-    Method("mart-apl", "MART with NCE + RCE", "[NRAT] sec. 4.1", "prl-l", _PAIR_PARTS, {**_PAIR, "beta": 5.0, **_APL},
+    Method("mart-apl", "MART with NCE + RCE", "NRAT sec. 4.1", "prl-l", _PAIR_PARTS, {**_PAIR, "beta": 5.0, **_APL},
            adversarial_loss="mart"),
-    Method("nrat", "NRAT: NCE + RCE and a symmetric KL", "[NRAT] Algorithm 1, eq. 16", "prl-l", _PAIR_PARTS, {**_PAIR, **_APL},
+    Method("nrat", "NRAT: NCE + RCE and a symmetric KL", "NRAT Algorithm 1, eq. 16", "prl-l", _PAIR_PARTS, {**_PAIR, **_APL},
            adversarial_loss="nrat"),
     Method("fast-at", "FGSM from a random start, probed for catastrophic overfitting", "Wong et al. 2020", "prl-l",
            ("attack", "objective", "collapse-check"), {**_PGD10, "step_size": 10 / 255, "steps": 1}),
 )  # fmt: skip
-#: Poisoned inputs and wrong labels at once ([ERAT]).
+#: Poisoned inputs and wrong labels at once (ERAT).
 _DUAL = (
-    Method("erat", "ERAT: hybrid adversarial, semi-supervised training on class-rebalanced labels", "[ERAT] Algorithm 1", "brier",
+    Method("erat", "ERAT: hybrid adversarial, semi-supervised training on class-rebalanced labels", "ERAT Algorithm 1", "brier",
            ("split", "attack", "semi-supervised", "objective"), _ERAT),
 )  # fmt: skip
 
@@ -149,8 +149,8 @@ def _with_awp(row: Method) -> Method:
 
 
 def _on_simclr(row: Method, capped: bool) -> Method:
-    """Stage two of [Dissertation] Algorithm 7 with the row as its noisy label algorithm."""
-    source = "[Dissertation] Algorithm 7" + ("" if capped else ", without spectral normalisation (table 5.3)")
+    """Stage two of Dissertation Algorithm 7 with the row as its noisy label algorithm."""
+    source = "Dissertation Algorithm 7" + ("" if capped else ", without spectral normalisation (table 5.3)")
     summary = f"{row.summary}; the head alone, on a pre-trained backbone"
     return replace(
         row, name=f"{row.name}{_SIMCLR[capped]}", summary=f"{summary}, its spectral norm capped" if capped else summary,

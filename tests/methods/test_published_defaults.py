@@ -11,7 +11,7 @@ from robust_trainer import METHODS
 #: Losses on labels: Huber 1964; Zhang and Sabuncu 2018; Wang et al. 2019 on CIFAR-10; None: by the number of classes.
 OBJECTIVE = {"objective": "auto", "huber_delta": 1.0, "gce_q": 0.7, "sce_alpha": 0.1, "sce_beta": 1.0,
              "apl_alpha": None, "apl_beta": None}  # fmt: skip
-#: [Dissertation] ch. 4: ranked by the score of the moment, the dropped share ramped up over 10 epochs.
+#: Dissertation ch. 4: ranked by the score of the moment, the dropped share ramped up over 10 epochs.
 RANKED = {
     "noise_rate": 0.25, "rate_multiplier": 1.0, "max_drop_rate": 0.99, "drop_schedule": "ramp", "drop_ramp_epochs": 10,
     "drop_ramp_steps": None, "drop_ramp_from": 0.0, "rate_decay_share": 0.5, "rank_among": "recent",
@@ -19,14 +19,14 @@ RANKED = {
     **OBJECTIVE,
 }  # fmt: skip
 PEERS = {"num_networks": 2, "peer_exchange": "next"}
-#: [Backdoor] Algorithm 1, eq. 5: one l_inf step of size tau = 0.05 shared by the batch.
+#: Backdoor Algorithm 1, eq. 5: one l_inf step of size tau = 0.05 shared by the batch.
 FGSM = {
     "eps": 0.05, "step_size": None, "steps": 1, "norm": "linf", "scope": "batch", "random_start": False, "start_std": "uniform",
     "attack_mode": "eval", "inner_loss": "objective", "eps_l2": 0.5, "step_size_l2": None,
 }  # fmt: skip
-#: [Backdoor] Algorithm 1: filter and relabel in both steps.
+#: Backdoor Algorithm 1: filter and relabel in both steps.
 BOTH = {"inner_filter": True, "outer_filter": True}
-#: [NRAT] sec. 4.1: PGD-10, l_inf, eps = 8/255, steps of 2/255, random start.
+#: NRAT sec. 4.1: PGD-10, l_inf, eps = 8/255, steps of 2/255, random start.
 PGD = {**FGSM, "eps": 8 / 255, "step_size": 2 / 255, "steps": 10, "scope": "sample", "random_start": True, "inner_loss": "ce",
        **OBJECTIVE}  # fmt: skip
 #: TRADES' code: a start of 0.001 N(0, 1), which MART's and NRAT's share; the weight 6 of TRADES and NRAT.
@@ -37,7 +37,7 @@ AWP = {"awp_gamma": 0.01, "awp_warmup_epochs": 0.0}
 PAIR_AWP = {"awp_gamma": 0.005, "awp_warmup_epochs": 0.0}
 #: Wong et al. 2020: one step of 10/255.
 FAST = {**PGD, "step_size": 10 / 255, "steps": 1, "collapse_check_steps": 100}
-#: [ERAT] eq. 1 to 5 and sec. IV.B.
+#: ERAT eq. 1 to 5 and sec. IV.B.
 SPLIT = {"score_scale": "none", "rebalance": True, "rebalance_eta": 0.1, "warmup_epochs": 10.0, **OBJECTIVE}
 
 DEFAULTS = {

@@ -295,8 +295,8 @@ def test_the_rows_of_algorithm_7():
     frozen, capped = METHODS["prl-simclr"], METHODS["prl-simclr-sn"]
     assert frozen.settings == {**METHODS["prl"].settings, "freeze_backbone": True}
     assert capped.settings == {**frozen.settings, "spectral_cap": 1.0, "spectral_layers": "last"}
-    assert capped.source == "[Dissertation] Algorithm 7"
-    assert frozen.source == "[Dissertation] Algorithm 7, without spectral normalisation (table 5.3)"
+    assert capped.source == "Dissertation Algorithm 7"
+    assert frozen.source == "Dissertation Algorithm 7, without spectral normalisation (table 5.3)"
     assert (frozen().freeze_backbone, frozen().spectral, capped().spectral) == (True, None, Cap(1.0, "last"))
     assert get_method("prl-simclr") is frozen and get_method("prl-simclr-sn") is capped
     assert frozen(freeze_backbone=False).freeze_backbone is False and METHODS["prl-at"](freeze_backbone=True).freeze_backbone
