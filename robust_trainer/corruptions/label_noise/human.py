@@ -31,10 +31,23 @@ def use_noisy_labels(
 ) -> datasets.Dataset:
     """Returns the data set with real noisy labels as its label; adds ``clean_label`` and ``is_corrupted`` (they differ).
 
-    noisy_column: a column (CIFAR-10N: 'worse_label', 'random_label1', ...; it stays), or the labels themselves (N,). Strings are
-    looked up in the clean column's class names. clean_column: the true labels, default the label column; where it is given and
-    there is no label column, 'label' is made. Raises ``ValueError`` for labels of another length, missing, no integers or outside
-    [0, C), and for other class names. Realised rates are logged.
+    Realised rates are logged.
+
+    Args:
+        dataset: with a column of clean labels.
+        noisy_column: a column (CIFAR-10N: 'worse_label', 'random_label1', ...; it stays), or the labels themselves (N,). Strings
+            are looked up in the clean column's class names.
+        clean_column: the true labels, default the label column; where it is given and there is no label column, 'label' is made.
+        label_column: the column that gets the noisy labels; default label or labels.
+        num_classes: C; default what the column says.
+        num_proc: processes of `Dataset.map`.
+        map_kwargs: of `Dataset.map`.
+
+    Raises:
+        ValueError: for labels of another length, missing, no integers or outside [0, C), and for other class names.
+
+    References:
+        Wei et al. 2022, "Learning with noisy labels revisited: a study using real-world human annotations" (CIFAR-10N).
     """
     columns.check_dataset(dataset)
     if label_column is None and clean_column is not None and not set(columns.LABEL_NAMES) & set(dataset.column_names):
@@ -48,11 +61,11 @@ def use_noisy_labels(
     if isinstance(noisy_column, str):
         if noisy_column not in dataset.column_names:
             raise ValueError(f"noisy_column={noisy_column!r} is not in the data set: choose one of {dataset.column_names}.")
-        given: Any = dataset.select_columns([noisy_column]).with_format(None)[noisy_column][:]
+        column: Any = dataset.select_columns([noisy_column]).with_format(None)[noisy_column][:]
         _same_names(dataset, noisy_column, clean_column)
     else:
-        given = noisy_column
-    noisy = _noisy(given, noisy_column if isinstance(noisy_column, str) else "noisy_column", len(dataset), classes,
+        column = noisy_column
+    noisy = _noisy(column, noisy_column if isinstance(noisy_column, str) else "noisy_column", len(dataset), classes,
                    getattr(dataset.features[clean_column], "names", None))  # fmt: skip
     function = NoisyLabelMap(noisy, label_column, clean_column)
     features = dataset.features
@@ -64,7 +77,14 @@ def use_noisy_labels(
 
 @dataclass(frozen=True, eq=False)
 class NoisyLabelMap:
-    """Returns the changed columns of a batch whose labels become ``noisy[index]``; noisy (N,) integers, for `Dataset.map`."""
+    """A callable for `Dataset.map` that gives row i of the data set the label ``noisy[i]``.
+
+    Args:
+        noisy: labels (N,), integers.
+        label_column: the column that gets them.
+        clean_column: the column of the true labels.
+        revision: part of the cache fingerprint.
+    """
 
     noisy: np.ndarray = field(repr=False)
     label_column: str
@@ -72,6 +92,12 @@ class NoisyLabelMap:
     revision: int = field(default=_REVISION, repr=False)
 
     def __call__(self, batch: Mapping[str, Any], indices: Sequence[int]) -> dict[str, list]:
+        """Returns the changed columns of a batch.
+
+        Args:
+            batch: columns by name.
+            indices: the rows' positions in the data set.
+        """
         clean = np.asarray(batch[self.clean_column], dtype=np.int64)
         return relabelled(batch, self.label_column, clean, self.noisy[np.asarray(indices)])
 
@@ -82,10 +108,10 @@ def _same_names(dataset: datasets.Dataset, noisy: str, clean: str) -> None:
         raise ValueError(f"'{noisy}' has the classes {one[:10]} but '{clean}' has {two[:10]}: cast one to the other's names.")
 
 
-def _noisy(given: Any, name: str, n: int, classes: int, names: Sequence[str] | None) -> np.ndarray:
+def _noisy(column: Any, name: str, n: int, classes: int, names: Sequence[str] | None) -> np.ndarray:
     """Noisy labels as integers (N,) in [0, C)."""
     try:
-        values = np.asarray(given)
+        values = np.asarray(column)
     except ValueError as error:
         raise ValueError(f"{name} is ragged: give one integer class label a row.") from error
     if values.shape != (n,):

@@ -24,15 +24,28 @@ _MOST = 2**30  # numbers in all W
 
 @dataclass(frozen=True, eq=False)
 class InstanceNoiseMap:
-    """Returns the changed columns of a batch, for ``dataset.map(fn, batched=True, with_indices=True)``.
+    """A callable for ``dataset.map(fn, batched=True, with_indices=True)``: part-dependent label noise (PDN).
 
-    Xia et al. 2020 ("Part-dependent label noise"), as their tools.py has it: sample i of class y flips with
+    As the authors' tools.py has it: sample i of class y flips with
     q_i ~ N(rate, 0.1^2) truncated to [0, 1]; W_y ~ N(0, 1) is one d x C matrix per TRUE class; a = x_i W_y with a_y = -inf;
     P_i = q_i softmax(a) and P_i[y] = 1 - q_i. x is standardised (`FeatureReader`), so that a has a standard deviation of about
     sqrt(d) and a sample's flips go nearly always to one or two classes.
     A row is chosen where u_i < limit * q_i, u_i uniform: limit 1 draws every row on its own; `instance_noise_map` finds the one
     that chooses exactly round(rate * N) (sequential Poisson sampling, Ohlsson 1998: still in proportion to q, to first order).
     q, u and the drawn label are keyed by (seed, index), W by (seed, y). Memory: one batch and 256 MB of W.
+
+    Args:
+        reader: of the features.
+        rate: mean of the flip rates, in [0, 1).
+        limit: see above.
+        classes: C.
+        seed: of all draws.
+        label_column: the column of the labels.
+        revision: part of the cache fingerprint.
+
+    References:
+        Xia et al. 2020, "Part-dependent label noise: towards instance-dependent label noise"; Ohlsson 1998, "Sequential Poisson
+        sampling".
     """
 
     reader: FeatureReader
@@ -44,6 +57,12 @@ class InstanceNoiseMap:
     revision: int = field(default=_REVISION, repr=False)
 
     def __call__(self, batch: Mapping[str, Any], indices: Sequence[int]) -> dict[str, list]:
+        """Returns the changed columns of a batch.
+
+        Args:
+            batch: columns by name.
+            indices: the rows' positions in the data set.
+        """
         labels = np.asarray(batch[self.label_column], dtype=np.int64)
         rows = np.flatnonzero(_order(self.rate, self.seed, indices) < self.limit)
         chosen = np.asarray(indices)[rows]
@@ -55,18 +74,29 @@ class InstanceNoiseMap:
         return relabelled(batch, self.label_column, labels, new)
 
     def targets(self, features: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Returns softmax(a) (B, C), 0 at the true label: the law of the new label of a sample that flips; features (B, d)."""
+        """Returns softmax(a) (B, C), 0 at the true label: the law of the new label of a sample that flips.
+
+        Args:
+            features: (B, d), standardised.
+            labels: true labels (B,).
+        """
         a = np.zeros((len(labels), self.classes))
         for y in np.unique(labels).tolist():
-            mine = labels == y
+            members = labels == y
             for start, block in _blocks(self.seed, y, features.shape[1], self.classes):
-                a[mine] += features[mine, start : start + len(block)] @ block.astype(np.float64)
+                a[members] += features[members, start : start + len(block)] @ block.astype(np.float64)
         a[np.arange(len(labels)), labels] = -np.inf
         p = np.exp(a - a.max(axis=1, keepdims=True))
         return p / p.sum(axis=1, keepdims=True)
 
     def probabilities(self, features: np.ndarray, labels: np.ndarray, indices: Any) -> np.ndarray:
-        """Returns the row P_i (B, C) of each sample: q_i softmax(a), and 1 - q_i at its label."""
+        """Returns the row P_i (B, C) of each sample: q_i softmax(a), and 1 - q_i at its label.
+
+        Args:
+            features: (B, d), standardised.
+            labels: true labels (B,).
+            indices: the rows' positions in the data set (B,).
+        """
         q = flip_rates(self.rate, self.seed, indices)
         p = q[:, None] * self.targets(features, labels)
         p[np.arange(len(labels)), labels] = 1 - q
@@ -76,28 +106,54 @@ class InstanceNoiseMap:
 def instance_noise_map(
     reader: FeatureReader, rate: float, n: int, classes: int, seed: int, label_column: str, exact: bool
 ) -> InstanceNoiseMap:
-    """Returns the map; ``exact`` chooses round(rate * n) of n rows. Raises ``ValueError`` where W would be too large to draw."""
+    """Returns the `InstanceNoiseMap` of a data set.
+
+    Args:
+        reader: of the features, standardised.
+        rate: in [0, 1).
+        n: number of rows.
+        classes: C.
+        seed: of all draws.
+        label_column: the column of the labels.
+        exact: whether exactly round(rate * n) rows are chosen.
+
+    Raises:
+        ValueError: where W would be too large to draw.
+    """
     if classes * classes * reader.size > _MOST:
         raise ValueError(
             f"feature_columns={list(reader.columns)} has {reader.size} numbers, with {classes} classes {classes**2 * reader.size} "
             f"weights, at most {_MOST}: shrink the images, or name a column of fewer numbers (an embedding)."
         )
-    limit, wanted = 1.0, round(rate * n)
+    limit, count = 1.0, round(rate * n)
     if exact:
         order = _order(rate, seed, np.arange(n))
-        limit = float(np.nextafter(np.partition(order, wanted - 1)[wanted - 1], np.inf)) if wanted else 0.0
+        limit = float(np.nextafter(np.partition(order, count - 1)[count - 1], np.inf)) if count else 0.0
     return InstanceNoiseMap(reader, rate, limit if rate > 0 else 0.0, classes, seed, label_column)
 
 
 def flip_rates(rate: float, seed: int, indices: Any) -> np.ndarray:
-    """Returns q (N,) in [0, 1], N(rate, 0.1^2) truncated to [0, 1], keyed by (seed, index); its mean is above ``rate`` near 0."""
+    """Returns q (N,) in [0, 1], N(rate, 0.1^2) truncated to [0, 1]; its mean is above ``rate`` near 0.
+
+    Args:
+        rate: in [0, 1).
+        seed: with the index the key of each draw.
+        indices: the rows' positions in the data set (N,).
+    """
     low, high = (0.5 * math.erfc(-z / math.sqrt(2)) for z in (-rate / STD, (1 - rate) / STD))
     u = low + uniforms(stream_seed(seed, _RATE_STREAM), indices) * (high - low)
     return np.clip(rate + STD * torch.special.ndtri(torch.from_numpy(u)).numpy(), 0, 1)
 
 
 def check_size(classes: int) -> None:
-    """Raises ``ValueError`` for fewer than 2 classes."""
+    """Checks the number of classes.
+
+    Args:
+        classes: C.
+
+    Raises:
+        ValueError: for fewer than 2 classes.
+    """
     if classes < 2:
         raise ValueError(f"num_classes={classes} leaves no other label to give: label noise wants at least 2 classes.")
 

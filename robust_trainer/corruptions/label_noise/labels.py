@@ -43,26 +43,49 @@ def corrupt_labels(
 ) -> datasets.Dataset:
     """Returns the data set with wrong labels; adds ``is_corrupted`` (the label changed) and ``clean_label``.
 
-    The noises of dissertation 001 table 4.1, of NRAT (paper 004) and of PDN (Xia et al. 2020); noise is one of
+    ``noise`` is one of
+
     - 'symmetric': a label of the OTHER C - 1 classes, uniform; the rate is the share of wrong labels.
     - 'symmetric-redraw': a label of all C classes, the true one included: the effective rate is (C - 1) / C * rate.
     - 'pairflip': i -> i + 1 mod C; exact, the same rows as ``poison(label_rule='multi-target')`` with that seed.
-    - 'asymmetric': i -> class_map[i], all at once on the clean labels; class_map {source: target} of class numbers or names, or
-      'cifar10' or 'nrat' (9->1, 2->0, 3->5, 5->3, 4->7). rate counts the samples of each source class (rate_of='source': half of
-      it overall with these maps) or of the whole data set (rate_of='all'). NRAT's own code flips class after class on labels
-      already flipped, so that some cats become dogs and then cats again: its "40 %" is about 19 % overall, here it is 20 %.
+    - 'asymmetric': i -> class_map[i], all at once on the clean labels. NRAT's own code flips class after class on labels already
+      flipped, so that some cats become dogs and then cats again: its "40 %" is about 19 % overall, here it is 20 %.
     - 'transition': a row-stochastic transition_matrix (C, C), and no rate.
-    - 'instance': PDN, see `InstanceNoiseMap`; its features are feature_columns (numeric columns, or images), default the images.
-      They are standardised over the data set: images per channel, other columns per number.
-    exact=True: exactly ``round(rate * N)`` rows are chosen ('symmetric-redraw': redrawn); 'asymmetric' chooses ``round(rate * n)``
-    of the n rows of each source class; 'transition' gives each class its labels in exact counts (largest remainder). stratified:
-    an equal share of every class, where the count is over the data set. exact=False: every label is drawn on its own from its
-    row of the matrix (`noise_transition`).
-    Everything is keyed by (seed, row number): batch size, shards and processes do not matter, and a second call on the same rows
-    wants another seed. On a second call ``clean_label`` stays the first one's and ``is_corrupted`` tells either. Nominal and
-    realised rates are logged; `nominal_rates`, `realised_rates` and `realised_transition` return them. map_kwargs go to
-    `Dataset.map`. Raises ``ValueError`` for bad settings (see `noise_transition`), a rate that the eligible classes cannot
-    supply, missing columns, no rows, and labels that are no integers in [0, C).
+    - 'instance': part-dependent noise, see `InstanceNoiseMap`.
+
+    On a second call ``clean_label`` stays the first one's and ``is_corrupted`` says whether either changed the label. Nominal and
+    realised rates are logged; `nominal_rates`, `realised_rates` and `realised_transition` return them.
+
+    Guarantee: everything is keyed by (seed, row number): batch size, shards and processes do not matter. So a second call on the
+    same rows needs another seed.
+
+    Args:
+        dataset: one split with class labels.
+        noise: the kind, see above.
+        rate: share of labels, in [0, 1).
+        seed: of the draws.
+        class_map: of 'asymmetric': {source: target} of class numbers or names, or 'cifar10' or 'nrat' (9->1, 2->0, 3->5, 5->3,
+            4->7).
+        transition_matrix: of 'transition', (C, C).
+        feature_columns: of 'instance': numeric columns, or images; default the images. They are standardised over the data set:
+            images per channel, other columns per number.
+        rate_of: of 'asymmetric': whether the rate counts the samples of each source class ('source': half of it overall with
+            these maps) or of the whole data set ('all').
+        exact: True: exactly ``round(rate * N)`` rows are chosen ('symmetric-redraw': redrawn); 'asymmetric' chooses
+            ``round(rate * n)`` of the n rows of each source class; 'transition' gives each class its labels in exact counts
+            (largest remainder). False: every label is drawn on its own from its row of the matrix (`noise_transition`).
+        stratified: an equal share of every class, where the count is over the data set.
+        label_column: default label or labels.
+        num_classes: C; default what the column says.
+        num_proc: processes of `Dataset.map`.
+        map_kwargs: of `Dataset.map`.
+
+    Raises:
+        ValueError: for bad settings (see `noise_transition`), a rate that the eligible classes cannot supply, missing columns, no
+            rows, and labels that are no integers in [0, C).
+
+    References:
+        Dissertation table 4.1; NRAT sec. 4; Han et al. 2018, "Co-teaching"; Xia et al. 2020, "Part-dependent label noise".
     """
     labels, classes, label_column, names = _read(dataset, label_column, num_classes)
     check_noise(noise, rate, class_map, transition_matrix, rate_of)
@@ -106,8 +129,20 @@ def nominal_rates(
 ) -> np.ndarray:
     """Returns the rate (C,) at which `corrupt_labels` with these settings is to give each class wrong labels, for `realised_rates`.
 
-    dataset: the clean one. For 'instance' it is the mean asked for; the truncation to [0, 1] lifts small ones when ``exact=False``
-    (0.1 becomes 0.129). Raises ``ValueError`` as `corrupt_labels`.
+    For 'instance' it is the mean asked for; the truncation to [0, 1] lifts small ones when ``exact=False`` (0.1 becomes 0.129).
+
+    Args:
+        dataset: the clean one.
+        noise: as in `corrupt_labels`, like all that follow.
+        rate: share of labels, in [0, 1).
+        class_map: of 'asymmetric'.
+        transition_matrix: of 'transition', (C, C).
+        rate_of: of 'asymmetric'.
+        label_column: default label or labels.
+        num_classes: C.
+
+    Raises:
+        ValueError: as `corrupt_labels`.
     """
     labels, classes, _, names = _read(dataset, label_column, num_classes)
     check_noise(noise, rate, class_map, transition_matrix, rate_of)
@@ -118,11 +153,18 @@ def nominal_rates(
 
 @dataclass(frozen=True, eq=False)
 class LabelNoiseMap:
-    """Returns the changed columns of a batch, for ``dataset.map(fn, batched=True, with_indices=True)``.
+    """A callable for ``dataset.map(fn, batched=True, with_indices=True)``: label noise by a transition matrix.
 
     A row is chosen when its class has a limit and ``sample_keys(seed, index)`` is at most that limit; a second key, independent of
     the first, then falls into one of the C ranges that end at ``cuts[label]`` (C, C), and that range is the new label.
     `corrupt_labels` builds it; it pickles, and holds no per-sample data.
+
+    Args:
+        limits: per class the largest key that is chosen; None: no row is.
+        cuts: ends of the second key's ranges (C, C), uint64.
+        seed: of the keys.
+        label_column: the column of the labels.
+        revision: part of the cache fingerprint.
     """
 
     limits: tuple[int | None, ...]
@@ -132,6 +174,12 @@ class LabelNoiseMap:
     revision: int = field(default=_REVISION, repr=False)
 
     def __call__(self, batch: Mapping[str, Any], indices: Sequence[int]) -> dict[str, list]:
+        """Returns the changed columns of a batch.
+
+        Args:
+            batch: columns by name.
+            indices: the rows' positions in the data set.
+        """
         labels = np.asarray(batch[self.label_column], dtype=np.int64)
         limits = np.array([limit or 0 for limit in self.limits], dtype=np.uint64)
         allowed = np.array([limit is not None for limit in self.limits])
@@ -154,10 +202,10 @@ def _matrix(
 ) -> np.ndarray:
     if rate_of == "all":
         sources = list(check_class_map(class_map, classes, names))
-        eligible, wanted = int(np.isin(labels, sources).sum()), round(rate * len(labels))
-        if wanted > eligible or (eligible and wanted == eligible):
+        eligible, count = int(np.isin(labels, sources).sum()), round(rate * len(labels))
+        if count > eligible or (eligible and count == eligible):
             raise ValueError(
-                f"rate={rate} of all {len(labels)} samples is {wanted}, but the source classes of class_map hold {eligible}: "
+                f"rate={rate} of all {len(labels)} samples is {count}, but the source classes of class_map hold {eligible}: "
                 f"give a rate below {eligible / len(labels):.4g}."
             )
         rate = rate * len(labels) / max(eligible, 1)

@@ -40,19 +40,40 @@ def corrupt_targets(
 ) -> datasets.Dataset:
     """Returns the data set with exactly ``round(rate * N)`` rows given a wrong target.
 
-    Dissertation 001 sec. 4.4 ("Robust learning of deep neural networks under data corruption"); kind is one of
+    ``kind`` is one of
+
     - 'linadv': Y_eps = X W_eps, W_eps (d, K) ~ N(0, weight_std^2), one for the data set, from the seed (the paper gives no scale;
-      with d features of unit size the wrong targets spread by weight_std * sqrt(d)). X are feature_columns as they stand, images
-      in [0, 1].
-    - 'signflip': -Y. - 'uninoise': U[low, high], by default [-5, 5], drawn for each coordinate. - 'pairflip': every coordinate
-      takes the value of the one before it, the first that of the last. - 'maximum': the data set's maximum of each coordinate.
+      with d features of unit size the wrong targets spread by weight_std * sqrt(d)).
+    - 'signflip': -Y.
+    - 'uninoise': U[low, high], drawn for each coordinate.
+    - 'pairflip': every coordinate takes the value of the one before it, the first that of the last.
+    - 'maximum': the data set's maximum of each coordinate.
     - 'mixture': linadv, signflip, uninoise and pairflip in equal shares of the wrong rows (to within one); pairflip is left out
       for one output.
-    target_column: floats, one or a list of K a row; default label or labels. Adds ``is_corrupted`` and the true targets as
-    ``clean_label`` for the columns label and labels, else as ``clean_<target_column>``. The choice is keyed by (seed, row
-    number): a second call wants another seed; it keeps the first truth, and ``is_corrupted`` tells either. rate in [0, 1).
-    Raises ``ValueError`` for an unknown kind, a rate, range or scale out of place, targets that are missing, not finite, no floats
-    or of different lengths, 'pairflip' with fewer than 2 outputs, and features that are missing where the kind reads them.
+
+    Adds ``is_corrupted`` and the true targets as ``clean_label`` for the columns label and labels, else as
+    ``clean_<target_column>``. The choice is keyed by (seed, row number): a second call needs another seed; it keeps the first
+    truth, and ``is_corrupted`` says whether either changed the target.
+
+    Args:
+        dataset: one split.
+        kind: see above.
+        rate: share of wrong targets, in [0, 1).
+        seed: of the draws.
+        target_column: floats, one or a list of K a row; default label or labels.
+        feature_columns: of 'linadv': X as they stand, images in [0, 1].
+        low: of 'uninoise'.
+        high: of 'uninoise'.
+        weight_std: of 'linadv', > 0.
+        num_proc: processes of `Dataset.map`.
+        map_kwargs: of `Dataset.map`.
+
+    Raises:
+        ValueError: for an unknown kind, a rate, range or scale out of place, targets that are missing, not finite, no floats or
+            of different lengths, 'pairflip' with fewer than 2 outputs, and features that are missing where the kind reads them.
+
+    References:
+        Dissertation sec. 4.4.
     """
     columns.check_dataset(dataset)
     if target_column is not None and target_column not in dataset.column_names:
@@ -85,27 +106,47 @@ def corrupt_target_array(
     high: float = 5.0,
     weight_std: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (targets with wrong ones, mask of the wrong rows (N,)): `corrupt_targets` for arrays, same rows, same values.
+    """Returns targets of which some are wrong, and which (N,): `corrupt_targets` for arrays, same rows, same values.
 
-    features (N, ...) numbers, flattened for each row, or None where the kind reads none; targets (N,) or (N, K) floats, whose shape
-    and dtype are kept. Arguments and errors as `corrupt_targets`.
+    Args:
+        features: (N, ...) numbers, flattened for each row, or None where the kind reads none.
+        targets: (N,) or (N, K) floats, whose shape and dtype are kept.
+        kind: as in `corrupt_targets`, like all that follow.
+        rate: share of wrong targets, in [0, 1).
+        seed: of the draws.
+        low: of 'uninoise'.
+        high: of 'uninoise'.
+        weight_std: of 'linadv', > 0.
+
+    Raises:
+        ValueError: as `corrupt_targets`.
     """
-    given = np.asarray(targets)
-    y = _checked(given, "targets")
+    clean = np.asarray(targets)
+    y = _checked(clean, "targets")
     x = None if features is None else np.asarray(features, dtype=np.float64).reshape(len(features), -1)
     if x is not None and (len(x) != len(y) or not np.isfinite(x).all()):
-        raise ValueError(f"features has shape {np.shape(features)}, targets {given.shape}: give finite numbers, a row for each.")
+        raise ValueError(f"features has shape {np.shape(features)}, targets {clean.shape}: give finite numbers, a row for each.")
     law = _law(kind, y, rate, seed, None if x is None else x.shape[1], low, high, weight_std)
     noisy, mask = law(y, x, np.arange(len(y)))
-    return noisy.reshape(given.shape).astype(given.dtype), mask
+    return noisy.reshape(clean.shape).astype(clean.dtype), mask
 
 
 @dataclass(frozen=True, eq=False)
 class TargetLaw:
-    """Returns (wrong targets, mask) of rows: ``law(targets (B, K), features (B, d) or None, indices (B,))``.
+    """Which rows get a wrong target, and which one.
 
-    A row is wrong where ``sample_keys(seed, index)`` is at most ``limit``; a second key says by which of the kinds, whose ranges
-    end at ``cuts``. `corrupt_targets` builds it.
+    A row is wrong where ``sample_keys(seed, index)`` is at most ``limit``; a second key says by which of the kinds.
+    `corrupt_targets` builds it.
+
+    Args:
+        kinds: names of the kinds.
+        cuts: ends of the kinds' ranges of the second key, uint64.
+        limit: the largest key that is chosen; None: no row is.
+        seed: of the keys.
+        low: of 'uninoise'.
+        high: of 'uninoise'.
+        weight_std: of 'linadv'.
+        maximum: the data set's largest targets (K,).
     """
 
     kinds: tuple[str, ...]
@@ -118,6 +159,13 @@ class TargetLaw:
     maximum: np.ndarray = field(repr=False)
 
     def __call__(self, y: np.ndarray, x: np.ndarray | None, indices: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the rows' targets, of which some are wrong, (B, K), and which, bool (B,).
+
+        Args:
+            y: true targets (B, K).
+            x: features (B, d), or None where no kind reads them.
+            indices: the rows' positions in the data set (B,).
+        """
         indices, out = np.asarray(indices), y.copy()
         mask = np.zeros(len(y), dtype=bool) if self.limit is None else sample_keys(self.seed, indices) <= np.uint64(self.limit)
         which = cut_index(sample_keys(stream_seed(self.seed, _KIND_STREAM), indices), self.cuts)
@@ -141,7 +189,14 @@ class TargetLaw:
 
 
 def linear_weights(seed: int, d: int, k: int, std: float = 1.0) -> np.ndarray:
-    """Returns W_eps (d, k) ~ N(0, std^2), the wrong linear map of 'linadv', a fixed function of the arguments."""
+    """Returns W_eps (d, k) ~ N(0, std^2), the wrong linear map of 'linadv', a fixed function of the arguments.
+
+    Args:
+        seed: of the draw.
+        d: number of features.
+        k: number of outputs.
+        std: standard deviation, > 0.
+    """
     # RandomState, since numpy promises never to change its stream
     random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, _WEIGHT_STREAM, d, k])))
     return std * random.standard_normal((d, k))
@@ -149,7 +204,15 @@ def linear_weights(seed: int, d: int, k: int, std: float = 1.0) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class TargetNoiseMap:
-    """Returns the changed columns of a batch, for ``dataset.map(..., batched=True, with_indices=True)``."""
+    """A callable for ``dataset.map(fn, batched=True, with_indices=True)``: wrong targets by a `TargetLaw`.
+
+    Args:
+        law: which rows, and what they get.
+        target_column: the column of the targets.
+        clean_column: the column that keeps the true ones.
+        reader: of the features, where a kind reads them.
+        revision: part of the cache fingerprint.
+    """
 
     law: TargetLaw
     target_column: str
@@ -158,14 +221,20 @@ class TargetNoiseMap:
     revision: int = field(default=_REVISION, repr=False)
 
     def __call__(self, batch: Mapping[str, Any], indices: Sequence[int]) -> dict[str, list]:
-        given = np.asarray(batch[self.target_column], dtype=np.float64)
+        """Returns the changed columns of a batch.
+
+        Args:
+            batch: columns by name.
+            indices: the rows' positions in the data set.
+        """
+        targets = np.asarray(batch[self.target_column], dtype=np.float64)
         x = None if self.reader is None else self.reader(batch, indices)
-        noisy, mask = self.law(given.reshape(len(given), -1), x, indices)
+        noisy, mask = self.law(targets.reshape(len(targets), -1), x, indices)
         before = np.asarray(batch[IS_CORRUPTED], dtype=bool) if IS_CORRUPTED in batch else np.zeros_like(mask)
         return {
             self.clean_column: list(batch[self.clean_column if self.clean_column in batch else self.target_column]),
             IS_CORRUPTED: (before | mask).tolist(),
-            self.target_column: noisy.reshape(given.shape).tolist(),
+            self.target_column: noisy.reshape(targets.shape).tolist(),
         }
 
 
@@ -184,11 +253,11 @@ def _law(kind: str, y: np.ndarray, rate: float, seed: int, d: int | None, low: f
     if kind in ("linadv", "mixture") and d is None:
         raise ValueError(f"kind={kind!r} is computed from the features: give the features (feature_columns of a data set).")
     kinds = (kind,) if kind != "mixture" else tuple(k for k in _MIXED if k != "pairflip" or outputs > 1)
-    keys, wanted = sample_keys(seed, np.arange(n)), round(rate * n)
-    limit = smallest(keys, wanted)
+    keys, count = sample_keys(seed, np.arange(n)), round(rate * n)
+    limit = smallest(keys, count)
     second = sample_keys(stream_seed(seed, _KIND_STREAM), np.arange(n))
     chosen = keys <= np.uint64(limit) if limit is not None else np.zeros(n, dtype=bool)
-    cuts = key_cuts(second[chosen], shares(wanted, np.ones(len(kinds))))
+    cuts = key_cuts(second[chosen], shares(count, np.ones(len(kinds))))
     return TargetLaw(kinds, cuts, limit, seed, float(low), float(high), float(weight_std), y.max(axis=0))
 
 
@@ -204,8 +273,8 @@ def _targets(dataset: datasets.Dataset, name: str) -> np.ndarray:
     if isinstance(column[0], list):
         row = next((i for i, v in enumerate(column) if len(v) != len(column[0])), None)
         if row is not None:
-            found = f"{len(column[row])} numbers in row {row}, {len(column[0])} in row 0"
-            raise ValueError(f"'{name}' has {found}: make all rows alike.")
+            lengths = f"{len(column[row])} numbers in row {row}, {len(column[0])} in row 0"
+            raise ValueError(f"'{name}' has {lengths}: make all rows alike.")
     return _checked(np.asarray(column), f"'{name}'")
 
 

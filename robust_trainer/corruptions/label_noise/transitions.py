@@ -12,7 +12,7 @@ from ...data.randomness import check_rate
 #: Noise kinds of `corrupt_labels`: all but 'instance' are a transition matrix.
 NOISES = ("symmetric", "symmetric-redraw", "pairflip", "asymmetric", "transition", "instance")
 _CIFAR10 = {9: 1, 2: 0, 3: 5, 5: 3, 4: 7}  # truck -> automobile, bird -> airplane, cat <-> dog, deer -> horse
-#: Class maps by name, {source: target}. 'cifar10' is the usual one; NRAT (paper 004) writes the same five directions.
+#: Class maps by name, {source: target}. 'cifar10' is the usual one; NRAT writes the same five directions.
 CLASS_MAPS: Mapping[str, Mapping[int, int]] = {"cifar10": _CIFAR10, "nrat": _CIFAR10}
 
 
@@ -28,11 +28,25 @@ def noise_transition(
     """Returns the transition matrix T (C, C) of a noise kind; 1 - T[i, i] is the nominal rate of class i.
 
     symmetric: each of the other C - 1 labels with rate / (C - 1). symmetric-redraw: the label is drawn anew from all C with
-    probability ``rate``, so the effective rate is (C - 1) / C * rate. pairflip: i -> i + 1 mod C with ``rate`` (Han et al. 2018).
-    asymmetric: i -> class_map[i] with ``rate`` for the classes that ``class_map`` names, all others stay. transition: as given.
-    rate in [0, 1). Raises ``ValueError`` for an unknown noise, fewer than 2 classes, a rate outside [0, 1), a class map with an
-    unknown class or one mapped to itself, a matrix that is no (C, C), negative or whose rows do not sum to 1 (within 1e-6), and
-    settings that the noise does not take.
+    probability ``rate``, so the effective rate is (C - 1) / C * rate. pairflip: i -> i + 1 mod C with ``rate``. asymmetric:
+    i -> class_map[i] with ``rate`` for the classes that ``class_map`` names, all others stay. transition: ``transition_matrix``.
+
+    Args:
+        noise: one of NOISES but 'instance'.
+        num_classes: C, >= 2.
+        rate: in [0, 1).
+        class_map: {source: target}, or a key of CLASS_MAPS.
+        transition_matrix: (C, C).
+        class_names: C names, where ``class_map`` holds names.
+
+    Raises:
+        ValueError: for an unknown noise, fewer than 2 classes, a rate outside [0, 1), a class map with an unknown class or one
+            mapped to itself, a matrix that is no (C, C), negative or whose rows do not sum to 1 (within 1e-6), and settings that
+            the noise does not take.
+
+    References:
+        Han et al. 2018, "Co-teaching" (pairflip); Patrini et al. 2017, "Making deep neural networks robust to label noise"
+        (asymmetric).
     """
     check_noise(noise, rate, class_map, transition_matrix)
     if num_classes < 2:
@@ -77,29 +91,46 @@ def check_noise(noise: Any, rate: Any, class_map: Any, transition_matrix: Any, r
 
 
 def check_transition(matrix: Any, num_classes: int) -> np.ndarray:
-    """Returns a transition matrix (C, C) as floats, its rows scaled to sum to 1; see `noise_transition` for the errors."""
+    """Returns a transition matrix (C, C) as floats, its rows scaled to sum to 1.
+
+    Args:
+        matrix: C rows of C probabilities.
+        num_classes: C.
+
+    Raises:
+        ValueError: see `noise_transition`.
+    """
     try:
-        found = np.array(matrix, dtype=np.float64)
+        probabilities = np.array(matrix, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise ValueError("transition_matrix is no array of numbers: give C rows of C probabilities each.") from error
-    if found.shape != (num_classes, num_classes):
-        raise ValueError(f"transition_matrix has shape {found.shape}, expected ({num_classes}, {num_classes}): one row per class.")
-    if not np.isfinite(found).all() or found.min() < 0:
-        row, column = np.argwhere(~(found >= 0) | ~np.isfinite(found))[0]
-        raise ValueError(f"transition_matrix[{row}, {column}]={found[row, column]:g} is no probability: give values in [0, 1].")
-    sums = found.sum(axis=1)
+    if probabilities.shape != (num_classes, num_classes):
+        raise ValueError(
+            f"transition_matrix has shape {probabilities.shape}, expected ({num_classes}, {num_classes}): one row per class."
+        )
+    if not np.isfinite(probabilities).all() or probabilities.min() < 0:
+        row, column = np.argwhere(~(probabilities >= 0) | ~np.isfinite(probabilities))[0]
+        value = probabilities[row, column]
+        raise ValueError(f"transition_matrix[{row}, {column}]={value:g} is no probability: give values in [0, 1].")
+    sums = probabilities.sum(axis=1)
     wrong = np.flatnonzero(abs(sums - 1) > 1e-6)
     if wrong.size:
         raise ValueError(f"transition_matrix row {wrong[0]} sums to {sums[wrong[0]]:.6g}, expected 1: give probabilities.")
-    return found / sums[:, None]
+    return probabilities / sums[:, None]
 
 
 def check_class_map(
     class_map: str | Mapping[Any, Any] | None, num_classes: int, class_names: Sequence[str] | None = None
 ) -> dict[int, int]:
-    """Returns a class map as {source: target} of class numbers; it may come by name or hold class names.
+    """Returns a class map as {source: target} of class numbers.
 
-    Raises ``ValueError`` for an unknown map, an empty one, a class outside [0, C) or unknown by name, and a class mapped to itself.
+    Args:
+        class_map: a key of CLASS_MAPS, or {source: target} of class numbers or names.
+        num_classes: C.
+        class_names: C names.
+
+    Raises:
+        ValueError: for an unknown map, an empty one, a class outside [0, C) or unknown by name, and a class mapped to itself.
     """
     if isinstance(class_map, str):
         if class_map not in CLASS_MAPS:
@@ -109,14 +140,14 @@ def check_class_map(
         return dict(CLASS_MAPS[class_map])
     if not isinstance(class_map, Mapping) or not class_map:
         raise ValueError(f"class_map={class_map!r} must be a non-empty {{source: target}}: give for instance {{9: 1, 2: 0}}.")
-    found: dict[int, int] = {}
+    numbers: dict[int, int] = {}
     for source, target in class_map.items():
         pair = [_class(value, num_classes, class_names) for value in (source, target)]
         if pair[0] == pair[1]:
             raise ValueError(f"class_map sends {source!r} to itself: leave it out, or give another target.")
-        if found.setdefault(pair[0], pair[1]) != pair[1]:
+        if numbers.setdefault(pair[0], pair[1]) != pair[1]:
             raise ValueError(f"class_map names class {pair[0]} twice: give one target per class.")
-    return found
+    return numbers
 
 
 def _class(value: Any, num_classes: int, names: Sequence[str] | None) -> int:
