@@ -1,7 +1,4 @@
-"""Activation clustering: the features of a poisoned class fall into two clusters, and the poison is the smaller one.
-
-Chen et al. 2018, "Detecting backdoor attacks on deep neural networks by activation clustering".
-"""
+"""Activation clustering: the features of a poisoned class fall into two clusters, and the poison is the smaller one."""
 
 from __future__ import annotations
 
@@ -30,24 +27,38 @@ def activation_clustering(
     reduction: str = "ica",
     size_threshold: float = 0.35,
 ) -> Detection:
-    """For each given class: features reduced to ``components`` (FastICA as in the paper, or PCA), then 2-means.
+    """Returns suspicion by 2-means of each given class, its features reduced first.
 
-    A class counts as poisoned where its smaller cluster has a share below ``size_threshold`` (the paper's relative-size rule; the
-    number is that of common implementations); flagged: the smaller clusters of those classes. The paper has no score. Here it is
-    ``s d_large / (d_large + d_small)``, in [0, 1], from the distances to both centres, above s / 2 inside the smaller cluster; s is
-    the class's silhouette, at least 0 (of 2000 samples of a larger class), so that a class that does not split scores near 0.
-    On multi-target poison, where every class splits, this weight helps less.
-    told: per class ``smaller`` (share), ``silhouette``, ``poisoned``; ``unconverged``: classes whose FastICA stopped early.
-    FastICA of a class with fewer than some 30 samples per component finds directions of its own making, and the poison is lost
-    among them: take fewer components, or ``pca``. Classes of fewer than 4 samples, or of one feature vector, score 0. The order of
-    the rows has no effect. rate: without effect.
+    A class counts as poisoned where its smaller cluster has a share below ``size_threshold`` (the paper's relative-size rule);
+    flagged are the smaller clusters of those classes. The paper has no score. Here it is ``s d_large / (d_large + d_small)``, in
+    [0, 1], from the distances to both centres, above s / 2 inside the smaller cluster; s is the class's silhouette, at least 0 (of
+    2000 samples of a larger class), so that a class that does not split scores near 0. On multi-target poison, where every class
+    splits, this weight helps less. Classes of fewer than 4 samples, or of one feature vector, score 0.
+
+    Guarantee: the order of the rows has no effect.
+
+    Args:
+        evidence: with features.
+        rate: without effect.
+        seed: of FastICA and 2-means.
+        components: columns after the reduction, >= 1. FastICA of a class with fewer than some 30 samples per component finds
+            directions of its own making, and the poison is lost among them: take fewer, or ``pca``.
+        reduction: ``ica``, FastICA as in the paper, or ``pca``.
+        size_threshold: in (0, 1]; the default is that of common implementations.
+
+    Returns:
+        The detection; in ``details`` per class ``smaller`` (share), ``silhouette``, ``poisoned``, and ``unconverged``: classes
+        whose FastICA stopped early.
+
+    References:
+        Chen et al. 2018, "Detecting backdoor attacks on deep neural networks by activation clustering".
     """
     count_setting("components", components)
     choice_setting("reduction", reduction, REDUCTIONS)
     limit = share_setting("size_threshold", size_threshold)
     assert evidence.features is not None
     scores, flagged = np.zeros(len(evidence)), np.zeros(len(evidence), dtype=bool)
-    told: dict[str, Any] = {"smaller": {}, "silhouette": {}, "poisoned": {}, "unconverged": []}
+    details: dict[str, Any] = {"smaller": {}, "silhouette": {}, "poisoned": {}, "unconverged": []}
     for label, rows in each_class(evidence):
         rows = rows[settled_order(evidence.features[rows])]
         reduced, converged = _reduced(evidence.features[rows].astype(np.float64), components, reduction, seed)
@@ -64,10 +75,10 @@ def activation_clustering(
         closeness = np.divide(distance[:, 1 - small], total, out=np.full(len(rows), 0.5), where=total > 0)
         scores[rows] = max(silhouette, 0.0) * closeness
         flagged[rows] = (clusters.labels_ == small) & (share < limit)
-        told["smaller"][label], told["silhouette"][label], told["poisoned"][label] = share, silhouette, share < limit
+        details["smaller"][label], details["silhouette"][label], details["poisoned"][label] = share, silhouette, share < limit
         if not converged:
-            told["unconverged"].append(label)
-    return Detection("activation-clustering", scores, flagged, told)
+            details["unconverged"].append(label)
+    return Detection("activation-clustering", scores, flagged, details)
 
 
 def _reduced(features: np.ndarray, components: int, reduction: str, seed: int) -> tuple[np.ndarray, bool]:

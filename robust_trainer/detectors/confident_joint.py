@@ -30,7 +30,7 @@ def confident_learning(evidence: Evidence, rate: float | None, seed: int, *, ran
             ``1 - p_y``.
 
     Returns:
-        The detection; in ``told`` ``joint`` (C, C) of given (row) and true label, ``noise_rate``, its mass off the diagonal, and
+        The detection; in ``details`` ``joint`` (C, C) of given (row) and true label, ``noise_rate``, its mass off the diagonal, and
         ``cleanlab``, whether it is theirs.
 
     References:

@@ -18,12 +18,16 @@ from .passes import Pass
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """N samples in the data set's order; what a detector does not need may be None.
+    """What is known of N samples, in the data set's order; what a detector does not need may be None.
 
-    labels (N,) int64, the given ones; features (N, D) float32, the input of the model's last linear layer; probs (N, C) float32,
-    predicted probabilities (confident-joint: out-of-sample ones, or running means over training); losses (N,) float32, the
-    cross-entropy of the given labels in nats (loss-isolation: early in training).
-    Raises a one-line ``ValueError`` for shapes that do not fit, labels out of range and numbers that are not finite.
+    Args:
+        labels: the given ones (N,), int64.
+        features: the input of the model's last linear layer, (N, D) float32.
+        probs: predicted probabilities (N, C) float32 (confident-joint: out-of-sample ones, or running means over training).
+        losses: the cross-entropy of the given labels in nats, (N,) float32 (loss-isolation: early in training).
+
+    Raises:
+        ValueError: for shapes that do not fit, labels out of range and numbers that are not finite.
     """
 
     labels: np.ndarray
@@ -39,18 +43,18 @@ class Evidence:
             raise ValueError(f"labels go down to {labels.min()}, expected classes from 0: drop or mend these rows.")
         object.__setattr__(self, "labels", labels.astype(np.int64))
         for name, axes in (("features", 2), ("probs", 2), ("losses", 1)):
-            given = getattr(self, name)
-            if given is None:
+            numbers = getattr(self, name)
+            if numbers is None:
                 continue
-            array = np.asarray(given)
+            array = np.asarray(numbers)
             if array.ndim != axes or len(array) != len(labels) or array.size == 0 or array.dtype.kind not in "fiu":
                 expected = f"({len(labels)},)" if axes == 1 else f"({len(labels)}, {'D' if name == 'features' else 'C'})"
                 raise ValueError(f"{name} are {array.shape} {array.dtype}, expected numbers {expected}, a row for each label.")
             array = array.astype(np.float32)
             broken = ~np.isfinite(array.reshape(len(array), -1)).all(1)
             if broken.any():
-                told = f"{int(broken.sum())} of {len(array)} rows of {name} are not finite, first row {int(broken.argmax())}"
-                raise ValueError(f"{told}: training diverged? Train with a smaller learning rate.")
+                rows = f"{int(broken.sum())} of {len(array)} rows of {name} are not finite, first row {int(broken.argmax())}"
+                raise ValueError(f"{rows}: training diverged? Train with a smaller learning rate.")
             object.__setattr__(self, name, array)
         if self.probs is not None and labels.max() >= self.probs.shape[1]:
             raise ValueError(f"labels go up to {labels.max()} but probs have {self.probs.shape[1]} classes: give one column each.")
@@ -62,7 +66,7 @@ class Evidence:
 
     @property
     def classes(self) -> int:
-        """The number of classes: the columns of probs, without them the largest label and one."""
+        """Returns the number of classes: the columns of probs, without them the largest label and one."""
         return int(self.labels.max()) + 1 if self.probs is None else self.probs.shape[1]
 
 
@@ -75,34 +79,50 @@ def collect_evidence(
     label_names: Sequence[str] = ("labels", "label"),
     device: torch.device | str | None = None,
 ) -> Evidence:
-    """All of the evidence from one pass of a classifier over a map-style data set, in evaluation mode, in its order.
+    """Returns all of the evidence from one pass of a classifier over a data set, in evaluation mode, in its order.
 
     Features: the input of the last linear layer that ran and is as wide as the logits; where it runs on every token (decoders that
     classify texts), at the token that gives the logits. probs: softmax of the logits. losses: cross-entropy of the given labels.
-    The model returns logits, a tuple that they head, or a transformers output; of a `PeerModel` the features are the first
-    network's, the logits the mean. Keys of a batch that its forward does not name are left out. A data set that augments at random
-    gives one such view. collate None: transformers' default. device None: where the model is; it is not moved.
-    Mode, hooks and random state are as before, also after an exception. Raises a one-line ``ValueError`` for a model without such
-    a layer, for no or unfit labels, and where a number is not finite.
+    A data set that augments at random gives one such view.
+
+    Guarantee: mode, hooks and random state are as before, also after an exception.
+
+    Args:
+        model: returns logits, a tuple that they head, or a transformers output; of a `PeerModel` the features are the first
+            network's, the logits the mean. Keys of a batch that its forward does not name are left out.
+        dataset: map-style, one split.
+        collate: rows -> batch; None: transformers' default.
+        batch_size: rows of a batch, >= 1.
+        label_names: columns under one of which the labels stand.
+        device: where batches go; None: where the model is, which is not moved.
+
+    Raises:
+        ValueError: for a model without such a layer, for no or unfit labels, and where a number is not finite.
     """
     reading = Pass(dataset, collate, batch_size, label_names, device)
     labels, features, probs, losses = [], [], [], []
     with traceless(model), watched(model) as layers:
-        for outputs, logits, given in reading.outputs(model):
+        for outputs, logits, batch_labels in reading.outputs(model):
             features.append(last_linear(layers, outputs, logits)[1].cpu())
             probs.append(logits.softmax(-1).cpu())
-            losses.append(F.cross_entropy(logits, given.long().to(logits.device), reduction="none").cpu())
-            labels.append(given.long().cpu())
+            losses.append(F.cross_entropy(logits, batch_labels.long().to(logits.device), reduction="none").cpu())
+            labels.append(batch_labels.long().cpu())
             layers.linear.clear()
-    found = [torch.cat(parts).numpy() for parts in (labels, features, probs, losses)]
-    return Evidence(*found)
+    arrays = [torch.cat(parts).numpy() for parts in (labels, features, probs, losses)]
+    return Evidence(*arrays)
 
 
 def evidence_of(trainer: Any) -> Evidence:
-    """`collect_evidence` of a trained `RobustTrainer` on its own training set, with its collator.
+    """Returns `collect_evidence` of a trained `RobustTrainer` on its own training set, with its collator.
 
     The batch size is ``args.per_device_eval_batch_size``. Where the ledger has mean predictions over the training
-    (``ledger_predictions=True``) they are the probs. Raises ``ValueError`` without a training set that has a length.
+    (``ledger_predictions=True``) they are the probs.
+
+    Args:
+        trainer: after `train`.
+
+    Raises:
+        ValueError: without a training set that has a length.
     """
     if trainer.train_dataset is None:
         raise ValueError("train_dataset=None: give the trainer the data set that is to be judged.")

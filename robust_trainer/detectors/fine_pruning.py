@@ -1,8 +1,4 @@
-"""Fine-pruning: a repaired copy of a backdoored model, by pruning units that clean samples leave idle, then fine-tuning.
-
-Liu, Dolan-Gavitt and Garg 2018, "Fine-pruning: defending against backdooring attacks on deep neural networks"; the baseline of
-paper 000 table 7, with 5 % of clean training data.
-"""
+"""Fine-pruning: a repaired copy of a backdoored model, by pruning units that clean samples leave idle, then fine-tuning."""
 
 from __future__ import annotations
 
@@ -37,9 +33,14 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.Insta
 class FinePruned:
     """The repaired copy and how it came about.
 
-    pruned: unit numbers in the order in which they went, least active first; units: how many there were; accuracy_before and
-    accuracy_after_pruning (before fine-tuning), on the clean rows used, in [0, 1]; accuracies: after each step that was tried, also
-    the one that was taken back; rows: the positions in ``clean`` that were used.
+    Attributes:
+        model: the copy.
+        pruned: unit numbers in the order in which they went, least active first.
+        units: how many there were.
+        accuracy_before: on the clean rows used, in [0, 1].
+        accuracy_after_pruning: on the same rows, before fine-tuning.
+        accuracies: after each step that was tried, also the one that was taken back.
+        rows: the positions in ``clean`` that were used.
     """
 
     model: nn.Module
@@ -63,22 +64,36 @@ def fine_prune(
     collate: Callable[[list[Any]], Any] | None = None,
     seed: int = 0,
 ) -> FinePruned:
-    """Prunes and fine-tunes a deep copy of the model; the original is left as it is.
+    """Returns a deep copy of the model, pruned and fine-tuned; the original is left as it is.
 
-    clean: a map-style data set of clean samples. ``clean_fraction`` of it, drawn by ``seed``, at least 2 rows, ranks the units,
-    says when to stop and is fine-tuned on (the authors' script ranks on the test set). args: for the plain `Trainer`, which
-    fine-tunes; None: no fine-tuning. collate: as the Trainer's ``data_collator``.
-
-    rule ``last-conv`` (paper): the output channels of the last convolution that runs, by their mean activation after the
+    Rule ``last-conv`` (paper): the output channels of the last convolution that runs, by their mean activation after the
     normalisation, activation and pooling modules that follow it; negative values count as 0, as after a ReLU that is no module.
     A pruned channel's weight and bias are zeroed, and those of a normalisation right after it, so that the channel is 0. Where a
-    shortcut is added behind, what the shortcut carries stays. ``last-linear`` (as BackdoorBench): the input columns of the last
-    linear layer, by their mean absolute activation; it also fits transformers, whose only convolution cuts the patches.
+    shortcut is added behind, what the shortcut carries stays. Rule ``last-linear`` (as BackdoorBench): the input columns of the
+    last linear layer, by their mean absolute activation; it also fits transformers, whose only convolution cuts the patches.
 
-    prune_share: prunes that share of the units, rounded. None: prunes 1 % of the units (rounded up) at a time, until the accuracy
-    on the clean rows has dropped by ``max_drop`` of what it was, then takes the last step back; BackdoorBench's code does not,
-    and fine-tunes the over-pruned model. One unit is always left. Pruned weights stay zero in fine-tuning.
-    Raises a one-line ``ValueError`` for a model without the layer, a `PeerModel`, and values out of range.
+    One unit is always left. Pruned weights stay zero in fine-tuning.
+
+    Args:
+        model: a classifier.
+        clean: a map-style data set of clean samples.
+        args: for the plain `Trainer`, which fine-tunes; None: no fine-tuning.
+        rule: one of RULES, see above.
+        clean_fraction: the share of ``clean``, at least 2 rows, that ranks the units, says when to stop and is fine-tuned on (the
+            authors' script ranks on the test set), in (0, 1].
+        prune_share: prunes that share of the units, rounded, in [0, 1]. None: prunes 1 % of the units (rounded up) at a time, until
+            the accuracy on the clean rows has dropped by ``max_drop`` of what it was, then takes the last step back;
+            BackdoorBench's code does not, and fine-tunes the over-pruned model.
+        max_drop: in (0, 1].
+        collate: as the Trainer's ``data_collator``.
+        seed: which clean rows are drawn.
+
+    Raises:
+        ValueError: for a model without the layer, a `PeerModel`, and values out of range.
+
+    References:
+        Liu, Dolan-Gavitt and Garg 2018, "Fine-pruning: defending against backdooring attacks on deep neural networks"; the
+        baseline of Backdoor table 7, with 5 % of clean training data.
     """
     choice_setting("rule", rule, RULES)
     share_setting("clean_fraction", clean_fraction)
@@ -174,13 +189,13 @@ def _ranked(model: nn.Module, reading: Pass, rule: str) -> tuple[_Units, Tensor,
 
 def _channels(layers: Layers) -> tuple[Tensor, _Units]:
     """Each sample's mean activation per channel of the last convolution, (B, U), and what makes a channel."""
-    conv, found = layers.conv, layers.channels
-    if conv is None or found is None:
+    conv, channels = layers.conv, layers.channels
+    if conv is None or channels is None:
         raise ValueError("rule='last-conv' but no convolution ran in the model: choose rule='last-linear'.")
     places = [(conv, name, 0) for name in ("weight", "bias") if getattr(conv, name) is not None]
     if layers.after and isinstance(layers.after[0], _NORMS) and getattr(layers.after[0], "weight", None) is not None:
         places += [(layers.after[0], name, 0) for name in ("weight", "bias") if getattr(layers.after[0], name) is not None]
-    return found.detach().float().clamp_min(0.0).flatten(2).mean(2), _Units(tuple(places))
+    return channels.detach().float().clamp_min(0.0).flatten(2).mean(2), _Units(tuple(places))
 
 
 def _accuracy(model: nn.Module, reading: Pass) -> float:

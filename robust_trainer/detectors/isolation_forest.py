@@ -1,4 +1,4 @@
-"""Isolation forest: samples that random cuts of the features soon leave alone (Liu, Ting and Zhou 2008, "Isolation forest")."""
+"""Isolation forest: samples that random cuts of the features soon leave alone."""
 
 from __future__ import annotations
 
@@ -12,10 +12,19 @@ _BORDER = 0.5  # the score of a sample as deep in the trees as the average
 
 
 def isolation_forest(evidence: Evidence, rate: float | None, seed: int, *, per_class: bool = True, trees: int = 100) -> Detection:
-    """Score ``2^(-E[depth] / c(n))``, in (0, 1] (eq. 2), by scikit-learn's forest on the features of each given class, or of all.
+    """Returns suspicion by scikit-learn's forest: scores ``2^(-E[depth] / c(n))``, in (0, 1].
 
-    Flagged: the ``rate n`` highest of each forest, rounded, at most half; rate None: scores above 0.5, the border
-    of the paper. Classes of one or two samples score 0.5 and none is flagged. The order of the rows has no effect.
+    Classes of one or two samples score 0.5 and none is flagged. Guarantee: the order of the rows has no effect.
+
+    Args:
+        evidence: with features.
+        rate: flags the ``rate n`` highest of each forest, rounded, at most half; None: scores above 0.5, the paper's border.
+        seed: of the forests.
+        per_class: a forest for each given class, or one for all samples.
+        trees: of a forest, >= 1.
+
+    References:
+        Liu, Ting and Zhou 2008, "Isolation forest", eq. 2.
     """
     count_setting("trees", trees)
     if not isinstance(per_class, bool):

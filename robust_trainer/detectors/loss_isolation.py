@@ -1,7 +1,7 @@
 """Loss isolation: backdoored samples are learned first, so early in training the lowest losses are suspicious.
 
-Li et al. 2021, "Anti-backdoor learning: training clean models on poisoned data" (ABL), its first stage: train for some epochs with
-local gradient ascent (`isolation_recipe`), then isolate a small share of the samples by their losses (`loss_isolation`).
+The first stage of anti-backdoor learning (ABL): train for some epochs with local gradient ascent (`isolation_recipe`), then isolate
+a small share of the samples by their losses (`loss_isolation`).
 """
 
 from __future__ import annotations
@@ -22,11 +22,21 @@ from .evidence import Evidence
 
 
 def loss_isolation(evidence: Evidence, rate: float | None, seed: int, *, share: float = 0.01) -> Detection:
-    """ABL's isolation: score ``-loss``, in (-inf, 0]; flagged: the ``rate N`` lowest losses, rounded, of all classes together.
+    """Returns suspicion by low loss: scores ``-loss``, in (-inf, 0]; the lowest losses of all classes together are flagged.
 
-    rate None: ``share``, the paper's isolation ratio of 1 %. The losses are meant to be early ones: the paper takes them after
-    20 epochs of `isolation_recipe`. On wrong labels without a trigger the order is the reverse: they have HIGH losses.
-    told: ``threshold``, the largest loss that was flagged (None for nobody). seed: without effect.
+    On wrong labels without a trigger the order is the reverse: they have HIGH losses.
+
+    Args:
+        evidence: with losses, early ones: the paper takes them after 20 epochs of `isolation_recipe`.
+        rate: share that is flagged, rounded; None: ``share``.
+        seed: without effect.
+        share: the paper's isolation ratio, in (0, 1].
+
+    Returns:
+        The detection; in ``details`` ``threshold``, the largest loss that was flagged (None for nobody).
+
+    References:
+        Li et al. 2021, "Anti-backdoor learning: training clean models on poisoned data".
     """
     share = share_setting("share", share) if rate is None else rate
     assert evidence.losses is not None
@@ -37,11 +47,19 @@ def loss_isolation(evidence: Evidence, rate: float | None, seed: int, *, share: 
 
 @dataclass(frozen=True)
 class LocalGradientAscent:
-    """``sign(l - gamma) l`` per sample, (M, B), with l its cross-entropy in nats (Li et al. 2021, eq. 3, L_LGA).
+    """``sign(l - gamma) l`` per sample, (M, B), with l its cross-entropy in nats.
 
     A sample whose loss falls below gamma is pushed back up, so that only what is learned easily stays low. The sign is each
-    sample's own, as in the paper; the authors' code takes that of the batch's mean loss. gamma >= 0 in nats (paper: 0.5); 0 is the
-    cross-entropy. Raises ``ValueError`` for another.
+    sample's own, as in the paper; the authors' code takes that of the batch's mean loss.
+
+    Args:
+        gamma: >= 0 in nats (paper: 0.5); 0 is the cross-entropy.
+
+    Raises:
+        ValueError: for another gamma.
+
+    References:
+        Li et al. 2021, "Anti-backdoor learning", eq. 3, L_LGA.
     """
 
     gamma: float = 0.5
@@ -52,13 +70,17 @@ class LocalGradientAscent:
             raise ValueError(f"gamma={self.gamma!r}: expected a loss in nats of at least 0, such as 0.5.")
 
     def __call__(self, view: ForwardOutput, targets: Tensor) -> Tensor:
+        """Returns the losses (M, B) of a forward pass; targets: (M, B)."""
         losses = CrossEntropy()(view, targets)
         return (losses.detach() - self.gamma).sign() * losses
 
 
 def isolation_recipe(gamma: float = 0.5) -> Recipe:
-    """ABL's first stage for ``RobustTrainer(recipe=isolation_recipe())``: `LocalGradientAscent` on all samples.
+    """Returns ABL's first stage, for ``RobustTrainer(recipe=isolation_recipe())``: `LocalGradientAscent` on all samples.
 
     Nobody is left out; the ledger keeps each sample's cross-entropy. Train it for about 20 epochs (paper).
+
+    Args:
+        gamma: of `LocalGradientAscent`.
     """
     return Recipe("loss-isolation", loss, LocalGradientAscent(gamma), settings={"gamma": gamma})

@@ -20,7 +20,15 @@ from ..models.peers import PeerModel
 class Pass:
     """How a data set is read: rows in order, labels taken out under one of the names, everything else by the forward's names.
 
-    collate None: transformers' ``default_data_collator``, of the columns that the forward names. device None: where the model is.
+    Args:
+        dataset: map-style, one split.
+        collate: rows -> batch; None: transformers' ``default_data_collator``, of the columns that the forward names.
+        batch_size: rows of a batch, >= 1.
+        label_names: columns under one of which the labels stand.
+        device: where batches go; None: where the model is.
+
+    Raises:
+        ValueError: for no rows, a stream, a dict of splits or a batch size below 1.
     """
 
     dataset: Any
@@ -39,10 +47,13 @@ class Pass:
             raise ValueError("dataset is empty (0 rows): give one with samples.")
 
     def outputs(self, model: nn.Module) -> Iterator[tuple[Any, Tensor, Tensor]]:
-        """Per batch what the model returned, its logits (B, C) float32 and the given labels (B,), in order.
+        """Yields per batch what the model returned, its logits (B, C) float32 and the given labels (B,), in order.
 
-        In evaluation mode without gradients; modes and random state are as before when the generator is closed.
-        Raises a one-line ``ValueError`` where there are no labels or logits that fit.
+        Args:
+            model: a classifier, in the mode in which it is to be read.
+
+        Raises:
+            ValueError: where there are no labels or logits that fit.
         """
         device = self.device if self.device is not None else next((p.device for p in model.parameters()), torch.device("cpu"))
         labelled = {*self.label_names, "labels", "label", "label_ids"}

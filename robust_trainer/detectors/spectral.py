@@ -1,7 +1,6 @@
 """Spectral signatures: poisoned samples of a class stand out along its features' first singular direction.
 
-Tran, Li and Madry 2018, "Spectral signatures in backdoor attacks", Algorithm 1. The authors' code differs from it in the score and
-in the rule, so both are here.
+The authors' code differs from their Algorithm 1 in the score and in the rule, so both are here.
 """
 
 from __future__ import annotations
@@ -19,11 +18,23 @@ _DENSE = 1000  # up to this side the whole Gram matrix is quick
 
 
 def spectral(evidence: Evidence, rate: float | None, seed: int, *, most: float = 0.5) -> Detection:
-    """The paper's Algorithm 1, for each given class: score ``((R_i - mean R) . v)^2``, in [0, inf), in the features' unit squared.
+    """Returns suspicion by the paper's algorithm: scores ``((R_i - mean R) . v)^2``, in [0, inf), in the features' unit squared.
 
-    v is the first right-singular vector of the class's centred features R (n, D). Flagged: the ``1.5 rate n`` highest of each
-    class, rounded, but at most ``most`` of it; rate is the expected share of poison in a class. Classes of one or two samples
-    score 0 and none is flagged. Scores of different classes are compared as they are. seed: without effect.
+    v is the first right-singular vector of a given class's centred features R (n, D). The ``1.5 rate n`` highest of each class are
+    flagged, rounded. Classes of one or two samples score 0 and none is flagged. Scores of different classes are compared as they
+    are.
+
+    Args:
+        evidence: with features.
+        rate: the expected share of poison in a class.
+        seed: without effect.
+        most: largest share of a class that is flagged, in (0, 1].
+
+    Raises:
+        ValueError: without a rate.
+
+    References:
+        Tran, Li and Madry 2018, "Spectral signatures in backdoor attacks", Algorithm 1.
     """
     if rate is None:
         raise ValueError("rate=None: detector 'spectral' removes 1.5 times the expected share of poison; give rate.")
@@ -39,27 +50,44 @@ def spectral(evidence: Evidence, rate: float | None, seed: int, *, most: float =
 
 
 def spectral_code(evidence: Evidence, rate: float | None, seed: int, *, percentile: float = 85, most: float = 0.5) -> Detection:
-    """As the authors' code has it: score ``|R_i . v|``, the features NOT centred, v that of the centred ones; in [0, inf).
+    """Returns suspicion as the authors' code has it: scores ``|R_i . v|``, in [0, inf).
 
-    Flagged: scores strictly above the class's ``percentile``, at most ``most`` of the class. The code looks at the attacker's
-    target class alone; here at every class. Classes of one or two samples score 0. rate, seed: without effect.
+    The features R are NOT centred, v is that of the centred ones. The code looks at the attacker's target class alone; here at
+    every class. Classes of one or two samples score 0.
+
+    Args:
+        evidence: with features.
+        rate: without effect.
+        seed: without effect.
+        percentile: scores strictly above this one of the class are flagged, in [0, 100].
+        most: largest share of a class that is flagged, in (0, 1].
+
+    Returns:
+        The detection; in ``details`` ``threshold`` per class.
+
+    References:
+        Tran, Li and Madry 2018, "Spectral signatures in backdoor attacks": the authors' code.
     """
     if isinstance(percentile, bool) or not isinstance(percentile, int | float) or not 0 <= percentile <= 100:
         raise ValueError(f"percentile={percentile!r}: expected a number from 0 to 100.")
     share_setting("most", most)
     scores, flagged = np.zeros(len(evidence)), np.zeros(len(evidence), dtype=bool)
-    told: dict[int, Any] = {}
+    thresholds: dict[int, Any] = {}
     for label, rows in each_class(evidence):
         if len(rows) > 2:
             features = _features(evidence, rows)
             scores[rows] = np.abs(features @ first_direction(features - features.mean(0)))
-            told[label] = float(np.percentile(scores[rows], percentile))
-            flagged[rows] = (scores[rows] > told[label]) & top(scores[rows], int(most * len(rows)))
-    return Detection("spectral-code", scores, flagged, {"threshold": told})
+            thresholds[label] = float(np.percentile(scores[rows], percentile))
+            flagged[rows] = (scores[rows] > thresholds[label]) & top(scores[rows], int(most * len(rows)))
+    return Detection("spectral-code", scores, flagged, {"threshold": thresholds})
 
 
 def first_direction(centred: np.ndarray) -> np.ndarray:
-    """The first right-singular vector (D,) of float64 (n, D), of length 1, up to its sign; zeros where all rows are zero."""
+    """Returns the first right-singular vector (D,), of length 1, up to its sign; zeros where all rows are zero.
+
+    Args:
+        centred: (n, D) float64.
+    """
     size = np.abs(centred).max()
     if size == 0:
         return np.zeros(centred.shape[1])

@@ -144,7 +144,7 @@ def test_spectral_equals_the_loop():
         assert paper.scores[rows][paper.flagged[rows]].min() > paper.scores[rows][~paper.flagged[rows]].max()
         limit = np.percentile(code.scores[rows], 80)
         np.testing.assert_array_equal(code.flagged[rows], code.scores[rows] > limit)
-        assert code.told["threshold"][label] == pytest.approx(limit)
+        assert code.details["threshold"][label] == pytest.approx(limit)
 
 
 def test_spectral_removes_at_most_half_of_a_class():
@@ -178,14 +178,14 @@ def test_activation_clustering_finds_the_poisoned_class_alone():
     features[bad, 0] += 14.0
     for reduction in ("ica", "pca"):
         found = detect("activation-clustering", Evidence(labels, features), reduction=reduction, components=3)
-        assert found.told["smaller"][0] == pytest.approx(0.2) and found.told["poisoned"][0]
+        assert found.details["smaller"][0] == pytest.approx(0.2) and found.details["poisoned"][0]
         np.testing.assert_array_equal(found.flagged[labels == 0], bad[labels == 0])
-        assert found.told["silhouette"][0] > 1.2 * found.told["silhouette"][1]
+        assert found.details["silhouette"][0] > 1.2 * found.details["silhouette"][1]
         assert roc_auc_score(bad, found.scores) > 0.95 and ((found.scores >= 0) & (found.scores <= 1)).all()
-        half = found.told["silhouette"][0] / 2
+        half = found.details["silhouette"][0] / 2
         assert (found.scores[bad] > half).all() and (found.scores[(labels == 0) & ~bad] < half).all()
         nobody = detect("activation-clustering", Evidence(labels, features), reduction=reduction, components=3, size_threshold=0.2)
-        assert not nobody.flagged[labels == 0].any() and not nobody.told["poisoned"][0]
+        assert not nobody.flagged[labels == 0].any() and not nobody.details["poisoned"][0]
 
 
 def test_activation_clustering_scores_equal_the_loop():
@@ -193,16 +193,16 @@ def test_activation_clustering_scores_equal_the_loop():
     found = detect("activation-clustering", evidence, reduction="pca", components=2)
     x = evidence.features.astype(np.float64)
     x = x - x.mean(0)  # with all components kept a rotation, which moves no distance
-    small = found.scores > found.told["silhouette"][0] / 2
+    small = found.scores > found.details["silhouette"][0] / 2
     centres = [x[small].mean(0), x[~small].mean(0)]
-    assert small.mean() == pytest.approx(found.told["smaller"][0]) and small.mean() < 0.5
+    assert small.mean() == pytest.approx(found.details["smaller"][0]) and small.mean() < 0.5
     values = []
     for i in range(len(x)):
         own = np.mean([np.linalg.norm(x[i] - x[j]) for j in range(len(x)) if j != i and small[j] == small[i]])
         other = np.mean([np.linalg.norm(x[i] - x[j]) for j in range(len(x)) if small[j] != small[i]])
         values.append((other - own) / max(own, other))
     silhouette = float(np.mean(values))
-    assert found.told["silhouette"][0] == pytest.approx(silhouette, rel=1e-6)
+    assert found.details["silhouette"][0] == pytest.approx(silhouette, rel=1e-6)
     for i, row in enumerate(x):
         near, far = (np.linalg.norm(row - c) for c in centres)
         assert found.scores[i] == pytest.approx(silhouette * far / (far + near), rel=1e-6, abs=1e-9)
@@ -213,7 +213,7 @@ def test_loss_isolation_takes_the_lowest_losses():
     evidence = Evidence(np.zeros(8, int), losses=losses)
     found = detect("loss-isolation", evidence, rate=0.375)
     np.testing.assert_allclose(found.scores, -losses, rtol=1e-6)
-    assert list(np.flatnonzero(found.flagged)) == [1, 3, 5] and found.told["threshold"] == pytest.approx(0.1)
+    assert list(np.flatnonzero(found.flagged)) == [1, 3, 5] and found.details["threshold"] == pytest.approx(0.1)
     assert not detect("loss-isolation", evidence).flagged.any()  # 1 % of 8
     assert detect("loss-isolation", evidence, share=0.13).flagged.sum() == 1
 
@@ -235,8 +235,8 @@ def test_confident_joint_equals_the_loop(ranking, monkeypatch):
     joint = np.zeros((3, 3))
     for i in range(3):
         joint[i] = counts[i] / counts[i].sum() * (labels == i).sum() / n
-    np.testing.assert_allclose(found.told["joint"], joint, atol=1e-12)
-    assert found.told["noise_rate"] == pytest.approx(joint.sum() - np.trace(joint))
+    np.testing.assert_allclose(found.details["joint"], joint, atol=1e-12)
+    assert found.details["noise_rate"] == pytest.approx(joint.sum() - np.trace(joint))
     flagged = set()
     for i in range(3):
         for j in range(3):
@@ -249,7 +249,7 @@ def test_confident_joint_equals_the_loop(ranking, monkeypatch):
         own = probs[k, labels[k]]
         expected = (1 - own + others) / 2 if ranking == "normalized-margin" else 1 - own
         assert found.scores[k] == pytest.approx(expected, abs=1e-9)
-    assert found.told["noise_rate"] == pytest.approx(bad.mean(), abs=0.1)
+    assert found.details["noise_rate"] == pytest.approx(bad.mean(), abs=0.1)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -264,7 +264,7 @@ def test_cleanlab_and_the_own_joint_agree(seed):
     np.testing.assert_allclose(joint, own_joint, atol=1 / 2000)  # theirs is rounded to whole samples
     assert flagged.sum() > 400 and (flagged != own_flagged).sum() <= 5
     detection = detect("confident-joint", Evidence(labels, probs=probs))
-    assert detection.told["cleanlab"] and (detection.flagged == flagged).mean() > 0.999  # evidence is float32
+    assert detection.details["cleanlab"] and (detection.flagged == flagged).mean() > 0.999  # evidence is float32
 
 
 def test_isolation_forest_flags_a_share_or_by_the_border():
@@ -441,7 +441,7 @@ def test_mean_predictions_of_the_ledger_replace_the_probs(tmp_path):
     np.testing.assert_array_equal(found.probs, trainer.ledger.mean_probs.numpy())
     np.testing.assert_array_equal(found.features, last.features)
     assert np.abs(found.probs - last.probs).max() > 1e-4
-    assert detect("confident-joint", found).told["joint"].sum() == pytest.approx(1.0)
+    assert detect("confident-joint", found).details["joint"].sum() == pytest.approx(1.0)
 
 
 # ---- bad input ------------------------------------------------------------------------------------------------------------
