@@ -68,7 +68,7 @@ def test_selection_beats_standard_on_wrong_targets(tmp_path, method):
     multi = problem != "regression"
     data, test = numbers(512, multi=multi), numbers(512, multi=multi)
     clean = test.filter(lambda r: not r["is_corrupted"])
-    common = dict(problem_type=problem, num_train_epochs=25, per_device_train_batch_size=64, logging_steps=200)
+    common = dict(problem_type=problem, num_train_epochs=15, per_device_train_batch_size=64, logging_steps=200)
     loss = {}
     for name, rate in (("standard", {}), (method, dict(noise_rate=0.3, drop_ramp_epochs=5))):
         trainer = robust(tmp_path, Line(2), data, method=name, **common, **rate)
