@@ -67,8 +67,8 @@ def test_a_finished_first_stage_is_taken_up(tmp_path, capsys):
 
 
 def test_the_example_does_what_the_command_does(tmp_path, monkeypatch, capsys):
-    flags = ["--method", "prl-simclr", "--max_train_samples", "120", "--max_test_samples", "60", "--num_train_epochs", "2",
-             "--contrastive_epochs", "2", "--use_cpu", "true", "--disable_tqdm", "true"]  # fmt: skip
+    flags = ["--method", "prl-simclr", "--max_train_samples", "120", "--max_test_samples", "60", "--num_train_epochs", "1",
+             "--contrastive_epochs", "1", "--use_cpu", "true", "--disable_tqdm", "true"]  # fmt: skip
     config = str(ROOT / "examples" / "simclr_digits.yaml")
     monkeypatch.setattr(sys, "argv", ["semi_supervised_defence", config, *flags, "--output_dir", str(tmp_path / "a")])
     runpy.run_path(str(ROOT / "examples" / "semi_supervised_defence.py"), run_name="__main__")

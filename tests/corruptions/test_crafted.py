@@ -206,10 +206,10 @@ def test_greedy_in_both_spaces_takes_what_is_first_in_both(data):
     net = {"model": Net(), "processing_class": Plain()}
     first = {}
     for space, given in (("input", {}), ("features", net)):
-        made = (craft_labels(data, "class-graph-greedy", budget=b, source=1, space=space, **given) for b in range(1, 51))
+        made = (craft_labels(data, "class-graph-greedy", budget=b, source=1, space=space, **given) for b in range(1, 31))
         first[space] = [set(flipped(noisy)) for noisy in made]
     common = [a & b for a, b in zip(first["input"], first["features"])]
-    for budget in (3, 5, 9, 14, 20):
+    for budget in (3, 8):
         found = set(flipped(craft_labels(data, "class-graph-greedy", budget=budget, source=1, space="input-and-features", **net)))
         enough = next(i for i, both in enumerate(common) if len(both) >= budget)
         assert found <= common[enough] and (enough == 0 or common[enough - 1] <= found)

@@ -269,10 +269,10 @@ OFFLINE = """
 import json, socket, sys
 def refuse(*a, **k): raise OSError("no network in this test")
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
-from robust_trainer.evaluation import load_metric
+from robust_trainer.evaluation.metrics import NAMES, load_metric
 given = json.loads(sys.argv[1])
 out = {}
-for name in metrics.NAMES:
+for name in NAMES:
     kwargs = {"attack_targets": given["targets"]} if name == "attack_success_rate" else {}
     out.update(load_metric(name).compute(predictions=given["classes"], references=given["labels"], **kwargs))
 print(json.dumps(out))

@@ -18,9 +18,7 @@ from robust_trainer.attacks.square import Square
 from robust_trainer.evaluation.robustness import evaluate_robustness
 
 
-@pytest.mark.parametrize(
-    "norm, eps, classes", [("linf", 0.03, 2), ("l2", 0.15, 2), ("linf", 0.02, 3), ("l2", 0.1, 3), ("linf", 0.02, 5), ("l2", 0.1, 5)]
-)
+@pytest.mark.parametrize("norm, eps, classes", [("linf", 0.03, 2), ("l2", 0.1, 3), ("linf", 0.02, 5)])
 def test_linear_models_have_their_exact_robustness(norm, eps, classes):
     model, data, space, truth = linear_case(classes)
     attacks = {
