@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import random
 import statistics
 
 import datasets
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from helpers.audits import numbers_rows, rows_of
+from helpers.audits import blobs, image_set, labelled, numbers_rows, rows_of
 from helpers.tables import every_row
 from helpers.toy import Logits, images, resnet, robust
 from PIL import Image
@@ -29,7 +28,7 @@ from robust_trainer.audit.patterns import shared_pattern
 from robust_trainer.audit.result import DROPPED, KEPT, RELABELLED, Audit
 from robust_trainer.audit.suspicion import judge, judge_numbers, transition_matrix
 from robust_trainer.data.load import load_data
-from robust_trainer.ledger.fingerprint import class_names, data_fingerprint
+from robust_trainer.ledger.fingerprint import class_names
 from robust_trainer.ledger.ledger import SampleLedger
 from robust_trainer.reporting.atomic_files import replacing
 from robust_trainer.reporting.parquet_files import ROWS, read_run, write_parquet
@@ -252,23 +251,6 @@ def test_patterns_of_degenerate_inputs():
 # ---- inputs and groups -----------------------------------------------------------------------------------------------------
 
 
-def blobs(n=300, size=(12, 12), mode="RGB", seed=0, sigma=6.0):
-    """Images of 4 classes, a class being a square in a corner: arrays uint8 (n, H, W[, 3]) and classes."""
-    rng = np.random.default_rng(seed)
-    truth = rng.integers(0, 4, n)
-    x = np.full((n, *size), 100.0)
-    for i, k in enumerate(truth):
-        x[i, (k // 2) * size[0] // 2 :, (k % 2) * size[1] // 2 :] += 20
-    x = x[..., None].repeat(3, -1) if mode == "RGB" else x
-    return (x + rng.normal(0, sigma, x.shape)).clip(0, 255).astype(np.uint8), truth, rng
-
-
-def image_set(pixels, **columns):
-    features = {"image": datasets.Image(), **{name: datasets.Value("int64") for name in columns}}
-    pictures = [Image.fromarray(p) if isinstance(p, np.ndarray) else p for p in pixels]
-    return datasets.Dataset.from_dict({"image": pictures, **columns}, features=datasets.Features(features))
-
-
 def png(pixels):
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
@@ -468,96 +450,6 @@ def test_data_without_usable_inputs(data):
         assert "Compared: the numbers of 1 of 30" in audit.groups_told
     else:
         assert set(audit.column("group")) == {FINE, UNCLEAR}
-
-
-# ---- identity --------------------------------------------------------------------------------------------------------------
-
-
-def labelled(n=200, seed=0):
-    pixels, truth, _ = blobs(n, seed=seed)
-    return image_set(pixels, label=truth.tolist()).cast_column("label", datasets.ClassLabel(names=list("abcd")))
-
-
-def test_the_fingerprint_is_that_of_the_content(tmp_path):
-    data = labelled()
-    known = data_fingerprint(data, "label")
-    assert len(known) == 16 and int(known, 16) >= 0
-    data.save_to_disk(str(tmp_path / "disk"))
-    data.to_parquet(str(tmp_path / "data.parquet"))
-    write_parquet(data, tmp_path / "ours.parquet")
-    chunks = [data.select(range(0, 70)), data.select(range(70, 71)), data.select(range(71, 200))]
-    same = [
-        data.with_format("torch"), data.with_format("numpy", columns=["label"]), data.with_transform(lambda batch: {"x": [0]}),
-        data.select(range(200)), data.select(list(range(199, -1, -1))).select(list(range(199, -1, -1))),
-        datasets.load_from_disk(str(tmp_path / "disk")), datasets.Dataset.from_parquet(str(tmp_path / "data.parquet")),
-        datasets.Dataset.from_parquet(str(tmp_path / "ours.parquet")), datasets.concatenate_datasets(chunks),
-        data.add_column("is_corrupted", [True] * 200).add_column("clean_label", [0] * 200), data.select_columns(["label", "image"]),
-        data.cast_column("image", datasets.Image(decode=False)), data.flatten_indices(),
-    ]  # fmt: skip
-    for i, other in enumerate(same):
-        assert data_fingerprint(other, "label") == known, i
-
-
-def test_the_fingerprint_differs_where_the_data_does():
-    data = labelled()
-    labels = data["label"][:]
-    looked_at = np.unique(np.linspace(0, 199, 64).astype(int))
-    hidden = next(i for i in range(200) if i not in looked_at)
-    flipped = list(labels)
-    flipped[hidden] = (flipped[hidden] + 1) % 4
-
-    def relabelled(values):
-        return image_set([r["image"] for r in data], label=values).cast_column("label", data.features["label"])
-
-    pixels = np.array([np.asarray(r["image"]) for r in data])
-    pixels[looked_at[5], 0, 0] += 1
-    others = [
-        relabelled(flipped), data.select(np.random.default_rng(0).permutation(200)), data.select(range(199)),
-        image_set(pixels, label=labels), data.rename_column("image", "picture"), data.add_column("more", [1] * 200),
-        data.remove_columns("image"), data.select([]),
-    ]  # fmt: skip
-    found = [data_fingerprint(other, "label") for other in (data, *others)]
-    assert len(set(found)) == len(found)
-    assert data_fingerprint(relabelled(labels), "label") == found[0]
-
-
-def test_fingerprints_of_all_kinds_of_columns(tmp_path):
-    rng = np.random.default_rng(0)
-    features = datasets.Features({
-        "x": datasets.Array2D((3, 4), "float32"), "half": datasets.List(datasets.Value("float16")),
-        "text": datasets.Value("string"),
-        "list": datasets.List(datasets.Value("int64")), "flag": datasets.Value("bool"), "gone": datasets.Value("int64"),
-        "labels": datasets.Value("float32"), "deep": {"a": datasets.Value("string"), "b": datasets.List(datasets.Value("int8"))},
-    })  # fmt: skip
-    rows = {
-        "x": rng.random((70, 3, 4)).astype(np.float32), "half": rng.random((70, 2)).astype(np.float16), "text": ["a"] * 69 + [None],
-        "list": [[i] * (i % 3) for i in range(70)], "flag": [True, None] * 35, "gone": [None] * 70, "labels": rng.random(70),
-        "deep": [{"a": "x", "b": [1]}] * 70,
-    }  # fmt: skip
-    data = datasets.Dataset.from_dict(rows, features=features)
-    data.save_to_disk(str(tmp_path / "disk"))
-    known = data_fingerprint(data, "labels")
-    assert known == data_fingerprint(datasets.load_from_disk(str(tmp_path / "disk")), "labels")
-    assert known == data_fingerprint(datasets.concatenate_datasets([data.select(range(9)), data.select(range(9, 70))]), "labels")
-    for name in set(rows) - {"gone"}:
-        values = list(rows[name])
-        values[0] = {"x": np.ones((3, 4)), "half": [0.5, 0.5], "text": "b", "list": [7], "flag": False, "labels": 5.0,
-                     "deep": {"a": "y", "b": [1]}}[name]  # fmt: skip
-        assert data_fingerprint(datasets.Dataset.from_dict({**rows, name: values}, features=features), "labels") != known, name
-    assert data_fingerprint(data, None) != known and data_fingerprint(data, "no such column") == data_fingerprint(data, None)
-    assert data_fingerprint([1, 2], None) == data_fingerprint("ab", None) != data_fingerprint([1], None)
-
-
-def test_the_fingerprint_draws_nothing_at_random():
-    data = labelled(80)
-    for seed in (random.seed, np.random.seed, torch.manual_seed):
-        seed(5)
-    data_fingerprint(data, "label")
-    make_audit(rows_of(80), {}, data)
-    drawn = random.random(), np.random.random(), torch.rand(1).item()
-    for seed in (random.seed, np.random.seed, torch.manual_seed):
-        seed(5)
-    assert drawn == (random.random(), np.random.random(), torch.rand(1).item())
 
 
 def test_classes_are_named_by_the_column_else_the_config_else_numbered():

@@ -83,3 +83,25 @@ def png(shape=(8, 8), seed=0):
 def image_data(values, **columns):
     features = {"image": datasets.Image(), **{name: datasets.Value("string") for name in columns}}
     return datasets.Dataset.from_dict({"image": values, **columns}, features=datasets.Features(features))
+
+
+def blobs(n=300, size=(12, 12), mode="RGB", seed=0, sigma=6.0):
+    """Images of 4 classes, a class being a square in a corner: arrays uint8 (n, H, W[, 3]) and classes."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, 4, n)
+    x = np.full((n, *size), 100.0)
+    for i, k in enumerate(truth):
+        x[i, (k // 2) * size[0] // 2 :, (k % 2) * size[1] // 2 :] += 20
+    x = x[..., None].repeat(3, -1) if mode == "RGB" else x
+    return (x + rng.normal(0, sigma, x.shape)).clip(0, 255).astype(np.uint8), truth, rng
+
+
+def image_set(pixels, **columns):
+    features = {"image": datasets.Image(), **{name: datasets.Value("int64") for name in columns}}
+    pictures = [Image.fromarray(p) if isinstance(p, np.ndarray) else p for p in pixels]
+    return datasets.Dataset.from_dict({"image": pictures, **columns}, features=datasets.Features(features))
+
+
+def labelled(n=200, seed=0):
+    pixels, truth, _ = blobs(n, seed=seed)
+    return image_set(pixels, label=truth.tolist()).cast_column("label", datasets.ClassLabel(names=list("abcd")))
