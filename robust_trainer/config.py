@@ -105,7 +105,7 @@ class RobustConfig(TrainingArguments):
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "method_settings"]
 
     def __post_init__(self) -> None:
-        self.method_settings = _read_method_settings(self.method_settings)
+        self.method_settings = read_method_settings(self.method_settings)
         for name in FIELDS:
             setattr(self, name, SETTINGS[name].read(getattr(self, name)))
         recipe = self.recipe()
@@ -226,8 +226,15 @@ def merge_settings(first: Mapping[str, Any], second: Mapping[str, Any], here: st
     return {**first, **second}
 
 
-def _read_method_settings(value: Any) -> dict[str, Any] | None:
-    """``method_settings`` as a dict of values, from a dict or JSON."""
+def read_method_settings(value: Any) -> dict[str, Any] | None:
+    """Returns ``method_settings`` as a dict of values; None for nothing.
+
+    Args:
+        value: a dict, its JSON, or None.
+
+    Raises:
+        ValueError: for what is neither, unknown names and values out of range.
+    """
     if isinstance(value, str):
         try:
             value = json.loads(value) if value.strip() else None

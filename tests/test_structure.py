@@ -24,22 +24,14 @@ OPTIONAL = {"kornia", "cleanlab", "networkx", "peft", "torchvision"}
 CONDITIONAL = {("models.zoo", "transformers")}
 #: From the lowest to the highest; a module imports from its own layer and those below. The longest prefix counts.
 LAYERS = (
-    (
-        "_lazy",
-        "types",
-        "reporting.atomic_files",
-        "reporting.safe_text",
-        "reporting.console",
-        "reporting.suggest",
-        "data.randomness",
-    ),
-    ("problems",),
+    ("_lazy", "types", "problems", "data.randomness"),
+    ("reporting.atomic_files", "reporting.safe_text", "reporting.console", "reporting.suggest"),
     ("data", "images", "losses", "perturbations", "per_sample_gradients", "selection", "reporting"),
-    ("models",),
-    ("ledger",),
+    ("models", "losses.evaluation"),
     ("methods",),
+    ("ledger",),
     ("step",),
-    ("config", "attacks", "evaluation", "audit", "detectors", "callbacks", "contrastive"),
+    ("config", "methods.validation", "attacks", "evaluation", "audit", "detectors", "callbacks", "contrastive"),
     ("trainer",),
     ("anomaly", "corruptions"),
     ("cli",),

@@ -12,6 +12,9 @@ from typing import Any, NoReturn
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from ..config import RobustConfig, read_method_settings
+from ..methods.registry import load_plugins
+from ..methods.settings import SETTINGS, parse_assignments
 from ..models.zoo import SMALL
 from ..reporting.suggest import did_you_mean
 
@@ -55,34 +58,61 @@ class Parser(HfArgumentParser):
         raise ValueError(message)
 
     def known(self) -> list[str]:
-        """The names of all options."""
-        return sorted({f.name for t in self.dataclass_types for f in fields(t) if f.init})
+        """Returns the names of all options."""
+        names = {f.name for t in self.dataclass_types for f in fields(t) if f.init}
+        return sorted(names | ({"set", "plugins"} if self.takes_methods else set()))
+
+    @property
+    def takes_methods(self) -> bool:
+        """Whether the command trains by a method, whose settings ``--set`` gives and which ``--plugins`` may define."""
+        return any(issubclass(t, RobustConfig) for t in self.dataclass_types)
 
 
 def make_parser(command: str, types: Iterable[Any], about: str, first: str = "config.yaml") -> Parser:
-    """Returns the parser of a subcommand."""
+    """Returns the parser of a command.
+
+    Args:
+        command: Its name.
+        types: Dataclasses whose fields are the options.
+        about: What it does, for ``--help``.
+        first: What may stand before all options.
+    """
     usage = f"robust-trainer {command} [{first}] [--option value ...]"
-    return Parser(
+    parser = Parser(
         list(types), prog=f"robust-trainer {command}", usage=usage, description=about, allow_abbrev=False, formatter_class=_Help
     )
+    if parser.takes_methods:
+        group = parser.add_argument_group("method")
+        group.add_argument("--set", action="append", help="Another setting of the method, as rate_decay_share=0.3; repeatable.")
+        group.add_argument("--plugins", nargs="+", help="Python files or modules that register scores, rules, objectives, methods.")
+    return parser
 
 
 def parse(parser: Parser, argv: Sequence[str], *, small: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
     """Returns the options, from a YAML or JSON file (a leading argument without dashes) and from flags, which win.
 
-    small: defaults that hold where ``model`` names one of the small models. Raises a one-line ``ValueError`` that names the
-    unknown key or the value that does not fit.
+    Args:
+        parser: Of `make_parser`.
+        argv: The words after the command's name.
+        small: Defaults that hold where ``model`` names one of the small models.
+
+    Raises:
+        ValueError: In one line, naming the unknown key or the value that does not fit.
     """
     argv = list(argv)
     if argv and not argv[0].startswith("-"):
         argv = read_config(argv[0], parser.known()) + argv[1:]
-    unknown = parser.parse_known_args(argv)[1]
+    words, unknown = parser.parse_known_args(argv)
     if unknown:
         raise ValueError(_unknown_option(unknown[0], parser.known()))
-    if small:
-        if parser.parse_known_args(argv)[0].model in SMALL:
-            parser.set_defaults(**small)
-    return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    if small and words.model in SMALL:
+        parser.set_defaults(**small)
+    if parser.takes_methods:
+        load_plugins(words.plugins or ())
+        if words.set:
+            others = read_method_settings(words.method_settings) or {}
+            argv.append(f"--method_settings={json.dumps({**others, **parse_assignments(words.set)})}")
+    return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)[: len(list(parser.dataclass_types))]
 
 
 def read_config(path: str, known: Sequence[str]) -> list[str]:
@@ -118,6 +148,8 @@ def _unknown_option(word: str, known: Sequence[str]) -> str:
     if word.startswith("--"):
         word = word.split("=")[0]
     name = word.lstrip("-").replace("-", "_")
+    if name in SETTINGS and "set" in known:
+        return f"unknown option {word!r}: give --set {name}=..., or {name} under method_settings in a file."
     dashes = word[: len(word) - len(word.lstrip("-"))]
     hint = did_you_mean(name, known, "'" + dashes + "{}'").strip() or "see --help for the options."
     return f"unknown option {word!r}: {hint}"
