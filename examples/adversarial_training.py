@@ -11,13 +11,20 @@ import torch
 from transformers import PrinterCallback, set_seed
 
 from robust_trainer import RobustConfig, RobustTrainer
-from robust_trainer.callbacks.robustness import RobustnessCallback, hold_out
-from robust_trainer.cli.options import CorruptionOptions, DataOptions, ModelOptions
-from robust_trainer.cli.parser import make_parser, parse
-from robust_trainer.cli.stages import prepare
-from robust_trainer.data.load import label_names
-from robust_trainer.data.preprocess import ImageTransform, image_shape, model_channels
-from robust_trainer.models.zoo import build_model
+from robust_trainer.callbacks import RobustnessCallback, hold_out
+from robust_trainer.cli import (
+    CorruptionOptions,
+    DataOptions,
+    ImageTransform,
+    ModelOptions,
+    build_model,
+    image_shape,
+    label_names,
+    make_parser,
+    model_channels,
+    parse,
+    prepare,
+)
 
 
 @dataclass

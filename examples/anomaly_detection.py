@@ -14,10 +14,8 @@ import torch
 from sklearn.datasets import make_moons
 from sklearn.model_selection import train_test_split
 
-from robust_trainer.anomaly import DETECTORS, make_detector, save_detector
-from robust_trainer.anomaly.plots import measure, plot_curves, plot_scores
-from robust_trainer.anomaly.tables import read_table
-from robust_trainer.cli.parser import make_parser, parse
+from robust_trainer.anomaly import DETECTORS, make_detector, measure, plot_curves, plot_scores, read_table, save_detector
+from robust_trainer.cli import make_parser, parse
 
 
 @dataclass

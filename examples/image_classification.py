@@ -9,13 +9,21 @@ import sys
 from transformers import set_seed
 
 from robust_trainer import RobustConfig, RobustTrainer
-from robust_trainer.cli.options import CorruptionOptions, DataOptions, ModelOptions
-from robust_trainer.cli.parser import make_parser, parse
+from robust_trainer.cli import (
+    CorruptionOptions,
+    DataOptions,
+    ImageTransform,
+    ModelOptions,
+    build_model,
+    image_shape,
+    label_names,
+    load_data,
+    make_parser,
+    model_channels,
+    parse,
+)
 from robust_trainer.corruptions import poison, trigger_all
-from robust_trainer.data.load import label_names, load_data
-from robust_trainer.data.preprocess import ImageTransform, image_shape, model_channels
-from robust_trainer.evaluation.accuracy import compute_accuracy, evaluate_backdoor
-from robust_trainer.models.zoo import build_model
+from robust_trainer.evaluation import compute_accuracy, evaluate_backdoor
 
 
 def main() -> None:

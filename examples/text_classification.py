@@ -22,11 +22,10 @@ from transformers import (
 )
 
 from robust_trainer import RobustConfig, RobustTrainer
-from robust_trainer.audit import write_audit_report
-from robust_trainer.cli.parser import make_parser, parse
+from robust_trainer.audit import curves, write_audit_report
+from robust_trainer.cli import make_parser, parse
 from robust_trainer.corruptions import corrupt_labels
-from robust_trainer.evaluation.accuracy import compute_accuracy
-from robust_trainer.reporting.results import curves
+from robust_trainer.evaluation import compute_accuracy
 
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from ..reporting.results import curves
     from .build import make_audit
     from .cleaned import write_cleaned
     from .load import load_ledger
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Audit",
     "GROUPS",
+    "curves",
     "load_ledger",
     "make_audit",
     "write_audit_report",
@@ -28,6 +30,7 @@ __getattr__, __dir__ = lazy_names(
     {
         "Audit": "result",
         "GROUPS": "result",
+        "curves": ".reporting.results",
         "load_ledger": "load",
         "make_audit": "build",
         "write_audit_report": "report",
