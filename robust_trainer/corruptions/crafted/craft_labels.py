@@ -1,6 +1,7 @@
-"""Crafted label noise: WHICH labels to flip with a given budget (paper 002, "Crafting label noise").
+"""Crafted label noise: WHICH labels to flip with a given budget.
 
-Every strategy is a function like `corrupt_labels`: a data set in, the data set with ``is_corrupted`` and ``clean_label`` out.
+Every strategy is a function like `corrupt_labels`: a data set in, the data set with ``is_corrupted`` and ``clean_label`` out. A new
+one is a function and its row in `CRAFTED`.
 """
 
 from __future__ import annotations
@@ -22,14 +23,18 @@ from .plan import Flips, flip, plan_flips, rank_in_range
 from .scores import colouring_scores, log_density
 from .spaces import BOTH, gammas_of, graph_of, points_of
 
-#: Of the path lengths of a class: middle to far, where paper 002 found flips to hurt most (figures 15 and 17).
+#: Of the path lengths of a class: middle to far, where flips were found to hurt most (Crafting figures 15 and 17).
 MIDDLE_TO_FAR = (0.5, 0.9)
 
 
 def random_flips(dataset: datasets.Dataset, **flips: Any) -> datasets.Dataset:
-    """Returns the data set with randomly chosen labels flipped: the baseline of paper 002.
+    """Returns the data set with randomly chosen labels flipped: the baseline.
 
-    flips: of `Flips`. With ``target="cyclic"`` the same rows as ``corrupt_labels(noise="pairflip", stratified=True)``.
+    With ``target="cyclic"`` the same rows as ``corrupt_labels(noise="pairflip", stratified=True)``.
+
+    Args:
+        dataset: one split with class labels.
+        flips: of `Flips`.
     """
     plan = plan_flips(dataset, **flips)
     return flip(dataset, "random", plan, lambda rows: rows[np.argsort(plan.keys[rows])])
@@ -52,14 +57,29 @@ def class_graph_greedy(
 ) -> datasets.Dataset:
     """Returns the data set with the labels of the samples flipped that have the most neighbours of their class within gamma.
 
-    space: ``input`` ([0, 1] pixels, or numeric feature_columns), ``pca`` (its first ``components``, of all samples), ``features``
-    (what the last linear layer of a trained ``model`` takes), or ``input-and-features``: the samples that are first in both,
-    those whose worse rank is best (the paper takes b from what the first 2b of both have in common). gamma > 0 in the space's
-    unit, two of them for ``input-and-features``; None: half of a class's samples have ``degree`` neighbours. norm: l1, l2 or linf.
-    search: as in `class_graph`. quantiles (low, high) in [0, 1]: choose at random from that range of the degrees instead of the
-    highest (sec. 4.6.1). processing_class: the model's image processor. flips: of `Flips`.
-    Paper 002 sec. 4.1.1 to 4.1.4 and Algorithm 2. Raises one-line ``ValueError``s for settings out of range, and for a gamma that
-    leaves a class without edges.
+    Args:
+        dataset: one split with class labels.
+        space: where the class graph lives: ``input`` ([0, 1] pixels, or numeric feature_columns), ``pca`` (its first
+            ``components``, of all samples), ``features`` (what the last linear layer of a trained ``model`` takes), or
+            ``input-and-features``: the samples that are first in both, those whose worse rank is best (the paper takes b from
+            what the first 2b of both have in common).
+        gamma: > 0 in the space's unit, two of them for ``input-and-features``; None: half of a class's samples have ``degree``
+            neighbours.
+        norm: l1, l2 or linf.
+        degree: neighbours, >= 1.
+        search: as in `class_graph`.
+        components: of ``pca``.
+        quantiles: (low, high) in [0, 1]: choose at random from that range of the degrees instead of the highest.
+        model: of ``features``.
+        processing_class: the model's image processor.
+        feature_columns: of ``input``; default the images.
+        flips: of `Flips`.
+
+    Raises:
+        ValueError: for settings out of range, and for a gamma that leaves a class without edges.
+
+    References:
+        Crafting sec. 4.1.1 to 4.1.4, 4.6.1 and Algorithm 2.
     """
     plan = plan_flips(dataset, **flips)
     gammas = gammas_of(gamma, space, norm, search)
@@ -96,8 +116,29 @@ def class_graph_dominating_set(
 ) -> datasets.Dataset:
     """Returns the data set with the labels of samples flipped whose neighbourhoods cover as much of their class as possible.
 
-    Settings as `class_graph_greedy`; ``input-and-features``: neighbours are those in both. The greedy approximation of the
-    smallest dominating set (`dominating_order`). Paper 002 sec. 4.1.1 and Algorithm 3.
+    The greedy approximation of the smallest dominating set (`dominating_order`).
+
+    Args:
+        dataset: one split with class labels.
+        space: where the class graph lives: ``input`` ([0, 1] pixels, or numeric feature_columns), ``pca`` (its first
+            ``components``, of all samples), ``features`` (what the last linear layer of a trained ``model`` takes), or
+            ``input-and-features``: neighbours are those in both.
+        gamma: > 0 in the space's unit, two of them for ``input-and-features``; None: half of a class's samples have ``degree``
+            neighbours.
+        norm: l1, l2 or linf.
+        degree: neighbours, >= 1.
+        search: as in `class_graph`.
+        components: of ``pca``.
+        model: of ``features``.
+        processing_class: the model's image processor.
+        feature_columns: of ``input``; default the images.
+        flips: of `Flips`.
+
+    Raises:
+        ValueError: for settings out of range, and for a gamma that leaves a class without edges.
+
+    References:
+        Crafting sec. 4.1.1 and Algorithm 3.
     """
     plan = plan_flips(dataset, **flips)
     gammas = gammas_of(gamma, space, norm, search)
@@ -128,8 +169,21 @@ def gaussian_density(
 ) -> datasets.Dataset:
     """Returns the data set with the labels of the samples flipped that are densest under a Gaussian fitted to their class.
 
-    space: input, pca or features, as in `class_graph_greedy`. quantiles (low, high): choose at random from that range of the
-    densities; None: the highest. flips: of `Flips`. Paper 002 sec. 4.6.2 and 4.6.3.
+    Args:
+        dataset: one split with class labels.
+        space: input, pca or features, as in `class_graph_greedy`.
+        quantiles: (low, high) in [0, 1]: choose at random from that range of the densities; None: the highest.
+        components: of ``pca``.
+        model: of ``features``.
+        processing_class: the model's image processor.
+        feature_columns: of ``input``; default the images.
+        flips: of `Flips`.
+
+    Raises:
+        ValueError: for settings out of range, and for a class that no Gaussian fits.
+
+    References:
+        Crafting sec. 4.6.2 and 4.6.3.
     """
     if space == BOTH:
         raise ValueError(f"space={BOTH!r} has no Gaussian: choose input, pca or features.")
@@ -159,29 +213,46 @@ def adversarial_path(
 ) -> datasets.Dataset:
     """Returns the data set with labels flipped by the length of the path to a decision boundary of a model trained on clean labels.
 
-    quantiles (low, high): chosen at random from that range of a class's path lengths, 0 the shortest; the default is middle to
-    far, where the paper found most harm; None: the longest. targeted: the path to the class that the label is flipped to (an extra
-    class has no boundary, so there the path is untargeted). paths: `PathLengths` computed before, instead of the model. step_size,
-    norm, max_steps, batch_size, folder: of `path_lengths`. flips: of `Flips`. Paper 002 sec. 4.9.2 and 4.10.
+    Args:
+        dataset: one split with class labels.
+        model: whose boundary is measured.
+        processing_class: the model's image processor.
+        paths: `PathLengths` computed before, instead of the model.
+        targeted: the path to the class that the label is flipped to (an extra class has no boundary, so there the path is
+            untargeted).
+        quantiles: (low, high) in [0, 1]: chosen at random from that range of a class's path lengths, 0 the shortest; the default is
+            middle to far, where the paper found most harm; None: the longest.
+        step_size: of `path_lengths`, like all that follow.
+        norm: of the steps.
+        max_steps: of a path.
+        batch_size: images at once.
+        folder: where lengths are kept.
+        flips: of `Flips`.
+
+    Raises:
+        ValueError: for neither model nor paths, and for paths of another data set.
+
+    References:
+        Crafting sec. 4.9.2 and 4.10.
     """
     plan = plan_flips(dataset, **flips)
     if paths is None:
         if model is None:
             raise ValueError("adversarial-path needs the model whose boundary is measured: pass model=, or paths=.")
         aim = np.where(plan.targets < plan.classes, plan.targets, -1)
-        found = path_lengths(
+        lengths = path_lengths(
             model, dataset, target=(lambda labels, _: aim[labels]) if targeted and (aim >= 0).all() else None, step_size=step_size,
             norm=norm, max_steps=max_steps, batch_size=batch_size, processing_class=processing_class, folder=folder,
             image_column=plan.image_column, label_column=plan.label_column,
         )  # fmt: skip
     else:
-        found = paths
-    if not isinstance(found, PathLengths) or len(found) != len(dataset):
-        told = f"{len(found)} samples" if isinstance(found, PathLengths) else f"a {type(found).__name__}"
-        raise ValueError(f"paths has {told} and the data set {len(dataset)} rows: compute them on this data set.")
+        lengths = paths
+    if not isinstance(lengths, PathLengths) or len(lengths) != len(dataset):
+        got = f"{len(lengths)} samples" if isinstance(lengths, PathLengths) else f"a {type(lengths).__name__}"
+        raise ValueError(f"paths has {got} and the data set {len(dataset)} rows: compute them on this data set.")
     # as much farther as the margin at the start is larger, where the steps are the same
     place = np.empty(len(dataset))
-    place[np.lexsort((found.margin, found.steps))] = np.arange(len(dataset))
+    place[np.lexsort((lengths.margin, lengths.steps))] = np.arange(len(dataset))
 
     def choose(rows: np.ndarray) -> np.ndarray:
         return rows[rank_in_range(place[rows], plan.keys[rows], quantiles)]
@@ -206,9 +277,26 @@ def min_colouring(
     """Returns the data set with the labels of the samples flipped whose colour is within reach of most of their neighbours.
 
     The class graph on the pixels is coloured so that neighbours and second neighbours differ, a network is fitted to the colours
-    for ``epochs``, and a sample's score is the number of neighbours that a targeted attack (`reach`: l_inf PGD, ``eps`` in [0, 1]
-    pixels, ``steps``) moves to its colour. make: makes a network of so many outputs that takes [0, 1] pixels. Other settings as in
-    `class_graph_greedy`; flips: of `Flips`. Paper 002 sec. 4.8, which takes a graph in the l_inf norm.
+    for ``epochs``, and a sample's score is the number of neighbours that a targeted attack (`reach`) moves to its colour.
+
+    Args:
+        dataset: one split of images with class labels.
+        gamma: > 0 in [0, 1] pixels; None: half of a class's samples have ``degree`` neighbours.
+        norm: l1, l2 or linf (the paper's).
+        degree: neighbours, >= 1.
+        search: as in `class_graph`.
+        epochs: in which the network learns the colours, >= 1.
+        eps: l_inf radius of the attack in [0, 1] pixels, in (0, 1].
+        steps: of the attack, >= 1.
+        make: makes a network of so many outputs that takes [0, 1] pixels; default plain-cnn.
+        device: default the accelerator, where there is one.
+        flips: of `Flips`.
+
+    Raises:
+        ValueError: for settings out of range, and for a gamma that leaves a class without edges.
+
+    References:
+        Crafting sec. 4.8.
     """
     plan = plan_flips(dataset, **flips)
     check_graph(gamma, norm, search)
@@ -221,9 +309,9 @@ def min_colouring(
     place = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def choose(rows: np.ndarray) -> np.ndarray:
-        own = images[torch.from_numpy(rows)]
-        graph = graph_of(own.flatten(1).numpy(), gamma, norm, degree, search, plan, rows)
-        scores = colouring_scores(own, graph, plan.seed, place, epochs, eps, steps, make)
+        members = images[torch.from_numpy(rows)]
+        graph = graph_of(members.flatten(1).numpy(), gamma, norm, degree, search, plan, rows)
+        scores = colouring_scores(members, graph, plan.seed, place, epochs, eps, steps, make)
         return rows[rank_in_range(scores, plan.keys[rows], None)]
 
     return flip(dataset, "min-colouring", plan, choose)
@@ -240,9 +328,15 @@ CRAFTED: Mapping[str, Callable[..., datasets.Dataset]] = {
 
 
 def craft_labels(dataset: datasets.Dataset, strategy: str, **settings: Any) -> datasets.Dataset:
-    """Returns the data set with labels flipped by a strategy of `CRAFTED`, by name; settings: of its function and of `Flips`.
+    """Returns the data set with labels flipped by a strategy.
 
-    Raises a one-line ``ValueError`` for an unknown name or setting.
+    Args:
+        dataset: one split with class labels.
+        strategy: a key of `CRAFTED`.
+        settings: of its function and of `Flips`.
+
+    Raises:
+        ValueError: for an unknown name or setting.
     """
     if strategy not in CRAFTED:
         raise ValueError(f"strategy={strategy!r} is unknown: {did_you_mean(strategy, CRAFTED)}choose one of {', '.join(CRAFTED)}.")

@@ -24,10 +24,17 @@ _REVISION = 1  # enters the cache fingerprint: raise it when the output for the 
 class Flips(TypedDict, total=False):
     """What every strategy takes, by keyword.
 
-    rate: share of all rows to flip, [0, 1), rounded; or budget: their number. Either is split over the classes that are flipped in
-    proportion to their sizes (largest remainder). seed: of every draw. target: as in `class_targets`: cyclic, extra, a class number
-    or a label rule. source: the class number or numbers whose samples are flipped; default all that the target moves.
-    label_column, image_column, num_classes, num_proc: as in `corrupt_labels`.
+    Attributes:
+        rate: share of all rows to flip, in [0, 1), rounded; split over the classes that are flipped in proportion to their sizes
+            (largest remainder).
+        budget: the number of rows, instead.
+        seed: of every draw.
+        target: as in `class_targets`: cyclic, extra, a class number or a label rule.
+        source: the class number or numbers whose samples are flipped; default all that the target moves.
+        label_column: default label or labels.
+        image_column: default the only one.
+        num_classes: C; default what the column says.
+        num_proc: processes of `Dataset.map`.
     """
 
     rate: float | None
@@ -43,7 +50,20 @@ class Flips(TypedDict, total=False):
 
 @dataclass(frozen=True, eq=False)
 class FlipPlan:
-    """Labels (N,), how many of each class to flip (counts, C) and to what (targets, C); keys (N,): random ranks by the seed."""
+    """How many labels of each class are flipped, and to what.
+
+    Attributes:
+        labels: (N,).
+        classes: C.
+        counts: how many of each class are flipped, C numbers.
+        targets: what to, (C,).
+        keys: random ranks by the seed, (N,).
+        names: of the classes.
+        seed: of every draw.
+        label_column: the column of the labels.
+        image_column: of the images, where one was named.
+        num_proc: processes of `Dataset.map`.
+    """
 
     labels: np.ndarray
     classes: int
@@ -57,7 +77,11 @@ class FlipPlan:
     num_proc: int | None
 
     def labelled(self, dataset: datasets.Dataset) -> datasets.Dataset:
-        """Returns the data set whose label column has room for the targets: a ClassLabel gets the class `EXTRA`."""
+        """Returns the data set whose label column has room for the targets: a ClassLabel gets the class `EXTRA`.
+
+        Args:
+            dataset: of which this is the plan.
+        """
         feature = dataset.features[self.label_column]
         if not isinstance(feature, datasets.ClassLabel) or max(self.targets) < feature.num_classes:
             return dataset
@@ -79,10 +103,23 @@ def plan_flips(
     num_classes: int | None = None,
     num_proc: int | None = None,
 ) -> FlipPlan:
-    """Returns the plan of a crafted noise; the settings are those of `Flips`.
+    """Returns the plan of a crafted noise.
 
-    Raises one-line ``ValueError``s for both or neither of rate and budget, either out of range, a source that the target does not
-    move, and a class that has fewer samples than are to be flipped.
+    Args:
+        dataset: one split with class labels.
+        rate: of `Flips`, like all that follow.
+        budget: the number of rows.
+        seed: of every draw.
+        target: what labels become.
+        source: the classes that are flipped.
+        label_column: default label or labels.
+        image_column: default the only one.
+        num_classes: C.
+        num_proc: processes of `Dataset.map`.
+
+    Raises:
+        ValueError: for both or neither of rate and budget, either out of range, a source that the target does not move, and a
+            class that has fewer samples than are to be flipped.
     """
     columns.check_dataset(dataset)
     label_column = columns.label_column(dataset, label_column)
@@ -94,17 +131,17 @@ def plan_flips(
         check_rate(rate)
     elif isinstance(budget, bool) or not isinstance(budget, int | np.integer) or budget < 0:
         raise ValueError(f"budget={budget!r} must be a whole number of labels >= 0: give for instance 100.")
-    wanted = round(rate * len(labels)) if rate is not None else int(budget or 0)
+    count = round(rate * len(labels)) if rate is not None else int(budget or 0)
     targets = class_targets(target, classes)
     names = [str(n) for n in getattr(dataset.features[label_column], "names", None) or range(classes)]
     sizes = np.bincount(labels, minlength=classes)
     movable = _sources(source, targets, classes)
     per_class = np.where(movable, sizes, 0)
-    counts = shares(wanted, per_class) if per_class.sum() else np.zeros(classes, dtype=int)
-    if wanted > per_class.sum() or (counts > per_class).any():
-        told = f"rate={rate:g} is {wanted} labels" if rate is not None else f"budget={wanted} labels"
+    counts = shares(count, per_class) if per_class.sum() else np.zeros(classes, dtype=int)
+    if count > per_class.sum() or (counts > per_class).any():
+        asked = f"rate={rate:g} is {count} labels" if rate is not None else f"budget={count} labels"
         where = ", ".join(names[c] for c in np.flatnonzero(movable)[:5])
-        raise ValueError(f"{told} but class {where} has {per_class.sum()} samples: give at most so many.")
+        raise ValueError(f"{asked} but class {where} has {per_class.sum()} samples: give at most so many.")
     image = find_image(dataset, image_column) if image_column is not None else None
     keys = sample_keys(seed, np.arange(len(labels)))
     return FlipPlan(labels, classes, counts.tolist(), targets, keys, names, seed, label_column, image, num_proc)
@@ -113,8 +150,14 @@ def plan_flips(
 def rank_in_range(scores: np.ndarray, keys: np.ndarray, quantiles: tuple[float, float] | None) -> np.ndarray:
     """Returns positions (M,) in the order in which they are to be flipped.
 
-    quantiles None: by falling score (n,), equal ones by their keys (n,). (low, high) in [0, 1]: those whose rank by rising score,
-    (r + 1/2) / n, is in the range, by their keys, so at random. Raises ``ValueError`` for other ranges.
+    Args:
+        scores: (n,).
+        keys: random ranks (n,), which order equal scores.
+        quantiles: None: by falling score. (low, high) in [0, 1]: those whose rank by rising score, (r + 1/2) / n, is in the range,
+            by their keys, so at random.
+
+    Raises:
+        ValueError: for other ranges.
     """
     if quantiles is None:
         return np.lexsort((keys, -np.asarray(scores, dtype=np.float64)))
@@ -132,21 +175,40 @@ def rank_in_range(scores: np.ndarray, keys: np.ndarray, quantiles: tuple[float, 
 
 @dataclass(frozen=True, eq=False)
 class CraftedMap:
-    """Returns the changed columns of a batch, for ``dataset.map(fn, batched=True, with_indices=True)``: row i gets label new[i]."""
+    """A callable for ``dataset.map(fn, batched=True, with_indices=True)`` that gives row i the label ``new[i]``.
+
+    Args:
+        new: labels (N,).
+        label_column: the column of the labels.
+        revision: part of the cache fingerprint.
+    """
 
     new: np.ndarray = field(repr=False)
     label_column: str
     revision: int = field(default=_REVISION, repr=False)
 
     def __call__(self, batch: Mapping[str, Any], indices: Sequence[int]) -> dict[str, list]:
+        """Returns the changed columns of a batch.
+
+        Args:
+            batch: columns by name.
+            indices: the rows' positions in the data set.
+        """
         labels = np.asarray(batch[self.label_column], dtype=np.int64)
         return relabelled(batch, self.label_column, labels, self.new[np.asarray(indices)])
 
 
-def flip(dataset: datasets.Dataset, told: str, plan: FlipPlan, choose: Callable[[np.ndarray], np.ndarray]) -> datasets.Dataset:
-    """Returns the data set with the first of what ``choose`` returns for a class's rows flipped; told: how it is called in the log.
+def flip(dataset: datasets.Dataset, name: str, plan: FlipPlan, choose: Callable[[np.ndarray], np.ndarray]) -> datasets.Dataset:
+    """Returns the data set with the labels of chosen rows flipped.
 
-    Raises ``ValueError`` where ``choose`` returns fewer rows than are to be flipped.
+    Args:
+        dataset: of which ``plan`` is.
+        name: how the noise is called in the log.
+        plan: how many rows of each class, and to what.
+        choose: positions of a class's rows -> the positions to flip, the first first.
+
+    Raises:
+        ValueError: where ``choose`` returns fewer rows than are to be flipped.
     """
     new = plan.labels.copy()
     for c, count in enumerate(plan.counts):
@@ -154,15 +216,15 @@ def flip(dataset: datasets.Dataset, told: str, plan: FlipPlan, choose: Callable[
             chosen = choose(np.flatnonzero(plan.labels == c))
             if len(chosen) < count:
                 raise ValueError(
-                    f"{told}: {count} samples of class {plan.names[c]} are wanted and {len(chosen)} to choose from: lower the rate "
+                    f"{name}: {count} samples of class {plan.names[c]} are wanted and {len(chosen)} to choose from: lower the rate "
                     "or budget, or widen quantiles."
                 )
             new[chosen[:count]] = plan.targets[c]
     clean = dataset.features[plan.label_column]
     shown = plan.labelled(dataset)
     added = {IS_CORRUPTED: datasets.Value("bool"), CLEAN_LABEL: clean}
-    noisy = map_columns(shown, CraftedMap(new, plan.label_column), added, num_proc=plan.num_proc, desc=told)
-    log_rates(logger, f"craft_labels {told}", noisy, sum(plan.counts) / len(new), plan.label_column)
+    noisy = map_columns(shown, CraftedMap(new, plan.label_column), added, num_proc=plan.num_proc, desc=name)
+    log_rates(logger, f"craft_labels {name}", noisy, sum(plan.counts) / len(new), plan.label_column)
     return noisy
 
 
@@ -171,10 +233,10 @@ def _sources(source: Any, targets: np.ndarray, classes: int) -> np.ndarray:
     movable = targets != np.arange(classes)
     if source is None:
         return movable
-    given: list[Any] = [source] if isinstance(source, int | np.integer) else list(source)
-    for c in given:
+    sources: list[Any] = [source] if isinstance(source, int | np.integer) else list(source)
+    for c in sources:
         if isinstance(c, bool) or not isinstance(c, int | np.integer) or not 0 <= c < classes:
             raise ValueError(f"source={source!r} holds {c!r}, no class: give class numbers in [0, {classes}).")
         if not movable[c]:
             raise ValueError(f"source={source!r}: class {c} is the target already, so none of its labels can be flipped: drop it.")
-    return movable & np.isin(np.arange(classes), given)
+    return movable & np.isin(np.arange(classes), sources)

@@ -1,4 +1,4 @@
-"""What a crafted strategy scores a class's samples by: Gaussian density, and reach in a distance-2 colouring (paper 002)."""
+"""What a crafted strategy scores a class's samples by: Gaussian density, and reach in a distance-2 colouring."""
 
 from __future__ import annotations
 
@@ -22,20 +22,28 @@ _MOST_DIMENSIONS = 8192
 
 
 def log_density(points: np.ndarray) -> np.ndarray:
-    """Returns the log-density (n,) of each of the points (n, d) under the Gaussian fitted to them, in nats.
+    """Returns the log-density (n,) of each point under the Gaussian fitted to them, in nats.
 
     The covariance is Ledoit and Wolf's shrunk one, which has an inverse where the points are few or some coordinates constant.
-    Paper 002 sec. 4.6.2. Raises ``ValueError`` for more than 8192 coordinates, and for points that are all the same.
+
+    Args:
+        points: (n, d).
+
+    Raises:
+        ValueError: for more than 8192 coordinates, and for points that are all the same.
+
+    References:
+        Crafting sec. 4.6.2; Ledoit and Wolf 2004, "A well-conditioned estimator for large-dimensional covariance matrices".
     """
     n, d = points.shape
     if d > _MOST_DIMENSIONS:
         raise ValueError(f"a Gaussian over {d} coordinates needs a covariance of {d} x {d}: choose space='pca' or 'features'.")
     centred = points.astype(np.float64) - points.mean(axis=0, dtype=np.float64)
-    found = LedoitWolf(assume_centered=True).fit(centred).covariance_
-    sign, logdet = np.linalg.slogdet(found)
+    covariance = LedoitWolf(assume_centered=True).fit(centred).covariance_
+    sign, logdet = np.linalg.slogdet(covariance)
     if sign <= 0 or not np.isfinite(logdet):
         raise ValueError(f"a class's {n} points are all the same or nearly so: no Gaussian fits them; leave the class out.")
-    distance = (centred * np.linalg.solve(found, centred.T).T).sum(axis=1)
+    distance = (centred * np.linalg.solve(covariance, centred.T).T).sum(axis=1)
     return -0.5 * (distance + logdet + d * np.log(2 * np.pi))
 
 
@@ -48,10 +56,20 @@ def fit_colours(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> nn.Module:
-    """Returns a network (pixels -> logits of the colours) fitted to the colours (n,) of one class's images (n, C, H, W) in [0, 1].
+    """Returns a network (pixels -> logits of the colours) fitted to the colours of one class's images.
 
-    make: makes an untrained network of so many outputs; default plain-cnn. The share of colours that it has learned is logged: the
-    score means little where it is low. Paper 002 sec. 4.8.
+    The share of colours that it has learned is logged: the score means little where it is low.
+
+    Args:
+        images: (n, C, H, W) in [0, 1].
+        colours: (n,), numbers from 0 on.
+        make: makes an untrained network of so many outputs; default plain-cnn.
+        epochs: of the fit.
+        seed: of weights and order.
+        device: where it is fitted.
+
+    References:
+        Crafting sec. 4.8.
     """
     count = int(colours.max()) + 1
     if make is None:
@@ -82,8 +100,21 @@ def reach(
 ) -> np.ndarray:
     """Returns for each sample how many of its neighbours a targeted attack moves to the sample's own colour, (n,).
 
-    PGD from each neighbour, without a random start, in the ball of radius ``eps`` (in [0, 1] pixels), towards the colour of the
-    sample; a neighbour counts once its prediction is that colour. Paper 002 sec. 4.8.
+    PGD from each neighbour, without a random start, towards the colour of the sample; a neighbour counts once its prediction is
+    that colour.
+
+    Args:
+        network: of `fit_colours`.
+        images: (n, C, H, W) in [0, 1].
+        graph: the class graph (n, n).
+        colours: (n,).
+        eps: radius in [0, 1] pixels.
+        steps: of the attack.
+        norm: of the ball.
+        batch_size: pairs at once.
+
+    References:
+        Crafting sec. 4.8.
     """
     device = next(network.parameters()).device
     sample = np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr))
@@ -102,9 +133,19 @@ def colouring_scores(
     images: Tensor, graph: sparse.csr_array, seed: int, device: torch.device | str = "cpu", epochs: int = 60, eps: float = 0.1,
     steps: int = 20, make: Callable[[int], nn.Module] | None = None,
 ) -> np.ndarray:  # fmt: skip
-    """Returns `reach` (n,) on a distance-2 colouring of the graph that a fresh network was fitted to; points (n, C, H, W).
+    """Returns `reach` (n,) on a distance-2 colouring of the graph that a fresh network was fitted to.
 
-    A colour is permuted by the seed, so that its number tells nothing of a point's degree.
+    The colours are permuted by the seed, so that a number says nothing of a point's degree.
+
+    Args:
+        images: (n, C, H, W) in [0, 1].
+        graph: the class graph (n, n).
+        seed: of the permutation and the network.
+        device: where the network is.
+        epochs: of `fit_colours`.
+        eps: of `reach`.
+        steps: of `reach`.
+        make: of `fit_colours`.
     """
     colours = colour(graph)
     shuffled = np.argsort(sample_keys(seed, np.arange(int(colours.max()) + 1)))

@@ -22,20 +22,43 @@ SPACES = ("input", "pca", "features", BOTH)
 
 
 def gammas_of(gamma: Any, space: str, norm: str, search: str) -> tuple[Any, ...]:
-    """Returns one gamma per graph of the space, each a number or None. Raises ``ValueError`` for settings out of range."""
+    """Returns one gamma per graph of the space, each a number or None.
+
+    Args:
+        gamma: None, a number, or one for each graph.
+        space: one of SPACES.
+        norm: of the graphs.
+        search: of the graphs.
+
+    Raises:
+        ValueError: for settings out of range.
+    """
     if space not in SPACES:
         raise ValueError(f"space={space!r} is unknown: choose one of {', '.join(SPACES)}.")
-    wanted = 2 if space == BOTH else 1
-    given = (gamma,) * wanted if gamma is None else tuple(gamma) if isinstance(gamma, Sequence) else (gamma,)
-    if len(given) != wanted:
-        raise ValueError(f"gamma={gamma!r} but space={space!r} has {wanted} class graph(s): give one gamma for each.")
-    for value in given:
+    graphs = 2 if space == BOTH else 1
+    gammas = (gamma,) * graphs if gamma is None else tuple(gamma) if isinstance(gamma, Sequence) else (gamma,)
+    if len(gammas) != graphs:
+        raise ValueError(f"gamma={gamma!r} but space={space!r} has {graphs} class graph(s): give one gamma for each.")
+    for value in gammas:
         check_graph(value, norm, search)
-    return given
+    return gammas
 
 
 def graph_of(points: np.ndarray, gamma: float | None, norm: str, degree: int, search: str, plan: FlipPlan, rows: np.ndarray) -> Any:
-    """Returns the class graph of the rows (n,) of one class, at points (n, d). Raises ``ValueError`` where it has no edge."""
+    """Returns the class graph of one class.
+
+    Args:
+        points: of its rows, (n, d).
+        gamma: distance, or None: the usual one.
+        norm: l1, l2 or linf.
+        degree: of the usual gamma, >= 1.
+        search: of `class_graph`.
+        plan: of the data set.
+        rows: positions in the data set (n,).
+
+    Raises:
+        ValueError: where it has no edge.
+    """
     if not isinstance(degree, int) or isinstance(degree, bool) or degree < 1:
         raise ValueError(f"degree={degree!r} must be a whole number of neighbours >= 1: give for instance 10.")
     wide = usual_gamma(points, norm, degree, plan.seed) if gamma is None else gamma
@@ -56,7 +79,20 @@ def points_of(
     dataset: datasets.Dataset, plan: FlipPlan, space: str, components: int, model: nn.Module | None, processing_class: Any,
     feature_columns: str | Sequence[str] | None,
 ) -> list[np.ndarray]:  # fmt: skip
-    """Returns the points (N, d) of the space, of both spaces for ``input-and-features``."""
+    """Returns the points (N, d) of the space, of both spaces for ``input-and-features``.
+
+    Args:
+        dataset: one split.
+        plan: of the data set.
+        space: one of SPACES.
+        components: of ``pca``.
+        model: of ``features``.
+        processing_class: the model's image processor.
+        feature_columns: of ``input``; default the images.
+
+    Raises:
+        ValueError: for an unknown space, components out of range, and a missing model.
+    """
     if space not in SPACES:
         raise ValueError(f"space={space!r} is unknown: choose one of {', '.join(SPACES)}.")
     seen = [] if space == "features" else [inputs(dataset, feature_columns or plan.image_column, plan.label_column)]
