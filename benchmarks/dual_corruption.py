@@ -195,7 +195,7 @@ def surrogate(args: argparse.Namespace, data: Data, seed: int) -> PixelModel:
     if path.is_file():
         model.load_state_dict(safetensors.torch.load_file(path))
         return model.eval()
-    train_plain(model, *read_pixels(data.train), args.surrogate_epochs, seed=seed, device=device(), told="surrogate")
+    train_plain(model, *read_pixels(data.train), args.surrogate_epochs, seed=seed, device=device(), desc="surrogate")
     draft = path.with_suffix(f".{os.getpid()}")
     safetensors.torch.save_file({k: v.cpu().contiguous() for k, v in model.state_dict().items()}, draft)
     draft.replace(path)
@@ -238,7 +238,7 @@ def check(args: argparse.Namespace, data: Data, name: str, seed: int, out: Path)
     if any(row["key"] == key_of(settings) for row in read_results(out)):
         return
     net = seeded(data.fresh(args), _CHECK + seed)
-    train_plain(net, *read_pixels(split), args.surrogate_epochs, seed=_CHECK + seed, device=device(), told=f"check of {name}")
+    train_plain(net, *read_pixels(split), args.surrogate_epochs, seed=_CHECK + seed, device=device(), desc=f"check of {name}")
     row = {"accuracy": round(100 * accuracy(net, *read_pixels(data.test)), 2), "craft_seconds": round(seconds, 1)}
     row |= {} if name == "none" else {k: round(v, 4) for k, v in realised_norms(data.train, split).items()}
     add_result(out, {"key": key_of(settings), **settings, **row, "machine": machine()})

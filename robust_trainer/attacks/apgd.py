@@ -18,13 +18,21 @@ AUTOATTACK_NORMS = ("linf", "l2")
 
 
 def dlr(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
-    """-(z_y - max_{k != y} z_k) / (z_1 - z_3 + 1e-12), (B,), z_1 >= z_2 >= ...; K >= 3 (eq. 6; 1e-12 is from the authors' code)."""
+    """Returns the difference-of-logits ratio -(z_y - max_{k != y} z_k) / (z_1 - z_3 + 1e-12), (B,), z_1 >= z_2 >= ...; K >= 3.
+
+    References:
+        Croce and Hein 2020, eq. 6; 1e-12 is from the authors' code.
+    """
     top = logits.topk(3, dim=1).values
     return margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
 
 
 def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor | None) -> Tensor:
-    """-(z_y - z_t) / (z_1 - (z_3 + z_4) / 2 + 1e-12), (B,); K >= 4 (eq. 7; 1e-12 is from the authors' code)."""
+    """Returns -(z_y - z_t) / (z_1 - (z_3 + z_4) / 2 + 1e-12), (B,); K >= 4.
+
+    References:
+        Croce and Hein 2020, eq. 7; 1e-12 is from the authors' code.
+    """
     top = logits.topk(4, dim=1).values
     return margin(logits, y, target) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
 
@@ -34,7 +42,11 @@ MIN_CLASSES = {"ce": 2, "dlr": 3, "dlr-targeted": 4}
 
 
 def checkpoints(steps: int) -> list[int]:
-    """w_j = ceil(p_j steps), ascending: p_0 = 0, p_1 = 0.22, p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06) <= 1 (sec. 3.1)."""
+    """Returns w_j = ceil(p_j steps), ascending: p_0 = 0, p_1 = 0.22, p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06) <= 1.
+
+    References:
+        Croce and Hein 2020, sec. 3.1.
+    """
     percent, width, out = 0, 22, [0]
     while percent + width <= 100:
         percent += width
@@ -45,20 +57,34 @@ def checkpoints(steps: int) -> list[int]:
 
 @dataclass(frozen=True)
 class APGD:
-    """APGD (Croce and Hein 2020, "Reliable evaluation ...", algorithm 1): PGD with momentum and a step that starts at 2 eps.
+    """APGD: PGD with momentum and a step that starts at 2 eps and follows the loss's progress.
 
     z = P(x_k + eta direction(grad)), x_{k+1} = P(x_k + a (z - x_k) + (1 - a)(x_k - x_{k-1})), a = 0.75 (1 in the first step), P:
-    onto the ball of radius eps in [0, 1] pixels (linf or l2), then the clip to [0, 1]. At each of the `checkpoints` eta is halved,
-    and the search returns to its best point, where the loss rose in fewer than rho of the window's steps (condition 1) or where
-    neither eta nor the best loss changed since the last checkpoint (condition 2).
-    loss: ``ce`` (2 classes or more), ``dlr`` (3) or ``dlr-targeted`` (4: ``restarts`` runs towards each of the min(targets, K - 1)
-    wrong classes of the highest clean logits); fewer classes raise ``ValueError``.
-    random_start: noise scaled to reach the ball's edge, as in the authors' code: max |delta| = eps (linf), ||delta|| = eps (l2).
-    A sample that is wrong at x is returned as it is; a row leaves with its first iterate that fools; the others' result is the
-    point of the highest loss over all runs.
-    Where the authors' code departs from the paper this follows the paper: condition 1 is strict, compares f(x_1) with f(x_0) (the
-    code: with 0) and after a return with the best point's loss; condition 2 holds at the first checkpoint too. As in the code, the
-    window ends with the newest point, not one before it.
+    onto the ball of radius eps, then the clip to [0, 1]. At each of the `checkpoints` eta is halved, and the search returns to
+    its best point, where the loss rose in fewer than rho of the window's steps (condition 1) or where neither eta nor the best
+    loss changed since the last checkpoint (condition 2). A sample that is wrong at x is returned as it is; a row leaves with its
+    first iterate that fools; the others' result is the point of the highest loss over all runs.
+
+    Args:
+        eps: the radius, in [0, 1] pixels.
+        norm: ``linf`` or ``l2``.
+        steps: gradient steps of a run.
+        restarts: runs, for each target where targeted.
+        loss: ``ce`` (2 classes or more), ``dlr`` (3) or ``dlr-targeted`` (4: ``restarts`` runs towards each of the min(targets, K
+            - 1) wrong classes of the highest clean logits).
+        targets: the number of classes that targeted runs go to.
+        rho: in [0, 1], of condition 1.
+        random_start: noise scaled to reach the ball's edge, as in the authors' code: max |delta| = eps (linf), ||delta|| = eps
+        (l2). name: how the report calls it.
+
+    Raises:
+        ValueError: for settings out of range, another norm, and fewer classes than the loss needs.
+
+    References:
+        Croce and Hein 2020, "Reliable evaluation of adversarial robustness ...", algorithm 1. Where the authors' code departs
+        from the paper this follows the paper: condition 1 is strict, compares f(x_1) with f(x_0) (the code: with 0) and after a
+        return with the best point's loss; condition 2 holds at the first checkpoint too. As in the code, the window ends with the
+        newest point, not one before it.
     """
 
     eps: float
@@ -97,6 +123,7 @@ class APGD:
 
     @torch.no_grad()
     def __call__(self, forward: Forward, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        """Returns images within eps of x: as `Attack.__call__`."""
         out = x.detach().clone()
         if not len(x):
             return out

@@ -41,7 +41,9 @@ _PLAIN = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "fgsm", "square")
 class Named:
     """What the user asked for by one name: one attack, or several of which the later ones only visit the survivors.
 
-    members: (name, attack); the name is part of the key of the attack's random numbers.
+    Args:
+        name: how the report calls it.
+        members: (name, attack); the name is part of the key of the attack's random numbers.
     """
 
     name: str
@@ -49,9 +51,11 @@ class Named:
 
 
 def read_eps(value: Any, norm: str = "linf") -> float:
-    """The radius in [0, 1] pixels that a number or a text such as 8/255 stands for.
+    """Returns the radius in [0, 1] pixels that a number or a text such as 8/255 stands for.
 
-    Raises a one-line ``ValueError`` for zero, negative numbers, NaN, and in l_inf for more than 1, which is the 0-255 scale.
+    Raises:
+        ValueError: in one line, for zero, negative numbers, NaN, an unknown norm, and in l_inf for more than 1, which is the
+            0-255 scale.
     """
     rule, eps = find_norm(norm), fraction("eps", value)
     if eps <= 0:
@@ -62,20 +66,24 @@ def read_eps(value: Any, norm: str = "linf") -> float:
 
 
 def check_name(name: Any) -> str:
-    """The attack's name in lower case. Raises a one-line ``ValueError`` for one that does not exist."""
+    """Returns the attack's name in lower case.
+
+    Raises:
+        ValueError: in one line, for one that does not exist.
+    """
     if not isinstance(name, str):
         raise ValueError(f"attack {name!r} is neither a name nor an Attack: choose from {', '.join(NAMES)}.")
-    wanted = name.strip().lower()
-    found = _RESTARTS.fullmatch(wanted)
-    stem, restarts = (found["name"], int(found["restarts"])) if found else (wanted, 1)
+    spelled = name.strip().lower()
+    match = _RESTARTS.fullmatch(spelled)
+    stem, restarts = (match["name"], int(match["restarts"])) if match else (spelled, 1)
     steps = _STEPS.fullmatch(stem)
     if restarts < 1 or (steps and int(steps["steps"]) < 1):
         what = "restarts" if restarts < 1 else "steps"
         raise ValueError(f"attack {name!r} has 0 {what}: give at least 1, for instance pgd-20x1.")
-    if found and stem in ("fgsm", "autoattack"):
+    if match and stem in ("fgsm", "autoattack"):
         raise ValueError(f"attack {name!r}: {stem} takes no restarts, give {stem!r}; all others take them.")
     if steps or stem in _PLAIN or stem == "autoattack":
-        return wanted
+        return spelled
     if stem in ("pgd", "cw", "pgd-t", "cw-t"):
         kind, _, targeted = stem.partition("-")
         raise ValueError(f"attack {name!r} lacks its number of steps: did you mean '{kind}-20{targeted and '-t'}'?")
@@ -84,73 +92,86 @@ def check_name(name: Any) -> str:
 
 
 def make_attack(name: str, eps: float | str, norm: str = "linf", classes: int = 10) -> Attack:
-    """The attack of that name, for a model of so many classes; every one in `NAMES` but autoattack.
+    """Returns the attack of that name, for a model of so many classes; every one in `NAMES` but autoattack.
 
     pgd-K and cw-K start at random and step by eps/4, but at least 2.5 eps/K (Madry et al.'s and, for eps 8/255, the usual 2/255).
-    Raises a one-line ``ValueError`` for an unknown name, and for a loss that does not exist for so few classes.
+
+    Args:
+        name: as in `NAMES`.
+        eps: the radius, in [0, 1] pixels.
+        norm: linf and l2; pgd-K, cw-K and fgsm take any name of `perturbations.norms.NORMS`.
+        classes: of the model.
+
+    Raises:
+        ValueError: in one line, for an unknown name, a norm that the attack does not exist in, and a loss that does not exist for
+            so few classes.
     """
-    wanted, radius = check_name(name), read_eps(eps, norm)
+    spelled, radius = check_name(name), read_eps(eps, norm)
     if classes < 2:
         raise ValueError(f"the model has {classes} class: an attack needs at least 2.")
-    if wanted == "autoattack":
+    if spelled == "autoattack":
         raise ValueError("autoattack is several attacks: use make_attacks(['autoattack'], ...).")
-    found = _RESTARTS.fullmatch(wanted)
-    stem, restarts = (found["name"], int(found["restarts"])) if found else (wanted, 1)
+    match = _RESTARTS.fullmatch(spelled)
+    stem, restarts = (match["name"], int(match["restarts"])) if match else (spelled, 1)
     need = {"apgd-t": 4, "apgd-dlr": 3}.get(stem, 2)
     if classes < need:
         raise ValueError(
             f"{stem} needs at least {need} classes, the model has {classes} (the difference-of-logits ratio divides by a "
             "difference that does not exist there): use apgd-ce, fab or autoattack."
         )
-    told: dict[str, Any] = {"eps": radius, "norm": norm}
+    settings: dict[str, Any] = {"eps": radius, "norm": norm}
     targets = min(9, classes - 1)
     steps = _STEPS.fullmatch(stem)
     if steps:
         count = int(steps["steps"])
         loss = "ce" if steps["kind"] == "pgd" else "margin"
-        told |= {"step_size": max(radius / 4, 2.5 * radius / count), "restarts": restarts}
+        settings |= {"step_size": max(radius / 4, 2.5 * radius / count), "restarts": restarts}
         if steps["targeted"]:
-            told |= {"targeted": True, "targets": targets}
-        return PGD(**told, name=wanted, steps=count, loss=loss)
+            settings |= {"targeted": True, "targets": targets}
+        return PGD(**settings, name=spelled, steps=count, loss=loss)
     if stem == "fgsm":
-        return PGD(**told, name=wanted, steps=1, step_size=radius, random_start=False)
+        return PGD(**settings, name=spelled, steps=1, step_size=radius, random_start=False)
     if stem == "square":
-        return Square(**told, restarts=restarts)
+        return Square(**settings, restarts=restarts)
     if stem in ("fab", "fab-t"):
-        return FAB(**told, restarts=restarts, targeted=stem == "fab-t", targets=targets)
+        return FAB(**settings, restarts=restarts, targeted=stem == "fab-t", targets=targets)
     loss = {"apgd-ce": "ce", "apgd-dlr": "dlr", "apgd-t": "dlr-targeted"}[stem]
-    return APGD(**told, name=wanted, restarts=restarts, loss=loss, targets=targets)
+    return APGD(**settings, name=spelled, restarts=restarts, loss=loss, targets=targets)
 
 
 def autoattack_members(classes: int) -> tuple[str, ...]:
-    """The names of AutoAttack's members for so many classes.
+    """Returns the names of AutoAttack's members for so many classes.
 
-    Four or more: Croce & Hein 2020, sec. 5 ('standard': 100 steps, 1 restart, min(9, K-1) targets, 5000 queries). Two or three:
-    apgd-ce, fab and square, since the targeted ratio needs four logits (the authors' code fails there).
+    Four or more: 'standard' (100 steps, 1 restart, min(9, K-1) targets, 5000 queries). Two or three: apgd-ce, fab and square,
+    since the targeted ratio needs four logits (the authors' code fails there).
+
+    References:
+        Croce and Hein 2020, sec. 5.
     """
     return ("apgd-ce", "apgd-t", "fab-t", "square") if classes >= 4 else ("apgd-ce", "fab", "square")
 
 
 def make_attacks(names: Sequence[str | Attack], eps: float | str, norm: str = "linf", classes: int = 10) -> list[Named]:
-    """One `Named` per name or Attack, in order; 'autoattack' becomes its members for so many classes.
+    """Returns one `Named` per name or Attack, in order; 'autoattack' becomes its members for so many classes.
 
-    Raises a one-line ``ValueError`` for no or unknown names, one given twice, and an Attack of another eps or norm.
+    Raises:
+        ValueError: in one line, for no or unknown names, one given twice, and an Attack of another eps or norm.
     """
     if isinstance(names, str):
         names = [names]
     if not names:
         raise ValueError(f"attacks is empty: give for instance pgd-20 cw-20 autoattack; all: {', '.join(NAMES)}.")
     radius, out = read_eps(eps, norm), []
-    for wanted in names:
-        if callable(wanted):
-            if wanted.norm != norm or not math.isclose(wanted.eps, radius, rel_tol=1e-6):
+    for asked in names:
+        if callable(asked):
+            if asked.norm != norm or not math.isclose(asked.eps, radius, rel_tol=1e-6):
                 raise ValueError(
-                    f"attack {wanted.name!r} has eps={wanted.eps:g} in {wanted.norm}, the evaluation eps={radius:g} in {norm}: "
+                    f"attack {asked.name!r} has eps={asked.eps:g} in {asked.norm}, the evaluation eps={radius:g} in {norm}: "
                     "give both the same."
                 )
-            out.append(Named(wanted.name, ((wanted.name, wanted),)))
+            out.append(Named(asked.name, ((asked.name, asked),)))
             continue
-        name = check_name(wanted)
+        name = check_name(asked)
         members = autoattack_members(classes) if name == "autoattack" else (name,)
         out.append(Named(name, tuple((member, make_attack(member, radius, norm, classes)) for member in members)))
     twice = next((a.name for i, a in enumerate(out) if a.name in [b.name for b in out[:i]]), None)

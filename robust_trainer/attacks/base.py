@@ -16,7 +16,12 @@ Forward = Callable[[Tensor], Tensor]
 class Draws:
     """Random numbers of B samples, each from a generator of its own keyed by (seed, index).
 
-    So an attack on a sample is the same in any batch, any order and any number of processes. index: the samples' numbers (B,).
+    Guarantee: an attack on a sample is the same in any batch, any order and any number of processes.
+
+    Args:
+        seed: of all samples.
+        index: the samples' numbers (B,).
+        device: where the numbers are wanted; they are drawn on the CPU, so that they are the same everywhere.
     """
 
     def __init__(self, seed: int, index: Sequence[int], device: torch.device | str = "cpu"):
@@ -27,15 +32,15 @@ class Draws:
         return len(self.rows)
 
     def uniform(self, *shape: int) -> Tensor:
-        """(B, *shape) float32 in [0, 1); the next numbers of each sample's stream."""
+        """Returns (B, *shape) float32 in [0, 1); the next numbers of each sample's stream."""
         return self._stack([row.random(shape, dtype=np.float32) for row in self.rows], shape)
 
     def normal(self, *shape: int) -> Tensor:
-        """(B, *shape) standard normal float32; the next numbers of each sample's stream."""
+        """Returns (B, *shape) standard normal float32; the next numbers of each sample's stream."""
         return self._stack([row.standard_normal(shape, dtype=np.float32) for row in self.rows], shape)
 
     def only(self, keep: Tensor) -> Draws:
-        """The streams of some of the samples, by positions (N,) or by a mask (B,); shared with this object."""
+        """Returns the streams of some of the samples, by positions (N,) or by a mask (B,); shared with this object."""
         positions: Any = keep.nonzero().flatten() if keep.dtype == torch.bool else keep
         chosen = Draws(0, [], self.device)
         chosen.rows = [self.rows[i] for i in positions.tolist()]
@@ -47,21 +52,34 @@ class Draws:
 
 
 class Attack(Protocol):
-    """A search for a wrong prediction within ``eps`` of each image, in the l_inf or l_2 norm and in [0, 1] pixels.
+    """A search for a wrong prediction within ``eps`` of each image, in [0, 1] pixels.
 
-    Called with the images x (B, C, H, W) float32 in [0, 1], their labels y (B,) int64 and B streams of random numbers, it returns
-    images like x within eps: one that is misclassified where it found one, else the best it has. Parameters' gradients are neither
-    read nor written. name: how the command line and the report call it. An attack may have ``forwards``, the most forward passes
-    over a batch; the progress bar shows it.
+    Parameters' gradients are neither read nor written. An attack may have ``forwards``, the most forward passes over a batch; the
+    progress bar shows it.
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """How the command line and the report call it."""
+        ...
 
     @property
-    def eps(self) -> float: ...
+    def eps(self) -> float:
+        """The radius, in [0, 1] pixels."""
+        ...
 
     @property
-    def norm(self) -> str: ...
+    def norm(self) -> str:
+        """A name of `perturbations.norms.NORMS`."""
+        ...
 
-    def __call__(self, forward: Forward, x: Tensor, y: Tensor, draws: Draws) -> Tensor: ...
+    def __call__(self, forward: Forward, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        """Returns images like x within eps: misclassified where it found one, else the best it has.
+
+        Args:
+            forward: the model under attack.
+            x: images (B, C, H, W), float32 in [0, 1].
+            y: their labels (B,), int64.
+            draws: B streams of random numbers.
+        """
+        ...

@@ -18,12 +18,20 @@ SEARCH_STEPS = 3
 
 
 def step_to_hyperplane(x: Tensor, w: Tensor, value: Tensor, norm: str) -> Tensor:
-    """The shortest d (B, N) with w.d = -value and x + d in [0, 1]; as far as the box allows where no such d exists.
+    """Returns the shortest d (B, N) with w.d = -value and x + d in [0, 1]; as far as the box allows where no such d exists.
 
-    The projection of x (B, N) in [0, 1] onto the zeros of the linear function with gradient w (B, N) and value (B,) at x, within
-    the box (Croce and Hein 2020, FAB). The optimum is d_i = sign(u_i) min(t, room_i) for l_inf and sign(u_i) min(t |u_i|, room_i)
-    for l_2, where u = -sign(value) w and room_i is the way to the edge of the box; u.d is piecewise linear in t, so one sort
-    finds t exactly, O(N log N). Entries of w below 1e-12 of its largest count as 0.
+    The optimum is d_i = sign(u_i) min(t, room_i) for l_inf and sign(u_i) min(t |u_i|, room_i) for l_2, where u = -sign(value) w and
+    room_i is the way to the edge of the box; u.d is piecewise linear in t, so one sort finds t exactly, O(N log N). Entries of w
+    below 1e-12 of its largest count as 0.
+
+    Args:
+        x: (B, N) in [0, 1].
+        w: the gradient (B, N) of the linear function.
+        value: its value at x, (B,).
+        norm: ``linf`` or ``l2``.
+
+    References:
+        Croce and Hein 2020, FAB: the projection on a hyperplane within the box.
     """
     scale = w.abs().amax(1).clamp_min(torch.finfo(w.dtype).tiny)
     u = -w / scale[:, None] * torch.where(value < 0, -1.0, 1.0).to(w.dtype)[:, None]
@@ -38,11 +46,11 @@ def step_to_hyperplane(x: Tensor, w: Tensor, value: Tensor, norm: str) -> Tensor
     filled = (size * room).gather(1, order)
     before = filled.cumsum(1) - filled  # what the entries already at the edge contribute
     moving = slope.flip(1).cumsum(1).flip(1)  # the slope of those still moving
-    wanted = (value.abs() / scale)[:, None]
-    place = torch.searchsorted((before + full_at * moving).contiguous(), wanted.contiguous())
+    goal = (value.abs() / scale)[:, None]
+    place = torch.searchsorted((before + full_at * moving).contiguous(), goal.contiguous())
     beyond = place == x.shape[1]
     place = place.clamp_max(x.shape[1] - 1)
-    t = (wanted - before.gather(1, place)) / moving.gather(1, place).clamp_min(torch.finfo(w.dtype).tiny)
+    t = (goal - before.gather(1, place)) / moving.gather(1, place).clamp_min(torch.finfo(w.dtype).tiny)
     length = torch.where(beyond, room, torch.minimum(t.clamp_min(0) * speed, room))
     return u.sign() * torch.where(size > 0, length, torch.zeros_like(length))
 
@@ -90,33 +98,45 @@ class _Nearest:
         for _ in range(SEARCH_STEPS):
             root = low + (high - low) * (-low_margin / (high_margin - low_margin).clamp_min(1e-12)).clamp(0, 1)
             at = root + 0.1 * (high - root)
-            _, wrong, found = self.offer(forward, (self.x + _rows(at, delta) * delta).clamp(0, 1))
-            low, low_margin = torch.where(wrong, low, at), torch.where(wrong, low_margin, found)
-            high, high_margin = torch.where(wrong, at, high), torch.where(wrong, found, high_margin)
+            _, wrong, gap = self.offer(forward, (self.x + _rows(at, delta) * delta).clamp(0, 1))
+            low, low_margin = torch.where(wrong, low, at), torch.where(wrong, low_margin, gap)
+            high, high_margin = torch.where(wrong, at, high), torch.where(wrong, gap, high_margin)
 
 
 @dataclass(frozen=True)
 class FAB:
-    """The nearest misclassified image found if within eps of x, else x: Fast Adaptive Boundary attack.
+    """The nearest misclassified image found if within eps of x, else x: the Fast Adaptive Boundary attack.
 
-    Croce and Hein, "Minimally distorted adversarial examples with a fast adaptive boundary attack", 2020, Algorithm 1. With d and
-    d_0 the steps from x_i and from x to the boundary hyperplane linearised at x_i (``step_to_hyperplane``):
+    With d and d_0 the steps from x_i and from x to the boundary hyperplane linearised at x_i (`step_to_hyperplane`):
 
         alpha = min(|d| / (|d| + |d_0|), alpha_max)
         x_{i+1} = clip((1 - alpha) (x_i + eta d) + alpha (x + eta d_0))
         if x_{i+1} is wrong: remembered if the nearest so far, then x_{i+1} = (1 - beta) x + beta x_{i+1}
 
-    eps >= 0 in [0, 1] pixels, in ``norm`` (linf, l2): bounds what is returned and the random starts, not the search.
-    steps, restarts: per run; restarts after the first start at distance min(nearest so far, eps) / 2. A run ends with 3 steps of
-    search on the segment to x. Rows with a point within eps stop after their run.
-    targeted = False: each step linearises all K - 1 differences z_k - z_y, one backward each, and takes the nearest by the
-    dual norm, without the box.
-    targeted = True ("fab-t"): only z_t - z_y, for t in turn the min(targets, K - 1) wrong classes of the highest logits at x.
-    Forwards: at most 1 + runs (2 steps + 3), where runs = restarts, times the classes if targeted.
-    A point up to 1e-6 eps outside is pulled onto the ball before it is judged. alpha_max, eta, beta: the paper's 0.1, 1.05, 0.9.
+    A run ends with 3 steps of search on the segment to x. Rows with a point within eps stop after their run. A point up to 1e-6 eps
+    outside is pulled onto the ball before it is judged. Forwards: at most 1 + runs (2 steps + 3), where runs = restarts, times the
+    classes if targeted.
 
-    Deviations from AutoAttack's code: it forgets the nearest point between restarts and has no search on the segment; ours is
-    regula falsi on the margin. Raises ``ValueError`` for an unknown norm and numbers out of range, and for logits not (B, K >= 2).
+    Args:
+        eps: in [0, 1] pixels, >= 0: bounds what is returned and the random starts, not the search.
+        norm: ``linf`` or ``l2``.
+        steps: per run.
+        restarts: runs; those after the first start at distance min(nearest so far, eps) / 2.
+        targeted: False: each step linearises all K - 1 differences z_k - z_y, one backward each, and takes the nearest by the dual
+            norm, without the box. True ("fab-t"): only z_t - z_y, for t in turn the min(targets, K - 1) wrong classes of the
+            highest logits at x.
+        targets: the number of classes that targeted runs go to.
+        alpha_max: in [0, 1].
+        eta: >= 1.
+        beta: in [0, 1].
+
+    Raises:
+        ValueError: for another norm and numbers out of range, and for logits not (B, K >= 2).
+
+    References:
+        Croce and Hein 2020, "Minimally distorted adversarial examples with a fast adaptive boundary attack", algorithm 1;
+        alpha_max, eta and beta are the paper's. AutoAttack's code forgets the nearest point between restarts and has no search on
+        the segment; here it is regula falsi on the margin.
     """
 
     eps: float
@@ -148,6 +168,7 @@ class FAB:
 
     @property
     def name(self) -> str:
+        """How the report calls it."""
         return "fab-t" if self.targeted else "fab"
 
     @property
@@ -156,6 +177,7 @@ class FAB:
         return 1 + self.restarts * (self.targets if self.targeted else 1) * (2 * self.steps + SEARCH_STEPS)
 
     def __call__(self, forward: Forward, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        """Returns images within eps of x: as `Attack.__call__`."""
         with torch.no_grad():
             logits = forward(x)
         check_classes(self.name, 2, logits)
@@ -170,11 +192,11 @@ class FAB:
             start = x[rows]
             if run % self.restarts:
                 start = self._random_start(start, nearest[rows], draws.only(rows))
-            found = self._run(forward, x[rows], y[rows], start, target)
-            found.search(forward, clean_margin[rows])
-            closer = (found.distance < nearest[rows]) & (found.distance <= self.eps)
-            out[rows[closer]] = found.point[closer]
-            nearest[rows] = torch.minimum(nearest[rows], found.distance)
+            closest = self._run(forward, x[rows], y[rows], start, target)
+            closest.search(forward, clean_margin[rows])
+            closer = (closest.distance < nearest[rows]) & (closest.distance <= self.eps)
+            out[rows[closer]] = closest.point[closer]
+            nearest[rows] = torch.minimum(nearest[rows], closest.distance)
         return out
 
     def _random_start(self, x: Tensor, nearest: Tensor, draws: Draws) -> Tensor:
@@ -184,7 +206,7 @@ class FAB:
         return (x + noise.to(x) * _rows(radius / _length(noise, self.norm).to(x).clamp_min(1e-12), x)).clamp(0, 1)
 
     def _run(self, forward: Forward, x: Tensor, y: Tensor, start: Tensor, target: Tensor | None) -> _Nearest:
-        found, point = _Nearest(x, y, Ball(self.norm, self.eps)), start
+        closest, point = _Nearest(x, y, Ball(self.norm, self.eps)), start
         flat = x.flatten(1)
         for _ in range(self.steps):
             value, w = self._linearise(forward, point, y, target)
@@ -194,9 +216,9 @@ class FAB:
             way, way_0 = (_length(step, self.norm).clamp_min(1e-8) for step in (d, d_0))
             alpha = _rows((way / (way + way_0)).clamp_max(self.alpha_max), x)
             point = ((1 - alpha) * (point + self.eta * d) + alpha * (x + self.eta * d_0)).clamp(0, 1)
-            point, wrong, _ = found.offer(forward, point)
+            point, wrong, _ = closest.offer(forward, point)
             point = torch.where(_rows(wrong, x), (1 - self.beta) * x + self.beta * point, point)
-        return found
+        return closest
 
     def _linearise(self, forward: Forward, x: Tensor, y: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
         """Value (n,) and gradient (n, N) at x of z_t - z_y for the target, or the class of the nearest boundary; 0 without one."""

@@ -21,16 +21,17 @@ Run = Callable[[Tensor, Tensor, Draws, Tensor | None], tuple[Tensor, Tensor, Ten
 
 
 def cross_entropy(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
-    """CE to the label, or minus the CE to the target, (B,)."""
+    """Returns the cross-entropy to the label (B,), or minus that to the target."""
     if target is None:
         return torch.nn.functional.cross_entropy(logits, y, reduction="none")
     return -torch.nn.functional.cross_entropy(logits, target, reduction="none")
 
 
 def margin(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
-    """max_{k != y} z_k - z_y, or z_t - z_y, (B,): above 0 where the model is wrong (Carlini and Wagner 2017, f_6 unclamped).
+    """Returns max_{k != y} z_k - z_y, or z_t - z_y, (B,): above 0 where the model is wrong.
 
-    The clamp at 0 would leave a sample that is wrong already without a gradient.
+    References:
+        Carlini and Wagner 2017, f_6, unclamped: the clamp at 0 would leave a sample that is wrong already without a gradient.
     """
     index = y.unsqueeze(1)
     other = logits.scatter(1, index, -math.inf).amax(1, keepdim=True) if target is None else logits.gather(1, target.unsqueeze(1))
@@ -66,7 +67,7 @@ def check_classes(attack: str, least: int, logits: Tensor) -> None:
 
 
 def look(forward: Forward, image: Tensor, loss: Loss, y: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """A leaf at ``image``, its logits (B, K), detached, and its losses (B,), which still hold the graph."""
+    """Returns a leaf at ``image``, its logits (B, K), detached, and its losses (B,), which still hold the graph."""
     with torch.enable_grad():
         leaf = image.detach().requires_grad_(True)
         logits = forward(leaf)
@@ -74,7 +75,7 @@ def look(forward: Forward, image: Tensor, loss: Loss, y: Tensor, target: Tensor 
 
 
 def input_gradient(losses: Tensor, leaf: Tensor) -> Tensor:
-    """d losses_i / d leaf_i, like ``leaf``; 0 where it is NaN or where the loss does not depend on the input."""
+    """Returns d losses_i / d leaf_i, like ``leaf``; 0 where it is NaN or where the loss does not depend on the input."""
     grad = None
     if losses.requires_grad:
         (grad,) = torch.autograd.grad(losses, leaf, torch.ones_like(losses), allow_unused=True)
@@ -82,13 +83,22 @@ def input_gradient(losses: Tensor, leaf: Tensor) -> Tensor:
 
 
 def likely_targets(logits: Tensor, y: Tensor, count: int) -> Tensor:
-    """The wrong classes by descending logit, (B, min(count, K - 1))."""
+    """Returns the wrong classes by descending logit, (B, min(count, K - 1))."""
     order = logits.scatter(1, y.unsqueeze(1), -math.inf).argsort(dim=1, descending=True, stable=True)
     return order[:, : min(count, logits.shape[1] - 1)]
 
 
 def worst_run(run: Run, x: Tensor, y: Tensor, draws: Draws, targets: Tensor | None, restarts: int) -> Tensor:
-    """Of ``restarts`` runs for each target (B, T): the first image that fools, else that of the highest loss; fooled rows leave."""
+    """Returns of ``restarts`` runs for each target the first image that fools, else that of the highest loss; fooled rows leave.
+
+    Args:
+        run: one run on the rows that are left.
+        x: clean images (B, C, H, W).
+        y: labels (B,).
+        draws: B streams of random numbers.
+        targets: (B, T), or None for untargeted runs.
+        restarts: runs for each target.
+    """
     out, score = x.clone(), torch.full_like(x[:, 0, 0, 0], -math.inf)
     left = torch.arange(len(x), device=x.device)
     for column in [None] * restarts if targets is None else targets.unbind(1) * restarts:
@@ -106,16 +116,31 @@ def worst_run(run: Run, x: Tensor, y: Tensor, draws: Draws, targets: Tensor | No
 
 @dataclass(frozen=True)
 class PGD:
-    """PGD-k (Madry et al. 2018, sec. 2.1): x_adv <- clip(x + P(x_adv + step_size direction(grad) - x)), ``steps`` times.
+    """PGD-k: x_adv <- clip(x + P(x_adv + step_size direction(grad) - x)), ``steps`` times.
 
-    P projects on the ball of radius eps of a norm of `NORMS`, the clip to [0, 1] comes after it; direction is the norm's: the
-    gradient's sign (linf), the gradient over its 2-norm (l2; 0 where it is 0), the signs of its largest hundredth (l1).
-    eps, step_size: in [0, 1] pixels; step_size None: the larger of eps / 4 and 2.5 eps / steps.
-    loss: ``ce`` or ``margin`` (CW-k: PGD on Carlini and Wagner's loss). random_start: the norm's random point of the ball, clipped.
-    targeted: ``restarts`` runs towards each of the ``targets`` wrong classes of the highest clean logits; any wrong class counts.
-    early_stop: a row leaves with its first iterate that fools the model, so fewer rows are visited and no row is judged
-    by its last iterate alone. False: the last iterate, as in the papers' loops. Of several runs: the first that fools, else the one
-    of the highest loss. A sample that is wrong at x is attacked like any other. Raises ``ValueError`` below 2 classes.
+    P projects on the ball of radius eps, the clip to [0, 1] comes after it; direction is the norm's: the gradient's sign (linf),
+    the gradient over its 2-norm (l2; 0 where it is 0), the signs of its largest hundredth (l1). Of several runs: the first that
+    fools, else the one of the highest loss. A sample that is wrong at x is attacked like any other.
+
+    Args:
+        eps: the radius, in [0, 1] pixels.
+        norm: a name of `perturbations.norms.NORMS`.
+        steps: gradient steps of a run.
+        step_size: in [0, 1] pixels; None: the larger of eps / 4 and 2.5 eps / steps.
+        restarts: runs, for each target where targeted.
+        targeted: runs towards each of the ``targets`` wrong classes of the highest clean logits; any wrong class counts.
+        loss: ``ce``, or ``margin`` (CW-k: PGD on Carlini and Wagner's loss).
+        random_start: whether to start at the norm's random point of the ball, clipped.
+        early_stop: a row leaves with its first iterate that fools the model, so fewer rows are visited and no row is judged by
+            its last iterate alone. False: the last iterate, as in the papers' loops.
+        targets: the number of classes that targeted runs go to.
+        name: how the report calls it.
+
+    Raises:
+        ValueError: for settings out of range, and below 2 classes.
+
+    References:
+        Madry et al. 2018, sec. 2.1.
     """
 
     eps: float
@@ -149,6 +174,7 @@ class PGD:
 
     @torch.no_grad()
     def __call__(self, forward: Forward, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        """Returns images within eps of x: as `Attack.__call__`."""
         x = x.detach()
         if not len(x):
             return x.clone()

@@ -38,7 +38,7 @@ def before(target: Target, x: Tensor, y: Tensor) -> list[str]:
     Gradients are those of the cross-entropy, exactly zero for all pixels of a sample; probabilities are rows in [0, 1] that sum to
     1 within 1e-3; randomised are outputs of two forwards that differ by more than 1e-4 of the largest logit.
     """
-    told = []
+    warnings = []
     with torch.enable_grad():
         leaf = x.clone().requires_grad_()
         logits = target(leaf)
@@ -46,22 +46,22 @@ def before(target: Target, x: Tensor, y: Tensor) -> list[str]:
     z, again = logits.detach(), target.judge(x)
     first = target.judge(x)
     if bool((z >= 0).all() and (z <= 1).all() and ((z.sum(1) - 1).abs() < 1e-3).all()):
-        told.append(
+        warnings.append(
             "the model seems to return probabilities, not logits (rows in [0, 1] that sum to 1): gradients vanish where it is "
             f"sure, so attacks look weaker than they are; return the values before the softmax ({_PAGE}probabilities)"
         )
     zero = grad.flatten(1).eq(0).all(1)
     if bool(zero.any()):
-        told.append(
+        warnings.append(
             f"the gradient is exactly zero for {int(zero.sum())} of {len(x)} samples: gradient attacks cannot move them; "
             f"trust square and fab more ({_PAGE}zero-gradients)"
         )
     if float((first - again).abs().max()) > 1e-4 * max(1.0, float(first.abs().max())):
-        told.append(
+        warnings.append(
             "two forwards of the same images differ: the output is randomised, and one draw decides what counts as broken; "
             f"switch the randomness off ({_PAGE}randomised-output)"
         )
-    return told
+    return warnings
 
 
 def _gradient(logits: Tensor, y: Tensor, leaf: Tensor) -> tuple[Tensor]:
@@ -77,12 +77,12 @@ def after(broken_by: Mapping[str, np.ndarray], clean: np.ndarray) -> list[str]:
 
     broken_by: member attack's name -> whether it broke the sample (N,), False where it did not visit it; clean (N,): right before.
     """
-    told, n = [], max(1, len(clean))
+    warnings, n = [], max(1, len(clean))
     others = [broken for name, broken in broken_by.items() if name != "square"]
     if "square" in broken_by and others:
         only = int((broken_by["square"] & ~np.any(others, axis=0)).sum())
         if only > TOLD_FROM * n:
-            told.append(
+            warnings.append(
                 f"square, which sees no gradient, broke {only} of {n} samples that every gradient attack left: the gradients may "
                 f"be masked, and the true robustness lower still ({_PAGE}masked-gradients)"
             )
@@ -91,11 +91,11 @@ def after(broken_by: Mapping[str, np.ndarray], clean: np.ndarray) -> list[str]:
         best = max(int(broken.sum()) for broken in steps.values())
         more = int(broken_by["fgsm"].sum()) - best
         if more > TOLD_FROM * n:
-            told.append(
+            warnings.append(
                 f"fgsm broke {more} of {n} samples more than {' and '.join(steps)}: one step beats many only where gradients "
                 f"mislead ({_PAGE}masked-gradients)"
             )
-    return told
+    return warnings
 
 
 def merge(broken: Sequence[tuple[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -34,6 +34,7 @@ class Progress:
         self.bar.close()
 
     def visited(self, count: int) -> None:
+        """So many visits more are done."""
         self.bar.update(count)
 
     def robust(self, share: float) -> None:
@@ -45,14 +46,14 @@ class Progress:
         """``forward``, which tells the bar of its calls twice a second."""
         self.bar.set_description(name)
         most = getattr(attack, "forwards", None)
-        calls, told = 0, time.monotonic()
+        calls, shown_at = 0, time.monotonic()
 
         def watching(images: Tensor) -> Tensor:
-            nonlocal calls, told
+            nonlocal calls, shown_at
             calls += 1
             now = time.monotonic()
-            if now - told >= TELL_EVERY:
-                told = now
+            if now - shown_at >= TELL_EVERY:
+                shown_at = now
                 doing = f"{len(images)} images in forward {calls}" + (f" of at most {most}" if most else "")
                 self.bar.set_postfix_str(", ".join(part for part in (self._robust, doing) if part))
             return forward(images)

@@ -14,9 +14,9 @@ from accelerate import PartialState
 
 from ..reporting.atomic_files import write_text
 
-#: What a header is told by, and how a refusal calls its entries.
+#: What a header is known by, and how a refusal calls its entries.
 _KIND = "robust-trainer evaluation"
-_TOLD = {"model": "for another model", "data": "for other data"}
+_REASONS = {"model": "for another model", "data": "for other data"}
 #: Seconds after which what is known of an unfinished batch is written down too.
 SAVE_EVERY = 10.0
 
@@ -37,23 +37,23 @@ class Records:
         self.path = None if path is None else Path(path)
         self.own = None if path is None else Path(path) if rank == 0 else Path(f"{path}.{rank}")
         self.rows: list[dict[str, Any]] = []
-        self.found: list[dict[str, Any]] = []
+        self.earlier: list[dict[str, Any]] = []
         self.begun: dict[tuple[int, ...], dict[str, Any]] = {}
         self._saved = time.monotonic()
         if self.path is not None and self.own is not None:
             mine: list[dict[str, Any]] = []
             for file in record_files(self.path):
                 rows = self._read(file)
-                self.found += [row for row in rows if "next" not in row]
+                self.earlier += [row for row in rows if "next" not in row]
                 self.begun |= {tuple(row["index"]): row for row in rows if "next" in row}
                 mine = rows if file == self.own else mine
-            self.found = self.merged([*self.found])  # also: nobody writes before everybody has read
+            self.earlier = self.merged([*self.earlier])  # also: nobody writes before everybody has read
             write_text(self.own, "".join(json.dumps(line) + "\n" for line in [self.header, *mine]))
 
     @property
     def done(self) -> set[int]:
         """The samples that need no attack any more."""
-        return {i for row in [*self.found, *self.rows] for i in row["index"]}
+        return {i for row in [*self.earlier, *self.rows] for i in row["index"]}
 
     def add(self, row: dict[str, Any]) -> None:
         """Takes one finished batch, and writes it down where there is a file."""
@@ -81,7 +81,7 @@ class Records:
 
     def all(self) -> list[dict[str, Any]]:
         """The rows of the file and of all processes of this evaluation."""
-        return self.merged([*self.found, *self.rows])
+        return self.merged([*self.earlier, *self.rows])
 
     def _read(self, file: Path) -> list[dict[str, Any]]:
         lines = []
@@ -95,8 +95,8 @@ class Records:
         for key, now in self.header.items():
             before = lines[0].get(key)
             if before != json.loads(json.dumps(now)):
-                told = _TOLD.get(key, f"with {key}={_short(before)}, not {_short(now)}")
-                raise ValueError(f"resume_from={str(self.path)!r} was written {told}: give the same again, or another path.")
+                reason = _REASONS.get(key, f"with {key}={_short(before)}, not {_short(now)}")
+                raise ValueError(f"resume_from={str(self.path)!r} was written {reason}: give the same again, or another path.")
         return lines[1:]
 
 

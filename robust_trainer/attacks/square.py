@@ -20,10 +20,13 @@ CHUNK = 100
 
 @lru_cache(maxsize=32)
 def pyramid(side: int) -> Tensor:
-    """The (side, side) l_2 update of unit 2-norm, float64: a positive upper and a negative lower hill (the paper's eta).
+    """Returns the (side, side) l_2 update of unit 2-norm, float64: a positive upper and a negative lower hill.
 
     Each hill of h1 x h2 pixels is sum_{q = m}^{M} 1 / (q + 1)^2, where m is the l_inf distance to its centre
     (h1 // 2, h2 // 2) and M = max(h1 // 2, h2 // 2).
+
+    References:
+        Andriushchenko et al. 2020, eta.
     """
 
     def hill(h1: int, h2: int) -> Tensor:
@@ -64,20 +67,30 @@ def _norm(x: Tensor, *dims: int) -> Tensor:
 class Square:
     """Images on the edge of the ball around x, clipped to [0, 1], of the highest margin that a random search found.
 
-    Andriushchenko, Croce, Flammarion and Hein, "Square Attack: a query-efficient black-box adversarial attack via random search",
-    2020. Algorithm 1: a change is kept if the margin max_{k != y} z_k - z_y rises or the prediction is wrong, which ends it.
+    A change is kept if the margin max_{k != y} z_k - z_y rises or the prediction is wrong, which ends it. Forwards, all without
+    gradients: at most 1 + restarts (1 + queries). Any image size.
 
-    linf (Algorithm 2): starts from vertical stripes of +-eps; each query sets a square to x +- eps, one sign per channel.
-    l2 (Algorithm 3): starts from a grid of pyramids of side min(H, W) // 5, at least 1; each query moves the 2-norm of one window
-    onto another, shaped as there plus a pyramid of random signs and direction, and rescales the whole to eps.
-    The side is the integer nearest to sqrt(p H W), at least 1 (linf) or 3 and odd (l2), at most min(H, W). p starts at p_init
-    in (0, 1] and is halved after 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 queries; rescaled = True: of 10,000, scaled
-    to ``queries``. AutoAttack: False.
+    linf: starts from vertical stripes of +-eps; each query sets a square to x +- eps, one sign per channel. l2: starts from a
+    grid of pyramids of side min(H, W) // 5, at least 1; each query moves the 2-norm of one window onto another, shaped as there
+    plus a pyramid of random signs and direction, and rescales the whole to eps. The side is the integer nearest to sqrt(p H W),
+    at least 1 (linf) or 3 and odd (l2), at most min(H, W). p starts at p_init and is halved after 10, 50, 200, 500, 1000, 2000,
+    4000, 6000 and 8000 queries.
 
-    eps >= 0 in [0, 1] pixels. queries: search steps per restart. Forwards, all without gradients: at most
-    1 + restarts (1 + queries). Any image size. Deviations from AutoAttack's code: squares and signs are each sample's own, not
-    the batch's; squares also reach the last row and column; the 2-norm of the two windows is per channel, not of all channels.
-    Raises ``ValueError`` for an unknown norm and numbers out of range, and for logits not (B, K >= 2).
+    Args:
+        eps: in [0, 1] pixels, >= 0.
+        norm: ``linf`` or ``l2``.
+        queries: search steps per restart.
+        p_init: the first share of the image that a square has, in (0, 1].
+        restarts: runs.
+        rescaled: whether the queries at which p is halved are of 10,000, scaled to ``queries``. AutoAttack: False.
+
+    Raises:
+        ValueError: for another norm and numbers out of range, and for logits not (B, K >= 2).
+
+    References:
+        Andriushchenko, Croce, Flammarion and Hein 2020, "Square Attack: a query-efficient black-box adversarial attack via random
+        search", algorithms 1 to 3. AutoAttack's code: squares and signs are the batch's, not each sample's own; squares do not
+        reach the last row and column; the 2-norm of the two windows is of all channels, not per channel.
     """
 
     eps: float
@@ -94,6 +107,7 @@ class Square:
 
     @property
     def name(self) -> str:
+        """How the report calls it."""
         return "square"
 
     @property
@@ -111,6 +125,7 @@ class Square:
 
     @torch.no_grad()
     def __call__(self, forward: Forward, x: Tensor, y: Tensor, draws: Draws) -> Tensor:
+        """Returns images within eps of x: as `Attack.__call__`."""
         out = x.clone()
         logits = forward(x)
         check_classes(self.name, 2, logits)
@@ -156,14 +171,14 @@ class Square:
         return (x + self.eps * signs[:, :, None]).clamp(0, 1)
 
     def _square(self, x: Tensor, best: Tensor, numbers: Tensor, side: int) -> Tensor:
-        """numbers: (n, 2 + C) uniform: row, column, one sign per channel."""
+        """``numbers``: (n, 2 + C) uniform: row, column, one sign per channel."""
         height, width = x.shape[2:]
         row, column = _corner(numbers[:, 0], height - side), _corner(numbers[:, 1], width - side)
         square = _inside(row, side, height)[:, None, :, None] & _inside(column, side, width)[:, None, None]
         return torch.where(square, (x + self.eps * _signs(numbers[:, 2:]).to(x)[:, :, None, None]).clamp(0, 1), best)
 
     def _grid(self, x: Tensor, draws: Draws) -> Tensor:
-        """numbers per sample: rows * columns * (1 + C) uniform: a direction and one sign per channel of each tile."""
+        """``numbers`` per sample: rows * columns * (1 + C) uniform: a direction and one sign per channel of each tile."""
         n, channels, height, width = x.shape
         side = max(min(height, width) // 5, 1)
         rows, columns = height // side, width // side

@@ -22,17 +22,22 @@ _LOW = (torch.float16, torch.bfloat16)
 class Target:
     """A `Forward`: images (B, C, H, W) float32 in [0, 1] -> logits (B, K) float32, differentiable with respect to the images.
 
-    model: any transformers image classifier, `PeerModel` (its mean logits) or torch module that returns logits, a tuple or a
-    mapping; normalisation comes from ``processing_class`` or ``image_mean`` and ``image_std``. Use it as a context: within it the
-    model is in eval mode, and afterwards, also after an exception, modes and buffers are bit-identical; parameters' ``grad`` and
-    ``requires_grad`` are never written.
+    Use it as a context: within it the model is in eval mode. Gradients are float32 whatever the model's dtype: a model with
+    float16 or bfloat16 parameters is differentiated in a float32 copy, and autocast, also one that accelerate wrapped around the
+    model, is off. A float32 or float64 model is not copied.
 
-    Gradients are float32 whatever the model's dtype: a model with float16 or bfloat16 parameters is differentiated in a float32
-    copy, and autocast, also one that accelerate wrapped around the model, is off. Predictions are the model's own: where the copy
-    predicts another class, the logits' values are the model's and only their gradient the copy's. So an attack that believes it
-    succeeded did so on the model as it is. A float32 or float64 model is not copied.
+    Guarantee: afterwards, also after an exception, modes and buffers are bit-identical; parameters' ``grad`` and
+    ``requires_grad`` are never written. Predictions are the model's own: where the copy predicts another class, the logits'
+    values are the model's and only their gradient the copy's. So an attack that believes it succeeded did so on the model as it
+    is.
 
-    Raises a one-line ``ValueError`` where the normalisation is unknown, the model takes token ids, or the output is no logits.
+    Args:
+        model: any transformers image classifier, `PeerModel` (its mean logits) or torch module that returns logits, a tuple or a
+        mapping. processing_class: the image processor, which tells the normalisation. image_mean: the normalisation where there
+        is no processor, with ``image_std``. image_std: see ``image_mean``.
+
+    Raises:
+        ValueError: in one line, where the normalisation is unknown, the model takes token ids, or the output is no logits.
     """
 
     def __init__(
@@ -91,12 +96,17 @@ class Target:
             stack.close()
 
     def pixels(self, inputs: Tensor) -> Tensor:
-        """The images (B, C, H, W) float32 in [0, 1] of a batch of model inputs. Raises ``ValueError`` where they leave [0, 1]."""
+        """Returns the images (B, C, H, W) float32 in [0, 1] of a batch of model inputs.
+
+        Raises:
+            ValueError: where they leave [0, 1].
+        """
         inputs = inputs.to(self.device, torch.float32)
         self.space.check(inputs)
         return self.space.to_pixels(inputs).clamp(0, 1)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Returns the logits (B, K) float32 of images (B, C, H, W) in [0, 1], differentiable with respect to them."""
         if self._stack is None:
             raise RuntimeError("the target is closed: use it as `with Target(model, ...) as forward`.")
         with torch.autocast(self.device.type, enabled=False):
@@ -109,11 +119,11 @@ class Target:
 
     @torch.no_grad()
     def judge(self, x: Tensor) -> Tensor:
-        """The logits (B, K) float32 of the model exactly as it is, dtype and autocast included, without a gradient."""
+        """Returns the logits (B, K) float32 of the model exactly as it is, dtype and autocast included, without a gradient."""
         return self._logits(self.model, x, self.dtype)
 
     def right(self, x: Tensor, y: Tensor) -> Tensor:
-        """Whether the model as it is predicts y (B,): a mask (B,); logits that are NaN are wrong."""
+        """Returns whether the model as it is predicts y (B,): a mask (B,); logits that are NaN are wrong."""
         logits = self.judge(x)
         return (logits.argmax(1) == y) & ~logits.isnan().any(1)
 

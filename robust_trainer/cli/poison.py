@@ -122,6 +122,6 @@ def trained_network(
     if (kept := work.load("weights")) is not None:
         network.load_state_dict(kept)
         return network.eval(), told
-    train_plain(network, images, labels, epochs, seed=seed, device=device, told=f"training {name}, {purpose}")
+    train_plain(network, images, labels, epochs, seed=seed, device=device, desc=f"training {name}, {purpose}")
     work.save("weights", network.state_dict())
     return network, told

@@ -1,7 +1,7 @@
 """How far each sample is from a decision boundary: the steps of an unbounded gradient ascent until the prediction flips.
 
-Paper 002 ("Crafting label noise") sec. 4.9.2 and 4.10.1: untargeted-unbounded-gradient-ascent and its targeted form. Points close
-to the boundary are also the likeliest label errors.
+Crafting sec. 4.9.2 and 4.10.1: untargeted-unbounded-gradient-ascent and its targeted form. Points close to the boundary are also
+the likeliest label errors.
 """
 
 from __future__ import annotations
@@ -49,17 +49,36 @@ def path_lengths(
 ) -> PathLengths:
     """Returns the path length of every sample of a data set to the decision boundary of a trained image classifier.
 
-    From each image steps of ``step_size`` (in [0, 1] pixels) are taken up the loss, in the direction of the norm
-    (`perturbations.norms`), without any ball around the image, until the model's prediction is another than the label, or is the
-    target.
-    The direction is the cross-entropy's; its value is computed so that confident predictions do not lose the gradient to rounding.
-    target None: untargeted; ``cyclic``: the next class; a class number: that class; or a label rule. clip: images stay in [0, 1]
-    (paper 002 does not say). dataset: images and labels; with a ``processing_class`` they are prepared by it, and pixels
-    are counted at the model's size. folder: finished batches are kept there, and a second call goes on from them. A progress bar is
-    shown (`transformers.utils.logging.disable_progress_bar`). The model is left as it was.
+    From each image steps are taken up the loss, in the direction of the norm, without any ball around the image, until the model's
+    prediction is another than the label, or is the target. The direction is the cross-entropy's; its value is computed so that
+    confident predictions do not lose the gradient to rounding. A progress bar is shown
+    (`transformers.utils.logging.disable_progress_bar`).
 
-    Paper 002 sec. 4.10.1. Raises one-line ``ValueError``s for settings out of range, a model of another number of classes than the
-    data set, and a folder of other settings, model or data.
+    Guarantee: the model is left as it was.
+
+    Args:
+        model: an image classifier.
+        dataset: images and labels; with a ``processing_class`` they are prepared by it, and pixels are counted at the model's size.
+        target: None: untargeted; ``cyclic``: the next class; a class number: that class; or a label rule.
+        step_size: the length of a step, in [0, 1] pixels.
+        norm: a name of `perturbations.norms.NORMS`.
+        max_steps: steps after which a sample counts as far.
+        clip: whether images stay in [0, 1] (the paper does not say).
+        batch_size: images at a time.
+        processing_class: the image processor, which tells the normalisation.
+        image_mean: the normalisation where there is no processor, with ``image_std``.
+        image_std: see ``image_mean``.
+        image_column: default the one that holds images.
+        label_column: default label or labels.
+        device: default the model's.
+        folder: finished batches are kept there, and a second call goes on from them.
+
+    Raises:
+        ValueError: in one line, for settings out of range, a model of another number of classes than the data set, and a folder of
+            other settings, model or data.
+
+    References:
+        Crafting sec. 4.10.1.
     """
     if isinstance(step_size, bool) or not isinstance(step_size, int | float) or not 0 < step_size < math.inf:
         raise ValueError(f"step_size={step_size!r} must be above 0, in [0, 1] pixels: give for instance 0.01.")
@@ -79,21 +98,21 @@ def path_lengths(
     if aim is not None and aim.max() >= classes:
         raise ValueError(f"target={target!r} has no boundary in a model of {classes} classes: leave target out, or name a class.")
     targets = np.full(len(labels), -1) if aim is None else aim[labels]
-    told = {
+    identity = {
         "step_size": step_size, "norm": norm, "max_steps": max_steps, "clip": clip, "batch_size": batch_size,
         "model": fingerprint(copy), "data": source.fingerprint(), "labels": fingerprint(labels, targets),
     }  # fmt: skip
-    work = Work(None if folder is None else Path(folder), told, "path lengths")
+    work = Work(None if folder is None else Path(folder), identity, "path lengths")
     parts = []
     rows = np.arange(len(labels))
     for number, batch in enumerate(work.progress(np.array_split(rows, range(batch_size, len(rows), batch_size)), "paths")):
-        found = work.load(str(number))
-        if found is None:
+        part = work.load(str(number))
+        if part is None:
             x, y = source(batch.tolist()).to(device), torch.from_numpy(labels[batch]).to(device)
             t = None if aim is None else torch.from_numpy(targets[batch]).to(device)
-            found = walk_out(copy, x, y, t, step_size, norm, max_steps, clip)
-            work.save(str(number), found)
-        parts.append(found)
+            part = walk_out(copy, x, y, t, step_size, norm, max_steps, clip)
+            work.save(str(number), part)
+        parts.append(part)
     steps, start, ended = (torch.cat([p[k].cpu() for p in parts]).numpy() for k in ("steps", "margin", "ended"))
     steps = np.where(targets == labels, NO_PATH, steps)
     names = getattr(dataset.features[label_column], "names", None) or [str(i) for i in range(classes)]
@@ -111,9 +130,17 @@ def walk_out(
     max_steps: int = 200,
     clip: bool = True,
 ) -> dict[str, Tensor]:
-    """Returns steps, margin at the start and prediction at the end, (B,) each, of images x (B, C, H, W) in [0, 1].
+    """Returns steps, margin at the start and prediction at the end, (B,) each: see `path_lengths`.
 
-    model: pixels -> logits (B, K); y labels (B,); target (B,) or None. See `path_lengths`.
+    Args:
+        model: pixels -> logits (B, K).
+        x: images (B, C, H, W) in [0, 1].
+        y: labels (B,).
+        target: (B,), or None.
+        step_size: the length of a step, in [0, 1] pixels.
+        norm: a name of `perturbations.norms.NORMS`.
+        max_steps: steps after which a sample counts as far.
+        clip: whether images stay in [0, 1].
     """
     steps = torch.full_like(y, max_steps + 1)
     start, ended = x.new_zeros(len(x)), torch.zeros_like(y)
@@ -141,7 +168,7 @@ def walk_out(
 
 
 def log_odds(logits: Tensor, y: Tensor, target: Tensor | None = None) -> Tensor:
-    """Minus the log-odds of the label, log sum_{k != y} exp z_k - z_y, or the log-odds of the target, (B,).
+    """Returns minus the log-odds of the label, log sum_{k != y} exp z_k - z_y, or the log-odds of the target, (B,).
 
     Its gradient has the direction of the cross-entropy's (of minus the target's cross-entropy), and does not underflow.
     """
@@ -154,6 +181,6 @@ def check_classes(model: nn.Module, x: Tensor, classes: int) -> None:
     """Raises ``ValueError`` where the model has another number of outputs than there are classes; x (1, C, H, W)."""
     device = next((p.device for p in model.parameters()), x.device)
     with torch.no_grad():
-        found = model(x.to(device)).shape[1]
-    if found != classes:
-        raise ValueError(f"the model has {found} classes but the data set {classes}: give a model trained on the same classes.")
+        outputs = model(x.to(device)).shape[1]
+    if outputs != classes:
+        raise ValueError(f"the model has {outputs} classes but the data set {classes}: give a model trained on the same classes.")

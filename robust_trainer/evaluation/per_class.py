@@ -1,7 +1,6 @@
 """Adversarial accuracy class by class, under untargeted PGD and under PGD towards the label that a class's flips were given.
 
-Paper 002 ("Crafting label noise") Algorithm 1 and sec. 4.6.1, 4.10.1: where flips went from class s to class t, the attack from s
-to t shows what they did.
+Crafting algorithm 1 and sec. 4.6.1, 4.10.1: where flips went from class s to class t, the attack from s to t shows what they did.
 """
 
 from __future__ import annotations
@@ -30,9 +29,18 @@ from .boundary_paths import log_odds
 class ClassRobustness:
     """What `class_robustness` found, per class (C,), in the order of the class numbers; accuracies in [0, 1], NaN without samples.
 
-    n: samples; clean: share predicted right; untargeted: share that is right under untargeted PGD; targeted: share that PGD
-    towards ``target`` (C,) does not bring there (NaN where the target is the class itself). A sample that is wrong without attack
-    is wrong under the untargeted one, and broken under the targeted one where its prediction is the target.
+    A sample that is wrong without attack is wrong under the untargeted one, and broken under the targeted one where its
+    prediction is the target.
+
+    Attributes:
+        n: samples.
+        clean: share predicted right.
+        untargeted: share that is right under untargeted PGD.
+        targeted: share that PGD towards ``target`` does not bring there; NaN where the target is the class itself.
+        target: the class that each class is attacked towards, (C,).
+        eps: the radius, in [0, 1] pixels.
+        norm: of the ball.
+        class_names: (C,).
     """
 
     n: np.ndarray
@@ -45,23 +53,23 @@ class ClassRobustness:
     class_names: tuple[str, ...]
 
     def overall(self, figure: str = "untargeted") -> float:
-        """The share over all samples of the classes that have the figure (clean, untargeted, targeted)."""
+        """Returns the share over all samples of the classes that have the figure (clean, untargeted, targeted)."""
         values = getattr(self, figure)
         known = ~np.isnan(values)
         return float((values[known] * self.n[known]).sum() / self.n[known].sum())
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures for JSON, one entry per class; None where there is no figure."""
+        """Returns the figures for JSON, one entry per class; None where there is no figure."""
         names = ("clean", "untargeted", "targeted")
-        told = {k: [None if np.isnan(v) else float(v) for v in getattr(self, k)] for k in names}
+        shares = {k: [None if np.isnan(v) else float(v) for v in getattr(self, k)] for k in names}
         whole = {f"{k}_overall": self.overall(k) for k in names}
         return {
             "classes": list(self.class_names), "n": self.n.tolist(), "target": self.target.tolist(), "eps": self.eps,
-            "norm": self.norm, **told, **whole,
+            "norm": self.norm, **shares, **whole,
         }  # fmt: skip
 
     def rows(self) -> tuple[list[str], list[list[str]]]:
-        """The heading and the rows of the table, in percent."""
+        """Returns the heading and the rows of the table, in percent."""
         heading = ["class", "n", "clean %", "untargeted %", "target", "targeted %"]
         shown = lambda v: "-" if np.isnan(v) else f"{100 * v:.2f}"  # noqa: E731
         aim = [self.class_names[t] if t < len(self.class_names) else str(t) for t in self.target]
@@ -92,11 +100,30 @@ def class_robustness(
 ) -> ClassRobustness:
     """Returns clean, untargeted and targeted accuracy of an image classifier for each class of a data set.
 
-    PGD without a random start, as in paper 002: ``steps`` of ``step_size`` (default 2.5 eps / steps) in the ball of ``norm`` of
-    radius ``eps`` ([0, 1] pixels, a number or 8/255), clipped to [0, 1]; a sample is broken by any iterate. The direction is the
-    cross-entropy's. target: what each class is attacked towards, as in `class_targets`; ``extra`` needs a model with one output
-    more than the data set has classes. Other settings as in `path_lengths`. Raises one-line ``ValueError``s for settings out of
-    range, and for a model whose number of classes does not fit.
+    PGD without a random start, clipped to [0, 1]; a sample is broken by any iterate. The direction is the cross-entropy's.
+
+    Args:
+        model: an image classifier.
+        dataset: images and labels, as in `path_lengths`.
+        eps: radius in [0, 1] pixels, a number or a text such as 8/255.
+        target: what each class is attacked towards, as in `class_targets`; ``extra`` needs a model with one output more than the
+            data set has classes.
+        norm: a name of `perturbations.norms.NORMS`.
+        steps: gradient steps.
+        step_size: in [0, 1] pixels; default 2.5 eps / steps.
+        batch_size: images at a time.
+        processing_class: the image processor, which tells the normalisation.
+        image_mean: the normalisation where there is no processor, with ``image_std``.
+        image_std: see ``image_mean``.
+        image_column: default the one that holds images.
+        label_column: default label or labels.
+        device: default the model's.
+
+    Raises:
+        ValueError: in one line, for settings out of range, and for a model whose number of classes does not fit.
+
+    References:
+        Crafting sec. 4.6.1 and 4.10.1.
     """
     radius = read_eps(eps, norm)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
@@ -110,10 +137,10 @@ def class_robustness(
     place = torch.device(device) if device is not None else next((p.device for p in model.parameters()), torch.device("cpu"))
     copy: Any = frozen_copy(pixels, place).float()
     with torch.no_grad():
-        found = copy(source([0]).to(place)).shape[1]
-    if found not in (classes, classes + 1) or (found == classes and aim.max() == classes):
+        outputs = copy(source([0]).to(place)).shape[1]
+    if outputs not in (classes, classes + 1) or (outputs == classes and aim.max() == classes):
         room = " and one more for the extra class" if aim.max() == classes else ""
-        raise ValueError(f"the model has {found} classes but the data set {classes}{room}: give a model that fits.")
+        raise ValueError(f"the model has {outputs} classes but the data set {classes}{room}: give a model that fits.")
     size = 2.5 * radius / steps if step_size is None else step_size
     clean, free, aimed = (np.zeros(len(labels), dtype=bool) for _ in range(3))
     for part in logging.tqdm(np.array_split(np.arange(len(labels)), range(batch_size, len(labels), batch_size)), desc="PGD"):
@@ -131,7 +158,18 @@ def class_robustness(
 
 
 def broken(model: nn.Module, x: Tensor, y: Tensor, target: Tensor | None, eps: float, norm: str, steps: int, size: float) -> Tensor:
-    """Returns whether PGD finds a wrong prediction, or the ``target`` (B,), within ``eps`` of images x (B, C, H, W), (B,)."""
+    """Returns whether PGD finds a wrong prediction, or the ``target``, (B,).
+
+    Args:
+        model: pixels -> logits (B, K).
+        x: images (B, C, H, W) in [0, 1].
+        y: labels (B,).
+        target: (B,), or None.
+        eps: the radius, in [0, 1] pixels.
+        norm: a name of `perturbations.norms.NORMS`.
+        steps: gradient steps.
+        size: the length of a step, in [0, 1] pixels.
+    """
     out = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     left, image, within = torch.arange(len(x), device=x.device), x, Region(norm, eps, x)
     for step in range(steps + 1):

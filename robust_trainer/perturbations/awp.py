@@ -1,4 +1,7 @@
-"""Whether to shake the weights: adversarial weight perturbation (AWP), Wu et al. 2020; paper 004 eq. 18."""
+"""Adversarial weight perturbation (AWP): the loss is minimised at the worst weights nearby.
+
+Wu, Xia and Wang 2020, "Adversarial weight perturbation helps robust generalization".
+"""
 
 from __future__ import annotations
 
@@ -11,24 +14,36 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class WeightPerturbation:
-    """Every layer's weights w are moved to w + v, v = gamma ||w|| g / ||g||, for the training forward and backward (eq. 18).
+    """Every layer's weights w are moved to w + v, v = gamma ||w|| g / ||g||, for the training forward and backward.
 
-    g is the gradient of the step's whole loss at w, over all its micro-batches and processes; norms are per weight tensor.
-    gamma >= 0 is the size of v relative to w. warmup_epochs: finished epochs before the first shake. As in the authors' code only
-    weights of two or more dimensions move: no biases, no normalisation layers. Against it, the weights return to w BEFORE the
-    optimizer steps, so that momentum sees the gradient at w + v but weight decay and checkpoints see w; no network is copied.
+    g is the gradient of the step's whole loss at w, over all its micro-batches and processes; norms are per weight tensor. As in
+    the authors' code only weights of two or more dimensions move: no biases, no normalisation layers. Against it, the weights
+    return to w BEFORE the optimizer steps, so that momentum sees the gradient at w + v but weight decay and checkpoints see w; no
+    network is copied.
+
+    Args:
+        gamma: the size of v relative to w, >= 0.
+        warmup_epochs: finished epochs before the first perturbation.
+
+    References:
+        Wu et al. 2020; NRAT eq. 18.
     """
 
     gamma: float = 0.01
     warmup_epochs: float = 0.0
 
     def weights(self, model: nn.Module) -> list[nn.Parameter]:
-        """The weights that move: trainable, named ``weight``, of two or more dimensions."""
+        """Returns the weights that move: trainable, named ``weight``, of two or more dimensions."""
         named = [(name.rsplit(".", 1)[-1], p) for name, p in model.named_parameters() if p.requires_grad]
         return [p for name, p in named if p.dim() > 1 and "weight" in name]
 
     def offsets(self, weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> list[Tensor]:
-        """v for each weight; zero where the gradient is zero or not finite."""
+        """Returns v for each weight; zero where the gradient is zero or not finite.
+
+        Args:
+            weights: the weights that move.
+            gradients: theirs, of the step's whole loss.
+        """
         out = []
         for weight, gradient in zip(weights, gradients):
             size = gradient.float().norm()
@@ -40,7 +55,10 @@ class WeightPerturbation:
 
 @dataclass
 class PerturbedWeights:
-    """The weights of one optimizer step: moved and restored around every backward, bit for bit."""
+    """The weights of one optimizer step, moved and restored around every backward.
+
+    Guarantee: after `restore` they are bit for bit what they were before `apply`.
+    """
 
     weights: list[nn.Parameter]
     offsets: list[Tensor]
@@ -48,7 +66,7 @@ class PerturbedWeights:
 
     @torch.no_grad()
     def apply(self) -> None:
-        """w <- w + v. Does nothing where they are moved already."""
+        """Moves the weights, w <- w + v. Does nothing where they are moved already."""
         if not self.backup:
             self.backup = [weight.detach().clone() for weight in self.weights]
             for weight, offset in zip(self.weights, self.offsets):
@@ -56,7 +74,7 @@ class PerturbedWeights:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """w + v <- w, from a copy: adding and subtracting would leave a residue."""
+        """Puts w back, from a copy: adding and subtracting would leave a residue."""
         if self.backup:
             for weight, before in zip(self.weights, self.backup):
                 weight.copy_(before)
@@ -64,6 +82,6 @@ class PerturbedWeights:
 
 
 def sum_over_processes(gradients: Sequence[Tensor], total: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """The gradients summed over the processes, in one exchange."""
+    """Returns the gradients summed over the processes, in one exchange."""
     flat = total(torch.cat([gradient.float().flatten() for gradient in gradients]))
     return [part.view_as(gradient) for part, gradient in zip(flat.split([g.numel() for g in gradients]), gradients)]

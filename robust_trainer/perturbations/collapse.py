@@ -1,4 +1,7 @@
-"""Catastrophic overfitting of single-step adversarial training, told by a probe while training (Wong et al. 2020, sec. 5.4)."""
+"""Catastrophic overfitting of single-step adversarial training, told by a probe while training.
+
+Wong, Rice and Kolter 2020, "Fast is better than free", sec. 5.4.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,14 @@ COLLAPSED = "catastrophic_overfitting"
 
 
 def collapse(history: Sequence[Mapping[str, Any]], logs: Mapping[str, float]) -> dict[str, float]:
-    """What to add to a training log that holds the probe's ``fgsm_accuracy`` and ``pgd_accuracy``: nothing, or `COLLAPSED`.
+    """Returns what to add to a training log that holds the probe's accuracies: nothing, or `COLLAPSED`. Warns once.
 
-    history: the Trainer's earlier logs. Accuracies are on training samples against their given labels, in [0, 1]; beside them the
-    log has ``majority_accuracy``, that of naming the commonest label. Two logs in a row must show the collapse, since one probe of
-    64 samples has a standard error of up to 0.06. Warns once.
+    Two logs in a row must show the collapse, since one probe of 64 samples has a standard error of up to 0.06.
+
+    Args:
+        history: the Trainer's earlier logs.
+        logs: the new one. ``fgsm_accuracy`` and ``pgd_accuracy`` are on training samples against their given labels, in [0, 1];
+            beside them is ``majority_accuracy``, that of naming the commonest label.
     """
     if "pgd_accuracy" not in logs:
         return {}

@@ -20,10 +20,14 @@ class MicroBatch(Protocol):
     """What an adapter reads of a micro-batch: the model's inputs, and the targets (B, ...) that tell its rows."""
 
     @property
-    def inputs(self) -> dict[str, Any]: ...
+    def inputs(self) -> dict[str, Any]:
+        """The model's inputs by name."""
+        ...
 
     @property
-    def targets(self) -> Tensor: ...
+    def targets(self) -> Tensor:
+        """The targets, (B, ...)."""
+        ...
 
 
 class Space(Protocol):
@@ -74,19 +78,27 @@ class InputAdapter(Protocol):
 
 @dataclass(frozen=True)
 class PixelAdapter:
-    """Pixels: the input called ``key``, in the model's normalised units."""
+    """Pixels, in the model's normalised units.
+
+    Args:
+        key: the name of the model's image input.
+        space: the normalisation.
+    """
 
     key: str
     space: InputSpace
 
     def join(self, batches: Sequence[MicroBatch], norm: str, in_l2: Tensor | None = None) -> tuple[Tensor, InputSpace]:
+        """As `InputAdapter.join`."""
         x = [batch.inputs[self.key] for batch in batches]
         return (torch.cat(x) if len(x) > 1 else x[0]), self.space
 
     def split(self, x: Tensor, batches: Sequence[MicroBatch]) -> list[Tensor]:
+        """As `InputAdapter.split`."""
         return list(x.split([len(batch.targets) for batch in batches]))
 
     def forward(self, forward: Forward, inputs: dict[str, Any], x: Tensor) -> Any:
+        """As `InputAdapter.forward`."""
         return forward({**inputs, self.key: x})
 
 
@@ -102,7 +114,7 @@ class EmbeddingSpace:
         mask: (B, L, 1), 1 for tokens and 0 for padding.
 
     References:
-        Miyato, Dai and Goodfellow 2017, "Adversarial training methods for semi-supervised text classification", sec. 3; they have
+        Miyato, Dai and Goodfellow 2017, "Adversarial training methods for semi-supervised text classification"; they have
         one ball for the sentence.
     """
 
@@ -113,15 +125,19 @@ class EmbeddingSpace:
         """Embeddings have no range: raises nothing."""
 
     def ball(self, norm: str, eps: float) -> Ball:
+        """As `Space.ball`: one for each token."""
         return Ball(norm, eps, per_token=True)
 
     def to_pixel_gradient(self, grad: Tensor) -> Tensor:
+        """As `Space.to_pixel_gradient`."""
         return grad * self.unit
 
     def clip(self, x: Tensor, delta: Tensor) -> Tensor:
+        """As `Space.clip`: 0 for padding."""
         return delta * self.mask
 
     def add(self, x: Tensor, delta: Tensor) -> Tensor:
+        """As `Space.add`."""
         return x + (delta * self.unit * self.mask).to(x.dtype)
 
 
@@ -169,6 +185,7 @@ class EmbeddingAdapter:
         return cls(tuple(modules), unit, modules[0].weight.shape[1])
 
     def join(self, batches: Sequence[MicroBatch], norm: str, in_l2: Tensor | None = None) -> tuple[Tensor, EmbeddingSpace]:
+        """As `InputAdapter.join`."""
         shapes = [batch.inputs["input_ids"].shape for batch in batches]
         longest = max(shape[1] for shape in shapes)
         device = batches[0].inputs["input_ids"].device
@@ -186,10 +203,12 @@ class EmbeddingAdapter:
         return torch.zeros(*mask.shape, self.width, device=device), EmbeddingSpace(unit, mask.unsqueeze(-1))
 
     def split(self, x: Tensor, batches: Sequence[MicroBatch]) -> list[Tensor]:
+        """As `InputAdapter.split`."""
         rows = x.split([len(batch.targets) for batch in batches])
         return [row[:, : batch.inputs["input_ids"].shape[1]] for row, batch in zip(rows, batches)]
 
     def forward(self, forward: Forward, inputs: dict[str, Any], x: Tensor) -> Any:
+        """As `InputAdapter.forward`."""
         with self._moved(x):
             return forward(inputs)
 

@@ -39,9 +39,11 @@ class GeneratorDraws:
     device: torch.device
 
     def uniform(self, *shape: int) -> Tensor:
+        """Numbers in [0, 1)."""
         return torch.rand((self.rows, *shape), generator=self.generator, device=self.device)
 
     def normal(self, *shape: int) -> Tensor:
+        """Standard normal numbers."""
         return torch.randn((self.rows, *shape), generator=self.generator, device=self.device)
 
 
@@ -112,18 +114,23 @@ class LInf(Norm):
     signs_only = True
 
     def size(self, x: Tensor, per_token: bool = False) -> Tensor:
+        """As `Norm.size`."""
         return _by_vector(x.abs(), per_token, lambda rows: rows.amax(-1, keepdim=True))
 
     def dual_size(self, x: Tensor, per_token: bool = False) -> Tensor:
+        """As `Norm.dual_size`."""
         return _by_vector(x.abs(), per_token, lambda rows: rows.sum(-1, keepdim=True))
 
     def of_ones(self, count: int) -> float:
+        """As `Norm.of_ones`."""
         return 1.0
 
     def direction(self, grad: Tensor, per_token: bool = False) -> Tensor:
+        """As `Norm.direction`."""
         return grad.sign()
 
     def project(self, delta: Tensor, eps: float, per_token: bool = False) -> Tensor:
+        """As `Norm.project`."""
         return delta.clamp(-eps, eps)
 
     def random_start(self, like: Tensor, eps: float, draws: Draws, per_token: bool = False) -> Tensor:
@@ -131,6 +138,7 @@ class LInf(Norm):
         return (draws.uniform(*like.shape[1:]) * 2 - 1) * eps
 
     def cube(self, x: Tensor, eps: float) -> tuple[Tensor, Tensor] | None:
+        """As `Norm.cube`."""
         return (x - eps).clamp_(0, 1), (x + eps).clamp_(0, 1)
 
 
@@ -142,19 +150,24 @@ class L2(Norm):
     usual = "0.5"
 
     def size(self, x: Tensor, per_token: bool = False) -> Tensor:
+        """As `Norm.size`."""
         return _by_vector(x, per_token, lambda rows: rows.norm(dim=-1, keepdim=True))
 
     def dual_size(self, x: Tensor, per_token: bool = False) -> Tensor:
+        """As `Norm.dual_size`."""
         return self.size(x, per_token)
 
     def of_ones(self, count: int) -> float:
+        """As `Norm.of_ones`."""
         return count**0.5
 
     def direction(self, grad: Tensor, per_token: bool = False) -> Tensor:
+        """As `Norm.direction`."""
         grad = grad / grad.abs().amax(dim=tuple(range(1, grad.dim())), keepdim=True).clamp_min(1e-30)  # squares would underflow
         return grad / self.size(grad, per_token).clamp_min(torch.finfo(grad.dtype).tiny)
 
     def project(self, delta: Tensor, eps: float, per_token: bool = False) -> Tensor:
+        """As `Norm.project`."""
         return delta * (eps / self.size(delta, per_token).clamp_min(1e-30)).clamp_max(1.0)
 
     def random_start(self, like: Tensor, eps: float, draws: Draws, per_token: bool = False) -> Tensor:
@@ -165,11 +178,13 @@ class L2(Norm):
 
     def step(self, grad: Tensor, size: float | Tensor) -> Tensor:
         # as `direction`, in one pass fewer: where the model is sure the gradient's squares are 0, so its largest entry becomes 1
+        """As `Norm.step`, in one pass fewer than `direction` takes."""
         tiny = torch.finfo(grad.dtype).tiny
         unit = grad / grad.abs().amax(tuple(range(1, grad.dim())), keepdim=True).clamp_min(tiny)
         return unit.mul_(size / self.size(unit).clamp_min(1e-30))
 
     def pull_(self, image: Tensor, x: Tensor, eps: float) -> Tensor:
+        """As `Norm.pull_`."""
         delta = image.sub_(x)
         scale = (eps / self.size(delta).clamp_min(1e-30)).clamp_max(1.0)
         return torch.addcmul(x, delta, scale)
@@ -192,15 +207,19 @@ class L1(Norm):
     ONE_IN: ClassVar[int] = 100
 
     def size(self, x: Tensor, per_token: bool = False) -> Tensor:
+        """As `Norm.size`."""
         return _by_vector(x.abs(), per_token, lambda rows: rows.sum(-1, keepdim=True))
 
     def dual_size(self, x: Tensor, per_token: bool = False) -> Tensor:
+        """As `Norm.dual_size`."""
         return _by_vector(x.abs(), per_token, lambda rows: rows.amax(-1, keepdim=True))
 
     def of_ones(self, count: int) -> float:
+        """As `Norm.of_ones`."""
         return float(count)
 
     def direction(self, grad: Tensor, per_token: bool = False) -> Tensor:
+        """As `Norm.direction`."""
         rows = grad if per_token else grad.flatten(1)
         places = rows.abs().topk(max(1, rows.shape[-1] // self.ONE_IN), dim=-1).indices
         signs = rows.gather(-1, places).sign()
@@ -297,10 +316,13 @@ class Ball:
 
 @dataclass(frozen=True)
 class HybridBall:
-    """A ball for each row of (B, ...) tensors: ``l2`` where ``in_l2`` (B,) is true, else ``linf`` (ERAT eq. 7).
+    """A ball for each row of (B, ...) tensors: ``l2`` where ``in_l2`` (B,) is true, else ``linf``.
 
     Guarantee: every row is bit for bit what its own `Ball` makes of it. The other ball's result is made too and dropped: picking
     the rows first would need their number on the host.
+
+    References:
+        ERAT eq. 7.
     """
 
     linf: Ball

@@ -43,16 +43,32 @@ def poison(
 ) -> datasets.Dataset:
     """Returns the data set with exactly ``round(rate * N)`` samples given the trigger and the attacker's label.
 
-    Paper 000 sec. 5 ("Defending backdoor data poisoning attacks using noisy label defense algorithm"): flip labels
-    systematically, then put the trigger on exactly the flipped samples. ``trigger=None`` flips labels only.
-    trigger: `PatchTrigger`, `BlendTrigger`, or any picklable image -> image. rate: fraction of all samples in [0, 1).
-    label_rule: 'multi-target' (i -> i+1 mod C), 'all-to-one' (target 0) or a rule object; samples whose label the rule keeps are
-    never chosen. The choice is keyed by (seed, row number): a second call on the same rows wants another seed, or it picks the
-    same rows again. stratified: the same share of every eligible class.
     Adds ``is_corrupted`` (bool) and ``clean_label``; on a second call ``clean_label`` stays the first one's and ``is_corrupted``
-    tells either. Features and format are kept, untouched images keep their bytes (but modes 1 and P are stored as L and RGB
-    in every row, lest the mode tell the poison), poisoned ones are stored as lossless PNG. map_kwargs go to `Dataset.map`.
-    Raises ``ValueError`` for bad settings, missing columns, no rows, string or out-of-range labels, and unusable images.
+    tells either. Features and format are kept, untouched images keep their bytes (but modes 1 and P are stored as L and RGB in
+    every row, lest the mode tell the poison), poisoned ones are stored as lossless PNG.
+
+    Guarantee: the choice is a function of (seed, row number) alone. So a second call on the same rows needs another seed, or it
+    picks the same rows again.
+
+    Args:
+        dataset: images and integer labels.
+        trigger: `PatchTrigger`, `BlendTrigger`, or any picklable image -> image; None flips labels only.
+        rate: fraction of all samples in [0, 1).
+        label_rule: 'multi-target' (i -> i+1 mod C), 'all-to-one' (target 0) or a rule object; samples whose label the rule keeps
+            are never chosen.
+        seed: of the choice.
+        image_column: default the one that holds images.
+        label_column: default label or labels.
+        num_classes: where the label feature does not tell.
+        stratified: whether every eligible class gives the same share.
+        num_proc: of `Dataset.map`.
+        map_kwargs: of `Dataset.map`.
+
+    Raises:
+        ValueError: for bad settings, missing columns, no rows, string or out-of-range labels, and unusable images.
+
+    References:
+        Backdoor sec. 5: flip labels systematically, then put the trigger on exactly the flipped samples.
     """
     columns.check_dataset(dataset)
     label_column = columns.label_column(dataset, label_column)
@@ -82,9 +98,24 @@ def trigger_all(
 ) -> datasets.Dataset:
     """Returns the data set with the trigger on EVERY image and the labels untouched: the poisoned test set.
 
-    Paper 000 sec. 5: poison accuracy is the accuracy on it against the true label. Adds ``is_corrupted`` (True), ``clean_label``
-    and, with a ``label_rule``, ``attack_target``: the label that the attacker wants for the sample's clean label, for the
-    attack success rate. Settings and errors are `poison`'s.
+    Adds ``is_corrupted`` (True), ``clean_label`` and, with a ``label_rule``, ``attack_target``: the label that the attacker wants
+    for the sample's clean label, for the attack success rate.
+
+    Args:
+        dataset: as for `poison`, and so are the other arguments.
+        trigger: image -> image.
+        label_rule: None, or as for `poison`.
+        image_column: default the one that holds images.
+        label_column: default label or labels.
+        num_classes: where the label feature does not tell.
+        num_proc: of `Dataset.map`.
+        map_kwargs: of `Dataset.map`.
+
+    Raises:
+        ValueError: as `poison`.
+
+    References:
+        Backdoor sec. 5: poison accuracy is the accuracy on it against the true label.
     """
     columns.check_dataset(dataset)
     label_column = columns.label_column(dataset, label_column)
@@ -117,6 +148,7 @@ class BackdoorMap:
     revision: int = field(default=_REVISION, repr=False)
 
     def __call__(self, batch: Mapping[str, Any], indices: Sequence[int]) -> dict[str, list]:
+        """Returns the changed columns of a batch of rows at these positions."""
         labels = np.asarray(batch[self.label_column], dtype=np.int64)
         limits = np.array([limit or 0 for limit in self.limits], dtype=np.uint64)
         allowed = np.array([limit is not None for limit in self.limits])
@@ -139,6 +171,7 @@ class TriggerMap:
     revision: int = field(default=_REVISION, repr=False)
 
     def __call__(self, batch: Mapping[str, Any], indices: Sequence[int]) -> dict[str, list]:
+        """Returns the changed columns of a batch of rows at these positions."""
         clean = list(batch[CLEAN_LABEL] if CLEAN_LABEL in batch else batch[self.label_column])
         every = np.ones(len(clean), dtype=bool)
         out = {CLEAN_LABEL: clean, IS_CORRUPTED: every.tolist()}

@@ -84,11 +84,20 @@ def _on_levels(paint: Callable[[np.ndarray], np.ndarray], levels: np.ndarray) ->
 class PatchTrigger(_PixelTrigger):
     """Returns the image with a patch set to ``pattern``: x[patch] <- pattern, all other pixels bit-identical.
 
-    Paper 000 sec. 5 ("Defending backdoor data poisoning attacks using noisy label defense algorithm"), after BadNets: a 3x3
-    black-white checkerboard in the bottom-right corner. The paper gives no phase: here corners and centre are 1.0, others 0.0.
-    size: side or (height, width) in pixels, default 3. position: a corner's name, 'center', or (row, column) of the
-    patch's top-left pixel. pattern: 'checkerboard', or values in [0, 1] of shape (h, w) or (h, w, C), which also give the size.
-    Raises ``ValueError`` for other settings, and for an image that the patch does not fit. Image kinds: see `_PixelTrigger`.
+    Image kinds: see `_PixelTrigger`.
+
+    Args:
+        size: side or (height, width) in pixels, default 3.
+        position: a corner's name, 'center', or (row, column) of the patch's top-left pixel.
+        pattern: 'checkerboard', or values in [0, 1] of shape (h, w) or (h, w, C), which also give the size.
+        channel_axis: 0 or -1 where an array's shape does not tell.
+
+    Raises:
+        ValueError: for other settings, and for an image that the patch does not fit.
+
+    References:
+        Backdoor sec. 5, after BadNets (Gu et al. 2017): a 3x3 black-white checkerboard in the bottom-right corner. The paper
+        gives no phase: here corners and centre are 1.0, others 0.0.
     """
 
     size: Any = None
@@ -154,12 +163,24 @@ class PatchTrigger(_PixelTrigger):
 class BlendTrigger(_PixelTrigger):
     """Returns the image mixed with a fixed picture t: x <- (1 - alpha) x + alpha t.
 
-    Paper 000 sec. 5 ("Defending backdoor data poisoning attacks using noisy label defense algorithm"): t is fixed Gaussian noise
-    of the image's size and alpha is 0.1. The paper gives neither the noise's mean and std nor its clipping; here
-    t = clip(N(mean, std^2), 0, 1), independent per pixel and channel, a fixed function of (seed, height, width, channels).
-    picture: None for the noise, or a PIL image, a path, or an array (H, W) or (H, W, C) of floats in [0, 1] or 8-bit levels;
-    it is resized (bilinear) to the image, and turned grey for grey images. alpha in (0, 1]; mean, std in pixels.
-    Raises ``ValueError`` for other settings. Image kinds: see `_PixelTrigger`.
+    Image kinds: see `_PixelTrigger`.
+
+    Args:
+        alpha: in (0, 1].
+        picture: None for noise, t = clip(N(mean, std^2), 0, 1), independent per pixel and channel, a fixed function of (seed,
+            height, width, channels); or a PIL image, a path, or an array (H, W) or (H, W, C) of floats in [0, 1] or 8-bit levels;
+            it is resized (bilinear) to the image, and turned grey for grey images.
+        mean: of the noise, in pixels.
+        std: of the noise, in pixels.
+        seed: of the noise.
+        channel_axis: 0 or -1 where an array's shape does not tell.
+
+    Raises:
+        ValueError: for other settings.
+
+    References:
+        Backdoor sec. 5: t is fixed Gaussian noise of the image's size and alpha is 0.1; the paper gives neither the noise's mean
+        and std nor its clipping.
     """
 
     alpha: float = 0.1

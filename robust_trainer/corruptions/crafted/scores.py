@@ -80,7 +80,7 @@ def fit_colours(
     network = seeded(fresh, seed)
     targets = torch.from_numpy(colours)
     train_plain(
-        network, images, targets, epochs, weight_decay=0.0, flip=False, device=device, seed=seed, told=f"fitting {count} colours"
+        network, images, targets, epochs, weight_decay=0.0, flip=False, device=device, seed=seed, desc=f"fitting {count} colours"
     )
     learned = accuracy(network, images, targets)
     (logger.info if learned >= 0.9 else logger.warning)("min-colouring: %.1f %% of the colours are learned", 100 * learned)

@@ -15,14 +15,27 @@ from .task import Task
 
 
 def craft_aa(task: Task, steps: int = 100, restarts: int = 1, targets: int = 9) -> Tensor:
-    """AA (paper 003, IV.A item 3): delta (N, C, H, W) float32 in the ball, in [0, 1] pixels.
+    """Returns AA: delta (N, C, H, W) float32 in the ball, in [0, 1] pixels.
 
-    APGD of ``steps`` steps, ``restarts`` runs on the cross-entropy and, with 4 classes or more, ``restarts`` runs on the targeted
-    DLR towards each of the min(``targets``, C - 1) likeliest wrong classes (0: none). A sample keeps the point of the highest
-    cross-entropy to its label. A sample's random numbers depend on the seed and its position alone.
-    Deviation: an attack stops at the first image that fools and leaves alone what is misclassified already; as poisons those
-    would be weak or nothing, so here all runs go to their end on all samples. FAB and Square are left out: they seek the smallest
-    perturbation, and the first fooling one. Raises ``ValueError`` for no model, steps or restarts < 1 or targets < 0.
+    APGD of ``steps`` steps: ``restarts`` runs on the cross-entropy and, with 4 classes or more, ``restarts`` runs on the targeted
+    DLR towards each of the likeliest wrong classes. A sample keeps the point of the highest cross-entropy to its label. An attack
+    stops at the first image that fools and leaves alone what is misclassified already; as poisons those would be weak or nothing,
+    so here all runs go to their end on all samples. FAB and Square are left out: they seek the smallest perturbation, and the
+    first fooling one.
+
+    Guarantee: a sample's random numbers depend on the seed and its position alone.
+
+    Args:
+        task: the images, their labels, the ball (linf or l2) and the trained model.
+        steps: of a run, >= 1.
+        restarts: runs of each kind, >= 1.
+        targets: wrong classes, at most C - 1; 0: none.
+
+    Raises:
+        ValueError: for no model, another norm and settings out of range.
+
+    References:
+        Croce and Hein 2020, "Reliable evaluation of adversarial robustness ..."; ERAT sec. IV.A item 3.
     """
     for name, value, least in (("steps", steps, 1), ("restarts", restarts, 1), ("targets", targets, 0)):
         if value < least:

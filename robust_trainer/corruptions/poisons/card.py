@@ -31,7 +31,18 @@ def poison_record(
 ) -> dict[str, Any]:
     """Returns what there is to know of a poisoned data set, ready for JSON: poison, norm, eps, realised norms, model, seed, rows.
 
-    model: in words; model_accuracy: of the attacked one on clean test images; check: what `self_check` returned.
+    Args:
+        clean: the data set as it was.
+        poisoned: what became of it.
+        poison: a name of `POISONS`.
+        norm: of the ball.
+        eps: its radius in [0, 1] pixels; None: the norm's usual one.
+        seed: of the crafting.
+        settings: that differ from the poison's own.
+        model: the attacked model in words.
+        model_accuracy: its accuracy on clean test images, in [0, 1].
+        check: what `self_check` returned.
+        image_column: default the one that holds images.
     """
     row, ball = find_poison(poison), make_ball(norm, eps)
     return {
@@ -44,32 +55,36 @@ def poison_record(
 def write_card(folder: str | Path, record: Mapping[str, Any], *, data: str = "", labels: str = "true", load: str = "") -> Path:
     """Writes README.md, a data card with front matter, into a folder and returns its path.
 
-    record: of `poison_record`. data: the clean data set in words; labels: what became of the labels; load: the line of Python that
-    loads the data, default ``load_from_disk`` of the folder.
+    Args:
+        folder: is made where it is missing.
+        record: of `poison_record`.
+        data: the clean data set in words.
+        labels: what became of the labels.
+        load: the line of Python that loads the data; default ``load_from_disk`` of the folder.
     """
     card = _card(record, data, labels, load or 'data = load_from_disk("path/to/this/folder")')
     return write_text(Path(folder) / "README.md", card)
 
 
-def _card(told: Mapping[str, Any], data: str, labels: str, load: str) -> str:
-    norms, check = told["realised"], told["self_check"]
-    accuracy = "" if told["model_accuracy"] is None else f", {100 * told['model_accuracy']:.1f} % accurate on clean test images"
+def _card(record: Mapping[str, Any], data: str, labels: str, load: str) -> str:
+    norms, check = record["realised"], record["self_check"]
+    accuracy = "" if record["model_accuracy"] is None else f", {100 * record['model_accuracy']:.1f} % accurate on clean test images"
     rows = {
-        "poison": f"{told['poison']}: {told['summary']}",
-        "source": told["source"],
+        "poison": f"{record['poison']}: {record['summary']}",
+        "source": record["source"],
         "clean data": data or "not told",
-        "rows": f"{told['rows']}, every training image is perturbed",
+        "rows": f"{record['rows']}, every training image is perturbed",
         "labels": labels,
-        "norm and radius": f"{told['norm']}, {_eps(told['eps'])} in [0, 1] pixels",
+        "norm and radius": f"{record['norm']}, {_eps(record['eps'])} in [0, 1] pixels",
         "perturbation as stored, linf": f"max {_eps(norms['linf_max'])}, mean {norms['linf_mean']:.5f}",
         **{
             f"perturbation as stored, {name}": f"max {norms[f'{name}_max']:.5f}, mean {norms[f'{name}_mean']:.5f}"
             for name in NORMS
             if name != "linf"
         },
-        "model": told["model"] + accuracy,
-        "seed": str(told["seed"]),
-        "settings": json.dumps(told["settings"]) if told["settings"] else "defaults",
+        "model": record["model"] + accuracy,
+        "seed": str(record["seed"]),
+        "settings": json.dumps(record["settings"]) if record["settings"] else "defaults",
     }
     table = "\n".join(f"| {name} | {_cell(text)} |" for name, text in rows.items())
     checked = (
@@ -79,7 +94,7 @@ def _card(told: Mapping[str, Any], data: str, labels: str, load: str) -> str:
         f"{check['test_rows']} test images, the same network and initial weights in both trainings."
     )
     return f"""---
-pretty_name: {json.dumps(f"{data or 'images'}, poisoned by {told['poison']}")}
+pretty_name: {json.dumps(f"{data or 'images'}, poisoned by {record['poison']}")}
 task_categories:
 - image-classification
 tags:
@@ -88,7 +103,7 @@ tags:
 - robust-trainer
 ---
 
-# Images poisoned by {told["poison"]}
+# Images poisoned by {record["poison"]}
 
 **Training on this data damages a model.** It is made for evaluating defences: methods that should learn well in spite of it.
 

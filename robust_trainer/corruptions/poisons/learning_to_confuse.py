@@ -1,4 +1,7 @@
-"""L2C, "learning to confuse" (Feng et al. 2019, DeepConfuse; paper 003 eq. 11): a network that makes poison from images."""
+"""L2C, "learning to confuse": a network that makes poison from images.
+
+Feng, Cai and Zhou 2019, "Learning to confuse" (DeepConfuse); ERAT eq. 11.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +31,7 @@ class Generator(nn.Module):
         self.leave = nn.Conv2d(width, channels, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Returns the perturbations of images (B, C, H, W) in [0, 1]."""
         fine = self.enter(images * 2 - 1)
         middle = self.down[0](fine)
         h = self.down[1](middle)
@@ -53,17 +57,32 @@ def craft_l2c(
     width: int = 16,
     save_every: int = 1,
 ) -> Tensor:
-    """L2C: delta (N, C, H, W) float32 in the ball, in [0, 1] pixels, sample-wise: g(x) of the trained `Generator`.
+    """Returns L2C: delta (N, C, H, W) float32 in the ball, in [0, 1] pixels, sample-wise: g(x) of the trained `Generator`.
 
     In each round a fresh classifier, ``task.fresh()``, learns x + g(x) for ``epochs`` epochs of SGD; at each of its steps, from its
     weights theta before it, another copy of g takes an Adam step that raises L(f_theta'(x), y) on the clean batch, where
     theta' = theta - classifier_lr grad_theta L(f_theta(x + g(x)), y). The classifier sees that copy from the next round on.
     The classifier must get somewhere within a round: with too few or too small steps g learns nothing of use.
-    Deviations: the authors take Adam 1e-4, SGD 0.01, a VGG-11 and 1000 rounds of 20 epochs; a larger ``lr`` is for small data.
-    Raises ``ValueError`` where the task has no ``fresh`` or a setting is not positive.
+
+    Args:
+        task: the images, their labels, the ball and the maker of classifiers.
+        rounds: classifiers trained one after the other.
+        epochs: of each of them.
+        lr: of the generator's Adam.
+        classifier_lr: of the classifiers' SGD, and of the step to theta'.
+        momentum: of the classifiers' SGD.
+        width: channels of the generator's first layer.
+        save_every: rounds between two states that are kept in ``task.work``.
+
+    Raises:
+        ValueError: where the task has no ``fresh`` or a setting is not positive.
+
+    References:
+        Feng et al. 2019, who take Adam 1e-4, SGD 0.01, a VGG-11 and 1000 rounds of 20 epochs; a larger ``lr`` is for small
+        data. ERAT eq. 11.
     """
-    told = {"rounds": rounds, "epochs": epochs, "lr": lr, "classifier_lr": classifier_lr, "width": width, "save_every": save_every}
-    for name, value in told.items():
+    sizes = {"rounds": rounds, "epochs": epochs, "lr": lr, "classifier_lr": classifier_lr, "width": width, "save_every": save_every}
+    for name, value in sizes.items():
         if not value > 0:
             raise ValueError(f"l2c: {name}={value!r} must be above 0: leave it out for the default.")
     if task.fresh is None:
@@ -98,8 +117,8 @@ def _round(
             x, y = task.images[rows].to(task.device), task.labels[rows].to(task.device)
             with sdpa_kernel(SDPBackend.MATH):  # the other kinds of attention have no second derivative
                 raised = clean_loss_after_step(model, x, _poisoned(x, generator), y, lr)
-                found = torch.autograd.grad(raised, list(generator.parameters()))
-            for parameter, grad in zip(generator.parameters(), found, strict=True):
+                grads = torch.autograd.grad(raised, list(generator.parameters()))
+            for parameter, grad in zip(generator.parameters(), grads, strict=True):
                 parameter.grad = grad
             optimizer.step()
             loss = cross_entropy(model(poisoned[rows]), y)
@@ -109,9 +128,9 @@ def _round(
 
 
 def clean_loss_after_step(model: nn.Module, x: Tensor, poisoned: Tensor, y: Tensor, lr: float) -> Tensor:
-    """L(f_theta'(x), y) with theta' = theta - lr grad_theta L(f_theta(poisoned), y), differentiable with respect to ``poisoned``.
+    """Returns L(f_theta'(x), y), theta' = theta - lr grad_theta L(f_theta(poisoned), y), differentiable in ``poisoned``.
 
-    The model's parameters and buffers stay as they are. A parameter that needs no gradient is not moved.
+    Guarantee: the model's parameters and buffers stay as they are. A parameter that needs no gradient is not moved.
     """
     theta = {name: p.detach().requires_grad_() for name, p in model.named_parameters() if p.requires_grad}
     fixed = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}

@@ -53,13 +53,27 @@ def train_plain(
     flip: bool | None = None,
     device: torch.device | str = "cpu",
     seed: int = 0,
-    told: str = "plain training",
+    desc: str = "plain training",
 ) -> nn.Module:
     """Returns the model, trained in place with cross-entropy, in eval mode: SGD, momentum 0.9, gradients clipped to ``clip``.
 
-    The learning rate rises over the first tenth of the steps and falls to 0 with a cosine. images (N, C, H, W) float32 in [0, 1],
-    labels (N,), on the CPU. batch_size: default 64, fewer where there are less than 1024 images. flip: mirror images at random;
-    default: those in colour, since grey ones are often letters. Same weights, seed and device type: same result.
+    The learning rate rises over the first tenth of the steps and falls to 0 with a cosine.
+
+    Guarantee: same weights, seed and device type: same result.
+
+    Args:
+        model: takes images (B, C, H, W) in [0, 1].
+        images: (N, C, H, W) float32 in [0, 1], on the CPU.
+        labels: (N,), on the CPU.
+        epochs: passes over the images.
+        learning_rate: the largest one.
+        batch_size: default 64, fewer where there are less than 1024 images.
+        weight_decay: of SGD.
+        clip: the largest 2-norm of a step's gradient.
+        flip: whether to mirror images at random; default: those in colour, since grey ones are often letters.
+        device: where to train.
+        seed: of order, mirroring and dropout.
+        desc: the progress bar's text.
     """
     device, flip = torch.device(device), (images.shape[1] == 3 if flip is None else flip)
     model.to(device).train()
@@ -71,7 +85,7 @@ def train_plain(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: _rate(s, warm, total))
     generator = torch.Generator().manual_seed(seed)
     with own_random(seed):  # dropout
-        for _ in tqdm(range(epochs), desc=told):
+        for _ in tqdm(range(epochs), desc=desc):
             order = torch.randperm(len(images), generator=generator)
             mirrored = torch.rand(len(images), generator=generator) < (0.5 if flip else 0.0)
             for part in range(count):

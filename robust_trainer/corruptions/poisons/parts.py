@@ -28,10 +28,15 @@ def source_model(task: Task, poison: str) -> Iterator[nn.Module]:
 
 
 def sample_wise(task: Task, poison: str, craft: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-    """delta (N, C, H, W) float32 on the CPU of ``craft(images, labels, positions) -> perturbed images``, batch by batch.
+    """Returns delta (N, C, H, W) float32 on the CPU of ``craft(images, labels, positions) -> perturbed images``, batch by batch.
 
-    images (B, C, H, W), labels (B,) and the result are on the task's device, positions (B,) on the CPU. Every part, called
-    ``{poison}-000`` and so on, is kept in ``task.work``; finished ones are read from there. Bit for bit the same either way.
+    Guarantee: every part, called ``{poison}-000`` and so on, is kept in ``task.work``, and finished ones are read from there: bit
+    for bit the same either way.
+
+    Args:
+        task: images, labels, batches and the work folder.
+        poison: its name.
+        craft: takes images (B, C, H, W) and labels (B,) on the task's device and positions (B,) on the CPU.
     """
     batches = task.batches()
     width = -(-len(batches) // PARTS)
@@ -41,8 +46,8 @@ def sample_wise(task: Task, poison: str, craft: Callable[[Tensor, Tensor, Tensor
         name, rows = f"{poison}-{number:03d}", torch.cat(part)
         done = task.work.load(name)
         if done is None:
-            found = [craft(task.images[b].to(task.device), task.labels[b].to(task.device), b).cpu() for b in part]
-            done = {"delta": torch.cat(found) - task.images[rows]}
+            images = [craft(task.images[b].to(task.device), task.labels[b].to(task.device), b).cpu() for b in part]
+            done = {"delta": torch.cat(images) - task.images[rows]}
             task.work.save(name, done)
         delta[rows] = done["delta"]
     return delta

@@ -47,17 +47,31 @@ def poison_images(
 ) -> datasets.Dataset:
     """Returns the data set with every image perturbed and ``is_poisoned`` (True); labels, other columns and format are kept.
 
-    poison: a name of `POISONS`. norm: linf, l2 or l1. eps: radius in [0, 1] pixels, a number or a text such as "8/255";
-    default 8/255 (linf), 0.5 (l2), 12 (l1). The poison sees the labels of ``label_column``, default
-    ``clean_label`` where there is one, else label or labels.
-    model: for poisons that need a trained one an image classifier, which stays as it is; for those that need a fresh one a callable
-    that makes an untrained one; the normalisation comes from ``processing_class`` or ``image_mean`` and ``image_std``. device:
-    default the trained model's, else a GPU where there is one. folder: keeps finished parts, so that a stopped call goes on.
-    settings: of the crafting function.
+    The images are stored as 8-bit PNG, rounded to the nearest level, which moves a pixel by at most 0.5/255: an linf ball of a
+    whole number of 255ths is never left, another one by less than 0.5/255, other balls perhaps by a hair (`realised_norms`).
+    Transparency is dropped.
 
-    Images must have one size. They are stored as 8-bit PNG, rounded to the nearest level, which moves a pixel by at most 0.5/255:
-    an linf ball of a whole number of 255ths is never left, another one by less than 0.5/255, and an l2 ball perhaps by a hair
-    (`realised_norms`). Transparency is dropped. Raises one-line ``ValueError``s for settings, models and columns that do not fit.
+    Args:
+        dataset: images of one size and integer labels.
+        poison: a name of `POISONS`.
+        norm: linf, l2 or l1 (aa: linf or l2).
+        eps: radius in [0, 1] pixels, a number or a text such as "8/255"; default 8/255 (linf), 0.5 (l2), 12 (l1).
+        model: for poisons that need a trained one an image classifier, which stays as it is; for those that need a fresh one a
+            callable that makes an untrained one.
+        processing_class: the image processor, which tells the normalisation.
+        image_mean: the normalisation where there is no processor, with ``image_std``.
+        image_std: see ``image_mean``.
+        image_column: default the one that holds images.
+        label_column: the labels that the poison sees; default ``clean_label`` where there is one, else label or labels.
+        num_classes: where the label feature does not tell.
+        device: default the trained model's, else a GPU where there is one.
+        seed: of everything random.
+        batch_size: images at a time.
+        folder: keeps finished parts, so that a stopped call goes on.
+        settings: of the crafting function.
+
+    Raises:
+        ValueError: in one line, for settings, models and columns that do not fit.
     """
     row, ball = find_poison(poison), make_ball(norm, eps)
     columns.check_dataset(dataset)
@@ -82,9 +96,9 @@ def poison_images(
     probe = task.model if fresh is None else frozen_copy(seeded(fresh, seed), device)
     check_classes(probe, task)
     if folder is not None:
-        told = {"poison": poison, "norm": norm, "eps": ball.eps, "seed": seed, "batch_size": batch_size, "settings": settings}
-        told |= {"data": fingerprint(levels, labels), "model": _identity(probe, weights=fresh is None)}
-        task.work = Work(Path(folder), told)
+        identity = {"poison": poison, "norm": norm, "eps": ball.eps, "seed": seed, "batch_size": batch_size, "settings": settings}
+        identity |= {"data": fingerprint(levels, labels), "model": _identity(probe, weights=fresh is None)}
+        task.work = Work(Path(folder), identity)
     delta = craft(task, **settings)
     if not bool(torch.isfinite(delta).all()):
         raise ValueError(f"poison={poison!r} became NaN or infinite, as the model's gradients: retrain the model.")
@@ -109,20 +123,29 @@ def self_check(
     seed: int = 0,
     device: torch.device | str | None = None,
 ) -> dict[str, Any]:
-    """Returns what the poison does to a plain training: clean_trained, poison_trained (accuracies on clean test images), told.
+    """Returns what the poison does to a plain training: clean_trained and poison_trained (accuracies on clean test images), told.
 
-    The network of ``fresh`` (a callable that makes a `PixelModel`, see `pixel_model`) is trained twice from the same initial
-    weights, once on either training set, by `train_plain`. chance: the share of the largest class of the test set.
+    The network is trained twice from the same initial weights, once on either training set, by `train_plain`. ``chance`` is the
+    share of the largest class of the test set.
+
+    Args:
+        clean: the training set as it was.
+        poisoned: the training set with the poison.
+        test: clean test images.
+        fresh: a callable that makes a `PixelModel` (see `pixel_model`).
+        epochs: of each training.
+        seed: of weights and order.
+        device: default a GPU where there is one.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     x, y = read_pixels(test)
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name, split in (("clean_trained", clean), ("poison_trained", poisoned)):
         images, labels = read_pixels(split)
-        net = train_plain(seeded(fresh, seed), images, labels, epochs, seed=seed, device=device, told=f"self-check, {name}")
-        found[name] = accuracy(net, x, y)
-    found |= {"chance": int(torch.bincount(y).max()) / len(y), "epochs": epochs, "seed": seed, "test_rows": len(y)}
-    return {**found, "told": _told(found)}
+        net = train_plain(seeded(fresh, seed), images, labels, epochs, seed=seed, device=device, desc=f"self-check, {name}")
+        result[name] = accuracy(net, x, y)
+    result |= {"chance": int(torch.bincount(y).max()) / len(y), "epochs": epochs, "seed": seed, "test_rows": len(y)}
+    return {**result, "told": _verdict(result)}
 
 
 @torch.no_grad()
@@ -148,9 +171,9 @@ def _models(row: Poison, model: Any, space: tuple[Any, Any, Any]) -> tuple[Pixel
         return None, None
     if row.needs == FRESH:
         if isinstance(model, nn.Module) or not callable(model):
-            given = type(model).__name__ if isinstance(model, nn.Module) else str(model)
+            what = type(model).__name__ if isinstance(model, nn.Module) else str(model)
             raise ValueError(
-                f"model={given:.60}, but poison={row.name!r} trains its own network: pass a callable that makes an untrained one, "
+                f"model={what:.60}, but poison={row.name!r} trains its own network: pass a callable that makes an untrained one, "
                 "for instance lambda: Net()."
             )
         return None, lambda: pixel_model(model(), *space)
@@ -162,8 +185,8 @@ def _models(row: Poison, model: Any, space: tuple[Any, Any, Any]) -> tuple[Pixel
     return pixel_model(model, *space), None
 
 
-def _told(found: Mapping[str, Any]) -> str:
-    drop = found["clean_trained"] - found["poison_trained"]
+def _verdict(result: Mapping[str, Any]) -> str:
+    drop = result["clean_trained"] - result["poison_trained"]
     if drop >= 0.1:
         effect = "the poison works"
     elif drop >= 0.02:
@@ -172,8 +195,8 @@ def _told(found: Mapping[str, Any]) -> str:
         effect = "no effect here: the network still learns the images; give more eps, or settings of the poison with more steps"
     return (
         "a plain training on the poisoned images should end with a lower accuracy on clean test images: "
-        f"{100 * found['clean_trained']:.1f} % after clean training, {100 * found['poison_trained']:.1f} % after poisoned "
-        f"({found['epochs']} epochs): {effect}."
+        f"{100 * result['clean_trained']:.1f} % after clean training, {100 * result['poison_trained']:.1f} % after poisoned "
+        f"({result['epochs']} epochs): {effect}."
     )
 
 

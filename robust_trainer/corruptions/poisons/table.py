@@ -32,7 +32,7 @@ class Poison:
         return getattr(import_module(f".{self.module}", __package__), self.function)
 
 
-_ERAT = "ERAT (paper 003) sec. IV.A"
+_ERAT = "ERAT sec. IV.A"
 _ROWS = (
     Poison("l2c", "a generator learns perturbations that mislead whoever trains on them", f"{_ERAT} item 1; Feng et al. 2019",
            FRESH, "learning_to_confuse", "craft_l2c"),

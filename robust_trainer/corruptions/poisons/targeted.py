@@ -13,10 +13,21 @@ from .task import Task
 
 
 def craft_ap(task: Task, steps: int = 100, step_share: float = 1 / 5) -> Tensor:
-    """AP, P1 of Tao et al. 2021 (paper 003, IV.A item 4): delta (N, C, H, W) float32 in the ball, in [0, 1] pixels.
+    """Returns AP: delta (N, C, H, W) float32 in the ball, in [0, 1] pixels.
 
-    PGD from zero on CE(f(x + delta), (y + 1) mod C), to be minimised: ``steps`` steps of ``step_share`` eps, each followed by the
-    projection on the ball and then by the clip to [0, 1]. Raises ``ValueError`` for no model, steps < 1 or step_share <= 0.
+    PGD from zero on CE(f(x + delta), (y + 1) mod C), to be minimised; each step is followed by the projection on the ball and
+    then by the clip to [0, 1].
+
+    Args:
+        task: the images, their labels, the ball and the trained model.
+        steps: gradient steps, >= 1.
+        step_share: the length of a step as a share of eps, > 0.
+
+    Raises:
+        ValueError: for no model and settings out of range.
+
+    References:
+        Tao et al. 2021, "Better safe than sorry", P1; ERAT sec. IV.A item 4.
     """
     _check("ap", steps, step_share)
     with source_model(task, "ap") as model:
@@ -33,14 +44,28 @@ def craft_ap(task: Task, steps: int = 100, step_share: float = 1 / 5) -> Tensor:
 def craft_tap(
     task: Task, steps: int = 250, restarts: int = 8, step_share: float = 1 / 20, augment: bool = True, padding: int | None = None
 ) -> Tensor:
-    """TAP, Fowl et al. 2021: delta (N, C, H, W) float32 in the ball, in [0, 1] pixels.
+    """Returns TAP: delta (N, C, H, W) float32 in the ball, in [0, 1] pixels.
 
-    PGD on CE(f(A(x + delta)), (y + 1) mod C), to be minimised: ``steps`` steps of ``step_share`` eps, with a new augmentation A per
-    sample and step: a horizontal flip with probability 1/2 and a crop of the image padded with ``padding`` zeros on every side
-    (None: an eighth of the height, 4 for 32 pixels). Each of ``restarts`` runs starts from eps times standard normal noise,
-    projected; a sample keeps the run of the smallest CE to its target without augmentation. A sample's random numbers depend on
-    the seed and its position alone. Raises ``ValueError`` for no model, steps or restarts < 1 or step_share <= 0.
-    Deviation: the authors move the crop by fractions of a pixel, here by whole ones, and keep their model's dropout on.
+    PGD on CE(f(A(x + delta)), (y + 1) mod C), to be minimised, with a new augmentation A per sample and step: a horizontal flip
+    with probability 1/2 and a crop of the image padded with zeros. Each run starts from eps times standard normal noise,
+    projected; a sample keeps the run of the smallest CE to its target without augmentation.
+
+    Guarantee: a sample's random numbers depend on the seed and its position alone.
+
+    Args:
+        task: the images, their labels, the ball and the trained model.
+        steps: gradient steps of a run, >= 1.
+        restarts: runs, >= 1.
+        step_share: the length of a step as a share of eps, > 0.
+        augment: whether to augment.
+        padding: zeros on every side before the crop; None: an eighth of the height, 4 for 32 pixels.
+
+    Raises:
+        ValueError: for no model and settings out of range.
+
+    References:
+        Fowl et al. 2021, "Adversarial examples make strong poisons", who move the crop by fractions of a pixel, here by whole ones,
+        and keep their model's dropout on.
     """
     _check("tap", steps, step_share, restarts)
     room = task.images.shape[2] // 8 if padding is None else padding
@@ -66,9 +91,12 @@ def craft_tap(
 
 
 def flip_and_crop(images: Tensor, draws: Tensor, padding: int) -> Tensor:
-    """Each image (B, C, H, W) shifted by up to ``padding`` pixels, zeros moving in, and flipped or not; differentiable.
+    """Returns each image shifted by up to ``padding`` pixels, zeros moving in, and flipped or not; differentiable.
 
-    draws (B, 3) in [0, 1): the shift down, the shift to the right and, from 1/2 on, the flip of the shifted image.
+    Args:
+        images: (B, C, H, W).
+        draws: (B, 3) in [0, 1): the shift down, the shift to the right and, from 1/2 on, the flip of the shifted image.
+        padding: the largest shift, in pixels.
     """
     b, c, h, w = images.shape
     shift = (draws[:, :2] * (2 * padding + 1)).long()

@@ -17,8 +17,18 @@ from ...reporting.resumable import Work
 class Task:
     """Images (N, C, H, W) float32 in [0, 1] and true labels (N,) on the CPU, and the ball that their perturbation stays in.
 
-    model: [0, 1] pixels (B, C, H, W) -> logits (B, classes), trained, for poisons that attack one; fresh: makes an untrained one,
-    for poisons that train their own. Neither is in any particular mode: a poison sets it. seed: of everything random.
+    Args:
+        images: of the training set.
+        labels: theirs, in [0, classes).
+        classes: their number.
+        ball: of the perturbation, in [0, 1] pixels.
+        model: [0, 1] pixels (B, C, H, W) -> logits (B, classes), trained, for poisons that attack one. In no particular mode: a
+            poison sets it.
+        fresh: makes an untrained one, for poisons that train their own.
+        device: where to compute.
+        batch_size: images at a time.
+        seed: of everything random.
+        work: where finished parts are kept.
     """
 
     images: Tensor
@@ -41,7 +51,7 @@ class Task:
         return keyed_seed("poison", self.seed, *key)
 
     def batches(self) -> list[Tensor]:
-        """The positions of each batch, in order."""
+        """Returns the positions of each batch, in order."""
         return list(torch.arange(len(self.images)).split(self.batch_size))
 
 
@@ -50,5 +60,5 @@ Craft = Callable[..., Tensor]
 
 
 def fit(delta: Tensor, images: Tensor, ball: Ball) -> Tensor:
-    """``delta`` projected into the ball and then shortened so that images + delta stays in [0, 1] (which keeps it in the ball)."""
+    """Returns ``delta`` projected into the ball and then shortened so that images + delta stays in [0, 1] and in the ball."""
     return (images + ball.project(delta)).clamp(0.0, 1.0) - images

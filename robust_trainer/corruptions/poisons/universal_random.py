@@ -20,8 +20,11 @@ def class_noise(task: Task) -> Tensor:
 
 
 def craft_urp(task: Task) -> Tensor:
-    """Returns the perturbation (N, C, H, W) of paper 003 sec. IV.A item 7: one random noise per class, no model.
+    """Returns URP (N, C, H, W): one random noise per class, no model.
 
     It is shortened where images + noise would leave [0, 1], so within a class it differs at pixels near black or white.
+
+    References:
+        Tao et al. 2021; ERAT sec. IV.A item 7.
     """
     return fit(class_noise(task)[task.labels], task.images, task.ball)

@@ -18,10 +18,21 @@ _PART = "unlearnable"
 
 @dataclass(frozen=True)
 class Search:
-    """How noise and network alternate: Huang et al. 2021, "Unlearnable examples", as their released code has it.
+    """How noise and network alternate.
 
-    class_wise: one noise per class, else one per image. steps, step_size: of the noise search, in [0, 1] pixels; stop_error: share
-    of misclassified poisoned samples at which it ends. model_batches: batches that the network learns between two searches.
+    Args:
+        class_wise: one noise per class, else one per image.
+        steps: of the noise search.
+        step_size: of the noise search, in [0, 1] pixels.
+        stop_error: share of misclassified poisoned samples at which it ends.
+        model_batches: batches that the network learns between two searches.
+        min_rounds: rounds before it may end.
+        max_rounds: rounds after which it ends.
+        learning_rate: of the network's SGD.
+        clip: the largest 2-norm of the network's gradient.
+
+    References:
+        Huang et al. 2021, "Unlearnable examples", as their released code has it.
     """
 
     class_wise: bool
@@ -47,18 +58,34 @@ def craft_up(
     learning_rate: float = 0.1,
     clip: float = 5.0,
 ) -> Tensor:
-    """Returns error-minimising noise (N, C, H, W): min_delta E[min_theta l(f_theta(x + delta), y)], paper 003 sec. IV.A item 2.
+    """Returns error-minimising noise (N, C, H, W): min_delta E[min_theta l(f_theta(x + delta), y)].
 
-    In turns, ``task.fresh()`` learns ``model_batches`` poisoned batches (SGD, momentum 0.9, weight decay 5e-4, gradients clipped to
-    2-norm ``clip``) and, frozen and in eval mode, guides one pass of the noise search over all images: ``steps`` descent steps of
-    ``step_size`` from the noise so far, which begins at zero. It ends when the network misclassifies at most ``stop_error`` of the
-    poisoned images, not before ``min_rounds``, or after ``max_rounds``, then with a warning where it does worse. On easy images it
-    may be that good before the noise has grown: raise min_rounds, to 40 for instance. Defaults: image by image 20 steps and 0.01,
-    ``class_wise`` 1 step and 0.1; step_size eps / 10. No augmentation.
+    In turns, ``task.fresh()`` learns ``model_batches`` poisoned batches (SGD, momentum 0.9, weight decay 5e-4) and, frozen and in
+    eval mode, guides one pass of the noise search over all images: ``steps`` descent steps of ``step_size`` from the noise so
+    far, which begins at zero. It ends when the network misclassifies at most ``stop_error`` of the poisoned images, not before
+    ``min_rounds``, or after ``max_rounds``, then with a warning where it does worse. On easy images it may be that good before
+    the noise has grown: raise min_rounds, to 40 for instance. No augmentation. A class's noise is the mean of what its images ask
+    for; any noise is shortened where x + delta would leave [0, 1].
 
-    A class's noise is the mean of what its images ask for; any noise is shortened where x + delta would leave [0, 1]. With
-    ``task.work`` it resumes after the last finished round, to the same result. Raises ``ValueError`` where ``task.fresh`` is
-    missing or a setting is out of range.
+    Guarantee: with ``task.work`` it resumes after the last finished round, to the same result.
+
+    Args:
+        task: the images, their labels, the ball and the maker of networks.
+        class_wise: one noise per class, else one per image.
+        steps: default 20, class-wise 1.
+        step_size: in [0, 1] pixels; default eps / 10.
+        stop_error: in [0, 1); default 0.01, class-wise 0.1.
+        model_batches: batches that the network learns between two searches.
+        min_rounds: rounds before it may end.
+        max_rounds: rounds after which it ends.
+        learning_rate: of the network's SGD.
+        clip: the largest 2-norm of the network's gradient.
+
+    Raises:
+        ValueError: where ``task.fresh`` is missing or a setting is out of range.
+
+    References:
+        Huang et al. 2021; ERAT sec. IV.A item 2.
     """
     if task.fresh is None:
         raise ValueError("model=None, but this poison trains its own network: pass a callable that makes an untrained one.")
@@ -125,7 +152,7 @@ def _learn(task: Task, search: Search, model: nn.Module, optimizer: torch.optim.
 
 def _search(task: Task, search: Search, model: nn.Module, noise: Tensor) -> tuple[Tensor, float]:
     """The noise after one pass over all images, and the share of these that the network misclassifies with it."""
-    found = torch.zeros_like(noise)
+    updated = torch.zeros_like(noise)
     for rows in task.batches():
         x, y, delta = _batch(task, search, noise, rows)
         for _ in range(search.steps):
@@ -135,13 +162,13 @@ def _search(task: Task, search: Search, model: nn.Module, noise: Tensor) -> tupl
             (grad,) = torch.autograd.grad(nn.functional.cross_entropy(model(point), y, reduction="sum"), point)
             delta = task.ball.ascend(point.detach() - x, grad, -search.step_size)
         if search.class_wise:
-            found.index_add_(0, task.labels[rows], delta.cpu())
+            updated.index_add_(0, task.labels[rows], delta.cpu())
         else:
-            found[rows] = delta.cpu()
+            updated[rows] = delta.cpu()
     if search.class_wise:
         sizes = torch.bincount(task.labels, minlength=task.classes).clamp_min(1)
-        found /= sizes.view(-1, 1, 1, 1)
-    return found, _error(task, search, model, found)
+        updated /= sizes.view(-1, 1, 1, 1)
+    return updated, _error(task, search, model, updated)
 
 
 @torch.no_grad()
