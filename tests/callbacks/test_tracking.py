@@ -356,7 +356,7 @@ def test_pictures_are_drawn(tmp_path):
         (dict(attacks_final=["pgd-20", "cw"]), "'cw' lacks its number of steps"),
         (dict(attacks_final=[]), "attacks_final is empty.*None"),
         (dict(eps="8"), "0-255"),
-        (dict(norm="l1"), "norm='l1' is unknown"),
+        (dict(norm="l3"), "norm='l3' is unknown"),
         (dict(held_out=HELD.select([])), "held_out is empty"),
         (dict(data=TEST.select([])), "dataset is empty"),
         (dict(data={"test": TEST}), "dataset is a dict of \\['test'\\]"),

@@ -237,7 +237,7 @@ def test_order_buckets_and_files(tmp_path):
     [
         ({"step_size": 0}, "step_size=0"), ({"max_steps": -1}, "max_steps=-1"), ({"batch_size": True}, "batch_size=True"),
         ({"step_size": float("inf")}, "step_size=inf"), ({"max_steps": 2.5}, "max_steps=2.5"), ({"batch_size": 0}, "batch_size=0"),
-        ({"norm": "l1"}, "norm='l1'"), ({"target": "next"}, "target='next'"), ({"target": 3}, "target=3"),
+        ({"norm": "l3"}, "norm='l3'"), ({"target": "next"}, "target='next'"), ({"target": 3}, "target=3"),
         ({"target": "extra"}, "target='extra'"),
         ({"image_mean": None, "image_std": None}, "normalisation"),
         ({"model": Linear(4)}, "the model has 4 classes but the data set 3"),

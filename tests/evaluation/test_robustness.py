@@ -22,7 +22,7 @@ from robust_trainer.evaluation.robustness import evaluate_robustness
 def test_linear_models_have_their_exact_robustness(norm, eps, classes):
     model, data, space, truth = linear_case(classes)
     attacks = {
-        2: ["pgd-20", "pgd-20-t", "apgd-ce", "fab"],
+        2: ["pgd-50", "pgd-50-t", "apgd-ce", "fab"],
         3: ["cw-50-t", "fab-t"],
         5: ["cw-50-t", "apgd-t", "autoattack"],
     }[classes]

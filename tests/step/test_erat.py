@@ -310,7 +310,7 @@ def test_the_two_radii_are_what_the_samples_are_moved_by(tmp_path):
         (dict(eps=8.0), "looks like the 0-255 scale"),
         (dict(norm="linf", eps_l2=0.5), "eps_l2=0.5 has no effect with norm='linf'"),
         (dict(norm="l2", eps=0.5), "eps=0.5 has no effect with norm='l2': give eps_l2"),
-        (dict(norm="l1"), "norm='l1' is unknown"),
+        (dict(norm="l3"), "norm='l3' is unknown"),
         (dict(scope="batch"), "set scope='sample'"),
         (dict(inner_loss="consistency"), "no gradient at the clean input"),
         (dict(score="los"), "score='los' is unknown: did you mean 'loss'"),
