@@ -27,7 +27,7 @@ from robust_trainer import METHODS
 def changed(method: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Those of a run's settings that are not the method's own: the ``method_settings`` of its `RobustConfig`."""
     own = METHODS[method].settings
-    found = {k: v for k, v in settings.items() if v is not None and v != own[k]}
+    found = {k: v for k, v in settings.items() if v is not None and v != own.get(k)}
     if own.get("drop_ramp_steps") is not None and settings["drop_ramp_steps"] is None:
         found["drop_ramp_epochs"] = settings["drop_ramp_epochs"]  # named, epochs count, be it the default's number
     return found

@@ -48,13 +48,13 @@ def _check_effects(settings: Mapping[str, Any], changes: Mapping[str, Any], obje
             raise ValueError(
                 f"{name}={value!r} has no effect with objective={objective!r}: set objective='{readers[0]}', or drop {name}."
             )
-        reason = SETTINGS[name].idle(settings, parts) if SETTINGS[name].idle is not None else None
+        idle = SETTINGS[name].idle
+        reason = idle(settings, parts) if idle is not None else None
         if reason is not None:
             raise ValueError(f"{name}={value!r} has no effect {reason}, or drop {name}.")
     rule = settings.get("rule")
     if rule is not None:
-        name = next((name for name in changes if name in unread_by(rule)), None)
-        if name is not None:
+        for name in changes.keys() & unread_by(rule):
             raise ValueError(f"{name}={changes[name]!r} has no effect with rule={rule!r}, which takes no {name}: drop one of them.")
 
 
