@@ -15,9 +15,14 @@ SLOPE = 0.1
 class AutoencoderConfig(PreTrainedConfig):
     """Settings of `AutoencoderModel`.
 
-    features: columns d of a row. hidden_size: units h of each of the four hidden layers. latent_size: units of the bottleneck.
-    dropout: share of the units that a training pass leaves out, in [0, 1). variational: a VAE. kl_weight: >= 0, the weight of a
-    VAE's divergence (1: the evidence lower bound with unit variance of the decoder).
+    Args:
+        features: Columns d of a row.
+        hidden_size: Units h of each of the four hidden layers.
+        latent_size: Units of the bottleneck.
+        dropout: Share of the units that a training pass leaves out, in [0, 1).
+        variational: A VAE.
+        kl_weight: >= 0, the weight of a VAE's divergence (1: the evidence lower bound with unit variance of the decoder).
+
     """
 
     model_type = "robust-autoencoder"
@@ -53,7 +58,7 @@ class AutoencoderModel(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """torch's own initialisation stands."""
+        """Leaves torch's own initialisation."""
 
     def forward(self, features: Tensor, return_loss: bool = True) -> AnomalyOutput:
         """features: (B, d) floats. return_loss: no effect; tells the Trainer that a loss comes without labels."""

@@ -19,15 +19,28 @@ from .realnvp import RealNVPConfig, RealNVPModel
 class RCA(AnomalyDetector):
     """Robust collaborative autoencoders (paper 001 Algorithm 1): each trains on the rows that another one reconstructs best.
 
-    contamination: the share of abnormal rows, (0, 0.5], or ``auto``; training leaves out that share of each batch, the rows of
-    largest error with dropout off, rising from 0 over the first half of the epochs. networks: K >= 1 autoencoders; with more than
-    two who trains on whose rows is drawn at each step. select: False keeps every row (RCA-SS). ensemble: V >= 0 thinned copies of
-    each network that a score is the mean of, 0: the networks as they are (RCA-E). variational: RCVA; kl_weight >= 0. dropout in
-    [0, 1); hidden_size, latent_size: units of `AutoencoderModel`. epochs, batch_size, learning_rate: of the training (Adam).
-    scaling: minmax (the networks' output is in [0, 1]), standard or none; imputation: mean or median. random_state: as in
-    scikit-learn. device: ``cpu``, or None for what the Trainer finds. verbose: the Trainer's own progress.
-
     Scores are the squared error in scaled units, a sum over the columns.
+
+    Args:
+        contamination: The share of abnormal rows, (0, 0.5], or ``auto``; training leaves out that share of each batch, the rows of
+            largest error with dropout off, rising from 0 over the first half of the epochs.
+        networks: K >= 1 autoencoders; with more than two who trains on whose rows is drawn at each step.
+        select: False keeps every row (RCA-SS).
+        ensemble: V >= 0 thinned copies of each network that a score is the mean of, 0: the networks as they are (RCA-E).
+        variational: RCVA.
+        kl_weight: Weight of its divergence, >= 0.
+        dropout: Share of the units that a training pass leaves out, in [0, 1).
+        hidden_size: Units of `AutoencoderModel`.
+        latent_size: Units of `AutoencoderModel`.
+        epochs: Of the training (Adam).
+        batch_size: Of the training (Adam).
+        learning_rate: Of the training (Adam).
+        scaling: Minmax (the networks' output is in [0, 1]), standard or none.
+        imputation: Mean or median.
+        random_state: As in scikit-learn.
+        device: ``cpu``, or None for what the Trainer finds.
+        verbose: The Trainer's own progress.
+
     """
 
     _switches = ("select", "variational")
@@ -76,13 +89,18 @@ class RCA(AnomalyDetector):
 class RobustRealNVP(AnomalyDetector):
     """A RealNVP flow fitted to the densest rows of each batch, with a Lipschitz cap (paper 001 Algorithm 2, sec. 3.4.3 and 3.4.4).
 
-    contamination: the share of abnormal rows, (0, 0.5], or ``auto``; training leaves out that share of each batch, the rows of
-    least density, rising from 0 over the first twentieth of the epochs. trim: False keeps every row. lipschitz: k > 0, the cap of
-    the spectral norm of every linear layer of s and t, or None (TrimRealNVP; with trim=False RealNVP). couplings: affine couplings,
-    an even number; hidden_size: units of the two hidden layers of s and t. scaling: standard (the prior is N(0, I)), minmax or
-    none. The other settings are those of `RCA`.
-
     Scores are negative log-likelihoods, in nats, of the scaled rows; they can be negative.
+
+    Args:
+        contamination: The share of abnormal rows, (0, 0.5], or ``auto``; training leaves out that share of each batch, the rows of
+            least density, rising from 0 over the first twentieth of the epochs.
+        trim: False keeps every row.
+        lipschitz: K > 0, the cap of the spectral norm of every linear layer of s and t, or None (TrimRealNVP; with trim=False
+            RealNVP).
+        couplings: Affine couplings, an even number.
+        hidden_size: Units of the two hidden layers of s and t.
+        scaling: Standard (the prior is N(0, I)), minmax or none. The other settings are those of `RCA`.
+
     """
 
     _switches = ("trim",)
@@ -142,7 +160,16 @@ DETECTORS: Mapping[str, Variant] = {
 
 
 def make_detector(name: str, **settings: Any) -> AnomalyDetector:
-    """The detector of that name with these settings changed. Raises ``ValueError`` for an unknown name or setting."""
+    """The detector of that name with these settings changed.
+
+    Args:
+        name: A key of `DETECTORS`.
+        **settings: Of that detector.
+
+    Raises:
+        ValueError: For an unknown name or setting.
+
+    """
     if name not in DETECTORS:
         raise ValueError(f"unknown detector {name!r}: {did_you_mean(name, DETECTORS)}choose one of {', '.join(DETECTORS)}.")
     row = DETECTORS[name]

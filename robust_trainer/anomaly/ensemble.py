@@ -27,7 +27,15 @@ class Kept:
 
     @classmethod
     def draw(cls, size: int, rate: float, passes: int, generator: torch.Generator) -> Kept:
-        """Each unit is left out with probability ``rate``; passes come in pairs of opposite draws."""
+        """Each unit is left out with probability ``rate``; passes come in pairs of opposite draws.
+
+        Args:
+            size: Number of units.
+            rate: Probability in [0, 1).
+            passes: Number of copies, even.
+            generator: Draws.
+
+        """
         numbers = torch.rand(-(-passes // 2), size, generator=generator)
         keep = torch.stack([numbers, 1.0 - numbers], 1).flatten(0, 1)[:passes] >= rate
         count = keep.sum(1)
@@ -64,6 +72,10 @@ class Thinned:
         """The mean over the copies of the squared reconstruction error of rows x (B, d), a sum over the columns, (B,).
 
         Rows are columns here, so that leaving units out is picking rows of memory; the products shrink with the layers.
+
+        Args:
+            x: Rows (B, d).
+
         """
         net, rows = self.network, x.T
         hidden = torch.addmm(net.encode1.bias.unsqueeze(1), net.encode1.weight, rows)
@@ -86,14 +98,28 @@ def _thin(layer: nn.Linear, below: Kept, wanted: Kept | None) -> tuple[Tensor, T
 
 
 def groups_of(x: Tensor, seed: int) -> Tensor:
-    """The group of each of rows x (B, d), a hash of its numbers in [0, GROUPS), (B,)."""
+    """The group of each of rows x (B, d), a hash of its numbers in [0, GROUPS), (B,).
+
+    Args:
+        x: Rows (B, d).
+        seed: Of the copies.
+
+    """
     keys = torch.randint(2**62, (x.shape[1],), generator=torch.Generator().manual_seed(seed)).to(x.device) * 2 + 1
     bits = (x.float() + 0.0).contiguous().view(torch.int32).long()  # + 0: there are two zeros
     return ((bits * keys).sum(1) >> 40) % GROUPS
 
 
 def copies_for(networks: Sequence[AutoencoderModel], passes: int, seed: int, group: int) -> list[Thinned]:
-    """The ``passes`` thinned copies of each network that judge the rows of a group."""
+    """The ``passes`` thinned copies of each network that judge the rows of a group.
+
+    Args:
+        networks: The autoencoders.
+        passes: Number of copies, even.
+        seed: Of the copies.
+        group: Of the rows.
+
+    """
     generator = keyed_generator("dropout", seed, group)
     return [Thinned(network, passes, generator) for network in networks]
 
@@ -105,6 +131,13 @@ def ensemble_scores(networks: Sequence[AutoencoderModel], x: Tensor, passes: int
     Paper 001 Algorithm 1, lines 11 to 15. Rows of a group share their copies, so that these are products of matrices; the groups
     have copies of their own, so that one draw does not shift all scores the same way (docs/guides/anomaly.md). Seed and row
     decide a score, not the rows beside it. passes 0: the networks as they are, without dropout.
+
+    Args:
+        networks: The autoencoders.
+        x: Rows (B, d).
+        passes: Number of copies, even.
+        seed: Of the copies.
+
     """
     if passes == 0:
         return in_parts(lambda part: torch.stack([network(part).scores for network in networks]).mean(0), x)
@@ -117,5 +150,11 @@ def ensemble_scores(networks: Sequence[AutoencoderModel], x: Tensor, passes: int
 
 
 def in_parts(score: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``score`` (B,) of rows x (B, d), some hundred at a time."""
+    """``score`` (B,) of rows x (B, d), some hundred at a time.
+
+    Args:
+        score: Rows (b, d) -> scores (b,).
+        x: Rows (B, d).
+
+    """
     return torch.cat([score(part) for part in x.split(ROWS)])

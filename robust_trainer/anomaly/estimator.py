@@ -70,7 +70,16 @@ class AnomalyDetector(BaseEstimator):
     # ---- scikit-learn and PyOD ----------------------------------------------------------------------------------------------
 
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Trains on rows X (n, d), n and d at least 2; y is ignored. Raises a one-line ``ValueError`` for bad rows or settings."""
+        """Trains on rows X (n, d), n and d at least 2; y is ignored.
+
+        Args:
+            X: Rows (n, d): array or data frame of numbers, NaN for a missing cell.
+            y: Ignored.
+
+        Raises:
+            ValueError: For bad rows or settings.
+
+        """
         self._check()
         rows = self._rows(X, fitting=True)
         names = [str(n) for n in getattr(self, "feature_names_in_", range(rows.shape[1]))]
@@ -97,22 +106,43 @@ class AnomalyDetector(BaseEstimator):
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """Scores (n,) of rows X (n, d), float64: higher is more abnormal. A row's score does not depend on the rows beside it."""
+        """Scores (n,) of rows X (n, d), float64: higher is more abnormal. A row's score does not depend on the rows beside it.
+
+        Args:
+            X: Rows (n, d): array or data frame of numbers, NaN for a missing cell.
+
+        """
         check_is_fitted(self, "threshold_")
         return self._scores(self.preparation_(self._rows(X, fitting=False)))
 
     def predict(self, X: Any) -> np.ndarray:
-        """Labels (n,) of rows X (n, d): 1 where the score is beyond ``threshold_``, else 0."""
+        """Labels (n,) of rows X (n, d): 1 where the score is beyond ``threshold_``, else 0.
+
+        Args:
+            X: Rows (n, d): array or data frame of numbers, NaN for a missing cell.
+
+        """
         return (self.decision_function(X) > self.threshold_).astype(int)
 
     def fit_predict(self, X: Any, y: Any = None) -> np.ndarray:
-        """`fit`, then ``labels_``."""
+        """`fit`, then ``labels_``.
+
+        Args:
+            X: Rows (n, d): array or data frame of numbers, NaN for a missing cell.
+            y: Ignored.
+
+        """
         return self.fit(X).labels_
 
     def predict_proba(self, X: Any, method: str = "linear") -> np.ndarray:
         """Probabilities (n, 2) of being normal and abnormal, a map of the score to [0, 1] (Kriegel et al. 2011), not calibrated.
 
         linear: from the smallest to the largest training score; unify: max(0, erf((score - mean) / (std sqrt 2))).
+
+        Args:
+            X: Rows (n, d): array or data frame of numbers, NaN for a missing cell.
+            method: ``linear`` or ``unify``, the map of the score.
+
         """
         if method not in ("linear", "unify"):
             raise ValueError(f"method={method!r} is unknown: choose linear or unify.")

@@ -12,7 +12,9 @@ from transformers.utils import ModelOutput
 class AnomalyOutput(ModelOutput):
     """loss: mean of losses, scalar; losses (B,): what is minimised; scores (B,): detached, higher = more abnormal.
 
-    reconstruction: (B, d), of autoencoders.
+    Args:
+        reconstruction: (B, d), of autoencoders.
+
     """
 
     loss: Tensor | None = None

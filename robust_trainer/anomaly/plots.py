@@ -18,7 +18,14 @@ WIDE = 30.0
 
 
 def measure(truth: np.ndarray | None, scores: np.ndarray, predicted: np.ndarray) -> dict[str, float] | None:
-    """Returns auc, average_precision, precision and recall, fractions; None where the truth is unknown or holds one kind alone."""
+    """Returns auc, average_precision, precision and recall, fractions; None where the truth is unknown or holds one kind alone.
+
+    Args:
+        truth: (n,) of 0 and 1, None where unknown.
+        scores: (n,), higher is more abnormal.
+        predicted: (n,) of 0 and 1.
+
+    """
     if truth is None or len(np.unique(truth)) < 2:
         return None
     hits = float((predicted * truth).sum())
@@ -34,9 +41,17 @@ def plot_curves(
 ) -> Path:  # fmt: skip
     """Draws the ROC curve and the precision-recall curve of each detector side by side as one PNG and returns its path.
 
-    truth: (n,) of 0 and 1, both of them. scores: name -> (n,), higher is more abnormal. thresholds: name -> the score beyond which
-    a row counts as abnormal, marked by a circle. AUC is the area under the ROC curve, AP the average precision (scikit-learn).
-    Raises ``ValueError`` where the truth holds one kind alone, and for scores that do not fit it.
+    Args:
+        truth: (n,) of 0 and 1, both of them.
+        scores: Name -> (n,), higher is more abnormal.
+        path: File to write.
+        thresholds: Name -> the score beyond which a row counts as abnormal, marked by a circle. AUC is the area under the ROC
+            curve, AP the average precision (scikit-learn).
+        title: Heading, None for none.
+
+    Raises:
+        ValueError: Where the truth holds one kind alone, and for scores that do not fit it.
+
     """
     known = np.asarray(truth)
     if not scores or sorted(np.unique(known)) != [0, 1]:
@@ -82,8 +97,20 @@ def plot_scores(
 ) -> Path:
     """Draws a histogram of scores (n,) with the threshold as one PNG and returns its path; curves if the truth holds both kinds.
 
-    Counts are on a logarithmic axis; so are scores that are positive and far apart. Of others the far tail is one bar. Raises
-    ``ValueError`` for scores that are empty or not finite.
+    Counts are on a logarithmic axis; so are scores that are positive and far apart. Of others the far tail is one bar.
+
+    Args:
+        scores: (n,), higher is more abnormal.
+        threshold: The score beyond which a row counts as abnormal.
+        path: File to write.
+        truth: (n,) of 0 and 1, None where unknown.
+        name: Of the detector.
+        title: Heading, None for none.
+
+
+    Raises:
+        ValueError: For scores that are empty or not finite.
+
     """
     values = np.asarray(scores, dtype=np.float64)
     if not len(values) or not np.isfinite(values).all():

@@ -20,8 +20,10 @@ LIMIT = 1e6
 class Preparation:
     """(x - centre) / scale, with ``fill`` in the place of NaN; all three (d,), float64, of the training rows alone.
 
-    fill: the column's mean or median over the values that are there (paper 001 sec. 2.4: the mean). minmax: the training rows span
-    [0, 1] in each column; standard: mean 0 and standard deviation 1. A constant column has scale 1.
+    Args:
+        fill: The column's mean or median over the values that are there (paper 001 sec. 2.4: the mean). minmax: the training rows
+            span [0, 1] in each column; standard: mean 0 and standard deviation 1. A constant column has scale 1.
+
     """
 
     fill: np.ndarray
@@ -30,7 +32,18 @@ class Preparation:
 
     @classmethod
     def of(cls, rows: np.ndarray, scaling: str, imputation: str, names: list[str]) -> Preparation:
-        """Fits it to rows (n, d). Raises ``ValueError`` for a column without a value, and where no column varies."""
+        """Fits it to rows (n, d).
+
+        Args:
+            rows: (n, d), NaN where a cell is missing.
+            scaling: ``minmax``, ``standard`` or ``none``.
+            imputation: ``mean`` or ``median``.
+            names: Of the columns, for messages.
+
+        Raises:
+            ValueError: For a column without a value, and where no column varies.
+
+        """
         missing = np.isnan(rows)
         empty = [names[i] for i in np.flatnonzero(missing.all(0))]
         if empty:
@@ -54,7 +67,7 @@ class Preparation:
         return cls(fill, centre, np.where(constant | (spread <= 0), 1.0, spread))
 
     def __call__(self, rows: np.ndarray) -> Tensor:
-        """rows (n, d) filled and scaled, float32."""
+        """Returns rows (n, d) filled and scaled, float32."""
         with np.errstate(over="ignore"):  # clipped below
             found = (np.where(np.isnan(rows), self.fill, rows) - self.centre) / self.scale
         return torch.from_numpy(found.clip(-LIMIT, LIMIT).astype(np.float32))

@@ -19,9 +19,12 @@ Layers = list[tuple[Tensor, Tensor | None]]
 class RealNVPConfig(PreTrainedConfig):
     """Settings of `RealNVPModel`.
 
-    features: columns d >= 2 of a row. couplings: affine couplings, in pairs that between them move every column. hidden_size:
-    units of the two hidden layers of s and of t. lipschitz: None, or the k > 0 at which the spectral norm of every linear layer of
-    s and t is capped.
+    Args:
+        features: Columns d >= 2 of a row.
+        couplings: Affine couplings, in pairs that between them move every column.
+        hidden_size: Units of the two hidden layers of s and of t.
+        lipschitz: None, or the k > 0 at which the spectral norm of every linear layer of s and t is capped.
+
     """
 
     model_type = "robust-realnvp"
@@ -64,7 +67,7 @@ class RealNVPModel(PreTrainedModel):
         self.post_init()
 
     def reset_parameters(self) -> None:
-        """torch's own initialisation of linear layers: uniform in +- 1 / sqrt(in)."""
+        """Sets torch's own initialisation of linear layers: uniform in +- 1 / sqrt(in)."""
         with torch.no_grad():
             for weight, bias in zip(self.weights, self.biases):
                 bound = 1.0 / math.sqrt(weight.shape[-2])
@@ -89,16 +92,33 @@ class RealNVPModel(PreTrainedModel):
         return AnomalyOutput(loss=nll.mean(), losses=nll, scores=nll.detach())
 
     def negative_log_likelihood(self, x: Tensor, layers: Layers) -> Tensor:
-        """-log p(x) (B,) of rows x (B, d), in nats. layers: of `layers`."""
+        """-log p(x) (B,) of rows x (B, d), in nats. layers: of `layers`.
+
+        Args:
+            x: Rows (B, d).
+            layers: Of `layers`.
+
+        """
         z, log_det = self.encode(x, layers)
         return 0.5 * (z.square().sum(1) + z.shape[1] * math.log(2.0 * math.pi)) - log_det
 
     def held(self, number: int) -> int:
-        """How many columns coupling ``number`` holds: the first ones if the number is even, else the last ones."""
+        """How many columns coupling ``number`` holds: the first ones if the number is even, else the last ones.
+
+        Args:
+            number: Of the coupling, from 0.
+
+        """
         return self.middle if number % 2 == 0 else self.config.features - self.middle
 
     def encode(self, x: Tensor, layers: Layers | None = None) -> tuple[Tensor, Tensor]:
-        """z (B, d) and log |det dz/dx| (B,) of rows x (B, d)."""
+        """Returns z (B, d) and log |det dz/dx| (B,) of rows x (B, d).
+
+        Args:
+            x: Rows (B, d).
+            layers: Of `layers`.
+
+        """
         layers = self.layers() if layers is None else layers
         log_det = x.new_zeros(len(x))
         for number in range(self.config.couplings):
@@ -107,7 +127,14 @@ class RealNVPModel(PreTrainedModel):
         return x, log_det
 
     def couple(self, x: Tensor, number: int, layers: Layers) -> tuple[Tensor, Tensor]:
-        """Coupling ``number`` of rows x (B, d): y (B, d) and log |det dy/dx| (B,)."""
+        """Coupling ``number`` of rows x (B, d): y (B, d) and log |det dy/dx| (B,).
+
+        Args:
+            x: Rows (B, d).
+            number: Of the coupling, from 0.
+            layers: Of `layers`.
+
+        """
         first, last = x.tensor_split([self.middle], 1)
         held, free = (first, last) if number % 2 == 0 else (last, first)
         s, t = self.scale_and_shift(held, number, layers)
@@ -115,7 +142,14 @@ class RealNVPModel(PreTrainedModel):
         return torch.cat([held, free] if number % 2 == 0 else [free, held], 1), s.sum(1)
 
     def uncouple(self, y: Tensor, number: int, layers: Layers) -> Tensor:
-        """The rows x (B, d) that coupling ``number`` maps to y (B, d)."""
+        """The rows x (B, d) that coupling ``number`` maps to y (B, d).
+
+        Args:
+            y: (B, d).
+            number: Of the coupling, from 0.
+            layers: Of `layers`.
+
+        """
         first, last = y.tensor_split([self.middle], 1)
         held, free = (first, last) if number % 2 == 0 else (last, first)
         s, t = self.scale_and_shift(held, number, layers)
@@ -123,7 +157,12 @@ class RealNVPModel(PreTrainedModel):
         return torch.cat([held, free] if number % 2 == 0 else [free, held], 1)
 
     def decode(self, z: Tensor) -> Tensor:
-        """The rows x (B, d) that `encode` maps to z (B, d)."""
+        """The rows x (B, d) that `encode` maps to z (B, d).
+
+        Args:
+            z: (B, d), of the prior.
+
+        """
         layers = self.layers()
         for number in reversed(range(self.config.couplings)):
             z = self.uncouple(z, number, layers)
@@ -150,7 +189,14 @@ class RealNVPModel(PreTrainedModel):
         return [(weight if factor is None else weight * factor, None) for weight, factor in self.layers()]
 
     def scale_and_shift(self, held: Tensor, number: int, layers: Layers) -> tuple[Tensor, Tensor]:
-        """s and t, (B, d - m) each, of coupling ``number`` for its m held columns (B, m)."""
+        """Returns s and t, (B, d - m) each, of coupling ``number`` for its m held columns (B, m).
+
+        Args:
+            held: The held columns (B, m).
+            number: Of the coupling, from 0.
+            layers: Of `layers`.
+
+        """
         (w1, f1), (w2, f2), (w3, f3) = ((weight[number], factor if factor is None else factor[number]) for weight, factor in layers)
         b1, b2, b3 = (bias[number] for bias in self.biases)
         m = held.shape[1]

@@ -30,8 +30,16 @@ _ARRAYS = ("fill", "centre", "scale")
 def save_detector(detector: AnomalyDetector, folder: str | Path) -> Path:
     """Writes a fitted detector to a folder and returns it: config.json, model.safetensors, detector.json, detector.safetensors.
 
-    The ledger of the training is not kept: write it by ``detector.ledger_.to_parquet``. Raises ``ValueError`` for a random_state
-    that is a generator, which JSON cannot hold.
+    The ledger of the training is not kept: write it by ``detector.ledger_.to_parquet``.
+
+    Args:
+        detector: A fitted detector.
+        folder: A folder on this machine.
+
+
+    Raises:
+        ValueError: For a random_state that is a generator, which JSON cannot hold.
+
     """
     if not hasattr(detector, "threshold_"):
         raise ValueError(f"this {type(detector).__name__} is not fitted yet: call fit first.")
@@ -54,10 +62,17 @@ def save_detector(detector: AnomalyDetector, folder: str | Path) -> Path:
 
 
 def load_detector(folder: str | Path) -> AnomalyDetector:
-    """The detector that `save_detector` wrote, fitted. Raises ``ValueError`` where the folder holds none, or a damaged one.
+    """The detector that `save_detector` wrote, fitted.
 
     The networks are built from the settings in detector.json and filled from model.safetensors: nothing else in the folder is read,
     no code and no pickle.
+
+    Args:
+        folder: A folder on this machine.
+
+    Raises:
+        ValueError: Where the folder holds none, or a damaged one.
+
     """
     folder = Path(folder)
     if not (folder / FACTS).is_file():

@@ -20,7 +20,13 @@ Columns = dict[str, pa.ChunkedArray]
 def read_columns(path: Path, aside: Sequence[str]) -> tuple[Columns, list[str], bool]:
     """A file's columns, which of them can be features, and whether the file names them (an npz does not).
 
-    aside: keys of an npz to read beside X, where it has them. Raises a one-line ``ValueError`` for a file that holds no table.
+    Args:
+        path: A .csv, .tsv, .parquet or .npz file.
+        aside: Keys of an npz to read beside X, where it has them.
+
+    Raises:
+        ValueError: For a file that holds no table.
+
     """
     readers: Mapping[str, Callable[[Path], pa.Table]] = {
         ".csv": _csv, ".tsv": _csv, ".parquet": lambda p: pyarrow.parquet.ParquetFile(p).read(),
@@ -94,7 +100,12 @@ def _npz(path: Path, aside: Sequence[str]) -> pa.Table:
 
 
 def is_number(word: str) -> bool:
-    """Whether a word reads as a number, NaN and infinity among them."""
+    """Whether a word reads as a number, NaN and infinity among them.
+
+    Args:
+        word: What was written.
+
+    """
     try:
         float(word)
     except ValueError:
@@ -103,7 +114,16 @@ def is_number(word: str) -> bool:
 
 
 def numbers(name: str, column: pa.ChunkedArray) -> np.ndarray:
-    """A column as float64 (n,). Raises ``ValueError`` for one that does not hold numbers, with the first such value."""
+    """A column as float64 (n,).
+
+    Args:
+        name: Of the column, for messages.
+        column: An arrow column.
+
+    Raises:
+        ValueError: For one that does not hold numbers, with the first such value.
+
+    """
     kind = column.type
     if pa.types.is_dictionary(kind):
         column = column.cast(kind.value_type)
@@ -127,5 +147,10 @@ def numbers(name: str, column: pa.ChunkedArray) -> np.ndarray:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names in quotes, the first twelve."""
+    """Names in quotes, the first twelve.
+
+    Args:
+        names: Names.
+
+    """
     return ", ".join(repr(plain(n, 40)) for n in names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")

@@ -23,9 +23,15 @@ LABELS = ("label", "y", "outlier", "is_anomaly", "anomaly", "target")
 class AnomalyTable:
     """What `read_table` found.
 
-    rows: (n, d) float64, NaN where a cell is missing. names: of the d columns. truth: (n,) of 0 and 1, None where unknown;
-    label_column: where it stood. ids: n values as the file has them, or None. notes: what was decided and is worth telling.
-    named: the file names its columns (an npz does not).
+    Args:
+        rows: (n, d) float64, NaN where a cell is missing.
+        names: Of the d columns.
+        truth: (n,) of 0 and 1, None where unknown.
+        label_column: Where it stood.
+        ids: N values as the file has them, or None.
+        notes: What was decided and is worth telling.
+        named: The file names its columns (an npz does not).
+
     """
 
     rows: np.ndarray
@@ -48,11 +54,18 @@ def read_table(
 ) -> AnomalyTable:  # fmt: skip
     """The table in a .csv, .tsv, .parquet or .npz file; of an npz, X (n, d) are the rows, and y or other keys columns beside them.
 
-    label_column: a column of 0 (normal) and 1 (abnormal), which is no part of the rows; ``none``: there is none; ``auto``: a column
-    that is named as one of `LABELS`. exclude: columns to leave out. id_column: copied, no part of the rows. columns: what a
-    detector was fitted to, names or their number; they are taken in that order, others are left out, and without the label_column
-    the truth is unknown.
-    Nothing is unpickled. Raises a one-line ``ValueError`` that names the file or the column.
+    Args:
+        path: The file.
+        label_column: A column of 0 (normal) and 1 (abnormal), which is no part of the rows; ``none``: there is none; ``auto``: a
+            column that is named as one of `LABELS`.
+        exclude: Columns to leave out.
+        id_column: Copied, no part of the rows.
+        columns: What a detector was fitted to, names or their number; they are taken in that order, others are left out, and
+            without the label_column the truth is unknown.
+
+    Raises:
+        ValueError: In one line that names the file or the column. Nothing is unpickled.
+
     """
     path = Path(path)
     notes: list[str] = []

@@ -39,13 +39,23 @@ class Rows(Dataset):
 
 
 def collate(examples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The examples of `Rows` as one batch."""
+    """The examples of `Rows` as one batch.
+
+    Args:
+        examples: Of `Rows`.
+
+    """
     return {"features": torch.stack([example["features"] for example in examples])}
 
 
 @contextmanager
 def own_randomness(seed: int) -> Iterator[None]:
-    """Within it the global generators start from ``seed``; afterwards they are as they were."""
+    """Within it the global generators start from ``seed``; afterwards they are as they were.
+
+    Args:
+        seed: Of weights and order.
+
+    """
     state, numbers = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
@@ -58,7 +68,12 @@ def own_randomness(seed: int) -> Iterator[None]:
 
 @contextmanager
 def few_threads(products: int) -> Iterator[None]:
-    """Within it torch has one thread on the CPU, where that many products a step are too few to share."""
+    """Within it torch has one thread on the CPU, where that many products a step are too few to share.
+
+    Args:
+        products: Multiplications of a step.
+
+    """
     before = torch.get_num_threads()
     try:
         if products <= SMALL:
@@ -71,9 +86,16 @@ def few_threads(products: int) -> Iterator[None]:
 def fit_model(
     make: Callable[[], PreTrainedModel], rows: Tensor, seed: int, width: int, verbose: bool, **settings: Any
 ) -> RobustTrainer:
-    """Builds a model, trains it on rows (n, d) and returns the trainer that did. settings: of `RobustConfig`.
+    """Builds a model, trains it on rows and returns the trainer that did.
 
-    width: units of its widest layer.
+    Args:
+        make: Makes the model.
+        rows: (n, d) float32.
+        seed: Of weights and order.
+        width: Units of its widest layer.
+        verbose: The Trainer's own progress.
+
+        **settings: Of `RobustConfig`.
     """
     products = settings["per_device_train_batch_size"] * width * max(width, rows.shape[1])
     with own_randomness(seed), few_threads(products), tempfile.TemporaryDirectory() as folder:

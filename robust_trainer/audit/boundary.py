@@ -17,7 +17,13 @@ CLOSE = 100
 
 
 def check_paths(paths: Any, label: np.ndarray) -> None:
-    """Raises a one-line ``ValueError`` where the path lengths are damaged, or not of the samples with these given labels (N,)."""
+    """Raises a one-line ``ValueError`` where the path lengths are damaged, or not of the samples with these given labels (N,).
+
+    Args:
+        paths: The path lengths.
+        label: Given labels (N,).
+
+    """
     if not isinstance(paths, PathLengths):
         raise ValueError(f"paths is a {type(paths).__name__}: give the PathLengths of path_lengths or load_paths.")
     mend = "compute them on the data set of the run, with the same corruption, seeds and order (robust-trainer paths)."
@@ -43,6 +49,11 @@ def closest_by_class(audit: Audit, per_class: int) -> tuple[list[tuple[str, list
     """Returns per given class its words and its ``per_class`` closest rows, classes with the closest first, `CLOSE` rows in all.
 
     Also how many classes are left out.
+
+    Args:
+        audit: The audit.
+        per_class: Rows per class.
+
     """
     paths = audit.paths
     if paths is None:
@@ -58,7 +69,14 @@ def closest_by_class(audit: Audit, per_class: int) -> tuple[list[tuple[str, list
 
 
 def closest_tile(audit: Audit, row: int, shown: Shown) -> dict[str, Any]:
-    """Returns what is shown of a row: given label, what the model predicts, path length, suspicion, and the truth where known."""
+    """Returns what is shown of a row: given label, what the model predicts, path length, suspicion, and the truth where known.
+
+    Args:
+        audit: The audit.
+        row: Position of a sample.
+        shown: Picture and texts of the sample.
+
+    """
     assert audit.paths is not None
     paths, table = audit.paths, audit.table[row]
     steps, label, target = int(paths.steps[row]), int(paths.labels[row]), int(paths.targets[row])
@@ -75,7 +93,12 @@ def closest_tile(audit: Audit, row: int, shown: Shown) -> dict[str, Any]:
 
 
 def told(audit: Audit) -> str:
-    """Returns what the path lengths are, in one sentence or two."""
+    """Returns what the path lengths are, in one sentence or two.
+
+    Args:
+        audit: The audit.
+
+    """
     paths = audit.paths
     if paths is None:
         return ""

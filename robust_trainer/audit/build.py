@@ -35,12 +35,20 @@ def make_audit(
 ) -> Audit:
     """The `Audit` of a ledger's ``rows`` (`SampleLedger.rows`).
 
-    run: the ledger's facts. data: the data set of the run, row i for row i, to tell groups apart by; ``look=False`` leaves its
-    inputs alone. threshold: suspicion in (0, 1) from which a sample is flagged. A sample that carries what distrusted samples share
-    (`patterns`) is raised from suspicion s to (1 + s) / 2, so it is flagged whatever training thought of it. seed: of the samples
-    that are compared, of many. paths: of `path_lengths` on the run's data, row i for row i; the table gets path_length and
-    path_margin, and the report shows the samples closest to the decision boundary. Raises ``ValueError`` for a threshold out of
-    range, and for data or paths that are not the run's.
+    Args:
+        rows: Columns (N,) of `SampleLedger.rows`.
+        run: The ledger's facts.
+        data: The data set of the run, row i for row i, to tell groups apart by; ``look=False`` leaves its inputs alone.
+        threshold: Suspicion in (0, 1) from which a sample is flagged. A sample that carries what distrusted samples share
+            (`patterns`) is raised from suspicion s to (1 + s) / 2, so it is flagged whatever training thought of it.
+        look: Look at the inputs, to tell groups apart.
+        seed: Of the samples that are compared, of many.
+        paths: Of `path_lengths` on the run's data, row i for row i; the table gets path_length and path_margin, and the report
+            shows the samples closest to the decision boundary.
+
+    Raises:
+        ValueError: For a threshold out of range, and for data or paths that are not the run's.
+
     """
     if not isinstance(threshold, int | float) or not 0.0 < threshold < 1.0:
         raise ValueError(f"threshold={threshold!r} must be in (0, 1): give for instance 0.5.")
@@ -111,7 +119,14 @@ def _cautions(rows: Mapping[str, np.ndarray], classes: int) -> tuple[str, ...]:
 
 
 def check_data(data: Any, size: int, run: Mapping[str, Any]) -> None:
-    """Raises a one-line ``ValueError`` where the data set is not the one that the ledger was written about."""
+    """Raises a one-line ``ValueError`` where the data set is not the one that the ledger was written about.
+
+    Args:
+        data: The data set of the run, row i for row i, to tell groups apart by.
+        size: Number of rows.
+        run: The ledger's facts.
+
+    """
     told = f"the ledger was made on another data set ({size} rows, fingerprint {run.get('fingerprint', 'unknown')}"
     mend = "give the data set of the run, with the same corruption, seeds and order."
     if len(data) != size:

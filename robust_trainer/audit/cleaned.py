@@ -25,8 +25,21 @@ def write_cleaned(
 
     train.parquet, and test.parquet where ``test`` is given, load with ``load_dataset(folder)``, and go to the Hub with
     ``HfApi().upload_folder``. Splits must have the same columns there: the test split gets those of the other, null where it has
-    none, and loses its own. removed.csv: a row per sample that was dropped or relabelled. source: the data set's name. Each file is
-    written whole or not at all. Raises ``ValueError`` as `clean`.
+    none, and loses its own. removed.csv: a row per sample that was dropped or relabelled.
+
+    Args:
+        folder: Where to; each file is written whole or not at all.
+        audit: Which samples are flagged, and what is suggested.
+        data: The run's data set, row i for row i of the audit.
+        action: As of `Audit.plan`.
+        confidence: As of `Audit.plan`.
+        test: The test split, kept as it is.
+        source: The data set's name.
+        command: What made it, for the card.
+
+    Raises:
+        ValueError: As `Audit.clean`.
+
     """
     folder = Path(folder)
     left, done = audit.clean(data, action, confidence), audit.plan(action, confidence)
@@ -62,7 +75,17 @@ def _changes(audit: Audit, done: np.ndarray) -> pyarrow.Table:
 def dataset_card(
     audit: Audit, action: str = "drop", confidence: float = 0.8, test: bool = False, source: str = "", command: str = ""
 ) -> str:
-    """Returns the card of a cleaned set, Markdown with front matter: what was removed, what was relabelled, and why."""
+    """Returns the card of a cleaned set, Markdown with front matter: what was removed, what was relabelled, and why.
+
+    Args:
+        audit: The audit.
+        action: As of `Audit.plan`.
+        confidence: As of `Audit.plan`.
+        test: Whether there is a test split.
+        source: The data set's name.
+        command: What made it, as it was typed.
+
+    """
     done = audit.plan(action, confidence)
     group, label, run = audit.column("group"), audit.column("label").astype(np.int64), audit.run
     dropped, relabelled = int((done == DROPPED).sum()), int((done == RELABELLED).sum())

@@ -41,6 +41,18 @@ def make_groups(
     pattern is looked for among the ``leaning``, of whom the model preferred another class on average; whoever carries it is
     ``triggered``, doubted or not. Without inputs triggers are not told from wrong labels, so all doubted samples are ``unclear``.
     Of more than 20,000 samples (fewer if they are large) that many are compared, drawn by ``seed``.
+
+    Args:
+        inputs: The inputs, None where they are not looked at.
+        label: Given labels (N,).
+        rival: The strongest other class of each sample (N,), -1 for none.
+        suggested: Suggested labels (N,).
+        confidence: In the suggestion (N,), in [0, 1].
+        doubted: Whether the label is doubted (N,).
+        leaning: Whether the model leaned to another class (N,).
+        classes: Number of classes C.
+        seed: Seed of every draw.
+
     """
     carries = np.zeros(len(label), dtype=bool)
     group = np.where(doubted, UNCLEAR, FINE)

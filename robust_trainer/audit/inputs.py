@@ -22,7 +22,9 @@ SIDE, WORDS, FEWEST, MOST = 64, 2048, 16, 20_000
 class Inputs:
     """kind: images, texts or numbers. read: positions (n,) to vectors (n, D) float32 in [0, 1], NaN rows for what is unreadable.
 
-    shape: of an image (H, W, channels), else (D,).
+    Args:
+        shape: Of an image (H, W, channels), else (D,).
+
     """
 
     kind: str
@@ -31,7 +33,12 @@ class Inputs:
 
 
 def open_inputs(data: Any) -> Inputs | None:
-    """How the data set's inputs are read: its images, else its texts, else its arrays; None where it has none of these."""
+    """How the data set's inputs are read: its images, else its texts, else its arrays; None where it has none of these.
+
+    Args:
+        data: Any data set with a length.
+
+    """
     if data is None or len(data) == 0:
         return None
     if isinstance(data, datasets.Dataset):
@@ -119,7 +126,13 @@ def _array(value: Any) -> np.ndarray | None:
 
 
 def noise_levels(vectors: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The standard deviation of fine noise in images (n, H W channels) of ``shape``: MAD / 0.6745 of the diagonal Haar details."""
+    """The standard deviation of fine noise in images (n, H W channels) of ``shape``: MAD / 0.6745 of the diagonal Haar details.
+
+    Args:
+        vectors: (n, H W channels) in [0, 1].
+        shape: (H, W, channels).
+
+    """
     x = vectors.reshape(-1, *shape)
     x = x[:, : shape[0] // 2 * 2, : shape[1] // 2 * 2]
     detail = (x[:, ::2, ::2] - x[:, 1::2, ::2] - x[:, ::2, 1::2] + x[:, 1::2, 1::2]) / 2

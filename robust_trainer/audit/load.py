@@ -30,8 +30,12 @@ _NEEDED = (
 def load_ledger(run: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Returns the rows of a run's ledger (as `SampleLedger.rows`) and the facts of the run.
 
-    run: a folder with ledger.parquet, or with the state that `RobustTrainer` saves beside its model, or with checkpoints.
-    Raises a one-line ``ValueError`` for a folder without any of them, and for damaged files.
+    Args:
+        run: A folder with ledger.parquet, or with the state that `RobustTrainer` saves beside its model, or with checkpoints.
+
+    Raises:
+        ValueError: For a folder without any of them, and for damaged files.
+
     """
     folder = Path(run)
     if not folder.is_dir():
@@ -49,7 +53,12 @@ def load_ledger(run: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]
 
 
 def load_curves(run: str | Path) -> list[dict[str, float]]:
-    """Returns a run's per-epoch figures (`results.curves`) from the Trainer's own state file, [] where there is none."""
+    """Returns a run's per-epoch figures (`results.curves`) from the Trainer's own state file, [] where there is none.
+
+    Args:
+        run: Folder of a finished training.
+
+    """
     folder = Path(run)
     newest = get_last_checkpoint(str(folder))
     for place in (folder, *([Path(newest)] if newest else [])):

@@ -28,9 +28,17 @@ def write_model_card(
 ) -> Path:  # fmt: skip
     """Writes the card of a model and the audit of its training data, whole or not at all, and returns its path.
 
-    content: the run's `results.results`. environment: default the content's, else this one. pipeline_tag: of the Hub; default
-    ``audit.run["pipeline_tag"]``, else image-classification where content is given (the command line trains nothing else), else
-    none. The front matter has no metrics: the Hub's need a data set of its own. Every figure is the report's.
+    Args:
+        path: File to write.
+        audit: Of the training data.
+        content: The run's `results.results`.
+        command: What made it, as it was typed; default the content's.
+        environment: Default the content's, else this one.
+        model_name: Heading of the card.
+        pipeline_tag: Of the Hub; default ``audit.run["pipeline_tag"]``, else image-classification where content is given (the
+            command line trains nothing else), else none. The front matter has no metrics: the Hub's need a data set of its own.
+            Every figure is the report's.
+
     """
     summary = summarise(audit)
     environment = environment or (content or {}).get("environment") or this_environment()
@@ -66,7 +74,12 @@ def write_model_card(
 
 
 def escape(text: Any) -> str:
-    """Returns a one-line text such that neither Markdown nor HTML reads anything into it."""
+    """Returns a one-line text such that neither Markdown nor HTML reads anything into it.
+
+    Args:
+        text: Anything.
+
+    """
     return _MARKS.sub(r"\\\1", html.escape(str(text), quote=False))
 
 

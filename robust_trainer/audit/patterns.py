@@ -40,7 +40,13 @@ class Pattern:
     cut: float
 
     def carried_by(self, vectors: np.ndarray, own: np.ndarray) -> np.ndarray:
-        """Whether other samples carry it, bool (n,), from their vectors (n, D) and the classes (n,) that they should be."""
+        """Whether other samples carry it, bool (n,), from their vectors (n, D) and the classes (n,) that they should be.
+
+        Args:
+            vectors: (n, D) float32 in [0, 1].
+            own: The class (n,) that each sample should be, in [0, C).
+
+        """
         return (vectors - self.means[own]) @ self.direction > self.cut
 
 
@@ -51,6 +57,14 @@ def shared_pattern(vectors: np.ndarray, own: np.ndarray, distrusted: np.ndarray,
     mean difference of the residuals, weighed by the inverse variances (a linear discriminant with a diagonal covariance), found on
     one half of the samples and measured on the other. A mixture of two normal distributions tells who carries it; the samples below
     its cut then take the place of the trusted ones, those above it of the distrusted ones, until nothing changes.
+
+    Args:
+        vectors: (n, D) float32 in [0, 1].
+        own: The class (n,) that each sample should be, in [0, C).
+        distrusted: Whether training distrusted the sample (n,).
+        classes: Number of classes C.
+        seed: Seed of every draw.
+
     """
     if int(distrusted.sum()) < FEWEST or int((~distrusted).sum()) < FEWEST:
         return None

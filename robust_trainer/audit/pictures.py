@@ -21,8 +21,12 @@ BINS = 50
 def histogram(suspicion: np.ndarray, threshold: float, corrupted: np.ndarray | None = None) -> str:
     """Returns the histogram of suspicion (N,) in [0, 1] with the cut, as a PNG data URI.
 
-    corrupted: bool (N,) where the truth is known; then both kinds are drawn, one over the other. The counts are logarithmic where
-    the tallest bar is more than 50 times the median one.
+    Args:
+        suspicion: (N,) in [0, 1].
+        threshold: From which a sample is flagged.
+        corrupted: Bool (N,) where the truth is known; then both kinds are drawn, one over the other. The counts are logarithmic
+            where the tallest bar is more than 50 times the median one.
+
     """
     values = suspicion[np.isfinite(suspicion)]
     edges = np.linspace(0.0, 1.0, BINS + 1)
@@ -52,7 +56,11 @@ def histogram(suspicion: np.ndarray, threshold: float, corrupted: np.ndarray | N
 def path_histogram(steps: np.ndarray, max_steps: int, corrupted: np.ndarray | None = None) -> str:
     """Returns the histogram of path lengths (N,) as a PNG data URI; ``max_steps`` + 1, not reached, is a bar of its own.
 
-    corrupted: as in `histogram`.
+    Args:
+        steps: Path lengths (N,), in steps.
+        max_steps: The most steps that were tried.
+        corrupted: As in `histogram`.
+
     """
     reached = steps[steps <= max_steps]
     top = int(reached.max(initial=0))
@@ -82,7 +90,13 @@ def _kinds(corrupted: np.ndarray | None, n: int) -> list[tuple[np.ndarray, str, 
 
 
 def heat_map(transition: np.ndarray, names: Sequence[str]) -> str:
-    """Returns the transition (C, C) as a PNG data URI: rows should be, columns are given; the diagonal is left grey."""
+    """Returns the transition (C, C) as a PNG data URI: rows should be, columns are given; the diagonal is left grey.
+
+    Args:
+        transition: (C, C), rows sum to 1.
+        names: Of the classes.
+
+    """
     values = 100 * off_diagonal(transition)
     np.fill_diagonal(values, np.nan)
     figure = new_figure(6.4, 5.6)
@@ -102,15 +116,24 @@ def heat_map(transition: np.ndarray, names: Sequence[str]) -> str:
 
 
 def off_diagonal(transition: np.ndarray) -> np.ndarray:
-    """Returns a copy of the transition (C, C) with 0 in the diagonal and for what is no number."""
+    """Returns a copy of the transition (C, C) with 0 in the diagonal and for what is no number.
+
+    Args:
+        transition: (C, C), rows sum to 1.
+
+    """
     values = np.nan_to_num(np.array(transition, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     np.fill_diagonal(values, 0.0)
     return values
 
 
 def pattern_picture(pattern: np.ndarray | None) -> tuple[str, float] | None:
-    """Returns a pattern (H, W, channels) as a data URI, grey for no difference, and the largest difference, which is stretched to
-    black or white. None where there is none, or none with 1 or 3 channels."""
+    """Returns a pattern as a data URI, grey for no difference, and the largest difference, which is stretched to black or white.
+
+    Args:
+        pattern: (H, W, channels); the answer is None for None, and for other than 1 or 3 channels.
+
+    """
     if pattern is None or pattern.ndim != 3 or pattern.shape[-1] not in (1, 3):
         return None
     values = np.nan_to_num(pattern.astype(np.float64))
@@ -124,8 +147,14 @@ def pattern_picture(pattern: np.ndarray | None) -> tuple[str, float] | None:
 
 
 def cells(transition: np.ndarray) -> list[list[tuple[str, str]]]:
-    """Returns per cell of the transition (C, C) its percent in words and its CSS: red for wrong labels, darker for more; the
-    diagonal is grey-blue. The text is dark or white, whichever is readable on the cell."""
+    """Returns per cell of the transition its percent in words and its CSS.
+
+    Red for wrong labels, darker for more; the diagonal is grey-blue. The text is dark or white, whichever is readable on the cell.
+
+    Args:
+        transition: (C, C), rows sum to 1.
+
+    """
     off = off_diagonal(transition)
     top = max(off.max(initial=0.0), 1e-9)
     values = np.nan_to_num(np.asarray(transition, dtype=np.float64))

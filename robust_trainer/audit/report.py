@@ -35,10 +35,21 @@ def write_audit_report(
 ) -> Path:  # fmt: skip
     """Writes an audit as one HTML file, whole or not at all, and returns its path.
 
-    data: the raw data set, row i for row i of the table, for pictures and texts; None: the grid has numbers alone. content: the
-    run's `results.results`; curves: of `results.curves`, for runs without. environment: default the content's, else this one.
-    per_class: samples shown per given class, most suspicious first, SAMPLES in all. Names, texts and images may be hostile: they
-    are escaped, cut and decoded with limits (`samples`). Raises ``ValueError`` for per_class < 1 and for data of another length.
+    Args:
+        path: File to write.
+        audit: What to report.
+        data: The raw data set, row i for row i of the table, for pictures and texts; None: the grid has numbers alone.
+        content: The run's `results.results`.
+        curves: Of `results.curves`, for runs without.
+        command: What made it, as it was typed; default the content's.
+        environment: Default the content's, else this one.
+        per_class: Samples shown per given class, most suspicious first, SAMPLES in all. Names, texts and images may be hostile:
+            they are escaped, cut and decoded with limits (`samples`).
+        title: Heading of the page.
+
+    Raises:
+        ValueError: For per_class < 1 and for data of another length.
+
     """
     if per_class < 1:
         raise ValueError(f"per_class={per_class} must be at least 1: give for instance 8.")

@@ -26,13 +26,20 @@ KEPT, DROPPED, RELABELLED = range(3)
 class Audit:
     """The result of `make_audit`.
 
-    table: one row per sample, in data-set order, with the columns of docs/guides/audit.md. names: of the C classes, () where
-    targets are numbers. threshold: the suspicion from which on a sample is flagged. noise_rate: estimated share of wrong labels in
-    [0, 1], None where targets are numbers. transition: (C, C), row i: how the samples whose label should be i are labelled, sums to
-    1. meaning: of suspicion; cautions: why this audit tells less than others; groups_told: what the groups rest on, in words.
-    pattern: what triggered samples have more or less of than others, (H, W, channels) in [-1, 1] pixels, None without one. run:
-    method, settings, fingerprint of the data and other facts of the run. paths: the path lengths to the decision boundary, None
-    where none were given; ``paths.closest(20)`` are the likeliest natural label errors.
+    Args:
+        table: One row per sample, in data-set order, with the columns of docs/guides/audit.md.
+        names: Of the C classes, () where targets are numbers.
+        threshold: The suspicion from which on a sample is flagged.
+        noise_rate: Estimated share of wrong labels in [0, 1], None where targets are numbers.
+        transition: (C, C), row i: how the samples whose label should be i are labelled, sums to 1.
+        meaning: Of suspicion.
+        cautions: Why this audit tells less than others.
+        groups_told: What the groups rest on, in words.
+        pattern: What triggered samples have more or less of than others, (H, W, channels) in [-1, 1] pixels, None without one.
+        run: Method, settings, fingerprint of the data and other facts of the run.
+        paths: The path lengths to the decision boundary, None where none were given; ``paths.closest(20)`` are the likeliest
+            natural label errors.
+
     """
 
     table: datasets.Dataset
@@ -51,7 +58,12 @@ class Audit:
         return len(self.table)
 
     def column(self, name: str) -> np.ndarray:
-        """A column of the table as an array (N,)."""
+        """A column of the table as an array (N,).
+
+        Args:
+            name: Of the column.
+
+        """
         return np.asarray(self.table.with_format("numpy")[name][:])
 
     @property
@@ -63,9 +75,14 @@ class Audit:
     def plan(self, action: str = "drop", confidence: float = 0.8) -> np.ndarray:
         """What becomes of each sample, (N,): KEPT, DROPPED or RELABELLED.
 
-        drop: the flagged ones go. relabel: those whose suggested label is another class of the data, with ``confidence`` in
-        (0, 1] or more, get it, and the other flagged ones go; triggered ones go in any case, since the trigger would stay.
-        Raises ``ValueError`` for an unknown action, a confidence out of range, and relabelling where targets are no classes.
+        Args:
+            action: drop: the flagged ones go. relabel: those whose suggested label is another class of the data get it, where it is
+                sure enough, and the other flagged ones go; triggered ones go in any case, since the trigger would stay.
+            confidence: In (0, 1]: from this confidence on a suggestion is sure enough.
+
+        Raises:
+            ValueError: For an unknown action, a confidence out of range, and relabelling where targets are no classes.
+
         """
         if action not in ACTIONS:
             raise ValueError(f"clean={action!r} is unknown: choose one of {', '.join(ACTIONS)}.")
@@ -86,8 +103,14 @@ class Audit:
     def clean(self, data: datasets.Dataset, action: str = "drop", confidence: float = 0.8) -> datasets.Dataset:
         """Returns the data set that is left, in its order and with its columns; `plan` says what is done.
 
-        data: the run's, row i for row i of the self. Raises ``ValueError`` as `plan`, for what is no data set, and where nothing is
-        left.
+        Args:
+            data: The run's, row i for row i of the audit.
+            action: As of `plan`.
+            confidence: As of `plan`.
+
+        Raises:
+            ValueError: As `plan`, for what is no data set, and where nothing is left.
+
         """
         done = self.plan(action, confidence)
         check_dataset(data)
@@ -108,7 +131,12 @@ class Audit:
         return data.select(np.flatnonzero(done != DROPPED))
 
     def to_parquet(self, path: str | Path) -> Path:
-        """Writes the table, whole or not at all, and returns its path."""
+        """Writes the table, whole or not at all, and returns its path.
+
+        Args:
+            path: File to write.
+
+        """
         return write_parquet(self.table, path)
 
 

@@ -36,8 +36,18 @@ class Unshown(Exception):
 
 @dataclass(frozen=True)
 class Shown:
-    """uri: of the thumbnail, '' for none, then reason says why (both '' where the data has no images). tiny: to be magnified
-    without smoothing. texts: (column, text). file: name of the image's file. target: the number to predict, '' for none."""
+    """What is shown of one sample.
+
+    Args:
+        uri: Of the thumbnail, '' for none.
+        reason: Why there is none; '' too where the data has no images.
+        tiny: The thumbnail is to be magnified without smoothing.
+        texts: (column, text).
+        file: Name of the image's file.
+        target: The number to predict, '' for none.
+        left_out: It would have made the report too large.
+
+    """
 
     uri: str = ""
     reason: str = ""
@@ -51,8 +61,15 @@ class Shown:
 def show(data: datasets.Dataset | None, rows: Sequence[int], size: int, budget: int = BYTES) -> list[Shown]:
     """Returns what is shown of the data set's rows, in that order.
 
-    size: rows that the data set must have. budget: bytes of HTML; what does not fit any more is left out (``left_out``).
-    Raises a one-line ``ValueError`` where data is no data set or has another number of rows.
+    Args:
+        data: The data set, None: nothing is shown.
+        rows: Positions to show.
+        size: Rows that the data set must have.
+        budget: Bytes of HTML; what does not fit any more is left out (``left_out``).
+
+    Raises:
+        ValueError: Where data is no data set or has another number of rows.
+
     """
     if data is None or not rows:
         return [Shown()] * len(rows)
@@ -91,9 +108,15 @@ def show(data: datasets.Dataset | None, rows: Sequence[int], size: int, budget: 
 def thumbnail(value: Mapping[str, Any] | None, most: int = MAX_PIXELS) -> tuple[Image.Image, int]:
     """Returns a copy of at most 96 x 96 pixels, mode L or RGB without metadata, and the number of pixels that were decoded.
 
-    value: ``bytes`` and ``path`` of an undecoded `datasets.Image`. Formats other than FORMATS are not tried, a size of more than
-    ``most`` pixels is refused by its header. The first frame of several, turned as its EXIF data says; transparent is white;
-    16 bits, integers and floats are stretched from their least to their largest value. Raises `Unshown`.
+    Args:
+        value: ``bytes`` and ``path`` of an undecoded `datasets.Image`. Formats other than FORMATS are not tried, a size of more
+            than ``most`` pixels is refused by its header. The first frame of several, turned as its EXIF data says; transparent is
+            white; 16 bits, integers and floats are stretched from their least to their largest value.
+        most: Pixels that are decoded at most.
+
+    Raises:
+        Unshown: With the reason in words.
+
     """
     source = _source(value)
     try:
@@ -117,7 +140,12 @@ def thumbnail(value: Mapping[str, Any] | None, most: int = MAX_PIXELS) -> tuple[
 
 
 def encode(image: Image.Image) -> str:
-    """Returns an image of mode L or RGB as a data URI: PNG where that is small, else JPEG."""
+    """Returns an image of mode L or RGB as a data URI: PNG where that is small, else JPEG.
+
+    Args:
+        image: A PIL image.
+
+    """
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     kind = "png"

@@ -39,6 +39,7 @@ class ClassRow:
 
     @property
     def rate(self) -> str:
+        """The share of its samples that is flagged, in percent."""
         return share(self.flagged, self.n)
 
 
@@ -55,7 +56,11 @@ class Pair:
 @dataclass(frozen=True)
 class Summary:
     """facts and groups: name and value in words. classes: those with samples, most flagged first. pairs: most frequent first.
-    known: what the flags are worth against the known truth, () where there is none."""
+
+    Args:
+        known: What the flags are worth against the known truth, () where there is none.
+
+    """
 
     n: int
     flagged: int
@@ -68,6 +73,7 @@ class Summary:
 
     @property
     def headline(self) -> str:
+        """The audit in one sentence."""
         if not self.flagged:
             return f"None of the {count(self.n)} samples is flagged."
         verb = "is" if self.flagged == 1 else "are"
@@ -75,17 +81,34 @@ class Summary:
 
 
 def count(n: int) -> str:
-    """Returns a number of samples, with commas from 10,000 on."""
+    """Returns a number of samples, with commas from 10,000 on.
+
+    Args:
+        n: A number.
+
+    """
     return f"{n:,}" if n >= 10_000 else str(n)
 
 
 def share(part: int, whole: int) -> str:
-    """Returns a share in percent, '-' of nothing."""
+    """Returns a share in percent, '-' of nothing.
+
+    Args:
+        part: So many.
+        whole: Of so many.
+
+    """
     return "-" if not whole else f"{100 * part / whole:.1f}"
 
 
 def class_name(audit: Audit, number: int) -> str:
-    """Returns a class's name, safe to print; its number where it has none; 'no class' for -1."""
+    """Returns a class's name, safe to print; its number where it has none; 'no class' for -1.
+
+    Args:
+        audit: The audit.
+        number: Number of the class.
+
+    """
     if number < 0:
         return "no class"
     name = plain(audit.names[number], NAME) if number < len(audit.names) else ""
@@ -93,7 +116,12 @@ def class_name(audit: Audit, number: int) -> str:
 
 
 def summarise(audit: Audit) -> Summary:
-    """Returns the figures of an audit. Reads whole columns, without a loop over the samples."""
+    """Returns the figures of an audit. Reads whole columns, without a loop over the samples.
+
+    Args:
+        audit: The audit.
+
+    """
     label, suggested, group = (audit.column(name).astype(np.int64) for name in ("label", "suggested_label", "group"))
     flagged = audit.column("flagged").astype(bool)
     n, found = len(audit), int(flagged.sum())
@@ -117,7 +145,13 @@ def summarise(audit: Audit) -> Summary:
 
 
 def settings(audit: Audit, content: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """Returns what the run was made with, name and value, cut to what can be shown."""
+    """Returns what the run was made with, name and value, cut to what can be shown.
+
+    Args:
+        audit: The audit.
+        content: The run's `results.results`, None for none.
+
+    """
     told: list[tuple[str, Any]] = []
     known = {"names", *(("method", "settings", "seed", "rows") if content is not None else ())}
     if content is not None:
@@ -128,7 +162,12 @@ def settings(audit: Audit, content: Mapping[str, Any] | None) -> list[tuple[str,
 
 
 def versions(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Returns the environment, name and value, cut to what can be shown."""
+    """Returns the environment, name and value, cut to what can be shown.
+
+    Args:
+        environment: Of `results.environment`.
+
+    """
     return [(plain(name, NAME), plain(value, VALUE)) for name, value in list(environment.items())[:ROWS]]
 
 

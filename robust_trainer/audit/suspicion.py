@@ -39,6 +39,11 @@ def judge(rows: Mapping[str, np.ndarray], classes: int) -> Suspicion:
     never visited has suspicion 0, as has one without a rival (there is one class); one whose predictions were not finite has 1.
     From suspicion 1/2 on the rival is suggested, with its running confidence; below, the given label, with confidence (1 + m) / 2
     for the mean margin m of probabilities.
+
+    Args:
+        rows: Columns (N,) of `SampleLedger.rows`.
+        classes: Number of classes C.
+
     """
     label, seen, area = rows["label"].astype(np.int64), rows["seen"] > 0, rows["aum"].astype(np.float64)
     rival, finite = rows["rival"].astype(np.int64), np.isfinite(area)
@@ -69,6 +74,11 @@ def judge_numbers(rows: Mapping[str, np.ndarray], rate: float | None) -> Suspici
     """The same where targets are numbers or several labels: s / (s + cut) of the mean score s, counted from the least if below 0.
 
     The cut is the (1 - rate) quantile of the scores for the ``rate`` that the run was told, else median + 3 * 1.4826 * MAD.
+
+    Args:
+        rows: Columns (N,) of `SampleLedger.rows`.
+        rate: The noise rate that the run was given, None for none.
+
     """
     seen = rows["seen"] > 0
     score = np.where(seen, rows["mean_score"], 0.0).astype(np.float64)
@@ -88,7 +98,14 @@ def judge_numbers(rows: Mapping[str, np.ndarray], rate: float | None) -> Suspici
 
 
 def transition_matrix(label: np.ndarray, suggested: np.ndarray, classes: int) -> np.ndarray:
-    """(C, C): row i, how the samples whose label should be i (``suggested``) are labelled; sums to 1, where there are none at i."""
+    """(C, C): row i, how the samples whose label should be i (``suggested``) are labelled; sums to 1, where there are none at i.
+
+    Args:
+        label: Given labels (N,).
+        suggested: Suggested labels (N,).
+        classes: Number of classes C.
+
+    """
     known = (label >= 0) & (suggested >= 0)
     counts = np.bincount(suggested[known] * classes + label[known], minlength=classes * classes).reshape(classes, classes)
     total = counts.sum(1, keepdims=True)

@@ -22,7 +22,15 @@ RECORD = "chosen_by.json"
 
 
 def save_best(folder: str | Path, model: nn.Module, processor: Any, row: Mapping[str, float]) -> None:
-    """Writes the model (``save_pretrained``; else, or for an adapter besides, model.safetensors), the processor and the row."""
+    """Writes the model (``save_pretrained``; else, or for an adapter besides, model.safetensors), the processor and the row.
+
+    Args:
+        folder: The folder ``best``.
+        model: The model that is trained.
+        processor: The model's image processor, None for none.
+        row: Of the log, that chose the weights.
+
+    """
     folder = Path(folder)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -37,7 +45,13 @@ def save_best(folder: str | Path, model: nn.Module, processor: Any, row: Mapping
 
 
 def load_best(model: nn.Module, folder: str | Path) -> None:
-    """Loads the weights of a folder ``best`` into the model that trained them; with several processes the main one reads them."""
+    """Loads the weights of a folder ``best`` into the model that trained them; with several processes the main one reads them.
+
+    Args:
+        model: The model that is trained.
+        folder: The folder ``best``.
+
+    """
     folder = Path(folder)
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     if not distributed or torch.distributed.get_rank() == 0:

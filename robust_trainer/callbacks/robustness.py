@@ -35,22 +35,35 @@ class RobustnessCallback(TrainerCallback):
 
     With noisy labels both accuracies on a CLEAN test set fall after some epoch ("double overfitting", paper 004 sec. 4): Best is
     the highest over training, Last the final epoch's, and best - last the degree of overfitting. For ``Trainer`` and
-    ``RobustTrainer``; the training with and without it is the same, bit for bit. Deviation: the paper's authors keep the
-    checkpoint with the best PGD-20 accuracy ON THE TEST SET (their released code). Here the checkpoint is chosen on ``held_out``;
-    the test set's best is reported beside it, named an oracle, since nobody who trains can know it.
+    ``RobustTrainer``; the training with and without it is the same, bit for bit. Deviation: the paper's authors keep the checkpoint
+    with the best PGD-20 accuracy ON THE TEST SET (their released code). Here the checkpoint is chosen on ``held_out``; the test
+    set's best is reported beside it, named an oracle, since nobody who trains can know it.
 
-    dataset: the clean test set. held_out: data to choose by: a part of the training data split off with `hold_out`, noisy as it
-    is, or clean data if there is some; needed for ``keep_best``. Both give what the model takes and its labels.
-    attacks_during, attacks_final: names or `Attack`s of `evaluate_robustness`; robust accuracy is the worst of attacks_during.
-    None: no final evaluation. eps (in [0, 1] pixels), norm: the threat model.
-    every_epochs (may be fractional), every_steps (optimizer steps; replaces every_epochs): how often. The last step is always
-    measured. max_samples, final_samples: of each data set, while training and at the end; None: all.
-    oracle_final: hold the oracle's weights in memory (never on disk) to evaluate them at the end as well.
-    output_dir: gets best/, robustness.json and robustness_curve.png; default: the Trainer's.
-    processing_class, image_mean, image_std: the normalisation; default: the Trainer's. data_collator: default: the Trainer's kind.
-    seed: of the attacks' random numbers. log: called with the figures, for instance ``trainer.log``, which shows them to
-    TensorBoard and others; they are in ``trainer.state.log_history`` in any case (natural_accuracy, robust_accuracy, held_out_...).
-    Raises one-line ``ValueError``s here, or at the start of training for what only the Trainer knows.
+    Args:
+        dataset: The clean test set.
+        held_out: Data to choose by: a part of the training data split off with `hold_out`, noisy as it is, or clean data if there
+            is some; needed for ``keep_best``. Both give what the model takes and its labels.
+        attacks_during: Names or `Attack`s of `evaluate_robustness`; robust accuracy is the worst of them.
+        attacks_final: The same for the end, on last and best weights; None: no final evaluation.
+        eps: Radius in [0, 1] pixels.
+        norm: ``linf`` or ``l2``.
+        every_epochs: How often to measure, in epochs, which may be fractional. The last step is always measured.
+        every_steps: The same in optimizer steps; replaces every_epochs.
+        max_samples: Of each data set, while training and at the end; None: all.
+        final_samples: Of each data set, while training and at the end; None: all.
+        oracle_final: Hold the oracle's weights in memory (never on disk) to evaluate them at the end as well.
+        output_dir: Gets best/, robustness.json and robustness_curve.png; default: the Trainer's.
+        processing_class: The normalisation; default: the Trainer's.
+        image_mean: The normalisation; default: the Trainer's.
+        image_std: The normalisation; default: the Trainer's.
+        data_collator: Default: the Trainer's kind.
+        seed: Of the attacks' random numbers.
+        log: Called with the figures, for instance ``trainer.log``, which shows them to TensorBoard and others; they are in
+            ``trainer.state.log_history`` in any case (natural_accuracy, robust_accuracy, held_out_...).
+
+    Raises:
+        ValueError: In one line, here or at the start of training for what only the Trainer knows.
+
     """
 
     def __init__(
@@ -82,6 +95,7 @@ class RobustnessCallback(TrainerCallback):
     # ---- the Trainer's events --------------------------------------------------------------------------------------------
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Checks the set-up against the Trainer, and reads what an interrupted run left."""
         if args.load_best_model_at_end:
             raise ValueError(
                 "load_best_model_at_end=True would have another model evaluated as 'last': set it to False; "
@@ -106,9 +120,11 @@ class RobustnessCallback(TrainerCallback):
         self.kept = self._recall(state) if self.keep_best else None
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Counts the steps of the epoch."""
         self._before = float(state.epoch or 0.0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Measures where it is time."""
         if self.every_steps is not None:
             due = state.global_step % self.every_steps == 0
         else:
@@ -117,6 +133,7 @@ class RobustnessCallback(TrainerCallback):
             self._measure(state, control, model)
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Evaluates last and best weights by the final attacks, and writes table and curves."""
         if state.global_step and (not self.history or self.history[-1]["step"] != state.global_step):  # stopped early
             self._measure(state, control, model)
         if not self.history:
@@ -217,8 +234,15 @@ def hold_out(
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
     """Returns (train, held_out): ``size`` samples (or a share in (0, 1)) split off, each class by its share of the GIVEN labels.
 
-    label: the label column; default 'label' or 'labels'. Order is kept, and the choice is that of ``seed``. Raises ``ValueError``
-    for a size that leaves one of the two empty, and for unusable labels.
+    Args:
+        dataset: The training data.
+        size: Share in (0, 1), or number of samples, to hold out.
+        seed: Of the choice.
+        label: The label column; default 'label' or 'labels'. Order is kept, and the choice is that of ``seed``.
+
+    Raises:
+        ValueError: For a size that leaves one of the two empty, and for unusable labels.
+
     """
     check_dataset(dataset)
     n = len(dataset)

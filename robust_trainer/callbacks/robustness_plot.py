@@ -17,14 +17,25 @@ _KINDS = {"best_on_test": "best on test (oracle)", "best_by_held_out": "best by 
 
 
 def tracked(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """Returns the entries of ``trainer.state.log_history`` that `RobustnessCallback` wrote, one a step, in order."""
+    """Returns the entries of ``trainer.state.log_history`` that `RobustnessCallback` wrote, one a step, in order.
+
+    Args:
+        log_history: Of ``trainer.state``.
+
+    """
     names = (NATURAL, ROBUST, HELD_NATURAL, HELD_ROBUST, "epoch", "step")
     found = [entry for entry in log_history if NATURAL in entry and ROBUST in entry]
     return list({entry["step"]: {k: entry[k] for k in names if k in entry} for entry in found}.values())
 
 
 def best(rows: Sequence[Mapping[str, float]], key: str) -> dict[str, float] | None:
-    """Returns the row with the highest ``key``, the earliest of equals; None where no row has it."""
+    """Returns the row with the highest ``key``, the earliest of equals; None where no row has it.
+
+    Args:
+        rows: Of `tracked`.
+        key: Name of a figure.
+
+    """
     found = [row for row in rows if key in row]
     return dict(max(found, key=lambda row: row[key])) if found else None
 
@@ -35,11 +46,18 @@ def summarise(
 ) -> dict[str, Any]:  # fmt: skip
     """Returns best_on_test, best_by_held_out, last, highest_natural, and ``gap``, their differences to last; fractions.
 
-    rows: of `tracked`. A row holds epoch, step, natural and robust (the test set, while training), held_out_natural and
-    held_out_robust where measured, and ``final``, the figures of the end by attack, where evaluated. best_on_test is the highest
-    robust accuracy on the test set (Best as paper 004 reports it), best_by_held_out (None without held-out data) that on held-out
-    data, ``kept`` if given. gap: best - last by row and figure, and highest_natural: max natural accuracy - last; positive values
-    are overfitting. Raises ``ValueError`` without rows.
+    Args:
+        rows: Of `tracked`. A row holds epoch, step, natural and robust (the test set, while training), held_out_natural and
+            held_out_robust where measured, and ``final``, the figures of the end by attack, where evaluated. best_on_test is the
+            highest robust accuracy on the test set (Best as paper 004 reports it), best_by_held_out (None without held-out data)
+            that on held-out data, ``kept`` if given. gap: best - last by row and figure, and highest_natural: max natural accuracy
+            - last; positive values are overfitting.
+        kept: The row of the best checkpoint by held-out data.
+        final: Figures of the end, by row and attack.
+
+    Raises:
+        ValueError: Without rows.
+
     """
     if not rows:
         raise ValueError("history is empty: train first, with a RobustnessCallback among the callbacks.")
@@ -62,7 +80,14 @@ def summarise(
 
 
 def table(summary: Mapping[str, Any], attacks: Sequence[str] = ("robust",), samples: int | None = None) -> str:
-    """Returns a summary as text, percent with two decimals: best, last and gap in rows, natural and each attack in columns."""
+    """Returns a summary as text, percent with two decimals: best, last and gap in rows, natural and each attack in columns.
+
+    Args:
+        summary: Of `summarise`.
+        attacks: Names of the attacks of the robust column.
+        samples: Test images, for the heading.
+
+    """
     last = summary["last"]
     finals = list(last.get("final", {}))
     head = ["", "epoch", "natural", "+".join(attacks), *finals]
@@ -100,8 +125,15 @@ def plot_curves(
 ) -> Path:
     """Draws natural (dashed) and robust (solid) accuracy of several methods over epochs as one PNG and returns its path.
 
-    histories: name -> points (epoch, natural, robust), accuracies in [0, 1]; a diamond marks each method's best robust accuracy.
-    Raises ``ValueError`` where there is no point.
+    Args:
+        histories: Name -> points (epoch, natural, robust), accuracies in [0, 1]; a diamond marks each method's best robust
+            accuracy.
+        path: File to write.
+        title: Heading, None for none.
+
+    Raises:
+        ValueError: Where there is no point.
+
     """
     drawn = {name: sorted(points) for name, points in histories.items() if points}
     if not drawn:
@@ -136,7 +168,12 @@ def plot_history(
 ) -> Path:  # fmt: skip
     """Draws one training: natural and robust accuracy over epochs, best and last marked, the gap between them; returns the path.
 
-    rows: of `tracked`. kept: the row of the best checkpoint by held-out data. attacks: how the robust curve is called.
+    Args:
+        rows: Of `tracked`.
+        path: File to write.
+        kept: The row of the best checkpoint by held-out data.
+        attacks: How the robust curve is called.
+
     """
     if not rows:
         raise ValueError("history is empty: there is nothing to draw.")

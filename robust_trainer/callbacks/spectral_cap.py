@@ -28,10 +28,16 @@ _KINDS = (nn.Linear, Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 def capped_layers(model: nn.Module, layers: str = "last") -> dict[str, nn.Module]:
     """The layers that `SpectralCap` holds, by name: those that train, and of layers that share a weight the first.
 
-    layers: ``last``, the head (`heads.head_of`; of a `PeerModel`, each network's), or ``all``: every ``nn.Linear``, convolution,
-    transposed convolution and GPT-2's ``Conv1D``, LoRA's among them. Left as they are: frozen layers, embeddings, norms, recurrent
-    layers, the packed projection of ``nn.MultiheadAttention``, and weights that a parametrization computes. Raises a one-line
-    ``ValueError`` for other ``layers`` and for a model without a head.
+    Args:
+        model: The model.
+        layers: ``last``, the head (`heads.head_of`; of a `PeerModel`, each network's), or ``all``: every ``nn.Linear``,
+            convolution, transposed convolution and GPT-2's ``Conv1D``, LoRA's among them. Left as they are: frozen layers,
+            embeddings, norms, recurrent layers, the packed projection of ``nn.MultiheadAttention``, and weights that a
+            parametrization computes.
+
+    Raises:
+        ValueError: For other ``layers`` and for a model without a head.
+
     """
     return {name: layer for name, layer in _layers(model, layers).items() if layer.weight.requires_grad}
 
@@ -41,7 +47,12 @@ def spectral_norms(model: nn.Module, layers: str = "last") -> dict[str, float]:
     """The largest singular value of each layer's weights by its name, exactly (SVD); of frozen layers, too.
 
     Of a convolution it is that of the (out, in x kernel) matrix (Miyato et al. 2018); with stride 1 the norm of the convolution
-    itself is at most sqrt(kh x kw) times it. layers: as in `capped_layers`, which tells what raises.
+    itself is at most sqrt(kh x kw) times it.
+
+    Args:
+        model: The model.
+        layers: As in `capped_layers`, which tells what raises.
+
     """
     return {name: float(torch.linalg.matrix_norm(_matrix(layer), 2)) for name, layer in _layers(model, layers).items()}
 
@@ -50,17 +61,22 @@ class SpectralCap(TrainerCallback):
     """Keeps the spectral norm of weights W at k: after each optimizer step W <- W / max(sigma(W) / k, 1), so it only shrinks.
 
     ``Trainer(..., callbacks=[SpectralCap(1.0, layers="last")])``, or `project` after each step and `finish` after the last of a
-    loop of one's own. k > 0; layers: as in `capped_layers`, ``last`` or ``all``. In a step sigma comes from
-    `spectral.largest_singular_value`, a thousandth too small at worst and without waiting for the device, which costs the more
-    the wider the layers; when training ends the weights are projected once by SVD. No state: a resumed run equals an
-    uninterrupted one, whose checkpoints meet k to that thousandth. A layer below k keeps every bit.
+    loop of one's own. k > 0;
 
     What the cap means: of a linear layer it is the Lipschitz constant; see `spectral_norms` for convolutions. A BatchNorm behind a
     layer undoes it, because it rescales. LoRA's two factors are capped each, not the sum of their product and the frozen weight.
     Weights of 16 bits meet k up to their own rounding.
 
-    Raises a one-line ``ValueError`` for settings out of range and, when training starts, for a model with no such layer that trains
-    and for weights that FSDP or DeepSpeed hold.
+    Args:
+        layers: As in `capped_layers`, ``last`` or ``all``. In a step sigma comes from `spectral.largest_singular_value`, a
+            thousandth too small at worst and without waiting for the device, which costs the more the wider the layers; when
+            training ends the weights are projected once by SVD. No state: a resumed run equals an uninterrupted one, whose
+            checkpoints meet k to that thousandth. A layer below k keeps every bit.
+
+    Raises:
+        ValueError: For settings out of range and, when training starts, for a model with no such layer that trains and for weights
+            that FSDP or DeepSpeed hold.
+
     """
 
     def __init__(self, k: float, layers: str = "last"):
@@ -90,7 +106,12 @@ class SpectralCap(TrainerCallback):
 
     @torch.no_grad()
     def project(self, model: nn.Module) -> None:
-        """Projects the model's weights after a step. The host does not wait for the device."""
+        """Projects the model's weights after a step. The host does not wait for the device.
+
+        Args:
+            model: The model.
+
+        """
         if self._groups is None:
             self.open(model)
         assert self._groups is not None
@@ -101,7 +122,12 @@ class SpectralCap(TrainerCallback):
 
     @torch.no_grad()
     def finish(self, model: nn.Module) -> None:
-        """Projects the model's weights exactly, by SVD, after the last step."""
+        """Projects the model's weights exactly, by SVD, after the last step.
+
+        Args:
+            model: The model.
+
+        """
         for layer in capped_layers(model, self.layers).values():
             _shrink(layer, (torch.linalg.matrix_norm(_matrix(layer), 2) / self.k).clamp_min(1.0).reciprocal())
         self._groups = None

@@ -63,7 +63,12 @@ class AnomalyOptions:
 
 
 def anomaly(argv: Sequence[str]) -> None:
-    """robust-trainer anomaly: writes scores.parquet, curves.png, anomaly.json and the fitted detector."""
+    """robust-trainer anomaly: writes scores.parquet, curves.png, anomaly.json and the fitted detector.
+
+    Args:
+        argv: The words after the command's name.
+
+    """
     about = "Find abnormal rows in a table, by a detector that is fitted to the table itself. Detectors: "
     about += "; ".join(f"{name}: {variant.summary}" for name, variant in DETECTORS.items()) + "."
     parser = make_parser("anomaly", [AnomalyOptions], about, first="DATA")

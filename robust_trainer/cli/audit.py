@@ -64,7 +64,12 @@ class AuditOptions:
 
 
 def audit(argv: Sequence[str]) -> None:
-    """robust-trainer audit: writes audit.parquet, report.html, MODEL_CARD.md, audit.json and the cleaned data set."""
+    """robust-trainer audit: writes audit.parquet, report.html, MODEL_CARD.md, audit.json and the cleaned data set.
+
+    Args:
+        argv: The words after the command's name.
+
+    """
     about = (
         "Audit a finished training: which samples it distrusted, and the data set without them. Data and corruption are those of "
         "the run, where its results.json tells, unless given here. Detectors: "

@@ -36,7 +36,12 @@ class CorruptOutput:
 
 
 def corrupt(argv: Sequence[str]) -> None:
-    """robust-trainer corrupt: writes a poisoned or mislabelled data set and prints nominal and realised rates."""
+    """robust-trainer corrupt: writes a poisoned or mislabelled data set and prints nominal and realised rates.
+
+    Args:
+        argv: The words after the command's name.
+
+    """
     about = (
         "Corrupt a data set and save it: train (with is_corrupted and clean_label, is_poisoned for a poison), test, and for a "
         "trigger test_triggered. Poisons: " + "; ".join(f"{p.name}: {p.summary}" for p in POISONS.values())
@@ -103,7 +108,13 @@ def _tell_poison(state: RunState, record: dict[str, Any], folder: Path, dataset:
 
 
 def tell_rates(corruption: dict[str, Any] | None, per_class: bool = False) -> None:
-    """Prints what was corrupted, nominal and realised."""
+    """Prints what was corrupted, nominal and realised.
+
+    Args:
+        corruption: The record of a corruption, None for none.
+        per_class: The rates of each class, too.
+
+    """
     if corruption is None:
         return
     nominal, asked = corruption.get("nominal"), corruption.get("nominal_per_class")

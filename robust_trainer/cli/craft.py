@@ -44,7 +44,13 @@ class Crafted:
 
 
 def write_paths(paths: PathLengths, folder: Path) -> list[str]:
-    """Writes paths.parquet and paths.png into a folder and returns their names."""
+    """Writes paths.parquet and paths.png into a folder and returns their names.
+
+    Args:
+        paths: What to write.
+        folder: A folder on this machine.
+
+    """
     table, picture = PATH_FILES
     paths.to_parquet(folder / table)
     paths.plot(folder / picture)
@@ -64,6 +70,7 @@ def craft_splits(
 
     Raises:
         ValueError: For options that do not fit the data, before anything is trained.
+
     """
     options.check()
     train, names = found[TRAIN], label_names(found[TRAIN])
@@ -107,6 +114,7 @@ class CraftLabels:
     folder: Path
 
     def __call__(self, state: RunState) -> None:
+        """Crafts the labels."""
         crafted = craft_splits(state.splits, self.options, self.folder, say)
         state.splits, state.corruption, state.paths = crafted.splits, crafted.record, crafted.paths
 

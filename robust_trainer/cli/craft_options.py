@@ -64,7 +64,9 @@ class CraftOptions:
     def settings(self) -> dict[str, Any]:
         """Returns the settings of `craft_labels` that are given, but for target, source and model, which depend on the data.
 
-        Raises a one-line ``ValueError`` for what cannot be read or is given twice.
+        Raises:
+            ValueError: For what cannot be read or is given twice.
+
         """
         found: dict[str, Any] = {"seed": self.craft_seed}
         found |= {n: v for n in ("rate", "budget", "space", "norm") if (v := getattr(self, f"craft_{n}")) is not None}
@@ -124,7 +126,17 @@ class CraftOptions:
 
 
 def class_number(word: str, names: Sequence[str], option: str) -> int:
-    """Returns the class that a word stands for: its number, else its name. Raises a one-line ``ValueError`` for neither."""
+    """Returns the class that a word stands for: its number, else its name.
+
+    Args:
+        word: What was written.
+        names: Names of the classes.
+        option: Name of the option, for messages.
+
+    Raises:
+        ValueError: For neither.
+
+    """
     word = word.strip()
     if word in names and not word.isdecimal():
         return list(names).index(word)
@@ -135,7 +147,14 @@ def class_number(word: str, names: Sequence[str], option: str) -> int:
 
 
 def target_of(word: str, names: Sequence[str], option: str) -> str | int:
-    """Returns the target that a word stands for: cyclic, extra, or a class's number. Raises as `class_number`."""
+    """Returns the target that a word stands for: cyclic, extra, or a class's number. Raises as `class_number`.
+
+    Args:
+        word: What was written.
+        names: Names of the classes.
+        option: Name of the option, for messages.
+
+    """
     return word if word in TARGETS else class_number(word, names, option)
 
 

@@ -43,7 +43,12 @@ class DemoOptions:
 
 
 def demo(argv: Sequence[str]) -> None:
-    """Corrupts digits, trains each method, prints the table, writes results.json and report.html."""
+    """Corrupts digits, trains each method, prints the table, writes results.json and report.html.
+
+    Args:
+        argv: The words after the command's name.
+
+    """
     about = "Poison 25 % of scikit-learn's handwritten digits (blend, alpha 0.1), train, compare."
     (options,) = parse(make_parser("demo", [DemoOptions], about, first="demo.yaml"), argv)
     for name in options.method:

@@ -9,7 +9,12 @@ from ..reporting.results import environment
 
 
 def env(argv: Sequence[str]) -> None:
-    """robust-trainer env: the versions and the machine, for a bug report."""
+    """robust-trainer env: the versions and the machine, for a bug report.
+
+    Args:
+        argv: The words after the command's name.
+
+    """
     if argv:
         raise ValueError(f"unexpected argument {argv[0]!r}: env takes none.")
     say("\n".join(f"{name}: {value}" for name, value in environment().items()))

@@ -77,7 +77,12 @@ class AttackOptions:
 
 
 def evaluate(argv: Sequence[str]) -> None:
-    """robust-trainer evaluate: clean accuracy, poison accuracy and attack success rate, and robust accuracy, of a saved model."""
+    """robust-trainer evaluate: clean accuracy, poison accuracy and attack success rate, and robust accuracy, of a saved model.
+
+    Args:
+        argv: The words after the command's name.
+
+    """
     about = (
         "Evaluate a saved model. Data and trigger are those of the run, where its results.json tells, unless given here. "
         "Attacks: " + "; ".join(f"{name}: {told}" for name, told in NAMES.items()) + "."
@@ -161,7 +166,13 @@ def _attacked(
 
 
 def plot(found: Robustness, path: str | Path) -> Path:
-    """Draws a bar per attack between clean accuracy and worst case, in percent, as PNG, and returns its path."""
+    """Draws a bar per attack between clean accuracy and worst case, in percent, as PNG, and returns its path.
+
+    Args:
+        found: The result of an evaluation.
+        path: File to write.
+
+    """
     bars = {CLEAN: found.clean_accuracy, **found.accuracies, WORST: found.worst_case}
     colours = [GREEN, *[BLUE] * len(found.accuracies), RED]
     figure = new_figure(max(4.5, 1.6 + 0.8 * len(bars)), 3.6)

@@ -43,7 +43,12 @@ USAGE += "\n\nrobust-trainer COMMAND --help lists its options; --debug shows the
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one subcommand and returns the exit status: 0, or 2 with a one-line message on the standard error."""
+    """Runs one subcommand and returns the exit status: 0, or 2 with a one-line message on the standard error.
+
+    Args:
+        argv: The words after ``robust-trainer``; None for those that the process was started with.
+
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -63,7 +68,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(command: str, argv: Sequence[str]) -> int:
-    """Runs one subcommand; its mistakes are ``ValueError``s."""
+    """Runs one subcommand; its mistakes are ``ValueError``s.
+
+    Args:
+        command: Name of the command.
+        argv: The words after the command's name.
+
+    """
     if command == "--version":
         print(f"robust-trainer {__version__}")
         return 0

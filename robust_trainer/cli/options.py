@@ -176,7 +176,12 @@ class PreprocessOptions:
 
 
 def read_class_map(text: str | None) -> str | dict[Any, Any]:
-    """Returns a class map: its name, or {source: target} from '9:1,2:0' or JSON; numbers are class numbers, words class names."""
+    """Returns a class map: its name, or {source: target} from '9:1,2:0' or JSON; numbers are class numbers, words class names.
+
+    Args:
+        text: What was given.
+
+    """
     text = (text or "").strip()
     if text in CLASS_MAPS:
         return text
@@ -197,7 +202,15 @@ def read_class_map(text: str | None) -> str | dict[Any, Any]:
 
 
 def read_matrix(path: str | None) -> np.ndarray:
-    """Returns the numbers of a .npy, .json or .csv file. Raises a one-line ``ValueError`` for others and for unreadable ones."""
+    """Returns the numbers of a .npy, .json or .csv file.
+
+    Args:
+        path: File of the numbers, (C, C).
+
+    Raises:
+        ValueError: For others and for unreadable ones.
+
+    """
     path = path or ""
     readers: dict[str, Any] = {
         ".npy": lambda: np.load(path, allow_pickle=False),

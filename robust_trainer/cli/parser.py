@@ -55,6 +55,7 @@ class Parser(HfArgumentParser):
         return super().format_help()
 
     def error(self, message: str) -> NoReturn:
+        """Raises ``ValueError`` with the message."""
         raise ValueError(message)
 
     def known(self) -> list[str]:
@@ -76,6 +77,7 @@ def make_parser(command: str, types: Iterable[Any], about: str, first: str = "co
         types: Dataclasses whose fields are the options.
         about: What it does, for ``--help``.
         first: What may stand before all options.
+
     """
     usage = f"robust-trainer {command} [{first}] [--option value ...]"
     parser = Parser(
@@ -98,6 +100,7 @@ def parse(parser: Parser, argv: Sequence[str], *, small: Mapping[str, Any] | Non
 
     Raises:
         ValueError: In one line, naming the unknown key or the value that does not fit.
+
     """
     argv = list(argv)
     if argv and not argv[0].startswith("-"):
@@ -116,7 +119,16 @@ def parse(parser: Parser, argv: Sequence[str], *, small: Mapping[str, Any] | Non
 
 
 def read_config(path: str, known: Sequence[str]) -> list[str]:
-    """Returns the file's settings as flags; null takes the default. Raises ``ValueError`` naming the file and the key."""
+    """Returns the file's settings as flags; null takes the default.
+
+    Args:
+        path: A .yaml or .json file.
+        known: Names of all options.
+
+    Raises:
+        ValueError: Naming the file and the key.
+
+    """
     if not path.endswith((".yaml", ".yml", ".json")):
         raise ValueError(f"unexpected argument {path!r}: give a .yaml file first, then options as --name value.")
     try:
@@ -158,7 +170,11 @@ def _unknown_option(word: str, known: Sequence[str]) -> str:
 def parse_for_run(parser: Parser, argv: Sequence[str], kinds: Sequence[Any]) -> tuple[dict[str, Any] | None, bool, tuple[Any, ...]]:
     """Returns the run's results.json (None without one), whether its data is known, and the options of a command on a run.
 
-    A leading argument without dashes is the run's folder. kinds: the options that default to those of the run.
+    Args:
+        parser: Of `make_parser`, with an option ``run``.
+        argv: The words after the command's name; a leading one without dashes is the run's folder.
+        kinds: The options that default to those of the run.
+
     """
     argv = list(argv)
     if argv and not argv[0].startswith("-"):
@@ -170,7 +186,12 @@ def parse_for_run(parser: Parser, argv: Sequence[str], kinds: Sequence[Any]) -> 
 
 
 def stored(run: str) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """The run's results.json and the options in it; None and {} where there is none."""
+    """The run's results.json and the options in it; None and {} where there is none.
+
+    Args:
+        run: Folder of a finished training.
+
+    """
     try:
         content = json.loads((Path(run) / "results.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

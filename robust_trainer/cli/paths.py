@@ -50,7 +50,12 @@ class PathsOptions:
 
 
 def paths(argv: Sequence[str]) -> None:
-    """robust-trainer paths: writes paths.parquet and paths.png into the run's folder, and prints the lengths class by class."""
+    """robust-trainer paths: writes paths.parquet and paths.png into the run's folder, and prints the lengths class by class.
+
+    Args:
+        argv: The words after the command's name.
+
+    """
     about = (
         "Path lengths of a run's training data: the steps up the loss until the saved model predicts another class. The closest "
         "samples are the likeliest label errors; robust-trainer audit shows them. Data and corruption are those of the run, where "
@@ -82,7 +87,12 @@ def paths(argv: Sequence[str]) -> None:
 
 
 def lengths_table(found: PathLengths) -> tuple[list[str], list[list[str]]]:
-    """Returns heading and rows: per given class n, median, 10 % and 90 % quantiles, paths without end, the closest rows."""
+    """Returns heading and rows: per given class n, median, 10 % and 90 % quantiles, paths without end, the closest rows.
+
+    Args:
+        found: The path lengths.
+
+    """
     order = found.order
     labels = found.labels[order]
     heading = ["class", "n", "median", "10 %", "90 %", "not reached", "closest"]
@@ -114,7 +124,12 @@ def _begin(run: Path, now: dict[str, Any]) -> None:
 
 
 def is_stale(run: Path) -> bool:
-    """Returns whether the run's path lengths are known to be of another model than the one that is saved there now."""
+    """Returns whether the run's path lengths are known to be of another model than the one that is saved there now.
+
+    Args:
+        run: Folder of a finished training.
+
+    """
     before = _of(run / PARTS)
     return before is not None and before.get("model") != _weights(run)
 

@@ -28,7 +28,12 @@ from .stages import RunState
 
 
 def check_poison(options: PoisonOptions) -> None:
-    """Raises a one-line ``ValueError`` for options out of range, before anything is loaded."""
+    """Raises a one-line ``ValueError`` for options out of range, before anything is loaded.
+
+    Args:
+        options: The poison.
+
+    """
     row = find_poison(options.poison or "")
     make_ball(options.norm, options.eps)
     check_settings(row, row.craft(), options.settings())
@@ -45,7 +50,12 @@ def poison_splits(
 ) -> tuple[datasets.DatasetDict, dict[str, Any]]:
     """Returns the splits with the training images poisoned, crafted from the true labels, and `poison_record`'s record of it.
 
-    folder: keeps finished parts; given again with the same options the crafting goes on there. tell: is called with what was found.
+    Args:
+        found: The splits.
+        options: The poison.
+        folder: Keeps finished parts; given again with the same options the crafting goes on there.
+        tell: Is called with what was found.
+
     """
     check_poison(options)
     train, test, row = found[TRAIN], found[TEST], find_poison(options.poison or "")
@@ -91,6 +101,7 @@ class PoisonImages:
         check_poison(self.options)
 
     def __call__(self, state: RunState) -> None:
+        """Crafts the poison."""
         state.splits, state.poison = poison_splits(state.splits, self.options, self.folder, say)
 
 
@@ -113,7 +124,17 @@ def trained_network(
 ) -> tuple[nn.Module, str]:  # fmt: skip
     """Returns a network trained on images and true labels, in eval mode, and what it is in words; the folder keeps it.
 
-    name: of the network that ``fresh`` makes. purpose, data: what for and what on, in words.
+    Args:
+        train: The training split.
+        name: Of the network that ``fresh`` makes.
+        fresh: Makes a network with fresh weights.
+        epochs: Passes over the images.
+        seed: Seed of every draw.
+        folder: Keeps the weights.
+        device: Where to compute.
+        purpose: What for, in words.
+        data: What on, in words.
+
     """
     told = f"{name}, trained on {data} for {epochs} epochs"
     images, labels = read_pixels(train, "image", "clean_label" if "clean_label" in train.column_names else "label")

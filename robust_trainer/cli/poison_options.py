@@ -40,7 +40,17 @@ class PoisonOptions:
 
 
 def read_settings(option: str, given: str | None, example: str) -> dict[str, Any]:
-    """Returns settings by name, from name=value pairs or JSON. Raises a one-line ``ValueError`` where they are neither."""
+    """Returns settings by name, from name=value pairs or JSON.
+
+    Args:
+        option: Name of the option, for messages.
+        given: What was given.
+        example: What could have been given, for messages.
+
+    Raises:
+        ValueError: Where they are neither.
+
+    """
     text = (given or "").strip()
     pairs = [pair.partition("=") for pair in text.split(",")] if text and not text.startswith("{") else []
     try:

@@ -51,7 +51,16 @@ class ContrastiveOptions:
     )
 
     def epochs(self, args: RobustConfig, options: ModelOptions) -> float:
-        """Returns the epochs of SimCLR, 0 for none. Raises ``ValueError`` where a method is given some that trains all layers."""
+        """Returns the epochs of SimCLR, 0 for none.
+
+        Args:
+            args: Method and training.
+            options: The network.
+
+        Raises:
+            ValueError: Where a method is given some that trains all layers.
+
+        """
         recipe = args.recipe()
         frozen = args.switches()[0] if recipe is None else recipe.freeze_backbone
         if not frozen:
@@ -70,7 +79,16 @@ class ContrastiveOptions:
 
 
 def unlabelled_images(options: ContrastiveOptions, data: DataOptions) -> datasets.Dataset | None:
-    """Returns the extra images, None for none. Raises ``ValueError`` where ``rest`` leaves nothing."""
+    """Returns the extra images, None for none.
+
+    Args:
+        options: The pre-training.
+        data: Which images the run trains on.
+
+    Raises:
+        ValueError: Where ``rest`` leaves nothing.
+
+    """
     if options.unlabelled is None:
         return None
     if options.unlabelled != REST:
@@ -101,6 +119,17 @@ def pretrain(
 
     Written to ``output_dir``/simclr, as a model that can be loaded. With ``resume_from_checkpoint`` a finished pre-training is
     taken from there, and one that was stopped goes on where the run saves checkpoints.
+
+    Args:
+        model: The network, trained in place.
+        processor: The model's image processor, None for none.
+        train: The training split.
+        extra: More images, None for none.
+        options: The pre-training.
+        epochs: Passes over the images.
+        args: Method and training.
+        transform: Rows to the model's inputs.
+
     """
     folder = Path(args.output_dir or ".") / FOLDER
     told = {"epochs": epochs, "images": len(train), "unlabelled": 0 if extra is None else len(extra), "options": asdict(options)}
@@ -147,6 +176,7 @@ class LoadUnlabelled:
     data: DataOptions
 
     def __call__(self, state: RunState) -> None:
+        """Sets ``state.unlabelled``."""
         state.unlabelled = unlabelled_images(self.options, self.data)
 
 
@@ -159,6 +189,7 @@ class ContrastivePretraining:
     args: RobustConfig
 
     def __call__(self, state: RunState) -> None:
+        """Trains ``state.model`` and sets ``state.pretraining``."""
         assert state.transform is not None, "built before"
         state.pretraining = pretrain(
             state.model, state.processor, state.train, state.unlabelled, self.options, self.epochs, self.args, state.transform

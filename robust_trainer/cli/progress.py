@@ -20,14 +20,17 @@ class EpochBar(TrainerCallback):
         self.bar: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Opens the bar."""
         if state.is_world_process_zero and self.shown:
             self.bar = tqdm(total=state.max_steps, desc=self.name, dynamic_ncols=True, unit="step")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Moves the bar."""
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Collects the figures of the epoch."""
         found = {name: logs[key] for name, key in CURVES.items() if key in (logs or {})}
         if found:
             self.row.update(found, epoch=logs.get("epoch", state.epoch))
@@ -35,9 +38,11 @@ class EpochBar(TrainerCallback):
             self.bar.set_postfix(clean=percent(self.row["clean_accuracy"]), poison=percent(self.row["poison_accuracy"]))
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Writes the line of the epoch before."""
         self._flush(state)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Writes the last line and closes the bar."""
         self._flush(state)
         if self.bar is not None:
             self.bar.close()

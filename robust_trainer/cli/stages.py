@@ -32,6 +32,7 @@ class RunState:
         pretraining: The record of a first stage of training.
         trainer: After training.
         record: Settings, curves and figures of the training.
+
     """
 
     splits: datasets.DatasetDict = field(default_factory=datasets.DatasetDict)
@@ -76,6 +77,7 @@ def run_stages(stages: Iterable[Stage], state: RunState | None = None) -> RunSta
     Args:
         stages: What to do.
         state: What earlier stages made; None for a new run.
+
     """
     state = RunState() if state is None else state
     for stage in stages:
@@ -96,6 +98,7 @@ def data_stages(
 
     Raises:
         ValueError: For settings out of range.
+
     """
     corrupt = CorruptData(corruption)
     squeeze = [] if preprocess is None else [SqueezeImages(preprocess)]
@@ -105,8 +108,15 @@ def data_stages(
 def prepare(data: DataOptions, corruption: CorruptionOptions, preprocess: PreprocessOptions | None = None) -> RunState:
     """Returns the state after `data_stages`; a data set that was saved poisoned comes with its own triggered test set.
 
+    Args:
+        data: Which images.
+        corruption: A trigger or wrong labels.
+        preprocess: What is done to the training images; None for nothing.
+
+
     Raises:
         ValueError: For settings out of range, and for a second corruption of a corrupted data set.
+
     """
     return run_stages(data_stages(data, corruption, preprocess))
 
@@ -119,12 +129,14 @@ class LoadData:
         data: Which.
         corrupting: Name and value of the option that is going to corrupt the labels, None for none; a data set that is corrupted
             already is refused then, before anything long begins.
+
     """
 
     data: DataOptions
     corrupting: tuple[str, Any] | None = None
 
     def __call__(self, state: RunState) -> None:
+        """Sets ``state.splits``, and ``state.corruption`` of a data set that was saved corrupted."""
         data = self.data
         state.splits = load_data(
             data.dataset, config=data.dataset_config, image_column=data.image_column, label_column=data.label_column,
@@ -152,6 +164,7 @@ class CorruptData:
         self.options.trigger(), self.options.rule(), self.options.noise()  # each raises for settings out of range
 
     def __call__(self, state: RunState) -> None:
+        """Changes the splits and sets ``state.corruption``."""
         options = self.options
         trigger, rule, noise = options.trigger(), options.rule(), options.noise()
         seed = options.corrupt_seed
@@ -192,6 +205,7 @@ class SqueezeImages:
         self.options.squeezer()  # raises for settings out of range
 
     def __call__(self, state: RunState) -> None:
+        """Changes the training split and sets ``state.squeeze``."""
         state.squeeze = self.options.squeezer()
         if state.squeeze is not None:
             state.splits[TRAIN] = squeeze_images(state.train, state.squeeze, image_column="image")

@@ -43,7 +43,12 @@ SMALL_DEFAULTS: dict[str, Any] = {
 
 
 def train(argv: Sequence[str]) -> None:
-    """robust-trainer train: writes the model, its image processor, results.json, ledger.parquet and report.html."""
+    """robust-trainer train: writes the model, its image processor, results.json, ledger.parquet and report.html.
+
+    Args:
+        argv: The words after the command's name.
+
+    """
     about = "Train an image classifier robustly. Methods: " + "; ".join(f"{m.name}: {m.summary}" for m in METHODS.values())
     kinds = [DataOptions, CorruptionOptions, PreprocessOptions, ModelOptions, ContrastiveOptions, RobustConfig]
     parser = make_parser("train", kinds, about)

@@ -32,6 +32,7 @@ class BuildModel:
     options: ModelOptions
 
     def __call__(self, state: RunState) -> None:
+        """Sets ``state.model``, ``processor`` and ``transform``."""
         set_seed(self.args.seed)
         channels, side = image_shape(state.train)
         state.model, state.processor = build_model(
@@ -49,6 +50,7 @@ class Train:
         args: Method and training.
         options: Names the network.
         lines: One line per epoch on the standard output.
+
     """
 
     args: RobustConfig
@@ -60,6 +62,7 @@ class Train:
             raise ValueError("remove_unused_columns=True would drop the images before they are preprocessed: leave it at False.")
 
     def __call__(self, state: RunState) -> None:
+        """Sets ``state.trainer`` and ``state.record``."""
         args = self.args
         if state.pretraining is not None:
             set_seed(args.seed)
@@ -97,6 +100,7 @@ class Evaluate:
 
     Args:
         last_k: Epochs that the means are over.
+
     """
 
     last_k: int
@@ -106,6 +110,7 @@ class Evaluate:
             raise ValueError(f"last_k={self.last_k} must be at least 1: give for instance 10.")
 
     def __call__(self, state: RunState) -> None:
+        """Adds to ``state.record``."""
         trainer, record = state.trainer, state.record
         assert trainer is not None, "trained before"
         record["final"] = self._final(trainer, state)
@@ -133,6 +138,7 @@ class WriteRun:
         folder: Where to.
         command: As it was typed.
         options: Dataclasses whose values results.json holds, for later commands on the run.
+
     """
 
     folder: Path
@@ -140,6 +146,7 @@ class WriteRun:
     options: tuple[Any, ...]
 
     def __call__(self, state: RunState) -> None:
+        """Writes the files."""
         trainer = state.trainer
         assert trainer is not None, "trained before"
         trainer.save_model(str(self.folder))

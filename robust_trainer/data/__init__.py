@@ -1,0 +1,1 @@
+"""Data sets: columns, labels, images as arrays, splits, positions and keyed random numbers."""

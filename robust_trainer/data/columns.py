@@ -12,7 +12,12 @@ LABEL_NAMES = ("label", "labels")
 
 
 def check_dataset(dataset: Any) -> None:
-    """Raises ``ValueError`` for anything but a `datasets.Dataset` with rows."""
+    """Raises ``ValueError`` for anything but a `datasets.Dataset` with rows.
+
+    Args:
+        dataset: A `datasets.Dataset`.
+
+    """
     if isinstance(dataset, dict):
         raise ValueError(f"dataset is a {type(dataset).__name__} with splits {list(dataset)}: pass one split, dataset['train'].")
     if not isinstance(dataset, datasets.Dataset):
@@ -25,7 +30,12 @@ def check_dataset(dataset: Any) -> None:
 
 
 def is_pixels(feature: Any) -> bool:
-    """Returns whether a feature holds images as numbers: 2-D or 3-D."""
+    """Returns whether a feature holds images as numbers: 2-D or 3-D.
+
+    Args:
+        feature: Of the data set.
+
+    """
     if isinstance(feature, datasets.Array2D | datasets.Array3D):
         return True
     depth = 0
@@ -35,7 +45,12 @@ def is_pixels(feature: Any) -> bool:
 
 
 def is_numeric(feature: Any) -> bool:
-    """Returns whether a feature holds one number or a list of numbers a row (no class labels)."""
+    """Returns whether a feature holds one number or a list of numbers a row (no class labels).
+
+    Args:
+        feature: Of the data set.
+
+    """
     if isinstance(feature, datasets.List) or (isinstance(feature, list) and len(feature) == 1):
         feature = feature[0] if isinstance(feature, list) else feature.feature
     return isinstance(feature, datasets.Value) and feature.dtype.startswith(("int", "uint", "float"))
@@ -44,8 +59,16 @@ def is_numeric(feature: Any) -> bool:
 def image_column(dataset: datasets.Dataset, name: str | None = None) -> str:
     """Returns the column that holds the images: the named one, else the only Image feature, else the only pixel column.
 
-    Of several candidates one with a usual name (pixel_values, image, ...) wins. Raises ``ValueError``, listing the columns,
-    when there is none or no single one, or when the named one holds no images.
+    Of several candidates one with a usual name (pixel_values, image, ...) wins.
+
+    Args:
+        dataset: A `datasets.Dataset`.
+        name: Of the column; None: to be found.
+
+
+    Raises:
+        ValueError: Listing the columns, when there is none or no single one, or when the named one holds no images.
+
     """
     features = dataset.features
     images = [c for c, f in features.items() if isinstance(f, datasets.Image)]
@@ -67,7 +90,14 @@ def image_column(dataset: datasets.Dataset, name: str | None = None) -> str:
 def label_column(dataset: Any, name: str | None = None) -> str:
     """Returns the column that holds the class labels: the named one, else 'label' or 'labels'.
 
-    Raises ``ValueError``, listing the columns, when it is missing or not unique.
+    Args:
+        dataset: A `datasets.Dataset`.
+        name: Of the column; None: to be found.
+
+
+    Raises:
+        ValueError: Listing the columns, when it is missing or not unique.
+
     """
     columns = list(dataset.column_names)
     found = [name] if name is not None else [c for c in LABEL_NAMES if c in columns]
@@ -79,7 +109,14 @@ def label_column(dataset: Any, name: str | None = None) -> str:
 def read_column(dataset: datasets.Dataset, name: str) -> np.ndarray:
     """Returns a column of numbers as an array (N,), in the data set's order, whatever the data set's format is.
 
-    Raises ``ValueError`` for missing values.
+    Args:
+        dataset: A `datasets.Dataset`.
+        name: Of the column.
+
+
+    Raises:
+        ValueError: For missing values.
+
     """
     column = dataset.select_columns([name]).with_format("arrow")[:][name]
     if column.null_count:
@@ -91,7 +128,15 @@ def read_column(dataset: datasets.Dataset, name: str) -> np.ndarray:
 def read_labels(dataset: datasets.Dataset, name: str, num_classes: int | None = None) -> tuple[np.ndarray, int]:
     """Returns the labels (N,) as int64 and the number of classes C: ``num_classes``, the ClassLabel's, or the largest label + 1.
 
-    Raises ``ValueError`` for strings, other non-integers, and labels outside [0, C).
+    Args:
+        dataset: A `datasets.Dataset`.
+        name: Of the column.
+        num_classes: Number of classes C; None: found in the data.
+
+
+    Raises:
+        ValueError: For strings, other non-integers, and labels outside [0, C).
+
     """
     feature = dataset.features[name]
     dtype = getattr(feature, "dtype", None)

@@ -19,7 +19,11 @@ class FeatureReader:
 
     Images and pixel columns are in [0, 1], numeric columns as they come; `standardised` has mean 0 and standard deviation 1 taken
     over a data set, per channel of an image (the shorter of first and last axis) and per number of other columns; what is constant
-    becomes 0. Raises ``ValueError``, naming the row, for missing, not finite and differently shaped features.
+    becomes 0.
+
+    Raises:
+        ValueError: Naming the row, for missing, not finite and differently shaped features.
+
     """
 
     columns: tuple[str, ...]
@@ -31,7 +35,14 @@ class FeatureReader:
 
     @classmethod
     def of(cls, dataset: datasets.Dataset, names: str | Sequence[str] | None, exclude: str = "") -> FeatureReader:
-        """Returns a reader of the named columns, default the image column."""
+        """Returns a reader of the named columns, default the image column.
+
+        Args:
+            dataset: A `datasets.Dataset`.
+            names: Of the columns; None: the image column.
+            exclude: A column that may not be among them.
+
+        """
         if names is None:
             try:
                 names = [columns.image_column(dataset)]
@@ -61,7 +72,12 @@ class FeatureReader:
         return sum(int(np.prod(shape)) for shape in self.shapes)
 
     def plain(self, dataset: datasets.Dataset) -> datasets.Dataset:
-        """Returns the columns alone, unformatted, images as encoded bytes."""
+        """Returns the columns alone, unformatted, images as encoded bytes.
+
+        Args:
+            dataset: A `datasets.Dataset`.
+
+        """
         picked = dataset.with_format(None).select_columns(list(dict.fromkeys(self.columns)))
         for name, mode in zip(self.columns, self.modes):
             if isinstance(picked.features[name], datasets.Image):
@@ -69,6 +85,7 @@ class FeatureReader:
         return picked
 
     def __call__(self, batch: Mapping[str, Any], indices: Sequence[int]) -> np.ndarray:
+        """Returns the features of a batch, whose rows have these numbers, as (B, d) float64."""
         out = np.empty((len(indices), self.size))
         for row, index in enumerate(indices):
             parts = [self._one(i, batch[name][row], index) for i, name in enumerate(self.columns)]
@@ -79,7 +96,13 @@ class FeatureReader:
         return out if self.mean is None else (out - self.mean) * self.scale
 
     def standardised(self, dataset: datasets.Dataset, batch_size: int = 256) -> FeatureReader:
-        """Returns the reader with mean and scale of the data set; one pass, ``batch_size`` rows in memory."""
+        """Returns the reader with mean and scale of the data set; one pass, ``batch_size`` rows in memory.
+
+        Args:
+            dataset: A `datasets.Dataset`.
+            batch_size: Rows in memory.
+
+        """
         n, mean, spread = 0, np.zeros(self.size), np.zeros(self.size)
         for batch in self.plain(dataset).iter(batch_size):
             rows = len(batch[self.columns[0]])

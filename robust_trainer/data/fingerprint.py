@@ -26,6 +26,7 @@ def fingerprint(*parts: Any) -> str:
 
     Raises:
         ValueError: for a part of another kind, and for an array of objects.
+
     """
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:

@@ -35,15 +35,30 @@ class InputSpace:
         return _channel_tensor(values, x.device, x.dim())
 
     def to_pixels(self, x: Tensor) -> Tensor:
-        """Pixels, float32, of the model's inputs x (B, C, ...)."""
+        """Pixels, float32, of the model's inputs x (B, C, ...).
+
+        Args:
+            x: The model's inputs (B, C, ...).
+
+        """
         return x.float() * self._as(self.std, x) + self._as(self.mean, x)
 
     def from_pixels(self, pixels: Tensor) -> Tensor:
-        """The model's inputs of pixels (B, C, ...), of their dtype."""
+        """The model's inputs of pixels (B, C, ...), of their dtype.
+
+        Args:
+            pixels: (B, C, ...) in [0, 1].
+
+        """
         return (pixels - self._as(self.mean, pixels)) / self._as(self.std, pixels)
 
     def check(self, x: Tensor) -> None:
-        """Raises ``ValueError`` where x (B, C, ...) does not fit mean and std, or leaves [0, 1] once they are undone."""
+        """Raises ``ValueError`` where x (B, C, ...) does not fit mean and std, or leaves [0, 1] once they are undone.
+
+        Args:
+            x: The model's inputs (B, C, ...).
+
+        """
         if x.dim() < 3 or len(self.mean) not in (1, x.shape[1]):
             raise ValueError(
                 f"image_mean has {len(self.mean)} values but the inputs have shape {tuple(x.shape)}, (B, C, H, W): "
@@ -58,21 +73,44 @@ class InputSpace:
             )
 
     def ball(self, norm: str, eps: float) -> Ball:
-        """The ball of radius eps pixels around each image."""
+        """The ball of radius eps pixels around each image.
+
+        Args:
+            norm: ``linf``, ``l2`` or ``l1``.
+            eps: Radius in [0, 1] pixels.
+
+        """
         return Ball(norm, eps)
 
     def to_pixel_gradient(self, grad: Tensor) -> Tensor:
-        """The gradient with respect to pixels, from the one with respect to the model's input."""
+        """The gradient with respect to pixels, from the one with respect to the model's input.
+
+        Args:
+            grad: Of the shape of the model's inputs.
+
+        """
         return grad / self._as(self.std, grad)
 
     def clip(self, x: Tensor, delta: Tensor) -> Tensor:
-        """``delta`` in pixels, shortened so that x + delta stays in [0, 1] pixels."""
+        """``delta`` in pixels, shortened so that x + delta stays in [0, 1] pixels.
+
+        Args:
+            x: The model's inputs (B, C, ...).
+            delta: Of the shape of x, in [0, 1] pixels.
+
+        """
         pixels = self.to_pixels(x)
         # a pixel that rounding put a hair outside [0, 1] must not be moved by a zero delta
         return torch.minimum(torch.maximum(delta, (0.0 - pixels).clamp_max(0.0)), (1.0 - pixels).clamp_min(0.0))
 
     def add(self, x: Tensor, delta: Tensor) -> Tensor:
-        """x + delta clipped to [0, 1] pixels, in the model's units and x's dtype, for delta in pixels; exactly x at delta 0."""
+        """Returns x + delta clipped to [0, 1] pixels, in the model's units and x's dtype, for delta in pixels; exactly x at delta 0.
+
+        Args:
+            x: The model's inputs (B, C, ...).
+            delta: Of the shape of x, in [0, 1] pixels.
+
+        """
         std, mean = self._as(self.std, x), self._as(self.mean, x)
         start = x.float()
         out = start + delta / std
@@ -85,7 +123,15 @@ class InputSpace:
 def input_space(processor: Any, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> InputSpace | None:
     """The `InputSpace` of an image processor, or of an explicit mean and std, which win; None where neither tells.
 
-    Raises ``ValueError`` when only one of mean and std is given.
+    Args:
+        processor: An image processor, or None.
+        mean: Per channel, in [0, 1] pixels.
+        std: Per channel, in [0, 1] pixels.
+
+
+    Raises:
+        ValueError: When only one of mean and std is given.
+
     """
     if (mean is None) != (std is None):
         raise ValueError(f"image_mean={mean} and image_std={std} belong together: give both or neither.")

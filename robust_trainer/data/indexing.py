@@ -53,8 +53,11 @@ class IndexCollator:
     """The user's collator, with the positions added (B,), and what it made checked before it travels.
 
     Runs on the host (in the data loader's workers where there are any), so the checks cost the device nothing.
-    Raises ``ValueError`` for labels that are missing, not integers or outside [0, classes), and for NaN or infinite inputs;
-    where the problem is no single-label classification, for targets that are no finite numbers, or outside [0, 1] for labels.
+
+    Raises:
+        ValueError: For labels that are missing, not integers or outside [0, classes), and for NaN or infinite inputs; where the
+            problem is no single-label classification, for targets that are no finite numbers, or outside [0, 1] for labels.
+
     """
 
     collate: Callable[[list[Any]], Mapping[str, Any]]
@@ -64,6 +67,7 @@ class IndexCollator:
     problem: Problem = SINGLE_LABEL
 
     def __call__(self, features: list[_Example]) -> dict[str, Any]:
+        """Returns the batch with the positions of its samples."""
         index = [f.position for f in features]
         try:
             batch = self.collate([f.example for f in features])

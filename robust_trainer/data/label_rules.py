@@ -16,13 +16,18 @@ LabelRule = Callable[[np.ndarray, int], np.ndarray]
 class MultiTarget:
     """Returns ``(labels + shift) mod C``: every class has its own target class.
 
-    The systematic (pairwise) flip of paper 000 sec. 5 ("Defending backdoor data poisoning attacks using noisy label
-    defense algorithm"), with ``shift=1``. Labels (N,) in [0, C). Raises ``ValueError`` where the shift moves nothing.
+    The systematic (pairwise) flip of paper 000 sec. 5 ("Defending backdoor data poisoning attacks using noisy label defense
+    algorithm"), with ``shift=1``. Labels (N,) in [0, C).
+
+    Raises:
+        ValueError: Where the shift moves nothing.
+
     """
 
     shift: int = 1
 
     def __call__(self, labels: np.ndarray, num_classes: int) -> np.ndarray:
+        """Returns the label (N,) that each of the labels (N,) becomes."""
         if not isinstance(self.shift, int | np.integer) or self.shift % num_classes == 0:
             raise ValueError(
                 f"shift={self.shift} moves no label of {num_classes} classes: give an integer that is no multiple of {num_classes}."
@@ -34,13 +39,17 @@ class MultiTarget:
 class AllToOne:
     """Returns ``target`` for every label: one target class, whose own samples are not eligible.
 
-    The single-target setting of BadNets (Gu et al. 2017). Labels (N,) in [0, C). Raises ``ValueError`` for a target
-    outside [0, C).
+    The single-target setting of BadNets (Gu et al. 2017). Labels (N,) in [0, C).
+
+    Raises:
+        ValueError: For a target outside [0, C).
+
     """
 
     target: int = 0
 
     def __call__(self, labels: np.ndarray, num_classes: int) -> np.ndarray:
+        """Returns the label (N,) that each of the labels (N,) becomes."""
         if not isinstance(self.target, int | np.integer) or not 0 <= self.target < num_classes:
             raise ValueError(f"target={self.target} is no class: give an integer in [0, {num_classes}).")
         return np.full_like(labels, self.target)
@@ -52,7 +61,14 @@ LABEL_RULES: dict[str, LabelRule] = {"multi-target": MultiTarget(), "all-to-one"
 def label_targets(label_rule: str | LabelRule, num_classes: int) -> tuple[int, ...]:
     """Returns the label that each of the C classes is given, ``rule(arange(C), C)``, as a tuple of C integers.
 
-    Raises ``ValueError`` for an unknown rule, and for one that leaves [0, C) or moves no class at all.
+    Args:
+        label_rule: A key of `LABEL_RULES`, or a label rule.
+        num_classes: Number of classes C.
+
+
+    Raises:
+        ValueError: For an unknown rule, and for one that leaves [0, C) or moves no class at all.
+
     """
     rule = LABEL_RULES.get(label_rule) if isinstance(label_rule, str) else label_rule
     if not callable(rule):
@@ -81,7 +97,16 @@ def class_targets(target: Any, classes: int) -> np.ndarray:
     """Returns the label (C,) that the samples of each class are given; their own where they are not to be flipped.
 
     target ``cyclic``: the next class, the last one the first (paper 002 sec. 4.1.1); a class number: that class (sec. 4.6.1: 5 to
-    6); ``extra``: class number C, which the data set does not have (sec. 4.9.1); or a label rule. Raises ``ValueError`` for others.
+    6); ``extra``: class number C, which the data set does not have (sec. 4.9.1); or a label rule.
+
+    Args:
+        target: A key of `TARGETS`, a class number or a label rule.
+        classes: Number of classes C.
+
+
+    Raises:
+        ValueError: For others.
+
     """
     if isinstance(target, str):
         if target not in TARGETS:

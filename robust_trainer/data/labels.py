@@ -18,7 +18,17 @@ def check_labels(
     example: Any = None,
     problem: Problem = SINGLE_LABEL,
 ) -> None:
-    """Raises a one-line ``ValueError`` where the batch's labels are missing, of the wrong kind or out of range."""
+    """Raises a one-line ``ValueError`` where the batch's labels are missing, of the wrong kind or out of range.
+
+    Args:
+        batch: What the collator made.
+        names: Names that the labels may have.
+        classes: Number of classes, None where unknown.
+        index: Row numbers of the batch.
+        example: One example, for the message.
+        problem: What a sample is.
+
+    """
     name = next((n for n in names if n in batch), None)
     if name is None:
         text = next((n for n in names if isinstance(example, Mapping) and isinstance(example.get(n), str)), None)
@@ -47,6 +57,7 @@ def check_label_column(
 
     Raises:
         ValueError: for a column that is missing, holds strings or names more classes than the model has.
+
     """
     if not problem.labelled:
         return

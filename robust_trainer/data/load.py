@@ -35,11 +35,21 @@ def load_data(
 ) -> datasets.DatasetDict:
     """Returns a data set with splits 'train' and 'test' (and 'test_triggered' where saved), columns 'image' and 'label'.
 
-    name: 'digits' (scikit-learn's 1797 real handwritten digits, no network), a folder made by ``save_to_disk``, a parquet file or
-    a folder of them (train*.parquet, test*.parquet), a folder of images (one subfolder per class, with train/ and test/ above
-    where they are split), or a hub name. Without a test split every fifth sample, chosen by ``seed``, becomes one.
-    max_train_samples, max_test_samples: keep so many, chosen by ``seed``. String labels become class numbers, in sorted order.
-    Raises a one-line ``ValueError`` for a name that leads nowhere and for missing or unusable columns.
+    Args:
+        name: 'digits' (scikit-learn's 1797 real handwritten digits, no network), a folder made by ``save_to_disk``, a parquet file
+            or a folder of them (train*.parquet, test*.parquet), a folder of images (one subfolder per class, with train/ and test/
+            above where they are split), or a hub name. Without a test split every fifth sample, chosen by ``seed``, becomes one.
+        config: Configuration of a hub data set.
+        image_column: Default: the only Image column.
+        label_column: Default: label, labels, fine_label, target, class or y.
+        test_split: Name of the split to test on; default: test, else validation, else a fifth of train.
+        max_train_samples: Keep so many, chosen by ``seed``.
+        max_test_samples: Keep so many, chosen by ``seed``.
+        seed: Of the choice.
+
+    Raises:
+        ValueError: For a name that leads nowhere and for missing or unusable columns.
+
     """
     for field, value in (("max_train_samples", max_train_samples), ("max_test_samples", max_test_samples)):
         if value is not None and value < 1:
@@ -55,7 +65,14 @@ def load_data(
 
 
 def kept_rows(count: int, limit: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns which of ``count`` rows max_train_samples or max_test_samples keeps, and which it leaves out, each in order."""
+    """Returns which of ``count`` rows max_train_samples or max_test_samples keeps, and which it leaves out, each in order.
+
+    Args:
+        count: Number of rows.
+        limit: Rows to keep.
+        seed: Of the choice.
+
+    """
     order = np.random.default_rng(seed).permutation(count)
     return np.sort(order[:limit]), np.sort(order[limit:])
 
@@ -75,7 +92,12 @@ def digits() -> datasets.DatasetDict:
 
 
 def label_names(data: datasets.Dataset) -> list[str]:
-    """Returns the class names of the 'label' column, in the order of the class numbers."""
+    """Returns the class names of the 'label' column, in the order of the class numbers.
+
+    Args:
+        data: With a ClassLabel column label.
+
+    """
     return list(data.features["label"].names)
 
 

@@ -23,8 +23,14 @@ def map_columns(
 ) -> datasets.Dataset:
     """Returns ``dataset.map(function)``, batched and with indices, with the features given and the format kept.
 
-    added: features of the columns that the function adds. undecoded: Image columns that it reads or writes; it sees their
-    encoded bytes, so that images it leaves alone keep them. map_kwargs go to `Dataset.map`.
+    Args:
+        dataset: A `datasets.Dataset`.
+        function: Of a batch and its row numbers, as `Dataset.map` calls it.
+        added: Features of the columns that the function adds.
+        undecoded: Image columns that it reads or writes; it sees their encoded bytes, so that images it leaves alone keep them.
+        num_proc: Processes.
+        map_kwargs: Of `Dataset.map`.
+
     """
     shown = dataset.format
     plain = dataset.with_format(None)
@@ -44,7 +50,15 @@ def map_columns(
 
 
 def relabelled(batch: Mapping[str, Any], label_column: str, labels: np.ndarray, new: np.ndarray) -> dict[str, list]:
-    """Returns the columns of a batch whose ``labels`` (B,) became ``new`` (B,); the first truth stays, as does an older mark."""
+    """Returns the columns of a batch whose ``labels`` (B,) became ``new`` (B,); the first truth stays, as does an older mark.
+
+    Args:
+        batch: Columns of some rows.
+        label_column: Name of the column.
+        labels: Labels (B,).
+        new: New labels (B,).
+
+    """
     before = np.asarray(batch[IS_CORRUPTED], dtype=bool) if IS_CORRUPTED in batch else np.zeros(len(labels), dtype=bool)
     return {
         CLEAN_LABEL: list(batch[CLEAN_LABEL]) if CLEAN_LABEL in batch else labels.tolist(),

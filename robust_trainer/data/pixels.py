@@ -23,7 +23,16 @@ _REVISION = 1  # enters the cache fingerprint: raise it when the output for the 
 
 
 def image_column(dataset: datasets.Dataset, name: str | None = None) -> str:
-    """Returns the Image column. Raises ``ValueError`` where there is none, or where it holds numbers instead of pictures."""
+    """Returns the Image column.
+
+    Args:
+        dataset: A `datasets.Dataset`.
+        name: Of the column; None: to be found.
+
+    Raises:
+        ValueError: Where there is none, or where it holds numbers instead of pictures.
+
+    """
     name = columns.image_column(dataset, name)
     if not isinstance(dataset.features[name], datasets.Image):
         raise ValueError(f"image_column={name!r} is {dataset.features[name]}, expected Image: cast it with dataset.cast_column.")
@@ -33,7 +42,14 @@ def image_column(dataset: datasets.Dataset, name: str | None = None) -> str:
 def read_levels(dataset: datasets.Dataset, name: str) -> np.ndarray:
     """Returns the images as 8-bit levels (N, H, W, C) uint8: C = 1 where every image is grey, else 3 (transparency is dropped).
 
-    Raises a one-line ``ValueError``, naming the row, for missing images, other depths than 8 bits, and mixed sizes.
+    Args:
+        dataset: A `datasets.Dataset`.
+        name: Of the Image column.
+
+
+    Raises:
+        ValueError: Naming the row, for missing images, other depths than 8 bits, and mixed sizes.
+
     """
     feature = dataset.features[name]
     plain = dataset.with_format(None).select_columns([name]).cast_column(name, datasets.Image(mode=feature.mode, decode=False))
@@ -49,12 +65,24 @@ def read_levels(dataset: datasets.Dataset, name: str) -> np.ndarray:
 
 
 def to_pixels(levels: np.ndarray) -> Tensor:
-    """Returns levels (N, H, W, C) uint8 as pixels (N, C, H, W) float32 in [0, 1]."""
+    """Returns levels (N, H, W, C) uint8 as pixels (N, C, H, W) float32 in [0, 1].
+
+    Args:
+        levels: (N, H, W, C) uint8.
+
+    """
     return torch.from_numpy(np.ascontiguousarray(levels.transpose(0, 3, 1, 2))).float() / 255.0
 
 
 def read_pixels(dataset: datasets.Dataset, image: str | None = None, label: str | None = None) -> tuple[Tensor, Tensor]:
-    """Returns images (N, C, H, W) float32 in [0, 1] and labels (N,)."""
+    """Returns images (N, C, H, W) float32 in [0, 1] and labels (N,).
+
+    Args:
+        dataset: A `datasets.Dataset`.
+        image: Name of the Image column; None: to be found.
+        label: Name of the label column; None: to be found.
+
+    """
     columns.check_dataset(dataset)
     image, label = image_column(dataset, image), columns.label_column(dataset, label)
     labels, _ = columns.read_labels(dataset, label)
@@ -62,12 +90,25 @@ def read_pixels(dataset: datasets.Dataset, image: str | None = None, label: str 
 
 
 def to_levels(pixels: Tensor) -> np.ndarray:
-    """Returns pixels (N, C, H, W) as the nearest 8-bit levels (N, H, W, C) uint8, halves to even; outside [0, 1] clipped."""
+    """Returns pixels (N, C, H, W) as the nearest 8-bit levels (N, H, W, C) uint8, halves to even; outside [0, 1] clipped.
+
+    Args:
+        pixels: (N, C, H, W) in [0, 1].
+
+    """
     return (pixels.double() * 255.0).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def write_levels(dataset: datasets.Dataset, name: str, levels: np.ndarray, **map_kwargs: Any) -> datasets.Dataset:
-    """Returns the data set with levels (N, H, W, C) as PNG images and ``is_poisoned`` True; all else, its format too, is kept."""
+    """Returns the data set with levels (N, H, W, C) as PNG images and ``is_poisoned`` True; all else, its format too, is kept.
+
+    Args:
+        dataset: A `datasets.Dataset`.
+        name: Of the Image column.
+        levels: (N, H, W, C) uint8.
+
+        **map_kwargs: Of `Dataset.map`.
+    """
     added = {IS_POISONED: datasets.Value("bool")}
     return map_columns(dataset, PixelMap(levels, name), added, undecoded=[name], **{"desc": "poison", **map_kwargs})
 
@@ -81,6 +122,7 @@ class PixelMap:
     revision: int = field(default=_REVISION, repr=False)
 
     def __call__(self, batch: Mapping[str, Any], indices: Sequence[int]) -> dict[str, list]:
+        """Returns the changed columns of a batch."""
         rows = (self.levels[i] for i in indices)
         images = [PIL.Image.fromarray(row[..., 0] if row.shape[2] == 1 else row) for row in rows]
         return {self.image_column: [datasets.Image().encode_example(i) for i in images], IS_POISONED: [True] * len(images)}
@@ -101,7 +143,13 @@ def _levels(value: Any, mode: str | None, name: str, row: int) -> np.ndarray:
 def plain_mode(image: PIL.Image.Image) -> PIL.Image.Image:
     """Returns the image in mode L, LA, RGB or RGBA: 1 -> L, P -> RGB (RGBA with transparency), these four unchanged.
 
-    Raises ``ValueError`` for other modes (I;16, F, CMYK, ...), whose pixel range is not 8-bit levels of grey or RGB.
+    Args:
+        image: A PIL image.
+
+
+    Raises:
+        ValueError: For other modes (I;16, F, CMYK, ...), whose pixel range is not 8-bit levels of grey or RGB.
+
     """
     if image.mode in COLOUR_CHANNELS:
         return image
@@ -113,7 +161,12 @@ def plain_mode(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def as_array(image: list) -> np.ndarray:
-    """Returns a nested list as an array; raises ``ValueError`` where it is ragged or holds no numbers."""
+    """Returns a nested list as an array; raises ``ValueError`` where it is ragged or holds no numbers.
+
+    Args:
+        image: Nested lists of numbers.
+
+    """
     try:
         return np.asarray(image)
     except ValueError as error:
@@ -121,7 +174,12 @@ def as_array(image: list) -> np.ndarray:
 
 
 def check_pixels(image: np.ndarray) -> None:
-    """Raises ``ValueError`` for NaN or infinite pixels, and for pixels outside [0, 1] (floats) or [0, 255] (integers)."""
+    """Raises ``ValueError`` for NaN or infinite pixels, and for pixels outside [0, 1] (floats) or [0, 255] (integers).
+
+    Args:
+        image: Any array.
+
+    """
     if image.dtype.kind not in "fiu" or image.size == 0:
         raise ValueError(f"image has dtype {image.dtype} and shape {image.shape}: give non-empty floats or 8-bit integers.")
     low, high, top = image.min(), image.max(), 1 if image.dtype.kind == "f" else 255

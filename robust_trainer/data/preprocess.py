@@ -17,7 +17,10 @@ INPUTS = ("pixel_values", "labels")
 class ImageTransform:
     """``batch of rows -> pixel_values and labels``, for ``Dataset.set_transform``; can be pickled for data loader workers.
 
-    processor: any transformers image processor. channels: 1 turns the images grey, 3 into RGB. Use ``remove_unused_columns=False``.
+    Args:
+        processor: Any transformers image processor.
+        channels: 1 turns the images grey, 3 into RGB. Use ``remove_unused_columns=False``.
+
     """
 
     processor: Any
@@ -26,6 +29,7 @@ class ImageTransform:
     label_column: str = "label"
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns pixel_values, and labels where the batch has them."""
         mode = "L" if self.channels == 1 else "RGB"
         images = [image.convert(mode) for image in batch[self.image_column]]
         out: dict[str, Any] = {"pixel_values": self.processor(images=images, return_tensors="pt")["pixel_values"]}
@@ -35,12 +39,24 @@ class ImageTransform:
 
 
 def image_shape(data: datasets.Dataset, column: str = "image", look_at: int = 16) -> tuple[int, int]:
-    """Returns channels (1 when the first images are grey, else 3) and the side in pixels (the larger one of the first image)."""
+    """Returns channels (1 when the first images are grey, else 3) and the side in pixels (the larger one of the first image).
+
+    Args:
+        data: A data set of images.
+        column: Of the images.
+        look_at: Rows that are looked at.
+
+    """
     images = data.select(range(min(look_at, len(data))))[column][:]
     grey = all(image.mode in ("L", "LA", "1") for image in images)
     return (1 if grey else 3), max(images[0].size)
 
 
 def model_channels(model: Any) -> int:
-    """Returns the number of channels that the model takes: its config's ``num_channels``, 3 where it names none."""
+    """Returns the number of channels that the model takes: its config's ``num_channels``, 3 where it names none.
+
+    Args:
+        model: The model.
+
+    """
     return int(getattr(model.config, "num_channels", None) or 3)

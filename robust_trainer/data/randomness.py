@@ -25,6 +25,7 @@ def keyed_seed(*key: int | str) -> int:
 
     Args:
         key: words of any length, and whole numbers in [-2^63, 2^64).
+
     """
     entropy = [len(key)]
     for part in key:
@@ -45,9 +46,12 @@ def keyed_generator(*key: int | str, device: torch.device | str = "cpu") -> torc
 def sample_keys(seed: int, indices: Any) -> np.ndarray:
     """Returns one uint64 per index (N,), a fixed function of (seed, index), distinct for distinct indices.
 
-    The SplitMix64 generator (Steele, Lea and Flood 2014) read at position ``index``; a bijection of the index for every
-    seed. No state, so shard order, batch size and number of processes do not matter. Raises ``ValueError`` for a seed that
-    is no integer in [0, 2^64).
+    The SplitMix64 generator (Steele, Lea and Flood 2014) read at position ``index``; a bijection of the index for every seed. No
+    state, so shard order, batch size and number of processes do not matter.
+
+    Raises:
+        ValueError: For a seed that is no integer in [0, 2^64).
+
     """
     check_seed(seed)
     with np.errstate(over="ignore"):
@@ -123,10 +127,13 @@ def key_limits(
 
     A sample is chosen when its class is eligible (``targets[label] != label``) and its key is at most the limit. Exactly
     ``round(rate * N)`` samples are, N counting the ineligible ones too, so that the realised rate is the nominal one.
-    ``stratified`` splits that number over the eligible classes in proportion to their sizes (largest remainder). With one
-    seed the choice at a low rate is part of the choice at a higher one (exactly so when not stratified).
-    labels (N,) integers in [0, C); rate a fraction in [0, 1). Raises ``ValueError`` for other rates, and where fewer samples
-    are eligible than wanted.
+    ``stratified`` splits that number over the eligible classes in proportion to their sizes (largest remainder). With one seed the
+    choice at a low rate is part of the choice at a higher one (exactly so when not stratified). labels (N,) integers in [0, C);
+    rate a fraction in [0, 1).
+
+    Raises:
+        ValueError: For other rates, and where fewer samples are eligible than wanted.
+
     """
     check_rate(rate)
     keys = sample_keys(seed, np.arange(len(labels)))

@@ -14,9 +14,13 @@ from .randomness import keyed_generator
 class StreamSampler(Sampler[int]):
     """As many positions as the data set has rows, ``share`` of any stretch of them labelled.
 
-    Each stream is its part of the data set shuffled, again and again, until the epoch is full; with share 0 its part of the
-    data set, so that everybody comes once. The order depends on seed, epoch and split alone: equal on all processes and on resume.
-    size: rows. now: asked when an epoch begins for its number and who is labelled, bool (N,), None for everybody.
+    Each stream is its part of the data set shuffled, again and again, until the epoch is full; with share 0 its part of the data
+    set, so that everybody comes once. The order depends on seed, epoch and split alone: equal on all processes and on resume.
+
+    Args:
+        size: Rows.
+        now: Asked when an epoch begins for its number and who is labelled, bool (N,), None for everybody.
+
     """
 
     def __init__(self, size: int, now: Callable[[], tuple[int, Tensor | None]], share: float, seed: int):

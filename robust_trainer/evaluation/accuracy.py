@@ -19,8 +19,13 @@ logger = logging.getLogger(__name__)
 def predicted_classes(predictions: Any) -> np.ndarray:
     """Returns the predicted class of each sample (N,) as int64, -1 where the logits are NaN (a wrong answer for every label).
 
-    predictions: logits (N, C), integer class ids (N,), a tuple or mapping whose logits come under 'logits' or first, or a list of
-    batches of these (``eval_do_concat_batches=False``). Raises ``ValueError`` for other shapes.
+    Args:
+        predictions: Logits (N, C), integer class ids (N,), a tuple or mapping whose logits come under 'logits' or first, or a list
+            of batches of these (``eval_do_concat_batches=False``).
+
+    Raises:
+        ValueError: For other shapes.
+
     """
     if isinstance(predictions, Mapping):
         predictions = predictions["logits"] if "logits" in predictions else next(iter(predictions.values()), None)
@@ -72,15 +77,26 @@ def _labels(name: str, values: Any, n: int) -> np.ndarray:
 def accuracy(predictions: Any, labels: Any) -> float:
     """Returns the fraction of samples, in [0, 1], whose predicted class is the label.
 
-    predictions: logits (N, C) or class ids (N,), see `predicted_classes`; labels (N,) integers. Raises ``ValueError`` for no
-    samples or shapes that do not fit.
+    Args:
+        predictions: Logits (N, C) or class ids (N,), see `predicted_classes`.
+        labels: (N,) integers.
+
+    Raises:
+        ValueError: For no samples or shapes that do not fit.
+
     """
     classes = predicted_classes(predictions)
     return float((classes == _labels("labels", labels, len(classes))).mean())
 
 
 def clean_accuracy(predictions: Any, labels: Any) -> float:
-    """Returns the top-1 accuracy in [0, 1] on images without trigger against the true label (paper 000 sec. 5): `accuracy`."""
+    """Returns the top-1 accuracy in [0, 1] on images without trigger against the true label (paper 000 sec. 5): `accuracy`.
+
+    Args:
+        predictions: Logits (N, C) or class ids (N,), see `predicted_classes`.
+        labels: True classes (N,).
+
+    """
     return accuracy(predictions, labels)
 
 
@@ -89,6 +105,11 @@ def poison_accuracy(predictions: Any, labels: Any) -> float:
 
     Paper 000 sec. 5 ("Defending backdoor data poisoning attacks using noisy label defense algorithm"). Not
     1 - attack success rate: a triggered image may be wrong in another way than the attacker wants. Arguments as `accuracy`.
+
+    Args:
+        predictions: Logits (N, C) or class ids (N,), see `predicted_classes`.
+        labels: True classes (N,).
+
     """
     return accuracy(predictions, labels)
 
@@ -96,10 +117,17 @@ def poison_accuracy(predictions: Any, labels: Any) -> float:
 def attack_success_rate(predictions: Any, labels: Any, attack_targets: Any) -> float:
     """Returns the fraction, in [0, 1], of triggered images predicted as the attack target; lower is a better defence.
 
-    Over the images whose true label is not the target already, since those prove nothing:
-    ASR = #{i : f(x_i + t) = a_i, y_i != a_i} / #{i : y_i != a_i}. predictions: logits (N, C) or class ids (N,);
-    labels (N,) the true classes y; attack_targets (N,) or one integer, the classes a that the attacker wants.
-    Raises ``ValueError`` for shapes that do not fit, and when no image counts.
+    Over the images whose true label is not the target already, since those prove nothing: ASR = #{i : f(x_i + t) = a_i, y_i != a_i}
+    / #{i : y_i != a_i}.
+
+    Args:
+        predictions: Logits (N, C) or class ids (N,).
+        labels: The true classes y (N,).
+        attack_targets: The classes a that the attacker wants, (N,) or one integer.
+
+    Raises:
+        ValueError: For shapes that do not fit, and when no image counts.
+
     """
     classes = predicted_classes(predictions)
     true = _labels("labels", labels, len(classes))
@@ -115,7 +143,11 @@ def compute_accuracy(prediction: Any) -> dict[str, float]:
     """Returns ``{"accuracy": a}``, a in [0, 1]; for ``Trainer(compute_metrics=compute_accuracy)``.
 
     With ``eval_dataset={"clean": clean, "poison": triggered}`` the Trainer logs ``eval_clean_accuracy`` and
-    ``eval_poison_accuracy`` at each evaluation. prediction: an EvalPrediction; the logits come first of several outputs.
+    ``eval_poison_accuracy`` at each evaluation.
+
+    Args:
+        prediction: An EvalPrediction; the logits come first of several outputs.
+
     """
     return {"accuracy": accuracy(prediction.predictions, _label_ids(prediction.label_ids))}
 
@@ -124,8 +156,17 @@ def mean_over_last(log_history: Sequence[Mapping[str, Any]], key: str, k: int = 
     """Returns the mean of the last ``k`` values of ``key`` in ``trainer.state.log_history``.
 
     Paper 000 sec. 5 averages the last 10 epochs, as without clean validation data no epoch can be picked; evaluate once an epoch
-    (``eval_strategy="epoch"``) for this. k >= 1 entries. Raises ``ValueError`` when the key is missing (it lists the keys), or has
-    fewer than k values.
+    (``eval_strategy="epoch"``) for this. k >= 1 entries.
+
+    Args:
+        log_history: Of ``trainer.state``.
+        key: Name of a logged figure.
+        k: So many entries, >= 1.
+
+
+    Raises:
+        ValueError: When the key is missing (it lists the keys), or has fewer than k values.
+
     """
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise ValueError(f"k={k!r} must be an integer of at least 1: give the number of last values, for instance 10.")
@@ -143,7 +184,16 @@ def evaluate_backdoor(trainer: Any, clean_dataset: Any, triggered_dataset: Any) 
     The two metrics of paper 000 sec. 5 and the attack success rate, from ``trainer.predict`` on both data sets. True labels are the
     ``clean_label`` column, else the label column; attack targets the ``attack_target`` column of ``triggered_dataset``, which
     `corruptions.trigger_all` with a label rule writes. Training mode, compute_metrics and the CPU's random state are left as found.
-    Raises ``ValueError`` when columns are missing or predictions do not come in the data sets' order.
+
+    Args:
+        trainer: With the model to evaluate.
+        clean_dataset: The test images.
+        triggered_dataset: The same with the trigger, of `trigger_all`.
+
+
+    Raises:
+        ValueError: When columns are missing or predictions do not come in the data sets' order.
+
     """
     if ATTACK_TARGET not in getattr(triggered_dataset, "column_names", ()):
         raise ValueError(

@@ -55,12 +55,24 @@ class PathLengths:
         return rows[np.lexsort((self.margin[rows], self.steps[rows]))]
 
     def closest(self, count: int = 5, label: int | None = None) -> np.ndarray:
-        """The ``count`` rows closest to the boundary (of one class): the likeliest label errors of paper 002 sec. 4.10.1."""
+        """The ``count`` rows closest to the boundary (of one class): the likeliest label errors of paper 002 sec. 4.10.1.
+
+        Args:
+            count: How many.
+            label: Of this class alone; None: of all.
+
+        """
         order = self.order
         return order[:count] if label is None else order[self.labels[order] == label][:count]
 
     def farthest(self, count: int = 5, label: int | None = None) -> np.ndarray:
-        """The ``count`` rows farthest from the boundary (of one class), the farthest first."""
+        """The ``count`` rows farthest from the boundary (of one class), the farthest first.
+
+        Args:
+            count: How many.
+            label: Of this class alone; None: of all.
+
+        """
         order = self.order[::-1]
         return order[:count] if label is None else order[self.labels[order] == label][:count]
 
@@ -68,7 +80,17 @@ class PathLengths:
         """Rows in ``count`` disjoint buckets of rising path length (paper 002 sec. 4.10.3).
 
         by ``samples``: as many in each; ``steps``: ranges of equal width from the shortest to the longest path, so buckets may be
-        empty. Raises ``ValueError`` for more buckets than samples.
+        empty.
+
+        Args:
+            count: How many.
+            label: Of this class alone; None: of all.
+            by: ``samples`` or ``steps``.
+
+
+        Raises:
+            ValueError: For more buckets than samples.
+
         """
         rows = self.closest(len(self), label)
         if not isinstance(count, int) or not 1 <= count <= max(len(rows), 1):
@@ -91,7 +113,12 @@ class PathLengths:
         )  # fmt: skip
 
     def to_parquet(self, path: str | Path) -> None:
-        """Writes `to_pandas` and the settings, for `load_paths`."""
+        """Writes `to_pandas` and the settings, for `load_paths`.
+
+        Args:
+            path: File to write.
+
+        """
         table = self.to_pandas()
         table.attrs = {
             "step_size": self.step_size, "norm": self.norm, "max_steps": self.max_steps, "class_names": list(self.class_names),
@@ -100,7 +127,12 @@ class PathLengths:
             table.to_parquet(new)
 
     def plot(self, path: str | Path) -> None:
-        """Writes a picture: per class how many samples have which path length (figures 14 and 16)."""
+        """Writes a picture: per class how many samples have which path length (figures 14 and 16).
+
+        Args:
+            path: File to write.
+
+        """
         own = self.labels[self.steps != NO_PATH]
         classes = np.unique(own).tolist()
         figure = new_figure(7, 4, dpi=120)
@@ -119,7 +151,15 @@ class PathLengths:
 
 
 def load_paths(path: str | Path) -> PathLengths:
-    """Returns what `PathLengths.to_parquet` wrote. Raises a one-line ``ValueError`` for another file."""
+    """Returns what `PathLengths.to_parquet` wrote.
+
+    Args:
+        path: File to read.
+
+    Raises:
+        ValueError: For another file.
+
+    """
     try:
         table = pd.read_parquet(path)
         told = table.attrs

@@ -39,9 +39,14 @@ CLEAN, WORST = "clean", "worst case"
 class Robustness:
     """What `evaluate_robustness` found; accuracies are shares of all n samples in [0, 1].
 
-    accuracies: attack -> share still right under it; worst_case: share right under every one of them; per_sample: 'clean', each
-    attack and 'worst case' -> (n,) booleans "right", in the order of ``index``, the samples' positions in the data set; seconds:
-    attack -> time, summed over processes; members: attack -> what was run, with settings.
+    Args:
+        accuracies: Attack -> share still right under it.
+        worst_case: Share right under every one of them.
+        per_sample: 'clean', each attack and 'worst case' -> (n,) booleans "right", in the order of ``index``, the samples'
+            positions in the data set.
+        seconds: Attack -> time, summed over processes.
+        members: Attack -> what was run, with settings.
+
     """
 
     clean_accuracy: float
@@ -78,7 +83,12 @@ class Robustness:
 
 
 def show_eps(eps: float) -> str:
-    """The radius as people write it: 8/255 where it is so many 255ths, else the number."""
+    """The radius as people write it: 8/255 where it is so many 255ths, else the number.
+
+    Args:
+        eps: Radius in [0, 1] pixels.
+
+    """
     return f"{round(eps * 255)}/255" if abs(eps * 255 - round(eps * 255)) < 1e-6 and eps <= 1 else f"{eps:g}"
 
 
@@ -106,18 +116,30 @@ def evaluate_robustness(
     'autoattack' the later members only visit the earlier ones' survivors (Croce & Hein 2020, sec. 5). The worst case is right only
     where every attack asked for failed, so it is at most each attack's accuracy.
 
-    model: as for `Target`, which also tells how the normalisation is known; it is used on the device where it lies and left as it
-    was. dataset: examples with the model's input, normalised as the model takes it, and labels (B,), or (input, label) pairs.
-    attacks: names of `attacks.autoattack.NAMES` or `Attack`s. eps: radius in [0, 1] pixels, a number or a text; default 8/255
-    for norm 'linf'; norm 'l2' needs one. max_samples: so many samples, drawn by ``seed`` without replacement; default all. seed: of
-    that choice and of the attacks, whose random numbers are keyed by (seed, attack, sample): batch size, order and number of
-    processes do not matter beyond rounding. resume_from: a file (JSON lines) written batch by batch, and within a batch attack by
-    attack where they take long; where it exists, its samples are not attacked again, and a batch that was begun goes on with its
-    next attack, given the same batch_size. Under several processes (accelerate launch, torchrun) each takes a share and all
-    return the whole.
-
     Raises one-line ``ValueError``s for bad settings, inputs that leave [0, 1] once the normalisation is undone, labels out of
     range, fewer than two classes, and a ``resume_from`` that was written with other settings, model or data.
+
+    Args:
+        model: As for `Target`, which also tells how the normalisation is known; it is used on the device where it lies and left as
+            it was.
+        dataset: Examples with the model's input, normalised as the model takes it, and labels (B,), or (input, label) pairs.
+        attacks: Names of `attacks.autoattack.NAMES` or `Attack`s.
+        eps: Radius in [0, 1] pixels, a number or a text; default 8/255 for norm 'linf'; norm 'l2' needs one.
+        norm: ``linf`` or ``l2``.
+        processing_class: The image processor, which tells the normalisation.
+        image_mean: Per-channel mean of the normalisation, where no processor tells it.
+        image_std: Per-channel standard deviation, likewise.
+        batch_size: Images per forward pass.
+        max_samples: So many samples, drawn by ``seed`` without replacement; default all.
+        seed: Of that choice and of the attacks, whose random numbers are keyed by (seed, attack, sample): batch size, order and
+            number of processes do not matter beyond rounding.
+        data_collator: Examples to a batch; default: transformers' own.
+        label_names: Names that the labels may have.
+        resume_from: A file (JSON lines) written batch by batch, and within a batch attack by attack where they take long; where it
+            exists, its samples are not attacked again, and a batch that was begun goes on with its next attack, given the same
+            batch_size. Under several processes (accelerate launch, torchrun) each takes a share and all return the whole.
+        progress: Show a progress bar.
+
     """
     if norm not in DEFAULT_EPS and eps is None:
         usual = find_norm(norm).usual
@@ -304,7 +326,7 @@ class _Reader:
 
 
 def _collate(features: list[Any]) -> Mapping[str, Any]:
-    """transformers' default collation; (image, label) pairs of plain torch data sets too."""
+    """Uses transformers' default collation; (image, label) pairs of plain torch data sets too."""
     if isinstance(features[0], tuple | list) and len(features[0]) == 2:
         inputs, labels = default_collate(features)
         return {"pixel_values": inputs, "labels": labels}

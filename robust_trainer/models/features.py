@@ -27,6 +27,7 @@ class Layers:
     _open: bool = False
 
     def see(self, module: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any], output: Any) -> None:
+        """The forward hook: keeps the layer and its input."""
         if isinstance(module, nn.Linear):
             self.linear[module.out_features] = (module, inputs[0] if inputs else named["input"], output)
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
@@ -42,7 +43,12 @@ class Layers:
 
 @contextmanager
 def watched(model: nn.Module) -> Iterator[Layers]:
-    """Within it a forward of the model (of a `PeerModel`: of its first network) fills the `Layers`; its hooks are then removed."""
+    """Within it a forward of the model (of a `PeerModel`: of its first network) fills the `Layers`; its hooks are then removed.
+
+    Args:
+        model: The model.
+
+    """
     bare = model.peers[0] if isinstance(model, PeerModel) else model
     layers = Layers()
     # the leaves, and layers that have others inside (LoRA's are no Linear themselves, but hold one)
@@ -59,7 +65,16 @@ def last_linear(layers: Layers, outputs: Any, logits: Tensor) -> tuple[nn.Linear
     """The last `Linear` that ran and is as wide as the logits (B, C), and its input, (B, D) float32.
 
     Where it ran on every token, (B, T, D), the token whose output the logits are; more axes are flattened.
-    Raises a one-line ``ValueError`` where there is none.
+
+    Args:
+        layers: Filled by `watched`.
+        outputs: What the model returned.
+        logits: (B, C).
+
+
+    Raises:
+        ValueError: Where there is none.
+
     """
     if logits.shape[1] not in layers.linear:
         raise ValueError(f"no linear layer of {logits.shape[1]} outputs ran in the model: give one whose last layer is linear.")

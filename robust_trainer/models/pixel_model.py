@@ -17,8 +17,10 @@ from .outputs import image_logits
 class PixelModel(nn.Module):
     """A classifier of images (B, C, H, W) in [0, 1]: logits (B, K) float32 of the model that it normalises them for.
 
-    model: a transformers image classifier, or any module that returns logits, a tuple that begins with them or a mapping.
-    Grey images are repeated to the channels of the model where its config names 3.
+    Args:
+        model: A transformers image classifier, or any module that returns logits, a tuple that begins with them or a mapping. Grey
+            images are repeated to the channels of the model where its config names 3.
+
     """
 
     def __init__(self, model: nn.Module, space: InputSpace):
@@ -31,6 +33,7 @@ class PixelModel(nn.Module):
         self.channels = getattr(getattr(model, "config", None), "num_channels", None)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns logits (B, K) float32 of images (B, C, H, W) in [0, 1]."""
         if x.shape[1] == 1 and self.channels == 3:
             x = x.expand(-1, 3, -1, -1)
         inputs = self.space.from_pixels(x)
@@ -45,8 +48,17 @@ def pixel_model(
 ) -> PixelModel:
     """Returns the model as a `PixelModel`; one that is a `PixelModel` already comes back as it is.
 
-    Raises a one-line ``ValueError`` where ``model`` is no torch module, or neither the image processor nor ``image_mean`` and
-    ``image_std`` tell the normalisation.
+    Args:
+        model: The model.
+        processing_class: The image processor, None for none.
+        image_mean: Per-channel mean, where no processor tells it.
+        image_std: Per-channel standard deviation, likewise.
+
+
+    Raises:
+        ValueError: Where ``model`` is no torch module, or neither the image processor nor ``image_mean`` and ``image_std`` tell the
+            normalisation.
+
     """
     if isinstance(model, PixelModel):
         return model
@@ -62,6 +74,12 @@ def pixel_model(
 
 
 def frozen_copy(model: nn.Module, device: torch.device | None = None) -> nn.Module:
-    """Returns a copy in eval mode whose weights take no gradient, so that crafting leaves the model itself as it was."""
+    """Returns a copy in eval mode whose weights take no gradient, so that crafting leaves the model itself as it was.
+
+    Args:
+        model: The model.
+        device: Where to put it; None: where the model is.
+
+    """
     found = copy.deepcopy(model).eval().requires_grad_(False)
     return found if device is None else found.to(device)

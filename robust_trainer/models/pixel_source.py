@@ -38,7 +38,18 @@ class PixelSource:
     def of(
         cls, dataset: datasets.Dataset, model: PixelModel, processing_class: Any = None, column: str | None = None
     ) -> PixelSource:
-        """Returns a source of the data set's images for the model. Raises ``ValueError`` where there is no image column."""
+        """Returns a source of the data set's images for the model.
+
+        Args:
+            dataset: A `datasets.Dataset`.
+            model: The model that is shown them.
+            processing_class: The image processor, None for none.
+            column: Of the images; None: to be found.
+
+        Raises:
+            ValueError: Where there is no image column.
+
+        """
         column = image_column(dataset, column)
         plain = dataset.with_format(None).select_columns([column])
         channels = model_channels(model.model) if hasattr(model.model, "config") else 3
@@ -46,6 +57,7 @@ class PixelSource:
         return cls(plain, column, model.space, transform)
 
     def __call__(self, rows: Sequence[int]) -> Tensor:
+        """Returns the images of these rows (B, C, H, W) float32 in [0, 1]."""
         part = self.dataset.select(list(rows))
         if self.transform is None:
             return to_pixels(read_levels(part, self.column))
@@ -62,7 +74,14 @@ class PixelSource:
 def last_features(model: nn.Module, source: PixelSource, batch_size: int = 256) -> np.ndarray:
     """Returns the input of the model's last linear layer (N, D) float32: the feature space of a trained network.
 
-    model: a `PixelModel` in eval mode. Raises a one-line ``ValueError`` where no linear layer is as wide as the logits.
+    Args:
+        model: A `PixelModel` in eval mode.
+        source: The images.
+        batch_size: Images at a time.
+
+    Raises:
+        ValueError: Where no linear layer is as wide as the logits.
+
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     out = []
@@ -74,7 +93,14 @@ def last_features(model: nn.Module, source: PixelSource, batch_size: int = 256) 
 
 
 def inputs(dataset: datasets.Dataset, names: str | Sequence[str] | None, exclude: str) -> np.ndarray:
-    """Returns the data set's inputs (N, d) float32: pixels in [0, 1] row by row, or the named numeric columns."""
+    """Returns the data set's inputs (N, d) float32: pixels in [0, 1] row by row, or the named numeric columns.
+
+    Args:
+        dataset: A `datasets.Dataset`.
+        names: Numeric columns; None: the images.
+        exclude: A column that may not be among them.
+
+    """
     if names is None and any(isinstance(f, datasets.Image) for f in dataset.features.values()):
         levels = read_levels(dataset, image_column(dataset, columns.image_column(dataset)))
         return (levels.transpose(0, 3, 1, 2).reshape(len(levels), -1) / np.float32(255)).astype(np.float32)

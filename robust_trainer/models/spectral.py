@@ -23,14 +23,26 @@ class Cap:
 
 
 def cap_of(settings: Mapping[str, Any]) -> Cap | None:
-    """The cap that ``spectral_cap`` and ``spectral_layers`` tell, None without one."""
+    """The cap that ``spectral_cap`` and ``spectral_layers`` tell, None without one.
+
+    Args:
+        settings: Of a recipe.
+
+    """
     k = settings.get("spectral_cap")
     return None if k is None else Cap(k, settings.get("spectral_layers", "last"))
 
 
 @torch.no_grad()
 def power_iteration(weight: Tensor, direction: Tensor, steps: int = 1) -> None:
-    """Turns ``direction`` (..., out) towards the first right singular vector of each matrix of ``weight`` (..., in, out)."""
+    """Turns ``direction`` (..., out) towards the first right singular vector of each matrix of ``weight`` (..., in, out).
+
+    Args:
+        weight: (..., in, out).
+        direction: (..., out), of length 1.
+        steps: Iterations.
+
+    """
     for _ in range(steps):
         image = _unit(weight @ direction.unsqueeze(-1))
         direction.copy_(_unit(weight.mT @ image).squeeze(-1))
@@ -40,6 +52,11 @@ def spectral_norm(weight: Tensor, direction: Tensor) -> Tensor:
     """The norm (...) of each matrix of ``weight`` (..., in, out) along ``direction`` (..., out): a lower bound of its largest.
 
     Once `power_iteration` has converged it is the largest singular value. Differentiable in the weight.
+
+    Args:
+        weight: (..., in, out).
+        direction: (..., out), of length 1.
+
     """
     return (weight @ direction.unsqueeze(-1)).squeeze(-1).norm(dim=-1)
 
@@ -49,6 +66,12 @@ def cap_factor(weight: Tensor, direction: Tensor, k: float) -> Tensor:
 
     Paper 001 sec. 3.4.3 divides by sigma / k always, which also stretches small weights; the authors' code caps, as here. To
     multiply a layer's output by it, before the bias, costs less than to multiply its weights.
+
+    Args:
+        weight: (..., in, out).
+        direction: (..., out), of length 1.
+        k: The cap, > 0.
+
     """
     return (spectral_norm(weight, direction) / k).clamp_min(1.0).reciprocal()
 
@@ -60,6 +83,10 @@ def largest_singular_value(weight: Tensor) -> Tensor:
     About 2000 power iterations, most of them at once: the Gram matrix of the shorter side n is squared 7 times (14 n^3 operations).
     A second singular value that overtakes the first, which a few iterations from an earlier direction miss, is found. No state is
     kept, nothing is drawn, and the host does not wait for the device.
+
+    Args:
+        weight: (..., in, out).
+
     """
     matrix = weight if weight.shape[-1] <= weight.shape[-2] else weight.mT
     largest = matrix.abs().amax((-2, -1), keepdim=True).clamp_min(_TINY)  # so that no square is out of range

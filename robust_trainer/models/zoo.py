@@ -86,6 +86,7 @@ class SmallCNN(_Classifier):
         self.post_init()
 
     def logits(self, pixel_values: Tensor) -> Tensor:
+        """Returns logits (B, K) of images (B, C, H, W), normalised."""
         return self.head(self.hidden(self.features(pixel_values)).relu())
 
 
@@ -119,6 +120,7 @@ class PlainCNN(_Classifier):
         self.post_init()
 
     def logits(self, pixel_values: Tensor) -> Tensor:
+        """Returns logits (B, K) of images (B, C, H, W), normalised."""
         return self.head(self.hidden(self.features(pixel_values)).relu())
 
 
@@ -161,6 +163,7 @@ class ResNet32(_Classifier):
         self.post_init()
 
     def logits(self, pixel_values: Tensor) -> Tensor:
+        """Returns logits (B, K) of images (B, C, H, W), normalised."""
         return self.head(self.stages(self.stem(pixel_values)).mean((2, 3)))
 
 
@@ -198,10 +201,20 @@ def build_model(
 ) -> tuple[PreTrainedModel, Any]:
     """Returns the model and its image processor.
 
-    name: a key of `SMALL` (always from scratch, for ``channels`` and ``image_size`` as given, normalised with ``mean``
-    and ``std``, default 0.5: pixels in [-1, 1]), else a transformers model's hub name or folder, whose head is replaced where
-    the number of classes differs; ``from_scratch`` takes its architecture with fresh weights. labels: the class names.
-    Raises a one-line ``ValueError`` when the model cannot be found.
+    Args:
+        name: A key of `SMALL` (always from scratch, for ``channels`` and ``image_size`` as given, normalised with ``mean`` and
+            ``std``, default 0.5: pixels in [-1, 1]), else a transformers model's hub name or folder, whose head is replaced where
+            the number of classes differs; ``from_scratch`` takes its architecture with fresh weights.
+        labels: The class names.
+        channels: 1 or 3, of the images.
+        image_size: Side in pixels.
+        from_scratch: Fresh weights.
+        mean: Of the normalisation, per channel.
+        std: Of the normalisation, per channel.
+
+    Raises:
+        ValueError: When the model cannot be found.
+
     """
     if len(labels) < 2:
         raise ValueError(f"the data set has {len(labels)} class ({', '.join(labels) or 'none'}): a classifier needs at least 2.")
@@ -223,7 +236,13 @@ def build_model(
 def load_model(folder: str) -> tuple[PreTrainedModel, Any]:
     """Returns the model and the image processor saved in a folder by `RobustTrainer.save_model`.
 
-    Raises a one-line ``ValueError`` where there is none.
+    Args:
+        folder: The ``output_dir`` of a training.
+
+
+    Raises:
+        ValueError: Where there is none.
+
     """
     if not os.path.isfile(os.path.join(folder, "config.json")):
         raise ValueError(f"run={folder!r} holds no saved model (config.json): give the output_dir of a training.")

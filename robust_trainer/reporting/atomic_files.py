@@ -13,7 +13,12 @@ from typing import Any
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A path to write to; what was written there takes the place of ``path`` at the end, and nothing does after an error."""
+    """A path to write to; what was written there takes the place of ``path`` at the end, and nothing does after an error.
+
+    Args:
+        path: File to write; a link there is replaced, not followed. Its folder is made.
+
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".unfinished", dir=path.parent)
@@ -32,18 +37,35 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Writes a UTF-8 file and returns its path."""
+    """Writes a UTF-8 file and returns its path.
+
+    Args:
+        path: File to write; a link there is replaced, not followed.
+        text: Its content.
+
+    """
     with replacing(path) as new:
         new.write_text(text, encoding="utf-8")
     return Path(path)
 
 
 def write_json(path: str | Path, content: Any) -> Path:
-    """Writes ``content`` as readable JSON and returns the path; what JSON does not know is written as its ``str``."""
+    """Writes ``content`` as readable JSON and returns the path; what JSON does not know is written as its ``str``.
+
+    Args:
+        path: File to write; a link there is replaced, not followed.
+        content: What JSON can hold.
+
+    """
     return write_text(path, json.dumps(content, indent=2, default=str) + "\n")
 
 
 def remove_unfinished(folder: str | Path) -> None:
-    """Removes what a killed run left half-written in a folder."""
+    """Removes what a killed run left half-written in a folder.
+
+    Args:
+        folder: A folder on this machine.
+
+    """
     for path in Path(folder).glob(".*.unfinished"):
         path.unlink(missing_ok=True)

@@ -8,13 +8,24 @@ from collections.abc import Sequence
 
 
 def say(text: str) -> None:
-    """Prints on the main process."""
+    """Prints on the main process.
+
+    Args:
+        text: What to print.
+
+    """
     if os.environ.get("RANK", "0") == "0":
         print(text, flush=True)
 
 
 def show(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a table as text: the first column to the left, the others to the right."""
+    """Returns a table as text: the first column to the left, the others to the right.
+
+    Args:
+        heading: Names of the columns.
+        rows: One list of cells a row.
+
+    """
     widths = [max(len(str(row[i])) for row in [heading, *rows]) for i in range(len(heading))]
 
     def line(row: Sequence[str]) -> str:
@@ -24,5 +35,11 @@ def show(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def command_line(command: str, argv: Sequence[str]) -> str:
-    """Returns the command as it can be typed again."""
+    """Returns the command as it can be typed again.
+
+    Args:
+        command: Name of the command.
+        argv: Its words.
+
+    """
     return shlex.join(["robust-trainer", command, *argv])

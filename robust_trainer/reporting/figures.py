@@ -33,6 +33,7 @@ def new_figure(width: float, height: float, title: str | None = None, dpi: int =
         height: In inches.
         title: Above all axes, taken literally; None for none.
         dpi: Pixels per inch.
+
     """
     figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)
@@ -42,7 +43,13 @@ def new_figure(width: float, height: float, title: str | None = None, dpi: int =
 
 
 def epoch_axes(figure: Figure, ylabel: str) -> Axes:
-    """Returns new axes of the figure with whole epochs on the x axis, a faint grid and no box."""
+    """Returns new axes of the figure with whole epochs on the x axis, a faint grid and no box.
+
+    Args:
+        figure: The figure.
+        ylabel: What the y axis shows.
+
+    """
     axes = figure.add_subplot()
     axes.set(xlabel="epoch", ylabel=ylabel)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -51,33 +58,59 @@ def epoch_axes(figure: Figure, ylabel: str) -> Axes:
 
 
 def open_axes(axes: Axes) -> None:
-    """Gives the axes a faint grid and takes the box's top and right side away."""
+    """Gives the axes a faint grid and takes the box's top and right side away.
+
+    Args:
+        axes: The axes.
+
+    """
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def literal(legend: Legend) -> None:
-    """Makes a legend show its texts as they are: names of classes and methods are anyone's, and ``$`` would be mathematics."""
+    """Makes a legend show its texts as they are: names of classes and methods are anyone's, and ``$`` would be mathematics.
+
+    Args:
+        legend: The legend.
+
+    """
     for text in legend.get_texts():
         text.set_parse_math(False)
 
 
 def drawable(text: str) -> str:
-    """Returns the text with '?' for what the figures' font cannot draw and for a leading underscore, which legends hide."""
+    """Returns the text with '?' for what the figures' font cannot draw and for a leading underscore, which legends hide.
+
+    Args:
+        text: Any text.
+
+    """
     glyphs = get_font(findfont(FontProperties())).get_charmap()
     known = "".join(c if ord(c) in glyphs else "?" for c in text)
     return "?" + known[1:] if known.startswith("_") else known
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Writes the figure as PNG, whole or not at all, and returns its path."""
+    """Writes the figure as PNG, whole or not at all, and returns its path.
+
+    Args:
+        figure: The figure.
+        path: File to write.
+
+    """
     with replacing(path) as new:
         figure.savefig(new, format="png")
     return Path(path)
 
 
 def figure_uri(figure: Figure) -> str:
-    """Returns the figure as a PNG data URI."""
+    """Returns the figure as a PNG data URI.
+
+    Args:
+        figure: The figure.
+
+    """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
@@ -88,6 +121,7 @@ def percent_lines(lines: Mapping[str, Sequence[tuple[float, float]]]) -> str:
 
     Args:
         lines: Name -> points (epoch, percent); a line without points has no entry in the legend.
+
     """
     figure = new_figure(5.2, 3.4)
     axes = epoch_axes(figure, "%")

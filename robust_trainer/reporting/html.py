@@ -37,7 +37,13 @@ def write_report(
 ) -> Path:  # fmt: skip
     """Writes the report of `results.results` as one HTML file and returns its path.
 
-    suspects: rows of `results.suspects`, shown as pictures in that order; suspects_of: the method whose ledger they come from.
+    Args:
+        path: File to write.
+        content: The run's `results.results`.
+        suspects: Rows of `results.suspects`, shown as pictures in that order.
+        suspects_of: The method whose ledger they come from.
+        title: Heading of the page.
+
     """
     runs = content["runs"]
     heading, rows = table(runs)
@@ -50,7 +56,12 @@ def write_report(
 
 
 def figures(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Returns the figures that the runs have values for: title, what to read from it, and the PNG as a data URI."""
+    """Returns the figures that the runs have values for: title, what to read from it, and the PNG as a data URI.
+
+    Args:
+        runs: Records of trainings.
+
+    """
     shown = {name for run in runs for row in run["curves"] for name in row}
     if {"kept_clean", "kept_corrupted"} & shown:
         shown.discard("kept_fraction")
@@ -63,7 +74,12 @@ def figures(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 
 
 def image_uri(image: Image.Image) -> str:
-    """Returns a small copy of the image (longer side at most 96 pixels) as a PNG data URI."""
+    """Returns a small copy of the image (longer side at most 96 pixels) as a PNG data URI.
+
+    Args:
+        image: A PIL image.
+
+    """
     small = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
     small.thumbnail((_THUMBNAIL, _THUMBNAIL))
     buffer = io.BytesIO()
@@ -72,7 +88,12 @@ def image_uri(image: Image.Image) -> str:
 
 
 def options_told(content: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Returns what `results.results` says of command, data, model and corruption: name and value."""
+    """Returns what `results.results` says of command, data, model and corruption: name and value.
+
+    Args:
+        content: The run's `results.results`.
+
+    """
     told: list[tuple[str, Any]] = [("command", content["command"])]
     told += [(name, content["options"][name]) for name in ("dataset", "model") if name in content["options"]]
     told += [("training samples", content["train_samples"]), ("test samples", content["test_samples"])]
@@ -89,7 +110,12 @@ def options_told(content: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def settings_told(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Returns per run the method and what it was trained with."""
+    """Returns per run the method and what it was trained with.
+
+    Args:
+        runs: Records of trainings.
+
+    """
     out = []
     for run in runs:
         told = {name: run[name] for name in ("seed", "epochs", "batch_size", "learning_rate", "parameters")} | run["settings"]
@@ -100,7 +126,12 @@ def settings_told(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 @cache
 def template(name: str) -> jinja2.Template:
-    """Returns a template of the package; whatever is filled in is escaped."""
+    """Returns a template of the package; whatever is filled in is escaped.
+
+    Args:
+        name: File name of the template.
+
+    """
     loader = jinja2.PackageLoader("robust_trainer.reporting", "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["percent"] = percent

@@ -20,7 +20,14 @@ ROWS = 10_000
 
 
 def write_parquet(data: datasets.Dataset, path: str | Path, run: Mapping[str, Any] | None = None) -> Path:
-    """Writes a data set as one parquet file, files of images included, and returns its path. run: for the file's metadata."""
+    """Writes a data set as one parquet file, files of images included, and returns its path. run: for the file's metadata.
+
+    Args:
+        data: The data set.
+        path: File to write.
+        run: Facts for the file's metadata.
+
+    """
     plain = data.with_format("arrow")
     metadata = {**(data.features.arrow_schema.metadata or {}), **({RUN_KEY: json.dumps(run, default=str)} if run else {})}
     schema = data.features.arrow_schema.with_metadata(metadata)
@@ -32,6 +39,11 @@ def write_parquet(data: datasets.Dataset, path: str | Path, run: Mapping[str, An
 
 
 def read_run(path: str | Path) -> dict[str, Any]:
-    """The facts of the run that `write_parquet` was given, empty where it was given none."""
+    """The facts of the run that `write_parquet` was given, empty where it was given none.
+
+    Args:
+        path: File to read.
+
+    """
     found = (pq.read_schema(path).metadata or {}).get(RUN_KEY)
     return json.loads(found) if found else {}

@@ -32,7 +32,12 @@ CURVES: Mapping[str, str] = {
 
 
 def curves(history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """Returns one row per logged epoch, in order: epoch and the `CURVES` that were logged at it."""
+    """Returns one row per logged epoch, in order: epoch and the `CURVES` that were logged at it.
+
+    Args:
+        history: ``trainer.state.log_history``.
+
+    """
     rows: dict[float, dict[str, float]] = {}
     for entry in history:
         found = {name: float(entry[key]) for name, key in CURVES.items() if key in entry}
@@ -42,7 +47,13 @@ def curves(history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
 
 
 def mean_last(rows: Sequence[Mapping[str, float]], k: int) -> dict[str, float]:
-    """Returns the means of clean and poison accuracy over the last k evaluations (fewer where there are fewer), and that k."""
+    """Returns the means of clean and poison accuracy over the last k evaluations (fewer where there are fewer), and that k.
+
+    Args:
+        rows: Of `curves`.
+        k: Evaluations, >= 1.
+
+    """
     out: dict[str, float] = {}
     for name in ("clean_accuracy", "poison_accuracy"):
         values = [row[name] for row in rows if name in row][-k:]
@@ -53,7 +64,14 @@ def mean_last(rows: Sequence[Mapping[str, float]], k: int) -> dict[str, float]:
 
 
 def suspects(trainer: Any, data: Any, count: int = 24) -> list[dict[str, Any]]:
-    """Returns the most suspicious training samples, highest mean score first: image, given label, prediction, truth if known."""
+    """Returns the most suspicious training samples, highest mean score first: image, given label, prediction, truth if known.
+
+    Args:
+        trainer: A trainer after its training.
+        data: The run, with its ``train`` split.
+        count: How many at most.
+
+    """
     if trainer.ledger is None:
         return []
     names = label_names(data.train)
@@ -88,7 +106,15 @@ def environment() -> dict[str, Any]:
 
 
 def results(runs: Sequence[Mapping[str, Any]], command: str, data: Any, *options: Any) -> dict[str, Any]:
-    """Returns all that results.json holds: the command, the options, the corruption, the runs and the environment."""
+    """Returns all that results.json holds: the command, the options, the corruption, the runs and the environment.
+
+    Args:
+        runs: Records of trainings.
+        command: The command as it was typed.
+        data: The run, with ``corruption``, ``train`` and ``test``.
+
+        *options: Dataclasses of options.
+    """
     given = {name: value for option in options for name, value in dataclasses.asdict(option).items()}
     return {
         "command": command, "options": given, "corruption": data.corruption, "train_samples": len(data.train),
@@ -97,12 +123,22 @@ def results(runs: Sequence[Mapping[str, Any]], command: str, data: Any, *options
 
 
 def percent(value: float | None) -> str:
-    """Returns a fraction in percent, '-' for none."""
+    """Returns a fraction in percent, '-' for none.
+
+    Args:
+        value: A fraction, or None.
+
+    """
     return "-" if value is None else f"{100 * value:.1f}"
 
 
 def table(runs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Returns the heading and the rows of the table of results, in percent; the report shows the same."""
+    """Returns the heading and the rows of the table of results, in percent; the report shows the same.
+
+    Args:
+        runs: Records of trainings.
+
+    """
     k = next((run["mean_last_k"]["k"] for run in runs if run.get("mean_last_k")), None)
     heading = ["method", "clean %", "poison %", "attack %"]
     heading += [f"clean last {k}", f"poison last {k}"] if k else []

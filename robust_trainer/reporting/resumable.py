@@ -21,7 +21,9 @@ _IDENTITY = "task.json"
 class Work:
     """Finished parts of a poison in a folder, so that a stopped crafting goes on where it was; without a folder nothing is kept.
 
-    identity: what the poison depends on; a folder with another identity raises ``ValueError``, which calls it ``what``.
+    Args:
+        identity: What the poison depends on; a folder with another identity raises ``ValueError``, which calls it ``what``.
+
     """
 
     folder: Path | None = None
@@ -42,17 +44,35 @@ class Work:
         write_text(path, json.dumps(told))
 
     def load(self, name: str) -> dict[str, Tensor] | None:
-        """The tensors of a finished part, None where it is not finished."""
+        """The tensors of a finished part, None where it is not finished.
+
+        Args:
+            name: Name of the part.
+
+        """
         path = None if self.folder is None else self.folder / f"{name}.safetensors"
         return safetensors.torch.load_file(path) if path is not None and path.is_file() else None
 
     def save(self, name: str, tensors: dict[str, Tensor]) -> None:
-        """Keeps a part; whole or not at all."""
+        """Keeps a part; whole or not at all.
+
+        Args:
+            name: Name of the part.
+            tensors: Name -> tensor.
+
+        """
         if self.folder is None:
             return
         with replacing(self.folder / f"{name}.safetensors") as new:
             safetensors.torch.save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, new)
 
     def progress(self, parts: Iterable[Any], told: str, total: int | None = None) -> Iterator[Any]:
-        """The parts, under a progress bar (which `transformers.utils.logging.disable_progress_bar` hides)."""
+        """The parts, under a progress bar (which `transformers.utils.logging.disable_progress_bar` hides).
+
+        Args:
+            parts: What to go through.
+            told: What the bar says.
+            total: How many parts there are, where they do not tell.
+
+        """
         yield from logging.tqdm(parts, desc=told, total=total)

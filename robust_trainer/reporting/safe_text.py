@@ -13,6 +13,11 @@ def plain(value: Any, limit: int) -> str:
 
     White space becomes one space. Control characters, bidi overrides and other invisible characters become U+FFFD, so that a text
     can neither reorder what is around it nor break UTF-8.
+
+    Args:
+        value: Anything.
+        limit: Characters, of which the last is … where some are missing.
+
     """
     text = str(value)
     start = text[: 4 * limit]

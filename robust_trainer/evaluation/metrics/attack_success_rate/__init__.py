@@ -1,0 +1,1 @@
+"""The module of `evaluate` that computes attack success rate."""

@@ -28,6 +28,8 @@ _CITATION = "Gu, Dolan-Gavitt and Garg (2017): BadNets: identifying vulnerabilit
 
 
 class AttackSuccessRate(evaluate.Metric):
+    """The attack success rate, as a module of `evaluate`."""
+
     def _info(self) -> evaluate.MetricInfo:
         columns = ("predictions", "references", "attack_targets")
         return evaluate.MetricInfo(

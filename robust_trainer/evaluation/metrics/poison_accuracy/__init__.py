@@ -1,0 +1,1 @@
+"""The module of `evaluate` that computes poison accuracy."""

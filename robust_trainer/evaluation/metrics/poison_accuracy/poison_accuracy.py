@@ -25,6 +25,8 @@ _CITATION = 'Paper 000 sec. 5: "Defending backdoor data poisoning attacks using 
 
 
 class PoisonAccuracy(evaluate.Metric):
+    """The poison accuracy, as a module of `evaluate`."""
+
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
