@@ -104,7 +104,7 @@ class InputSpace:
         return torch.minimum(torch.maximum(delta, (0.0 - pixels).clamp_max(0.0)), (1.0 - pixels).clamp_min(0.0))
 
     def add(self, x: Tensor, delta: Tensor) -> Tensor:
-        """Returns x + delta clipped to [0, 1] pixels, in the model's units and x's dtype, for delta in pixels; exactly x at delta 0.
+        """Returns x + delta clipped to [0, 1] pixels, in the model's units and x's dtype; exactly x at delta 0.
 
         Args:
             x: The model's inputs (B, C, ...).
