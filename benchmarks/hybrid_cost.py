@@ -32,7 +32,7 @@ from robust_trainer.data.images import InputSpace
 from robust_trainer.losses.adversarial import INNER
 from robust_trainer.losses.standard import make_objective
 from robust_trainer.methods.recipe import Recipe
-from robust_trainer.models.modes import untouched
+from robust_trainer.models.modes import eval_mode
 from robust_trainer.models.outputs import read_output
 from robust_trainer.models.zoo import build_model
 from robust_trainer.perturbations.inputs import PixelAdapter
@@ -66,7 +66,7 @@ def make_runs(args: argparse.Namespace, name: str) -> dict[str, Callable[[], Any
 
     def run(inner: InnerMaximization, model: nn.Module, numbers: list[int]) -> None:
         numbers[0] += 1
-        with untouched(model, "eval"):
+        with eval_mode(model):
             inner.perturb(lambda inputs: model(**inputs), [batch], Progress(0.0, 1.0, global_step=numbers[0]))
 
     runs = {}

@@ -1,11 +1,10 @@
-"""RobustTrainer: with `DataHooks`, `PeerHooks` and `EpochScan` (docs/background/how_it_works.md)."""
+"""RobustTrainer and RobustTrainerMixin: every hook of the Trainer that a robust method needs, and nothing else knows them."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -13,109 +12,209 @@ import datasets
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset
-from transformers import Trainer, TrainingArguments
-from transformers.utils import logging
+from torch.utils.data import Dataset, IterableDataset, SequentialSampler
+from transformers import DataCollator, EvalPrediction, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import find_labels, logging
 
 from . import audit as audits
-from .config import recipe_from
-from .data.indexing import INDEX
+from .callbacks.spectral_cap import SpectralCap
+from .config import RobustConfig, recipe_from
+from .data.indexing import INDEX, IndexCollator, Indexed
 from .data.labels import check_label_column
-from .data_hooks import DataHooks
+from .data.streams import StreamSampler
 from .ledger.fingerprint import new_ledger
 from .ledger.ledger import SampleLedger
 from .losses.evaluation import plain_loss
-from .losses.standard import CrossEntropy, UserLoss, make_objective
-from .methods import validation as checks
+from .methods.objective import with_objective
 from .methods.recipe import Recipe
-from .models.modes import untouched
+from .methods.validation import find_adapter, validate_setup
+from .models.heads import LinearProbe, head_of
+from .models.modes import eval_mode, preserve_buffers
+from .models.peers import PeerModel, clip_each, each_reported, make_peers
 from .models.problem import number_of_classes, problem_of, returns_losses
+from .models.spectral import Cap
 from .per_sample_gradients.norms import SampleGradients
 from .perturbations.collapse import collapse
-from .perturbations.inputs import InputAdapter
+from .perturbations.inputs import Forward, InputAdapter
 from .problems import SINGLE_LABEL, UNLABELLED, Problem
 from .selection.noise_rate import RateEstimate
 from .step import checkpoints
-from .step.batch import Batch, Step
-from .step.dataset_scores import EpochScan
+from .step.dataset_scores import EpochScan, score_dataset
 from .step.plan import RobustStep
+from .step.records import MicroBatch, ModelAccess, Run, StepPlan
 from .types import Progress, decides_epochs
 
 logger = logging.get_logger(__name__)
 
 
-class RobustTrainer(DataHooks):
-    """`transformers.Trainer` that trains by a robust method; without one it is the plain Trainer, bit for bit.
+class RobustTrainerMixin(Trainer):
+    """Makes a subclass of `transformers.Trainer` train by a robust method: ``class Mine(RobustTrainerMixin, Seq2SeqTrainer)``.
 
-    method, and its settings as keywords: for use with plain `TrainingArguments`; a `RobustConfig` names its method itself.
-    recipe: a `Recipe` of one's own, in a method's place.
+    Guarantee: without a method the subclass is what it would be without the mixin, bit for bit.
     After training, `ledger` holds what was learned about each sample and `distrusted_samples()` those it left out.
+
+    Args:
+        *args: of the subclass, as they are.
+        recipe: a `Recipe` of one's own, in a method's place.
+        method: a name in `METHODS`, for use with plain `TrainingArguments`; a `RobustConfig` names its method itself.
+        **kwargs: of the subclass; what it does not know are settings of the method.
     """
 
+    _robust_step: RobustStep | None = None
+    _linear_probe: LinearProbe | None = None
+    _make_adapter: Callable[[Mapping[str, Any]], InputAdapter] | None = None
+
     def __init__(self, *args: Any, recipe: Recipe | str | None = None, method: str | None = None, **kwargs: Any):
-        keywords = inspect.signature(Trainer.__init__).parameters
-        settings = {name: kwargs.pop(name) for name in [*kwargs] if name not in keywords}
+        known = self._keywords()
+        settings = {name: kwargs.pop(name) for name in [*kwargs] if name not in known}
         self._find_recipe = partial(
-            recipe_from, recipe=recipe, method=method, settings=settings, keywords=[*keywords, "recipe", "method"][1:]
+            recipe_from, recipe=recipe, method=method, settings=settings, keywords=[*known, "recipe", "method"]
         )
-        self._walk: RobustStep | None = None
-        self._window: list[Any] = []
-        self._step: Step | None = None
-        self._micro: int | None = None
+        self._micro_inputs: list[Any] = []  # the optimizer step's micro-batches, as the loader made them
+        self._step_plan: StepPlan | None = None
+        self._place: int | None = None  # of the micro-batch that training_step has begun with
         self._bare: tuple[nn.Module, nn.Module] | None = None
         self._training = False
         self._problem: Problem = SINGLE_LABEL
         self._auroc_epoch = -1
-        self._make_front: Callable[[Mapping[str, Any]], InputAdapter]
+        if args or "model" in kwargs:
+            model, rest = (args[0], args[1:]) if args else (kwargs.pop("model"), ())
+            args = (self._with_peers(model, kwargs.get("args", rest[0] if rest else None)), *rest)
         super().__init__(*args, **kwargs)
+        if isinstance(self.model, PeerModel) and self.args.label_names is None:
+            self.label_names = find_labels(type(self.model.peers[0]))
         if self.recipe() is not None and returns_losses(self.model):
             self.label_names, self.can_return_loss = [], True  # evaluations have a loss without labels
             self._problem = UNLABELLED
         elif self.recipe() is not None and not self.label_names:
             self.label_names = ["labels"]  # a module that returns bare logits names none
 
-    # ---- the method --------------------------------------------------------------------------------------------------
+    @classmethod
+    def _keywords(cls) -> list[str]:
+        """The keyword arguments of the classes that follow the mixin."""
+        following = cls.__mro__[cls.__mro__.index(RobustTrainerMixin) + 1 : -1]
+        parameters = [p for c in following if "__init__" in vars(c) for p in inspect.signature(c.__init__).parameters.values()]
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        return list(dict.fromkeys(p.name for p in parameters if p.kind in named and p.name != "self"))
+
+    # ---- the method, and what it learned -----------------------------------------------------------------------------------
 
     def recipe(self) -> Recipe | None:
-        """The method in force: the constructor's recipe, or the arguments'. Read anew at each training."""
+        """Returns the method in force: the constructor's, or the arguments'; read anew at each training."""
         return self._find_recipe(getattr(self, "args", None))
 
     @property
     def ledger(self) -> SampleLedger | None:
         """What the last training learned about each sample; None before it, or for a streaming data set."""
-        return self._walk.ledger if self._walk is not None else None
+        return self._robust_step.run.ledger if self._robust_step is not None else None
 
     @property
     def estimated_noise_rate(self) -> RateEstimate | None:
-        """The share of wrong labels that ``noise_rate="auto"`` found in the last training, None before or without an estimate."""
-        return self._walk.estimate if self._walk is not None else None
+        """The share of wrong labels that ``noise_rate="auto"`` estimates in the last training, None before or without one."""
+        return self._robust_step.weights.estimate if self._robust_step is not None else None
 
     def distrusted_samples(self) -> datasets.Dataset:
-        """The samples left out in more than half of their visits since the filter was half-way up, highest mean score first."""
-        if self.ledger is None:
-            raise ValueError("no ledger: train with a method on a data set with a length first.")
-        rows = self.ledger.to_dataset()
+        """Returns the ledger's rows left out in over half of their visits since the filter was half-way up, worst first.
+
+        Raises:
+            ValueError: without a ledger.
+        """
+        rows = self._existing_ledger().to_dataset()
         flagged = np.flatnonzero(np.asarray(rows["distrusted"][:]))
         scores = np.asarray(rows["mean_score"][:])[flagged]
         return rows.select(flagged[np.argsort(-scores, kind="stable")])
 
     def audit(self, **settings: Any) -> audits.Audit:
-        """What the last training says of each sample of ``train_dataset``: suspicion, suggested label, group (`audit.make_audit`).
+        """Returns what the last training says of each sample of ``train_dataset``: suspicion, suggested label, group.
 
-        settings: of `make_audit` (threshold, look, seed). Raises ``ValueError`` without a ledger.
+        Args:
+            **settings: of `audit.make_audit` (threshold, look, seed).
+
+        Raises:
+            ValueError: without a ledger.
         """
+        ledger = self._existing_ledger()
+        return audits.make_audit(ledger.rows(), ledger.run, self.train_dataset, **settings)
+
+    def _existing_ledger(self) -> SampleLedger:
         if self.ledger is None:
             raise ValueError("no ledger: train with a method on a data set with a length first.")
-        return audits.make_audit(self.ledger.rows(), self.ledger.run, self.train_dataset, **settings)
+        return self.ledger
 
-    def _open(self) -> None:
-        """Builds the walk for one training. Everything about the user's set-up is checked here, before the first step."""
+    # ---- the model: several networks, a frozen backbone ----------------------------------------------------------------------
+
+    def _with_peers(self, model: Any, args: Any) -> Any:
+        recipe = self._find_recipe(args)
+        if recipe is None or recipe.num_networks == 1 or not isinstance(model, nn.Module) or isinstance(model, PeerModel):
+            return model
+        return make_peers(model, recipe.num_networks, getattr(args, "seed", 0), head_of if recipe.freeze_backbone else None)
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
         recipe = self.recipe()
-        self._walk = None
-        self._window, self._step, self._micro = [], None, None
+        model = super().call_model_init(trial)
+        if recipe is None or recipe.num_networks == 1 or isinstance(model, PeerModel):
+            return model
+        # called once per network: the random state moves on, so that they start from other weights
+        return PeerModel.of([model, *(super(RobustTrainerMixin, self).call_model_init(trial) for _ in range(1, recipe.num_networks))])
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None and isinstance(self.model, PeerModel):
+            names = list(inspect.signature(self.model.peers[0].forward).parameters)
+            self._signature_columns: Any = list(dict.fromkeys([*names, "label", "label_ids", *self.label_names]))
+        super()._set_signature_columns_if_needed()
+
+    def _frozen_and_capped(self) -> tuple[bool, Cap | None]:
+        """Whether the head alone is trained, and the cap of spectral norms: of the method in force, else of the arguments."""
+        recipe, args = self.recipe(), self.args
+        freeze_backbone, cap = args.switches() if isinstance(args, RobustConfig) else (False, None)
+        if recipe is None:
+            return freeze_backbone, cap
+        if cap is not None and recipe.spectral is not None and recipe.spectral != cap:
+            raise ValueError(f"spectral_cap={cap.k!r} in the arguments and {recipe.spectral.k!r} in the recipe: give one of them.")
+        return recipe.freeze_backbone or freeze_backbone, recipe.spectral or cap
+
+    def compute_loss_context_manager(self) -> Any:
+        if self._linear_probe is not None:  # training_step has just called model.train()
+            self._linear_probe.hold()
+        return super().compute_loss_context_manager()
+
+    # ---- one training: start and end -----------------------------------------------------------------------------------------
+
+    def _inner_training_loop(  # type: ignore[override]
+        self, batch_size: int | None = None, args: TrainingArguments | None = None, **kwargs: Any
+    ) -> Any:
+        with self._robust_training():
+            return super()._inner_training_loop(batch_size=batch_size, args=args, **kwargs)
+
+    @contextmanager
+    def _robust_training(self) -> Iterator[None]:
+        """One training: what is frozen and capped in it is as it was afterwards, but for the weights."""
+        freeze_backbone, cap = self._frozen_and_capped()
+        callbacks: list[TrainerCallback] = [SpectralCap(cap.k, cap.layers)] if cap is not None else []
+        bare = self.accelerator.unwrap_model(self.model)
+        with LinearProbe(bare) if freeze_backbone else nullcontext() as self._linear_probe:
+            step = self._robust_step = self._set_up(bare)
+            rule = decides_epochs(step.run.recipe.selection) if step is not None else None
+            if step is not None and rule is not None and rule.memory == "scan":
+                callbacks.append(self._epoch_scan(step))
+            for callback in callbacks:
+                self.add_callback(callback)
+            try:
+                self._training = True
+                yield
+            finally:
+                for callback in callbacks:
+                    self.remove_callback(callback)
+                self._micro_inputs, self._step_plan, self._place, self._bare = [], None, None, None
+                self._training, self._linear_probe = False, None
+
+    def _set_up(self, bare: nn.Module) -> RobustStep | None:
+        """The state of one training, None without a method. Everything that the user gave is checked here, before the first step."""
+        recipe = self.recipe()
+        self._micro_inputs, self._step_plan, self._place = [], None, None
         if recipe is None:
             self.loss_is_scaled_for_ga = type(self).loss_is_scaled_for_ga
-            return
+            return None
         self.loss_is_scaled_for_ga = True
         data = self.train_dataset
         size = None if data is None or isinstance(data, IterableDataset) or not hasattr(data, "__len__") else len(data)
@@ -124,192 +223,243 @@ class RobustTrainer(DataHooks):
         if isinstance(data, dict):
             kind = type(data).__name__
             raise ValueError(f"train_dataset is a {kind} of {list(data)}: pass one split, train_dataset=data['train'].")
-        bare = self.accelerator.unwrap_model(self.model)
         problem = self._problem = problem_of(bare, getattr(self.args, "problem_type", None))
-        checks.refuse(self, recipe, size, problem, bare)
+        validate_setup(self, recipe, size, problem, bare)
         classes = number_of_classes(bare)
         if isinstance(data, datasets.Dataset):
             check_label_column(data, self.label_names, classes, self.args.remove_unused_columns, problem)
-        walk = RobustStep(
-            recipe=self._with_objective(recipe, problem),
-            classes=classes or 0,
-            problem=problem,
-            labels_checked=classes is not None and size is not None,
+        recipe = with_objective(recipe, problem, self.compute_loss_func, self.args.label_smoothing_factor)
+        several = self.accelerator.num_processes > 1
+        run = Run(
+            recipe=recipe,
             device=self.args.device,
+            problem=problem,
+            classes=classes or 0,
+            labels_checked=classes is not None and size is not None,
             processes=self.accelerator.num_processes,
             rank=self.accelerator.process_index,
             seed=self.args.seed,
-            gather=self.accelerator.gather if self.accelerator.num_processes > 1 else lambda t: t,
-            total=self._sum_over_processes,
+            gather=self.accelerator.gather if several else lambda t: t,
+            total=partial(self.accelerator.reduce, reduction="sum") if several else lambda t: t,
             gradient_scale=2.0**8 if self.accelerator.mixed_precision == "fp16" else 1.0,
         )
-        if recipe.gradients:
-            walk.outer.recorder = SampleGradients(self._in_training_mode(bare))
-        if recipe.perturbation is not None or recipe.semi_supervised is not None:
-            self._make_front = checks.front_of(self, recipe, bare)
+        recorder = SampleGradients(self._in_training_mode(bare)) if recipe.gradients else None
+        perturbs = recipe.perturbation is not None or recipe.semi_supervised is not None
+        self._make_adapter = find_adapter(self, recipe, bare) if perturbs else None
         if size is not None:
-            walk.watch(new_ledger(self, walk.recipe, problem, classes, size, getattr(bare, "config", None)))
-        self._walk = walk
+            run.ledger = new_ledger(self, recipe, problem, classes, size, getattr(bare, "config", None))
+        step = RobustStep(run)
+        step.outer.recorder = recorder
         self._auroc_epoch = 0
         logger.info(f"robust method '{recipe.name}': {dict(recipe.settings)}")
+        return step
 
-    def _with_objective(self, recipe: Recipe, problem: Problem) -> Recipe:
-        """The recipe with the problem's own loss where it names none, and the user's loss or label smoothing."""
-        if self.compute_loss_func is not None:
-            return replace(recipe, objective=UserLoss(self.compute_loss_func))
-        name = recipe.settings.get("objective", "auto")
-        if name == "auto" and not isinstance(recipe.objective, CrossEntropy):
-            return recipe  # a row with a loss of its own, or the user's recipe; whether it fits was checked
-        if self.args.label_smoothing_factor:
-            return replace(recipe, objective=CrossEntropy(self.args.label_smoothing_factor))
-        if name == "auto" and problem.one_class:
-            return recipe
-        return replace(recipe, objective=make_objective(name, recipe.settings, problem))
+    def _in_training_mode(self, model: nn.Module) -> nn.Module:
+        model.train()
+        if self._linear_probe is not None:
+            self._linear_probe.hold()
+        return model
 
-    def _sum_over_processes(self, value: Tensor) -> Tensor:
-        return self.accelerator.reduce(value, reduction="sum") if self.accelerator.num_processes > 1 else value
+    # ---- data: the index travels with the batch, two streams are mixed ---------------------------------------------------------
 
-    # ---- the step ------------------------------------------------------------------------------------------------------
+    def get_train_dataloader(self) -> Any:
+        data, step = self.train_dataset, self._robust_step
+        if not self._training or step is None or step.run.ledger is None or data is None:
+            return super().get_train_dataloader()
+        recipe = step.run.recipe
+
+        def sampler(rows: Any) -> Any:
+            semi = recipe.semi_supervised
+            if semi is None or recipe.selection is None:
+                return self._get_train_sampler(rows)
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            return StreamSampler(len(rows), lambda: (int(self._progress().epoch), step.labelled()), semi.labelled_share, seed)
+
+        return self._indexed_loader(step.run, sampler, self._train_batch_size, "Training", training=True)
+
+    def _indexed_loader(
+        self, run: Run, sampler: Callable[[Any], Any], batch_size: int, description: str, training: bool
+    ) -> Any:
+        """A loader of the training set whose batches carry the positions of their samples."""
+        data: Any = self.train_dataset
+        collator = self.data_collator
+        if isinstance(data, datasets.Dataset):
+            data, collate = self._remove_unused_columns(data, description="training"), collator
+        else:
+            collate = self._get_collator_with_removed_columns(collator, description="training")
+        names = list(dict.fromkeys([*self.label_names, "labels", "label"]))
+        main = getattr(self.accelerator.unwrap_model(self.model), "main_input_name", "pixel_values")
+        drop_last = self.args.dataloader_drop_last
+        self.data_collator = IndexCollator(collate, names, run.classes or None, main, run.problem)
+        self.args.dataloader_drop_last = drop_last and training
+        try:
+            return self._get_dataloader(
+                dataset=Indexed(data),
+                description=description,
+                batch_size=batch_size,
+                sampler_fn=lambda _: sampler(data),
+                is_training=training,
+            )
+        finally:
+            self.data_collator, self.args.dataloader_drop_last = collator, drop_last
+
+    def _epoch_scan(self, step: RobustStep) -> EpochScan:
+        """The callback that has the training set scored at an epoch's start."""
+
+        def decide(loader: Any) -> list[int]:
+            if step.run.ledger is None:
+                return []
+            bare = self._unwrapped(self.model_wrapped)
+            batches = (self._micro_batch(self._prepare_inputs(inputs)) for inputs in loader)
+            return step.decide_epoch(score_dataset(step.run, step.run.ledger, bare, batches, step.read), self._progress())
+
+        def loader() -> Any:
+            return self._indexed_loader(step.run, SequentialSampler, self.args.eval_batch_size, "Scoring", training=False)
+
+        return EpochScan(lambda: step.scan_due(self._progress()), loader, decide)
+
+    # ---- the step --------------------------------------------------------------------------------------------------------------
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._window, self._step = (batches if self._walk is not None else []), None
+        self._micro_inputs, self._step_plan = (batches if self._robust_step is not None else []), None
         return batches, items
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        if self._walk is None:
+        if self._robust_step is None:
             return super().training_step(model, inputs, num_items_in_batch)
-        self._micro = next((i for i, batch in enumerate(self._window) if batch is inputs), None)
-        if self._micro is None:  # called directly, outside the loop: a step of its own
-            self._window, self._step, self._micro = [inputs], None, 0
+        self._place = next((i for i, batch in enumerate(self._micro_inputs) if batch is inputs), None)
+        if self._place is None:  # called directly, outside the loop: a step of its own
+            self._micro_inputs, self._step_plan, self._place = [inputs], None, 0
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
         finally:
-            if self._step is not None and self._step.perturbed_weights is not None:
-                self._step.perturbed_weights.restore()
-        if self._micro is not None:
+            if self._step_plan is not None and self._step_plan.perturbed_weights is not None:
+                self._step_plan.perturbed_weights.restore()
+        if self._place is not None:
             raise ValueError(
                 f"{type(self).__name__} overrides compute_loss without calling super().compute_loss: "
-                f"method '{self._walk.recipe.name}' would do nothing; call it, or set method=None."
+                f"method '{self._robust_step.run.recipe.name}' would do nothing; call it, or set method=None."
             )
         return loss
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        if INDEX in inputs and self._walk is not None:
+        step, place = self._robust_step, self._place
+        if INDEX in inputs and step is not None:
             inputs = {k: v for k, v in inputs.items() if k != INDEX}
         # model.training alone also holds in a prediction step right after a training step; of a frozen backbone it is False
-        training = (model.training or self._alone is not None) and torch.is_grad_enabled()
-        if self._walk is None or self._micro is None or not training:
-            if self._walk is not None or self.recipe() is not None:
-                base = super().compute_loss
+        training = (model.training or self._linear_probe is not None) and torch.is_grad_enabled()
+        if step is None or place is None or not training:
+            base = super().compute_loss
+            if step is not None or self.recipe() is not None:
                 return plain_loss(self, base, model, inputs, return_outputs, num_items_in_batch, self._problem)
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        micro, self._micro = self._micro, None
-        progress = self._progress()
-        if self._step is None:
-            self._step = self._plan(model, progress)
-        step = self._step
-        batch = step.batches[micro]
-        if step.perturbed_weights is not None:
-            step.perturbed_weights.apply()  # until this micro-batch's backward is done: see training_step
-        with self._walk.outer.recording(batch):
-            outputs = self._walk.outer.first(lambda given: model(**given), batch)
-        loss = self._walk.loss(outputs, self._forward, batch, step, progress)
+            return base(model, inputs, return_outputs, num_items_in_batch)
+        self._place = None
+        progress, bare = self._progress(), self._unwrapped(model)
+        forward: Forward = lambda moved: bare(**moved)  # noqa: E731 - under the same autocast as the wrapped model's
+        if self._step_plan is None:
+            self._step_plan = self._plan(step, bare, forward, progress)
+        plan = self._step_plan
+        if plan.perturbed_weights is not None:
+            plan.perturbed_weights.apply()  # until this micro-batch's backward is done: see training_step
+        with step.recording(plan.batches[place]):
+            outputs = step.outer.first(lambda moved: model(**moved), plan.batches[place])
+        loss = step.loss(outputs, forward, plan, place, progress)
         return (loss, outputs) if return_outputs else loss
 
-    def _plan(self, model: nn.Module, progress: Progress) -> Step:
-        walk = self._walk
-        assert walk is not None
-        batches = [self._batch(self._prepare_inputs(raw)) for raw in self._window]
-        if self._training and walk.ledger is not None and batches[0].index is None:
+    def _plan(self, step: RobustStep, bare: nn.Module, forward: Forward, progress: Progress) -> StepPlan:
+        batches = [self._micro_batch(self._prepare_inputs(inputs)) for inputs in self._micro_inputs]
+        if self._training and step.run.ledger is not None and batches[0].index is None:
             raise ValueError(
                 f"{type(self).__name__} overrides get_train_dataloader and the batches carry no sample index: "
                 "build on super().get_train_dataloader(), or set method=None."
             )
-        bare = self._unwrapped(model)
-        attack, shake = walk.recipe.perturbation, walk.recipe.weight_perturbation
-        if (attack is not None or walk.recipe.semi_supervised is not None) and walk.outer.front is None:
-            walk.set_front(self._make_front(batches[0].inputs))
+        recipe = step.run.recipe
+        if self._make_adapter is not None and step.adapter is None:
+            step.set_adapter(self._make_adapter(batches[0].inputs))
 
         def crafting() -> AbstractContextManager:
-            return untouched(bare, attack.attack_mode if attack is not None else "eval")
+            training = recipe.perturbation is not None and recipe.perturbation.attack_mode == "train"
+            return preserve_buffers(bare) if training else eval_mode(bare)
 
         @contextmanager
-        def traceless() -> Iterator[None]:
+        def training_forward() -> Iterator[None]:
             devices = [self.args.device] if self.args.device.type == "cuda" else []
-            with torch.random.fork_rng(devices=devices), untouched(bare, "train"):
+            with torch.random.fork_rng(devices=devices), preserve_buffers(bare):
                 yield
 
-        weights = shake.weights(bare) if shake is not None else []
-        return walk.plan(self._forward, crafting, traceless, batches, progress, weights)
+        moved = recipe.weight_perturbation.weights(bare) if recipe.weight_perturbation is not None else []
+        return step.plan(ModelAccess(forward, crafting, training_forward, moved), batches, progress)
 
     def _unwrapped(self, model: nn.Module) -> nn.Module:
-        """The model inside its wrappers, which `_forward` calls from now on."""
+        """The model inside its wrappers."""
         if self._bare is None or self._bare[0] is not model:
             self._bare = (model, self.accelerator.unwrap_model(model, keep_torch_compile=True))
         return self._bare[1]
 
-    def _forward(self, inputs: dict[str, Any]) -> Any:
-        """The unwrapped model's forward, under the same autocast as the wrapped one's."""
-        assert self._bare is not None
-        return self._bare[1](**inputs)
-
-    def _batch(self, inputs: Mapping[str, Any]) -> Batch:
+    def _micro_batch(self, inputs: Mapping[str, Any]) -> MicroBatch:
         names = self.label_names if self._problem.labelled else self.args.label_names or []
         rest, targets = self._problem.split({k: v for k, v in inputs.items() if k != INDEX}, names)
-        return Batch(rest, targets, inputs.get(INDEX))
+        return MicroBatch(rest, targets, inputs.get(INDEX))
 
     def _progress(self) -> Progress:
         epochs = float(self.state.num_train_epochs or 1)
         return Progress(self.state.epoch or 0.0, epochs, self.state.global_step, seed=self.args.seed)
 
-    # ---- life cycle: start, log, save, resume ----------------------------------------------------------------------------
+    # ---- the gradient's norm, evaluation, logs -----------------------------------------------------------------------------------
 
-    def _inner_training_loop(  # type: ignore[override]
-        self, batch_size: int | None = None, args: TrainingArguments | None = None, **kwargs: Any
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        recipe = self._robust_step.run.recipe if self._robust_step is not None else None
+        bare = self.accelerator.unwrap_model(model)
+        largest = recipe.clip_norm if recipe is not None and recipe.clip_norm is not None else self.args.max_grad_norm
+        if isinstance(bare, PeerModel) and recipe is not None:
+            return clip_each(bare, self.accelerator.clip_grad_norm_, largest)
+        if recipe is not None and recipe.clip_norm is not None:
+            return self.accelerator.clip_grad_norm_(model.parameters(), largest)
+        return super()._clip_grad_norm(model)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        if grad_norm is None and self._robust_step is not None and self._robust_step.run.recipe.clip_norm is not None:
+            grad_norm = self._clip_grad_norm(model)  # max_grad_norm=0 switches the Trainer's own clipping off, not the method's
+        return super()._get_grad_norm(model, grad_norm)
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
     ) -> Any:
-        with self._switched():
-            self._open()
-            self._training = True
-            rule = decides_epochs(self._walk.recipe.selection) if self._walk is not None else None
-            scan = [EpochScan(self)] if rule is not None and rule.memory == "scan" else []
-            for callback in scan:
-                self.add_callback(callback)
-            try:
-                return super()._inner_training_loop(batch_size=batch_size, args=args, **kwargs)
-            finally:
-                for callback in scan:
-                    self.remove_callback(callback)
-                self._window, self._step, self._micro, self._bare, self._training = [], None, None, None, False
+        loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
+        bare = self.accelerator.unwrap_model(self.model)
+        peers = isinstance(bare, PeerModel) and not returns_losses(bare)
+        if not peers or loss_only or self.compute_metrics is None or self.args.batch_eval_metrics:
+            return super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        with each_reported(self):
+            output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys or [], metric_key_prefix)
+        return output._replace(predictions=output.predictions[0])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self._walk is not None and "loss" in logs:
-            logs.update(self._walk.take_logs())
-            self._warn_of_the_estimate()
+        step = self._robust_step
+        if step is not None and "loss" in logs:
+            logs.update(step.take_logs())
+            if (warning := step.weights.warning()) is not None:
+                logger.warning(warning)
             logs.update(collapse(self.state.log_history, logs))
             epoch = int(self.state.epoch or 0)
-            if self._walk.ledger is not None and epoch > self._auroc_epoch:
+            if step.run.ledger is not None and epoch > self._auroc_epoch:
                 self._auroc_epoch = epoch
-                logs.update({f"filter_{name}": value for name, value in self._walk.ledger.detection().items()})
+                logs.update({f"filter_{name}": value for name, value in step.run.ledger.detection().items()})
         super().log(logs, start_time)
 
-    def _warn_of_the_estimate(self) -> None:
-        found = self._walk.estimator if self._walk is not None else None
-        if found is not None and found.settled and not found.warned:
-            found.warned = True
-            if not found.started:
-                logger.warning(
-                    "noise_rate='auto' found nothing: the model predicts held-out samples hardly better than chance, so nobody is "
-                    "dropped; give noise_rate a number, or train longer."
-                )
-            elif found.falling and found.best is not None and found.best.rate > 0.05:
-                logger.warning(f"noise_rate='auto' found {found.best}, but it was still sinking: the true rate may be far lower.")
+    # ---- checkpoints ---------------------------------------------------------------------------------------------------------------
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
             folder = output_dir or self.args.output_dir or "."
-            checkpoints.save(folder, self._walk) if self._walk is not None else checkpoints.clear(folder)
+            checkpoints.save(folder, self._robust_step) if self._robust_step is not None else checkpoints.clear(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         recipe = self.recipe()
@@ -321,12 +471,78 @@ class RobustTrainer(DataHooks):
     def _load_best_model(self) -> None:
         super()._load_best_model()
         best = self.state.best_model_checkpoint
-        if self._walk is not None and best is not None and isinstance(self.model, nn.Module):
+        if self._robust_step is not None and best is not None and isinstance(self.model, nn.Module):
             checkpoints.load_renamed_weights(best, self.model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and self._walk is not None:
-            checkpoints.check_method(checkpoint, self._walk.recipe)
-            checkpoints.load(checkpoint, self._walk)
+        if checkpoint is not None and self._robust_step is not None:
+            checkpoints.check_method(checkpoint, self._robust_step.run.recipe)
+            checkpoints.load(checkpoint, self._robust_step)
             self._auroc_epoch = int(self.state.epoch or 0)
         super()._load_optimizer_and_scheduler(checkpoint)
+
+
+class RobustTrainer(RobustTrainerMixin, Trainer):
+    """`transformers.Trainer` that trains by a robust method; without one it is the plain Trainer, bit for bit.
+
+    After training, `ledger` holds what was learned about each sample and `distrusted_samples()` those it left out.
+
+    Args:
+        model: as the Trainer's, and so all up to ``preprocess_logits_for_metrics``.
+        args: `TrainingArguments`, or a `RobustConfig`, which names its method itself.
+        data_collator: as the Trainer's.
+        train_dataset: as the Trainer's.
+        eval_dataset: as the Trainer's.
+        processing_class: as the Trainer's; an attack reads the images' normalisation from it.
+        model_init: as the Trainer's; for methods with several networks called once per network.
+        compute_loss_func: as the Trainer's, but one loss for each sample, shape (B,).
+        compute_metrics: as the Trainer's.
+        callbacks: as the Trainer's.
+        optimizers: as the Trainer's.
+        optimizer_cls_and_kwargs: as the Trainer's.
+        preprocess_logits_for_metrics: as the Trainer's.
+        recipe: a `Recipe` of one's own, in a method's place.
+        method: a name in `METHODS`, for use with plain `TrainingArguments`.
+        **method_settings: settings of the method, e.g. ``noise_rate=0.2`` (docs/reference/settings.md).
+
+    Raises:
+        ValueError: for an unknown method or setting, for one outside its range, and for a method named twice.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: Dataset | IterableDataset | datasets.Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | datasets.Dataset | None = None,
+        processing_class: Any = None,
+        model_init: Callable[..., PreTrainedModel] | None = None,
+        compute_loss_func: Callable | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
+        recipe: Recipe | str | None = None,
+        method: str | None = None,
+        **method_settings: Any,
+    ):
+        super().__init__(
+            model,
+            args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            model_init=model_init,
+            compute_loss_func=compute_loss_func,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+            recipe=recipe,
+            method=method,
+            **method_settings,
+        )

@@ -13,7 +13,7 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
 from ..data.images import InputSpace, input_space
-from ..models.modes import untouched
+from ..models.modes import eval_mode
 from ..models.outputs import image_logits
 
 _LOW = (torch.float16, torch.bfloat16)
@@ -78,7 +78,7 @@ class Target:
         self._stack = ExitStack()
         buffers = [(b, b.detach().clone()) for b in self.model.buffers()]
         self._stack.callback(_put_back, buffers)
-        self._stack.enter_context(untouched(self.model, "eval"))
+        self._stack.enter_context(eval_mode(self.model))
         if self._low:
             smooth = copy.deepcopy(self.model)
             for name in ("forward", "_original_forward"):  # what accelerate wrapped around the first model would call that one

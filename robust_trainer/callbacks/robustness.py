@@ -19,7 +19,7 @@ from ..data.columns import check_dataset, label_column, read_column, read_labels
 from ..data.images import input_space
 from ..data.mapping import IS_CORRUPTED
 from ..evaluation.robustness import Robustness, evaluate_robustness
-from ..models.modes import borrowed, undisturbed
+from ..models.modes import preserve_weights, preserve_state
 from ..models.problem import number_of_classes
 from ..reporting.atomic_files import write_text
 from .best_weights import RECORD, load_best, save_best
@@ -149,7 +149,7 @@ class RobustnessCallback(TrainerCallback):
         return evaluate_robustness(model, data, self._attacks[when], max_samples=limit, **self._common, **self._space)
 
     def _measure(self, state: Any, control: Any, model: nn.Module) -> None:
-        with undisturbed(model):
+        with preserve_state(model):
             found = self._accuracies(model, self.dataset, "during", self.max_samples)
             row = {NATURAL: float(found.clean_accuracy), ROBUST: float(found.worst_case)}
             if self.held_out is not None:
@@ -176,14 +176,14 @@ class RobustnessCallback(TrainerCallback):
         """Everything in attacks_final on the last weights, the kept ones and, if asked, the oracle's."""
         last, oracle = self.history[-1]["step"], self._oracle
         done: dict[float, dict[str, float]] = {}
-        with undisturbed(model):
+        with preserve_state(model):
             done[last] = self._final_figures(model)
             if self.kept is not None and self.kept["step"] not in done:
-                with borrowed(model):
+                with preserve_weights(model):
                     load_best(model, self.folder / "best")
                     done[self.kept["step"]] = self._final_figures(model)
             if oracle is not None and oracle[0] not in done:
-                with borrowed(model):
+                with preserve_weights(model):
                     model.load_state_dict(oracle[1])
                     done[oracle[0]] = self._final_figures(model)
         rows = {"best_on_test": best(self.history, ROBUST), "best_by_held_out": self.kept or best(self.history, HELD_ROBUST)}

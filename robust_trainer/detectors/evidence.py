@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..models.features import last_linear, watched
-from ..models.modes import traceless
+from ..models.modes import scoring_mode
 from .passes import Pass
 
 
@@ -101,7 +101,7 @@ def collect_evidence(
     """
     reading = Pass(dataset, collate, batch_size, label_names, device)
     labels, features, probs, losses = [], [], [], []
-    with traceless(model), watched(model) as layers:
+    with scoring_mode(model), watched(model) as layers:
         for outputs, logits, batch_labels in reading.outputs(model):
             features.append(last_linear(layers, outputs, logits)[1].cpu())
             probs.append(logits.softmax(-1).cpu())

@@ -19,7 +19,7 @@ from torch.nn.utils import prune
 from transformers import Trainer, TrainingArguments
 
 from ..models.features import Layers, last_linear, watched
-from ..models.modes import traceless
+from ..models.modes import scoring_mode
 from ..models.outputs import logits_of
 from ..models.peers import PeerModel
 from .detection import choice_setting, share_setting
@@ -171,7 +171,7 @@ def _ranked(model: nn.Module, reading: Pass, rule: str) -> tuple[_Units, Tensor,
     """The units, their mean activation (U,) and the accuracy, from one pass."""
     total, right, seen = None, 0, 0
     units: _Units | None = None
-    with traceless(model), watched(model) as layers:
+    with scoring_mode(model), watched(model) as layers:
         for outputs, logits, labels in reading.outputs(model):
             if rule == "last-conv":
                 activation, units = _channels(layers)
@@ -199,7 +199,7 @@ def _channels(layers: Layers) -> tuple[Tensor, _Units]:
 
 
 def _accuracy(model: nn.Module, reading: Pass) -> float:
-    with traceless(model):
+    with scoring_mode(model):
         right = [logits.argmax(1).cpu() == labels.cpu() for _, logits, labels in reading.outputs(model)]
     return float(torch.cat(right).double().mean())
 

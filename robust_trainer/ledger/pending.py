@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..selection.noise_rate import RateEstimator
-from ..step.batch import RunningMeans
 from .ledger import SampleLedger
 from .margins import trace
+from .means import RunningMeans
 
 #: Steps, and numbers in their logits, that wait at most.
 STEPS, NUMBERS = 16, 4_000_000
@@ -39,7 +39,7 @@ class PendingRecords:
 
     waiting: list[StepRecord] = field(default_factory=list)
 
-    def fits(self, visit: StepRecord) -> bool:
+    def accepts(self, visit: StepRecord) -> bool:
         """Whether it can wait with the others."""
         return not self.waiting or all(
             getattr(self.waiting[0], name) == getattr(visit, name) for name in ("epoch", "filter_active")
@@ -50,7 +50,7 @@ class PendingRecords:
         """Whether it is time to record them."""
         return len(self.waiting) >= STEPS or sum(visit.logits.numel() for visit in self.waiting) >= NUMBERS
 
-    def take(self) -> StepRecord | None:
+    def flush(self) -> StepRecord | None:
         """All that waited as one, in their order; None where none did. Nothing waits afterwards."""
         waiting, self.waiting = self.waiting, []
         if len(waiting) < 2:

@@ -22,13 +22,13 @@ from .rules import BATCH_RULE, EPOCH_RULE
 logger = logging.get_logger(__name__)
 
 
-def refuse(trainer: Trainer, recipe: Recipe, size: int | None, problem: Problem, model: nn.Module) -> None:
+def validate_setup(trainer: Trainer, recipe: Recipe, size: int | None, problem: Problem, model: nn.Module) -> None:
     """Raises ``ValueError`` for what the method cannot work with; nothing is silently ignored. size: rows, None for a stream."""
-    _refuse_rule(recipe)
-    _refuse_problem(trainer, recipe, problem)
-    _refuse_peers(trainer, recipe, model)
+    _validate_rule(recipe)
+    _validate_problem(trainer, recipe, problem)
+    _validate_peers(trainer, recipe, model)
     if recipe.semi_supervised is not None:
-        _refuse_semi(trainer, recipe, size, problem, model)
+        _validate_semi(trainer, recipe, size, problem, model)
     if recipe.gradients:
         if trainer.args.torch_compile or trainer.args.gradient_checkpointing or trainer.args.n_gpu > 1:
             raise ValueError(
@@ -70,7 +70,7 @@ def refuse(trainer: Trainer, recipe: Recipe, size: int | None, problem: Problem,
         raise ValueError("accelerator_config.even_batches=False: ranks over processes need equal batches; set it to True.")
 
 
-def _refuse_rule(recipe: Recipe) -> None:
+def _validate_rule(recipe: Recipe) -> None:
     """Raises ``ValueError`` for a selection that would not be asked, or not all of it."""
     rule = recipe.selection
     if rule is None:
@@ -95,7 +95,7 @@ def _refuse_rule(recipe: Recipe) -> None:
         raise ValueError(f"{told} has memory={memory!r}: expected one of {', '.join(MEMORIES)}.")
 
 
-def _refuse_semi(trainer: Trainer, recipe: Recipe, size: int | None, problem: Problem, model: nn.Module) -> None:
+def _validate_semi(trainer: Trainer, recipe: Recipe, size: int | None, problem: Problem, model: nn.Module) -> None:
     """Raises ``ValueError`` where views of images with one label each cannot be had; warns of a warm-up that never ends."""
     if not problem.one_class:
         raise ValueError(f"method '{recipe.name}' needs one class label each, but problem_type='{problem}': use prl or pgd-at.")
@@ -114,7 +114,7 @@ def _refuse_semi(trainer: Trainer, recipe: Recipe, size: int | None, problem: Pr
         )
 
 
-def front_of(trainer: Trainer, recipe: Recipe, model: nn.Module) -> Callable[[Mapping[str, Any]], InputAdapter]:
+def find_adapter(trainer: Trainer, recipe: Recipe, model: nn.Module) -> Callable[[Mapping[str, Any]], InputAdapter]:
     """From the first batch's inputs: where the method's perturbation enters the model.
 
     Raises ``ValueError`` for images whose normalisation is unknown, and (from the first batch) for inputs that cannot be perturbed.
@@ -167,10 +167,10 @@ def _smooths(recipe: Recipe, problem: Problem) -> bool:
     return problem.one_class and isinstance(recipe.objective, CrossEntropy | UserLoss)
 
 
-def _refuse_problem(trainer: Trainer, recipe: Recipe, problem: Problem) -> None:
+def _validate_problem(trainer: Trainer, recipe: Recipe, problem: Problem) -> None:
     """Raises ``ValueError`` where method and ``problem_type`` do not fit."""
     if not problem.labelled:
-        return _refuse_unlabelled(trainer, recipe, problem)
+        return _validate_unlabelled(trainer, recipe, problem)
     name = recipe.settings.get("objective", "auto")
     if trainer.compute_loss_func is None:
         make_objective(name, {**recipe.settings}, problem)  # raises where the named loss does not fit
@@ -203,7 +203,7 @@ def _refuse_problem(trainer: Trainer, recipe: Recipe, problem: Problem) -> None:
         )
 
 
-def _refuse_unlabelled(trainer: Trainer, recipe: Recipe, problem: Problem) -> None:
+def _validate_unlabelled(trainer: Trainer, recipe: Recipe, problem: Problem) -> None:
     """Raises ``ValueError`` for what needs labels, or images, where the model has only losses of its own."""
     fits = problem in getattr(recipe.objective, "problems", ()) or isinstance(recipe.objective, CrossEntropy)
     attack = recipe.perturbation is not None or recipe.semi_supervised is not None
@@ -220,7 +220,7 @@ def _refuse_unlabelled(trainer: Trainer, recipe: Recipe, problem: Problem) -> No
         raise ValueError("compute_loss_func has no effect on a model that returns each sample's loss itself: leave it out.")
 
 
-def _refuse_peers(trainer: Trainer, recipe: Recipe, model: nn.Module) -> None:
+def _validate_peers(trainer: Trainer, recipe: Recipe, model: nn.Module) -> None:
     """Raises ``ValueError`` where the model has not the networks that the method trains."""
     have = len(model.peers) if isinstance(model, PeerModel) else 1
     if recipe.num_networks > 1 and have != recipe.num_networks:

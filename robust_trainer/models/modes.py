@@ -1,4 +1,4 @@
-"""What a forward pass must leave as it was: modes, buffers, weights, random numbers."""
+"""What a forward pass must leave as it was: modes, buffers, weights, gradients, random numbers."""
 
 from __future__ import annotations
 
@@ -13,68 +13,45 @@ from transformers.utils import logging
 
 
 @contextmanager
-def untouched(module: nn.Module, mode: str) -> Iterator[None]:
-    """Runs the body with the module in ``eval`` or ``train`` mode; modes and buffers are bit-identical afterwards."""
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Runs the body with the module in evaluation mode; each of its modules is in the mode it was in afterwards.
+
+    Args:
+        module: of any depth.
+    """
     training = [m for m in module.modules() if m.training]
-    buffers = []
     try:
-        if mode == "eval":
-            for m in training:
-                m.training = False
-        else:
-            buffers = [(b, b.detach().clone()) for b in module.buffers()]
+        for m in training:
+            m.training = False
         yield
     finally:
         for m in training:
             m.training = True
+
+
+@contextmanager
+def preserve_buffers(module: nn.Module) -> Iterator[None]:
+    """Runs the body with the module in the mode it is in; its buffers (BatchNorm's statistics) are bit-identical afterwards.
+
+    Args:
+        module: of any depth.
+    """
+    buffers = [(b, b.detach().clone()) for b in module.buffers()]
+    try:
+        yield
+    finally:
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
 
 
 @contextmanager
-def no_bars() -> Iterator[None]:
-    """No progress bar of transformers for one small file."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+def preserve_rng(device: torch.device) -> Iterator[None]:
+    """Leaves every generator that a data loader or a data set's transform may use as it was: Python's, numpy's, torch's.
 
-
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Runs the body with the model in eval mode; modes, gradients and the random streams are as before afterwards."""
-    gradients = [(p, p.grad) for p in model.parameters()]
-    streams = random.getstate(), np.random.get_state()
-    devices = sorted({p.device.index for p, _ in gradients if p.device.type == "cuda"})
-    try:
-        for p, _ in gradients:
-            p.grad = None
-        with torch.random.fork_rng(devices=devices), untouched(model, "eval"):
-            yield
-    finally:
-        random.setstate(streams[0])
-        np.random.set_state(streams[1])
-        for p, gradient in gradients:
-            p.grad = gradient
-
-
-@contextmanager
-def borrowed(model: nn.Module) -> Iterator[None]:
-    """Runs the body, which may load other weights, and puts weights and buffers back bit for bit."""
-    before = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    try:
-        yield
-    finally:
-        model.load_state_dict(before)
-
-
-@contextmanager
-def _same_random_state(device: torch.device) -> Iterator[None]:
-    """Leaves every generator that a data loader or a data set's transform may use as it was: a scan changes no training."""
+    Args:
+        device: the training device, whose generator is kept beside the CPU's.
+    """
     state, numbers = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -85,8 +62,60 @@ def _same_random_state(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def traceless(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode without gradients; its modes and all random states are restored, exceptions or not."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with torch.no_grad(), untouched(model, "eval"), _same_random_state(device):
+def preserve_state(model: nn.Module) -> Iterator[None]:
+    """Runs the body in evaluation mode and without gradients of before; modes, gradients and random numbers are restored.
+
+    Args:
+        model: whose parameters' ``grad`` is None within.
+    """
+    gradients = [(p, p.grad) for p in model.parameters()]
+    streams = random.getstate(), np.random.get_state()
+    devices = sorted({p.device.index for p, _ in gradients if p.device.type == "cuda"})
+    try:
+        for p, _ in gradients:
+            p.grad = None
+        with torch.random.fork_rng(devices=devices), eval_mode(model):
+            yield
+    finally:
+        random.setstate(streams[0])
+        np.random.set_state(streams[1])
+        for p, gradient in gradients:
+            p.grad = gradient
+
+
+@contextmanager
+def preserve_weights(model: nn.Module) -> Iterator[None]:
+    """Runs the body, which may load other weights, and puts weights and buffers back bit for bit.
+
+    Args:
+        model: whose ``state_dict`` is kept, in full.
+    """
+    before = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    try:
         yield
+    finally:
+        model.load_state_dict(before)
+
+
+@contextmanager
+def scoring_mode(model: nn.Module) -> Iterator[None]:
+    """Runs the body without gradients, in evaluation mode; modes and all random numbers are restored, exceptions or not.
+
+    Args:
+        model: on one device.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    with torch.no_grad(), eval_mode(model), preserve_rng(device):
+        yield
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Runs the body without transformers' progress bar for one small file."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -18,7 +18,7 @@ from ..data.images import InputSpace
 from ..data.pixels import image_column, read_levels, to_pixels
 from ..data.preprocess import ImageTransform, model_channels
 from .features import last_linear, watched
-from .modes import traceless
+from .modes import scoring_mode
 from .pixel_model import PixelModel
 
 
@@ -85,7 +85,7 @@ def last_features(model: nn.Module, source: PixelSource, batch_size: int = 256) 
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     out = []
-    with traceless(model), watched(model) as layers:
+    with scoring_mode(model), watched(model) as layers:
         for rows in torch.arange(len(source.dataset)).split(batch_size):
             logits = model(source(rows.tolist()).to(device))
             out.append(last_linear(layers, None, logits)[1].cpu())

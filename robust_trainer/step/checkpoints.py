@@ -18,12 +18,12 @@ from .plan import RobustStep
 STATE_FILE = "robust_state.safetensors"
 
 
-def save(folder: str, walk: RobustStep) -> None:
+def save(folder: str, step: RobustStep) -> None:
     """Writes the ledger and the filter's state, and the method's name and settings."""
-    tensors = {name: tensor.contiguous() for name, tensor in walk.state().items()}
-    metadata = _identity(walk.recipe)
-    if walk.ledger is not None:
-        metadata["run"] = json.dumps(walk.ledger.run, default=str)
+    tensors = {name: tensor.contiguous() for name, tensor in step.state().items()}
+    metadata = _identity(step.run.recipe)
+    if step.run.ledger is not None:
+        metadata["run"] = json.dumps(step.run.ledger.run, default=str)
     with replacing(os.path.join(folder, STATE_FILE)) as new:
         safetensors.torch.save_file(tensors, new, metadata=metadata)
 
@@ -39,9 +39,9 @@ def _identity(recipe: Recipe) -> dict[str, str]:
     return {"method": recipe.name, "settings": json.dumps(dict(recipe.settings), sort_keys=True)}
 
 
-def load(folder: str, walk: RobustStep) -> None:
+def load(folder: str, step: RobustStep) -> None:
     """Restores what `save` wrote. Raises ``ValueError`` for a data set of another size."""
-    walk.load_state(safetensors.torch.load_file(os.path.join(folder, STATE_FILE)))
+    step.load_state(safetensors.torch.load_file(os.path.join(folder, STATE_FILE)))
 
 
 def check_method(folder: str, recipe: Recipe | None) -> None:

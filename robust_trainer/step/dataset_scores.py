@@ -1,76 +1,179 @@
-"""The scan at an epoch's start: every training sample scored, in evaluation mode (ERAT's split, ``memory="scan"``)."""
+"""What is decided once for a whole epoch: whom to keep, from what the ledger remembers or from a scan of the data set."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import SequentialSampler
 from transformers import TrainerCallback
 from transformers.utils import logging
 
 from ..ledger.ledger import SampleLedger
 from ..ledger.margins import trace
-from ..models.modes import _same_random_state, untouched
-from .decision import DatasetScores
-
-if TYPE_CHECKING:
-    from ..trainer import RobustTrainer
+from ..models.modes import eval_mode, preserve_rng
+from ..types import EpochRule, ForwardOutput, Progress, decides_epochs
+from .records import MicroBatch, Run
 
 logger = logging.get_logger(__name__)
 
 
-class EpochScan(TrainerCallback):
-    """Scores the training set where the method asks for it, before the epoch's first batch is drawn."""
+@dataclass(frozen=True)
+class DatasetScores:
+    """What a scan tells of all N samples of the data set, in its order.
 
-    def __init__(self, trainer: RobustTrainer):
-        self.trainer = trainer
-        self.loader: Any = None
+    Attributes:
+        scores: (N,). labels: the given classes (N,). predicted: the predicted ones (N,).
+        margins: `ledger.margins.trace`'s numbers (N, 5). probs: predicted probabilities (N, C), where the ledger keeps them.
+    """
 
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        trainer = self.trainer
-        walk = trainer._walk
-        if walk is None or not walk.scan_due(progress := trainer._progress()):
+    scores: Tensor
+    labels: Tensor
+    predicted: Tensor
+    margins: Tensor
+    probs: Tensor | None = None
+
+
+@dataclass
+class EpochSelection:
+    """The decision over an epoch: the ledger's column ``keep`` and, in the run's states, its epoch; so both are in checkpoints."""
+
+    run: Run
+
+    @property
+    def rule(self) -> EpochRule | None:
+        """The rule that decides over epochs, None where none does."""
+        return decides_epochs(self.run.recipe.selection)
+
+    @property
+    def made(self) -> bool:
+        """Whether there is a decision yet."""
+        return "keep" in self.run.states
+
+    def weights(self, batches: Sequence[MicroBatch]) -> list[Tensor]:
+        """Returns the decision for each micro-batch, (1, B) of 0 or 1."""
+        ledger = self.run.ledger
+        return [] if ledger is None else [ledger.keep[batch.positions].float().unsqueeze(0) for batch in batches]
+
+    def from_memory(self, progress: Progress) -> None:
+        """At an epoch's first step: decides over the epoch from the ledger, once the rule says so.
+
+        Args:
+            progress: where training stands.
+        """
+        rule, ledger, epoch = self.rule, self.run.ledger, int(progress.epoch)
+        if rule is None or ledger is None or rule.memory == "scan" or self._of(epoch):
             return
-        if self.loader is None:
-            self.loader = trainer._train_loader(SequentialSampler, args.eval_batch_size, "Scoring", training=False)
-        with _same_random_state(args.device):
-            found = scan(trainer, self.loader, walk.ledger)
-        emptied = walk.scanned(found, progress)
-        if emptied:
-            logger.warning(
-                f"epoch {int(progress.epoch)}: the selection leaves nobody of class {', '.join(map(str, emptied[:10]))}: "
-                "set rebalance=True or lower rebalance_eta, or warm up for longer."
-            )
+        started = progress.epoch - epoch < 1e-9  # a ramp may end within an epoch; memory waits for the next one
+        if not self.made and not (started and rule.decides(progress)):
+            return
+        scores, labels = ledger.ema_score, ledger.label.long().clamp_min(0)
+        self._settle(ledger, rule.keep_mask(scores, ledger.seen, labels, self.run.classes, progress, ledger.keep), epoch)
+
+    def scan_due(self, progress: Progress) -> bool:
+        """Returns whether the epoch that starts now wants all samples scored first: not when a resumed run has the decision."""
+        rule = self.rule
+        if rule is None or rule.memory != "scan" or self.run.ledger is None:
+            return False
+        return rule.decides(progress) and not self._of(int(progress.epoch))
+
+    @torch.no_grad()
+    def from_scan(self, scan: DatasetScores, progress: Progress) -> list[int]:
+        """Decides over the epoch from all samples' scores and records them in the ledger.
+
+        Args:
+            scan: of all samples.
+            progress: where training stands.
+
+        Returns:
+            The classes of which nobody is left.
+        """
+        rule, ledger, classes, epoch = self.rule, self.run.ledger, self.run.classes, int(progress.epoch)
+        if rule is None or ledger is None:
+            return []
+        seen = torch.ones_like(scan.labels)
+        mask = rule.keep_mask(scan.scores, seen, scan.labels, classes, progress, ledger.columns["keep"])
+        self._settle(ledger, mask, epoch)
+        everybody = torch.arange(len(scan.scores), device=scan.scores.device)
+        ledger.record(
+            everybody, scan.scores, mask.float(), scan.labels, scan.predicted, epoch, rule.filter_active(progress), scan.margins,
+            scan.probs,
+        )  # fmt: skip
+        sizes, left = torch.bincount(scan.labels, minlength=classes), torch.bincount(scan.labels[mask], minlength=classes)
+        return ((sizes > 0) & (left == 0)).nonzero().flatten().tolist()
+
+    def _of(self, epoch: int) -> bool:
+        return self.made and int(self.run.states["keep"]["epoch"]) == epoch
+
+    def _settle(self, ledger: SampleLedger, mask: Tensor, epoch: int) -> None:
+        ledger.columns["keep"] = mask
+        self.run.states["keep"] = {"epoch": torch.tensor(epoch)}
 
 
 @torch.no_grad()
-def scan(trainer: RobustTrainer, loader: Any, ledger: SampleLedger | None) -> DatasetScores:
-    """What the model says of every sample, equal on all processes."""
-    walk = trainer._walk
-    assert walk is not None and ledger is not None
-    bare: nn.Module = trainer._unwrapped(trainer.model_wrapped)
+def score_dataset(
+    run: Run, ledger: SampleLedger, model: nn.Module, batches: Iterable[MicroBatch], read: Callable[[Any, MicroBatch], ForwardOutput]
+) -> DatasetScores:
+    """Returns what the model says of every sample, in evaluation mode, equal on all processes.
+
+    Args:
+        run: of the training.
+        ledger: of the data set.
+        model: unwrapped.
+        batches: the data set, each sample once; of several processes, each its share.
+        read: a model's outputs with a micro-batch's targets.
+    """
     rows, probs, indices = [], [], []
-    with untouched(bare, "eval"):
-        for inputs in loader:
-            batch = trainer._batch(trainer._prepare_inputs(inputs))
-            view = walk.view(trainer._forward(batch.inputs), batch)
-            score = walk.recipe.score(view).mean(0)
-            predicted = view.logits.mean(0).argmax(-1)
-            labels = walk.problem.classes_of(batch.targets)
-            told = trace(view.logits, labels, ledger.rival[batch.positions])
-            rows.append(torch.cat([torch.stack([score, labels.to(score.dtype), predicted.to(score.dtype)], 1), told], 1))
+    with eval_mode(model):
+        for batch in batches:
+            output = read(model(**batch.inputs), batch)
+            labels = run.problem.classes_of(batch.targets)
+            score, predicted = run.recipe.score(output).mean(0), output.logits.mean(0).argmax(-1)
+            margins = trace(output.logits, labels, ledger.rival[batch.positions])
+            rows.append(torch.cat([torch.stack([score, labels.to(score.dtype), predicted.to(score.dtype)], 1), margins], 1))
             if ledger.mean_probs is not None:
-                probs.append(view.logits.float().softmax(-1).mean(0))
+                probs.append(output.logits.float().softmax(-1).mean(0))
             indices.append(batch.positions)
-    index = walk.gather(torch.cat(indices))
-    whole = _in_order(walk.gather(torch.cat(rows)), index, len(ledger))
-    means = _in_order(walk.gather(torch.cat(probs)), index, len(ledger)) if probs else None
+    index = run.gather(torch.cat(indices))
+    whole = _in_order(run.gather(torch.cat(rows)), index, len(ledger))
+    means = _in_order(run.gather(torch.cat(probs)), index, len(ledger)) if probs else None
     return DatasetScores(whole[:, 0], whole[:, 1].long(), whole[:, 2].long(), whole[:, 3:], means)
 
 
-def _in_order(found: Tensor, index: Tensor, size: int) -> Tensor:
-    whole = torch.zeros(size, found.shape[1], dtype=found.dtype, device=found.device)
-    whole[index] = found
+def _in_order(rows: Tensor, index: Tensor, size: int) -> Tensor:
+    whole = torch.zeros(size, rows.shape[1], dtype=rows.dtype, device=rows.device)
+    whole[index] = rows
     return whole
+
+
+@dataclass(eq=False)
+class EpochScan(TrainerCallback):
+    """Has the training set scored where the method asks for it, before an epoch's first batch is drawn.
+
+    Guarantee: no random number of the training is used up, whatever the data set's transforms draw.
+
+    Args:
+        due: whether the epoch that starts now wants a scan.
+        loader: makes the loader of the whole training set, once.
+        decide: scores the loader's samples, decides, and returns the classes of which nobody is left.
+    """
+
+    due: Callable[[], bool]
+    loader: Callable[[], Any]
+    decide: Callable[[Any], list[int]]
+    _loader: Any = None
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self.due():
+            return
+        if self._loader is None:
+            self._loader = self.loader()
+        with preserve_rng(args.device):
+            emptied = self.decide(self._loader)
+        if emptied:
+            logger.warning(
+                f"epoch {int(state.epoch or 0)}: the selection leaves nobody of class {', '.join(map(str, emptied[:10]))}: "
+                "set rebalance=True or lower rebalance_eta, or warm up for longer."
+            )

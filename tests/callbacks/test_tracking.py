@@ -17,7 +17,7 @@ from robust_trainer.callbacks.best_weights import RECORD, load_best
 from robust_trainer.callbacks.robustness import RobustnessCallback, hold_out, plot_curves, summarise, table, tracked
 from robust_trainer.callbacks.robustness_plot import best, plot_history
 from robust_trainer.evaluation.robustness import Robustness, evaluate_robustness
-from robust_trainer.models.modes import borrowed, undisturbed
+from robust_trainer.models.modes import preserve_weights, preserve_state
 
 EPS = 0.1
 
@@ -93,7 +93,7 @@ def test_a_rude_evaluation_leaves_no_trace():
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
     expected = streams()
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
-    with undisturbed(model):
+    with preserve_state(model):
         assert not any(m.training for m in model.modules())
         assert all(p.grad is None for p in model.parameters())
         model(pixel_values=torch.rand(4, CHANNELS, 8, 8)).logits.sum().backward()
@@ -240,7 +240,7 @@ def test_best_reloads_to_the_accuracy_recorded(tmp_path, make):
 def test_borrowed_weights_come_back_after_an_error():
     model = resnet()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    with pytest.raises(RuntimeError), borrowed(model):
+    with pytest.raises(RuntimeError), preserve_weights(model):
         nn.init.zeros_(model.classifier[1].weight)
         raise RuntimeError
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())

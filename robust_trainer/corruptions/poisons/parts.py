@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ...models.modes import untouched
+from ...models.modes import eval_mode
 from .task import Task
 
 #: A poison is kept in so many parts at most, each of whole batches.
@@ -23,7 +23,7 @@ def source_model(task: Task, poison: str) -> Iterator[nn.Module]:
     """
     if task.model is None:
         raise ValueError(f"poison {poison!r} attacks a trained model, model=None: give one trained on clean data.")
-    with untouched(task.model, "eval"):
+    with eval_mode(task.model):
         yield task.model
 
 

@@ -1,0 +1,167 @@
+"""Which weight has a sample in a step, and by which forward's scores?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..selection.noise_rate import RateEstimate, RateEstimator
+from ..selection.rules import ESTIMATED
+from ..types import BatchRule, ForwardOutput, Progress, decides_epochs
+from .dataset_scores import EpochSelection
+from .records import FirstForward, MicroBatch, Run, SampleWeights, StepWeights
+
+_APART = 0x5EED  # so that the held-out samples are no stretch of the sampler's order, which comes from the same seed
+
+
+@dataclass
+class WeightDecider:
+    """Decides the samples' weights, in the inner maximisation and in the training step.
+
+    Args:
+        run: of the training.
+        selection: the decision over the epoch.
+        estimator: of the noise rate, made when the number of classes is known; None where it is not estimated.
+    """
+
+    run: Run
+    selection: EpochSelection
+    estimator: RateEstimator | None = None
+
+    # ---- the rule's weights ----------------------------------------------------------------------------------------------
+
+    def decide_weights(
+        self, batches: Sequence[MicroBatch], place: str, progress: Progress, scores: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Returns the rule's weights of each micro-batch, (M, B) or where all networks share them (1, B).
+
+        The first that applies:
+
+        1. no rule, or one that is switched off here (``inner_filter``, ``outer_filter``): everybody, weight 1;
+        2. an `EpochRule` has decided over this epoch: the ledger's ``keep``, whatever the scores;
+        3. an `EpochRule` alone, before its first decision, or a semi-supervised method before it: everybody;
+        4. a `BatchRule`: from the scores, among all micro-batches of all processes. They are of the forward that ``score_from``
+           names: ``training``, the training forward (of several micro-batches one more of each, which leaves no trace); ``clean``,
+           the inner maximisation's first; ``eval``, one more in evaluation mode.
+
+        Args:
+            batches: all micro-batches of the optimizer step.
+            place: ``inner`` or ``outer``: where the weights count. Each has a state of its own.
+            progress: where training stands.
+            scores: (M, B) of each micro-batch.
+        """
+        known = self.known_weights(batches, place)
+        return known if known is not None else self._rank(batches, place, progress, scores)
+
+    def known_weights(self, batches: Sequence[MicroBatch], place: str) -> list[Tensor] | None:
+        """Returns what `decide_weights` returns where it needs no scores (its first three cases), else None."""
+        rule = self.run.recipe.selection
+        if rule is None or not self._active(place):
+            return _everybody(batches)
+        if self.selection.made:
+            if decides_epochs(rule) is not None:
+                return self.selection.weights(batches)
+        elif not isinstance(rule, BatchRule) or self.run.recipe.semi_supervised is not None:
+            return _everybody(batches)
+        return None
+
+    def _active(self, place: str) -> bool:
+        recipe = self.run.recipe
+        return recipe.outer_filter if place == "outer" else recipe.inner_filter or self._clean_decides
+
+    @property
+    def _clean_decides(self) -> bool:
+        """Whether the inner maximisation's first forward decides over the training step, too."""
+        return self.run.recipe.score_from == "clean" and self.run.recipe.outer_filter
+
+    def _rank(self, batches: Sequence[MicroBatch], place: str, progress: Progress, scores: Sequence[Tensor]) -> list[Tensor]:
+        rule, run = self.run.recipe.selection, self.run
+        if not isinstance(rule, BatchRule):
+            return _everybody(batches)
+        own = torch.cat(list(scores), 1)
+        classes = torch.cat([run.problem.classes_of(batch.targets) for batch in batches])
+        everyone = run.gather(own.T.contiguous()).T.contiguous()
+        if place not in run.states:
+            run.states[place] = rule.new_state(run.classes, own.shape[0], own.device)
+        weights = rule.weights(everyone, run.gather(classes), progress, run.states[place])
+        mine = weights[:, run.rank * own.shape[1] : (run.rank + 1) * own.shape[1]]
+        return list(mine.split([score.shape[1] for score in scores], 1))
+
+    # ---- what becomes of them --------------------------------------------------------------------------------------------
+
+    def of_first_forward(
+        self, outputs: Sequence[ForwardOutput], batches: Sequence[MicroBatch], progress: Progress
+    ) -> list[FirstForward]:
+        """Returns what the inner maximisation's first forward tells of each micro-batch."""
+        recipe = self.run.recipe
+        scores = [recipe.score(output) for output in outputs]
+        weights = self.decide_weights(batches, "inner", progress, scores)
+        return [
+            FirstForward(
+                scores=score,
+                logits=output.logits,
+                inner_weights=weight if recipe.inner_filter else torch.ones_like(weight),
+                outer_weights=weight if self._clean_decides else None,
+            )
+            for score, output, weight in zip(scores, outputs, weights)
+        ]
+
+    def settle(self, batches: Sequence[MicroBatch], weights: Sequence[Tensor]) -> StepWeights:
+        """Returns the weights of the whole step: the rule's, less the held-out samples, and what they are divided by.
+
+        Args:
+            batches: all micro-batches of the optimizer step.
+            weights: of `decide_weights`.
+        """
+        estimator = self.rate_estimator()
+        samples = []
+        for batch, weight in zip(batches, weights):
+            training = weight
+            if estimator is not None:
+                # the estimate of the noise rate needs samples whose labels no update has seen
+                training = torch.where(estimator.hold_out(batch.positions), torch.zeros_like(weight), weight)
+            samples.append(SampleWeights(weight, training))
+        whole = torch.cat([sample.training for sample in samples], 1)
+        rule, total = self.run.recipe.selection, self.run.total
+        kept = total(rule.divisor(whole) if isinstance(rule, BatchRule) else whole.sum(1))
+        semi = self.run.recipe.semi_supervised is not None
+        return StepWeights(samples, kept, total((1.0 - whole).sum(1)) if semi else None)
+
+    # ---- the noise rate --------------------------------------------------------------------------------------------------
+
+    @property
+    def estimate(self) -> RateEstimate | None:
+        """The share of wrong labels as estimated so far (``noise_rate="auto"``), None before the first estimate."""
+        return self.estimator.best if self.estimator is not None and self.estimator.started else None
+
+    def warning(self) -> str | None:
+        """Returns what is to be said, once, of an estimate that is settled and cannot be relied on; None for nothing."""
+        estimator = self.estimator
+        if estimator is None or not estimator.settled or estimator.warned:
+            return None
+        estimator.warned = True
+        if not estimator.started:
+            return (
+                "noise_rate='auto' found nothing: the model predicts held-out samples hardly better than chance, so nobody is "
+                "dropped; give noise_rate a number, or train longer."
+            )
+        if estimator.falling and estimator.best is not None and estimator.best.rate > 0.05:
+            return f"noise_rate='auto' found {estimator.best}, but it was still sinking: the true rate may be far lower."
+        return None
+
+    def rate_estimator(self) -> RateEstimator | None:
+        """Returns the estimator of ``noise_rate="auto"``, made when the first forward has told the number of classes."""
+        kind, ledger = self.run.recipe.rate_estimator, self.run.ledger
+        if self.estimator is None and kind is not None and ledger is not None:
+            run = self.run
+            self.estimator = RateEstimator(
+                len(ledger), run.classes, run.device, ESTIMATED[kind], run.seed + _APART, run.max_epochs
+            )
+        return self.estimator
+
+
+def _everybody(batches: Sequence[MicroBatch]) -> list[Tensor]:
+    return [torch.ones(1, len(batch), device=batch.targets.device) for batch in batches]
