@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import transformers
 from common import seconds
-from torch import Tensor, nn
+from torch import nn
 
 from robust_trainer.data.images import InputSpace
 from robust_trainer.losses.adversarial import INNER
@@ -39,8 +39,8 @@ from robust_trainer.perturbations.inputs import PixelAdapter
 from robust_trainer.perturbations.pgd import NORM_CHOICES, Perturbation
 from robust_trainer.problems import SINGLE_LABEL
 from robust_trainer.selection.scores import make_score
-from robust_trainer.step.batch import Batch
 from robust_trainer.step.inner import InnerMaximization
+from robust_trainer.step.records import FirstForward, MicroBatch
 from robust_trainer.types import ForwardOutput, Progress
 
 BAR = 1.05
@@ -53,16 +53,16 @@ def make_runs(args: argparse.Namespace, name: str) -> dict[str, Callable[[], Any
     model = build_model(name, [str(i) for i in range(CLASSES)], channels=3, image_size=args.size)[0].train().to(args.device)
     x = (torch.rand(args.batch_size, 3, args.size, args.size) * 2 - 1).to(args.device)
     y = torch.randint(CLASSES, (args.batch_size,)).to(args.device)
-    batch = Batch({"pixel_values": x}, y, torch.arange(args.batch_size, device=args.device))
+    batch = MicroBatch({"pixel_values": x}, y, torch.arange(args.batch_size, device=args.device))
     front = PixelAdapter("pixel_values", InputSpace((0.5,), (0.5,)))
     recipe = Recipe("benchmark", make_score("loss"), make_objective("auto", {}, SINGLE_LABEL))
-    ones = torch.ones(args.batch_size, device=args.device)
+    ones = torch.ones(1, args.batch_size, device=args.device)
 
-    def view(outputs: Any, batch: Batch) -> ForwardOutput:
+    def read(outputs: Any, batch: MicroBatch) -> ForwardOutput:
         return read_output(outputs, batch.targets, batch.index, SINGLE_LABEL, "benchmark")
 
-    def trust(views: list[ForwardOutput], batches: list[Batch], progress: Progress) -> Tensor:
-        return ones
+    def first_forward(outputs: list[ForwardOutput], batches: list[MicroBatch], progress: Progress) -> list[FirstForward]:
+        return [FirstForward(ones, output.logits, ones, None) for output in outputs]
 
     def run(inner: InnerMaximization, model: nn.Module, numbers: list[int]) -> None:
         numbers[0] += 1
@@ -75,7 +75,7 @@ def make_runs(args: argparse.Namespace, name: str) -> dict[str, Callable[[], Any
         attack = Perturbation(
             eps, eps / 5, args.steps, norm, "sample", inner_loss=args.inner_loss, eps_l2=EPS_L2, step_size_l2=EPS_L2 / 5
         )
-        inner, numbers = InnerMaximization(recipe, attack, front, SINGLE_LABEL, view, trust, lambda t: t), [0]
+        inner, numbers = InnerMaximization(recipe, attack, front, SINGLE_LABEL, read, first_forward, lambda t: t), [0]
         runs[norm] = lambda inner=inner, numbers=numbers: run(inner, model, numbers)
     return runs
 

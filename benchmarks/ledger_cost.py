@@ -3,9 +3,9 @@
     python benchmarks/ledger_cost.py                       # small ResNet, ResNet-32 and ViT on 32x32 images, batch 32
     python benchmarks/ledger_cost.py --classes 1000
 
-The CPU seconds inside of `RobustStep._remember` and `RobustStep.take_up` (scores, counts, margins, the rival class; a few steps
-are recorded at
-once) are divided by those of whole steps (data loader, forward, backward, optimizer and log included), after one warm-up epoch.
+The CPU seconds inside of `RobustStep._record` and `RobustStep.record_pending` (scores, counts, margins, the rival class; a few
+steps are recorded at once) are divided by those of whole steps (data loader, forward, backward, optimizer and log included), after one
+warm-up epoch.
 "with mean predictions": `ledger_predictions=True`.
 """
 
@@ -47,7 +47,7 @@ def measure(model: str, classes: int, batch: int, steps: int, predictions: bool)
     """Milliseconds of a step and of its recording, and the ledger's bytes per sample."""
     step_cost.CLASSES = classes
     recorded: list[float] = []
-    real = {name: getattr(RobustStep, name) for name in ("_remember", "take_up")}
+    real = {name: getattr(RobustStep, name) for name in ("_record", "record_pending")}
     inside = False
 
     def timed(name: str) -> Any:

@@ -97,7 +97,7 @@ class RobustTrainerMixin(Trainer):
         named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         return list(dict.fromkeys(p.name for p in parameters if p.kind in named and p.name != "self"))
 
-    # ---- the method, and what it learned -----------------------------------------------------------------------------------
+    # ---- the method, and what it learned -------------------------------------------------------------------------------------
 
     def recipe(self) -> Recipe | None:
         """Returns the method in force: the constructor's, or the arguments'; read anew at each training."""
@@ -155,7 +155,9 @@ class RobustTrainerMixin(Trainer):
         if recipe is None or recipe.num_networks == 1 or isinstance(model, PeerModel):
             return model
         # called once per network: the random state moves on, so that they start from other weights
-        return PeerModel.of([model, *(super(RobustTrainerMixin, self).call_model_init(trial) for _ in range(1, recipe.num_networks))])
+        return PeerModel.of(
+            [model, *(super(RobustTrainerMixin, self).call_model_init(trial) for _ in range(1, recipe.num_networks))]
+        )
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None and isinstance(self.model, PeerModel):
@@ -209,7 +211,7 @@ class RobustTrainerMixin(Trainer):
                 self._training, self._linear_probe = False, None
 
     def _set_up(self, bare: nn.Module) -> RobustStep | None:
-        """The state of one training, None without a method. Everything that the user gave is checked here, before the first step."""
+        """The state of one training, None without a method. All that the user gave is checked here, before the first step."""
         recipe = self.recipe()
         self._micro_inputs, self._step_plan, self._place = [], None, None
         if recipe is None:
@@ -260,7 +262,7 @@ class RobustTrainerMixin(Trainer):
             self._linear_probe.hold()
         return model
 
-    # ---- data: the index travels with the batch, two streams are mixed ---------------------------------------------------------
+    # ---- data: the index travels with the batch, two streams are mixed -------------------------------------------------------
 
     def get_train_dataloader(self) -> Any:
         data, step = self.train_dataset, self._robust_step
@@ -277,9 +279,7 @@ class RobustTrainerMixin(Trainer):
 
         return self._indexed_loader(step.run, sampler, self._train_batch_size, "Training", training=True)
 
-    def _indexed_loader(
-        self, run: Run, sampler: Callable[[Any], Any], batch_size: int, description: str, training: bool
-    ) -> Any:
+    def _indexed_loader(self, run: Run, sampler: Callable[[Any], Any], batch_size: int, description: str, training: bool) -> Any:
         """A loader of the training set whose batches carry the positions of their samples."""
         data: Any = self.train_dataset
         collator = self.data_collator
@@ -318,7 +318,7 @@ class RobustTrainerMixin(Trainer):
 
         return EpochScan(lambda: step.scan_due(self._progress()), loader, decide)
 
-    # ---- the step --------------------------------------------------------------------------------------------------------------
+    # ---- the step ------------------------------------------------------------------------------------------------------------
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -406,7 +406,7 @@ class RobustTrainerMixin(Trainer):
         epochs = float(self.state.num_train_epochs or 1)
         return Progress(self.state.epoch or 0.0, epochs, self.state.global_step, seed=self.args.seed)
 
-    # ---- the gradient's norm, evaluation, logs -----------------------------------------------------------------------------------
+    # ---- the gradient's norm, evaluation, logs -------------------------------------------------------------------------------
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         recipe = self._robust_step.run.recipe if self._robust_step is not None else None
@@ -453,7 +453,7 @@ class RobustTrainerMixin(Trainer):
                 logs.update({f"filter_{name}": value for name, value in step.run.ledger.detection().items()})
         super().log(logs, start_time)
 
-    # ---- checkpoints ---------------------------------------------------------------------------------------------------------------
+    # ---- checkpoints ---------------------------------------------------------------------------------------------------------
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)

@@ -19,7 +19,7 @@ from ..data.columns import check_dataset, label_column, read_column, read_labels
 from ..data.images import input_space
 from ..data.mapping import IS_CORRUPTED
 from ..evaluation.robustness import Robustness, evaluate_robustness
-from ..models.modes import preserve_weights, preserve_state
+from ..models.modes import preserve_state, preserve_weights
 from ..models.problem import number_of_classes
 from ..reporting.atomic_files import write_text
 from .best_weights import RECORD, load_best, save_best

@@ -10,9 +10,7 @@ from ..problems import Problem
 from .recipe import Recipe
 
 
-def with_objective(
-    recipe: Recipe, problem: Problem, compute_loss_func: Callable | None, label_smoothing: float
-) -> Recipe:
+def with_objective(recipe: Recipe, problem: Problem, compute_loss_func: Callable | None, label_smoothing: float) -> Recipe:
     """Returns the recipe with the problem's own loss where it names none, and the user's loss or label smoothing.
 
     Args:

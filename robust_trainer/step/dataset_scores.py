@@ -114,7 +114,11 @@ class EpochSelection:
 
 @torch.no_grad()
 def score_dataset(
-    run: Run, ledger: SampleLedger, model: nn.Module, batches: Iterable[MicroBatch], read: Callable[[Any, MicroBatch], ForwardOutput]
+    run: Run,
+    ledger: SampleLedger,
+    model: nn.Module,
+    batches: Iterable[MicroBatch],
+    read: Callable[[Any, MicroBatch], ForwardOutput],
 ) -> DatasetScores:
     """Returns what the model says of every sample, in evaluation mode, equal on all processes.
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..data.randomness import keyed_generator
+from ..ledger.means import RunningMeans
 from ..losses.adversarial import INNER, needs_clean
 from ..losses.standard import make_objective
-from ..ledger.means import RunningMeans
 from ..methods.recipe import Recipe
 from ..perturbations.inputs import Forward, InputAdapter
 from ..perturbations.norms import draw_in_l2

@@ -65,7 +65,7 @@ class RobustStep:
         if recipe.semi_supervised is not None and isinstance(adapter, PixelAdapter):
             self.semi_supervised = SemiSupervisedStep(recipe.semi_supervised, recipe.objective, adapter, self.read)
 
-    # ---- before the training forwards ------------------------------------------------------------------------------------
+    # ---- before the training forwards ----------------------------------------------------------------------------------------
 
     def plan(self, model: ModelAccess, batches: list[MicroBatch], progress: Progress) -> StepPlan:
         """Perturbs every micro-batch of the step and decides what can be decided before the training forward.
@@ -125,9 +125,7 @@ class RobustStep:
         if self.semi_supervised is not None:
             seed = keyed_seed("augmentation", self.run.seed, progress.global_step, self.run.rank)
             with model.crafting():
-                inputs = self.semi_supervised.inputs(
-                    model.forward, batches, inner, progress, seed, recipe.selection is not None
-                )
+                inputs = self.semi_supervised.inputs(model.forward, batches, inner, progress, seed, recipe.selection is not None)
             return [
                 PlannedBatch(
                     batch,
@@ -165,7 +163,7 @@ class RobustStep:
         batches = [planned.batch]
         return self.weights.settle(batches, self.weights.decide_weights(batches, "outer", progress, [scores]))
 
-    # ---- the training forwards ---------------------------------------------------------------------------------------------
+    # ---- the training forwards -----------------------------------------------------------------------------------------------
 
     def recording(self, planned: PlannedBatch) -> AbstractContextManager:
         """Returns what a micro-batch's training forward runs in."""
@@ -243,7 +241,7 @@ class RobustStep:
         estimate = self.weights.estimate
         return progress if estimate is None else replace(progress, noise_rate=estimate.rate)
 
-    # ---- an epoch's start ------------------------------------------------------------------------------------------------------
+    # ---- an epoch's start ----------------------------------------------------------------------------------------------------
 
     def _open_epoch(self, progress: Progress) -> None:
         """At the first step of an epoch: a new estimate of the noise rate, and whom to keep where memory decides."""

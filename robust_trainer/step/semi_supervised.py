@@ -71,8 +71,7 @@ class SemiSupervisedStep:
                     for batch, row in zip(batches, weak)
                 ]
         return [
-            SemiSupervisedInputs(row, torch.cat(second) if second else None, q)
-            for row, second, q in zip(strong, seconds, pseudo)
+            SemiSupervisedInputs(row, torch.cat(second) if second else None, q) for row, second, q in zip(strong, seconds, pseudo)
         ]
 
     def loss(

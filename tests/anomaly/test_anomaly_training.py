@@ -175,14 +175,18 @@ def test_selection_is_by_the_evaluation_forward(tmp_path, micro):
     own, told, modes, scored = trainer.training_step, [], [], {}
 
     def step(model, inputs, *args, **kwargs):
-        if trainer._step is None:  # the weights as they are when the step is planned
+        if trainer._step_plan is None:  # the weights as they are when the step is planned
             calm = copy.deepcopy(trainer.model).eval()
             with torch.no_grad():
-                window = [calm(batch["features"]).peer_losses[..., 1].T for batch in trainer._window]
+                window = [calm(batch["features"]).peer_losses[..., 1].T for batch in trainer._micro_inputs]
             told.append((torch.cat(window, 1), []))
-            scored.update(zip(torch.cat([b["_robust_index"] for b in trainer._window]).tolist(), torch.cat(window, 1).mean(0)))
+            scored.update(
+                zip(torch.cat([b["_robust_index"] for b in trainer._micro_inputs]).tolist(), torch.cat(window, 1).mean(0))
+            )
         loss = own(model, inputs, *args, **kwargs)
-        told[-1][1].append(next(b for b in trainer._step.batches if torch.equal(b.inputs["features"], inputs["features"])))
+        plan = trainer._step_plan
+        place = next(i for i, b in enumerate(plan.batches) if torch.equal(b.batch.inputs["features"], inputs["features"]))
+        told[-1][1].append((plan.batches[place].eval_scores, plan.weights.samples[place].rule))
         return loss
 
     trainer.training_step = step
@@ -196,8 +200,8 @@ def test_selection_is_by_the_evaluation_forward(tmp_path, micro):
     trainer.train()
     assert len(told) == 2 and modes == ([(False, False)] * 2 * micro + [(True, True)] * 2 * micro) * 2
     for expected, parts in told:
-        assert torch.allclose(torch.cat([b.clean_scores for b in parts], 1), expected, atol=1e-6)
-        trusted = torch.cat([b.trusted for b in parts], 1)
+        assert torch.allclose(torch.cat([scores for scores, _ in parts], 1), expected, atol=1e-6)
+        trusted = torch.cat([rule for _, rule in parts], 1)
         for number in (0, 1):
             best = expected[1 - number].argsort()[:96]
             assert set(trusted[number].nonzero().flatten().tolist()) == set(best.tolist())

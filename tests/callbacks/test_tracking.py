@@ -17,7 +17,7 @@ from robust_trainer.callbacks.best_weights import RECORD, load_best
 from robust_trainer.callbacks.robustness import RobustnessCallback, hold_out, plot_curves, summarise, table, tracked
 from robust_trainer.callbacks.robustness_plot import best, plot_history
 from robust_trainer.evaluation.robustness import Robustness, evaluate_robustness
-from robust_trainer.models.modes import preserve_weights, preserve_state
+from robust_trainer.models.modes import preserve_state, preserve_weights
 
 EPS = 0.1
 

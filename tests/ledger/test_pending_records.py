@@ -16,16 +16,16 @@ def visit(n=3, peers=1, classes=4, epoch=0, filter_active=True):
 def test_they_are_taken_in_their_order_and_once():
     visits, given = PendingRecords(), [visit(n, peers=2) for n in (3, 1, 2)]
     visits.waiting += given
-    taken = visits.take()
+    taken = visits.flush()
     assert torch.equal(taken.logits, torch.cat([v.logits for v in given], 1)) and taken.logits.shape == (2, 6, 4)
     for name in ("score", "weight", "labels", "index"):
         assert torch.equal(getattr(taken, name), torch.cat([getattr(v, name) for v in given])), name
-    assert visits.take() is None
+    assert visits.flush() is None
 
 
 def test_only_alike_ones_wait_together(monkeypatch):
     visits = PendingRecords([visit()])
-    assert visits.fits(visit()) and not visits.fits(visit(epoch=1)) and not visits.fits(visit(filter_active=False))
+    assert visits.accepts(visit()) and not visits.accepts(visit(epoch=1)) and not visits.accepts(visit(filter_active=False))
     visits.waiting += [visit() for _ in range(STEPS - 2)]
     assert not visits.full
     visits.waiting.append(visit())

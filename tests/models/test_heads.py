@@ -249,7 +249,7 @@ def test_what_was_frozen_stays_frozen_and_all_is_restored_after_an_error(tmp_pat
     handlers = len(trainer.callback_handler.callbacks)
     with pytest.raises(RuntimeError, match="stop"):
         trainer.train()
-    assert [p.requires_grad for p in model.parameters()] == flags and trainer._alone is None
+    assert [p.requires_grad for p in model.parameters()] == flags and trainer._linear_probe is None
     assert all(m.training for m in model.modules())
     assert len(trainer.callback_handler.callbacks) == handlers
 

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from robust_trainer.data.images import InputSpace
 from robust_trainer.data.randomness import keyed_generator, keyed_seed
+from robust_trainer.ledger.means import RunningMeans
 from robust_trainer.losses.adversarial import INNER, needs_clean
 from robust_trainer.losses.standard import make_objective
 from robust_trainer.methods.recipe import Recipe
@@ -21,8 +22,8 @@ from robust_trainer.perturbations.norms import Ball, HybridBall, draw_in_l2
 from robust_trainer.perturbations.pgd import NORM_CHOICES, Perturbation
 from robust_trainer.problems import SINGLE_LABEL
 from robust_trainer.selection.scores import make_score
-from robust_trainer.step.batch import Batch, RunningMeans
 from robust_trainer.step.inner import PROBE_STEPS, InnerMaximization, _own_guess
+from robust_trainer.step.records import FirstForward, MicroBatch
 from robust_trainer.types import ForwardOutput, Progress
 
 MEAN, STD = (0.3, 0.5, 0.6), (0.1, 0.5, 1.3)
@@ -53,32 +54,39 @@ def images(b=B, dtype=torch.float32):
     pixels = torch.rand(b, CHANNELS, SIZE, SIZE, dtype=dtype)
     pixels[:, :, :2] = pixels[:, :, :2].round()
     x = (pixels - channels(MEAN, dtype)) / channels(STD, dtype)
-    return model, Batch({"pixel_values": x}, torch.randint(CLASSES, (b,)), torch.randperm(1000)[:b]), pixels
+    return model, MicroBatch({"pixel_values": x}, torch.randint(CLASSES, (b,)), torch.randperm(1000)[:b]), pixels
 
 
 def cut(batch, sizes):
     """The same samples as micro-batches."""
     parts = [batch.targets.split(sizes), batch.index.split(sizes)]
     inputs = {key: value.split(sizes) for key, value in batch.inputs.items()}
-    return [Batch({k: v[i] for k, v in inputs.items()}, parts[0][i], parts[1][i]) for i in range(len(sizes))]
+    return [MicroBatch({k: v[i] for k, v in inputs.items()}, parts[0][i], parts[1][i]) for i in range(len(sizes))]
 
 
-def inner_of(attack, front=FRONT, keep=None, **kwargs):
-    def view(outputs, batch):
+def inner_of(attack, adapter=FRONT, keep=None, **kwargs):
+    def read(outputs, batch):
         return read_output(outputs, batch.targets, batch.index, SINGLE_LABEL, "test")
 
-    def trust(views, batches, progress):
-        return torch.ones(sum(len(batch.targets) for batch in batches)) if keep is None else keep
+    def first_forward(outputs, batches, progress):
+        weights = torch.ones(sum(len(batch) for batch in batches)) if keep is None else keep
+        parts = weights.split([len(batch) for batch in batches])
+        return [FirstForward(part[None], output.logits, part[None], None) for part, output in zip(parts, outputs)]
 
-    return InnerMaximization(RECIPE, attack, front, SINGLE_LABEL, view, trust, lambda t: t, **{"seed": 3, **kwargs})
+    return InnerMaximization(RECIPE, attack, adapter, SINGLE_LABEL, read, first_forward, lambda t: t, **{"seed": 3, **kwargs})
 
 
-def craft(attack, model, batches, front=FRONT, now=NOW, **kwargs):
+def crafted_parts(attack, model, batches, adapter=FRONT, now=NOW, labelled=None, **kwargs):
+    """What each micro-batch becomes."""
+    results = inner_of(attack, adapter, **kwargs).perturb(lambda inputs: model(**inputs), batches, now, labelled)
+    return [result.adversarial for result in results]
+
+
+def craft(attack, model, batches, adapter=FRONT, now=NOW, labelled=None, **kwargs):
     """What the step's samples become, and which of them are in the l_2 ball."""
     batches = batches if isinstance(batches, list) else [batches]
-    inner = inner_of(attack, front, **kwargs)
-    inner.perturb(lambda inputs: model(**inputs), batches, now)
-    return torch.cat([batch.adversarial for batch in batches]), inner._in_l2(batches, now)
+    parts = crafted_parts(attack, model, batches, adapter, now, labelled, **kwargs)
+    return torch.cat(parts), inner_of(attack, adapter, **kwargs)._in_l2(batches, now)
 
 
 def singles(attack):
@@ -114,8 +122,7 @@ def test_both_are_the_two_attacks(name):
 def test_both_of_micro_batches_and_of_one_perturbation_for_the_batch():
     model, batch, _ = images()
     parts = cut(batch, [4, 9])
-    craft(replace(HYBRID, norm="both"), model, parts)
-    assert [part.adversarial.shape[0] for part in parts] == [8, 18]
+    assert [len(x) for x in crafted_parts(replace(HYBRID, norm="both"), model, parts)] == [8, 18]
     shared = replace(HYBRID, norm="both", scope="batch")
     got, _ = craft(shared, model, batch)
     assert torch.equal(got, torch.cat([craft(one, model, batch)[0] for one in singles(shared)]))
@@ -221,7 +228,7 @@ def test_the_draw_belongs_to_the_sample_and_the_step():
         got, same = craft(HYBRID, model, cut(double(batch), sizes), rank=rank)
         assert torch.equal(same, second) and torch.allclose(got, whole, atol=1e-5)
     order = torch.randperm(40)
-    shuffled = Batch({"pixel_values": batch.inputs["pixel_values"][order]}, batch.targets[order], batch.index[order])
+    shuffled = MicroBatch({"pixel_values": batch.inputs["pixel_values"][order]}, batch.targets[order], batch.index[order])
     got, drawn = craft(HYBRID, model, double(shuffled))
     assert torch.equal(drawn, second[order]) and torch.allclose(got, whole[order], atol=1e-5)
     steps = torch.stack([craft(HYBRID, model, double(batch), now=replace(NOW, global_step=s))[1] for s in (5, 6, 7)])
@@ -229,7 +236,7 @@ def test_the_draw_belongs_to_the_sample_and_the_step():
 
 
 def double(batch):
-    return Batch({k: v.double() for k, v in batch.inputs.items()}, batch.targets, batch.index)
+    return MicroBatch({k: v.double() for k, v in batch.inputs.items()}, batch.targets, batch.index)
 
 
 def test_without_an_index_the_place_in_the_step_decides():
@@ -294,10 +301,10 @@ def test_unlabelled_samples_are_attacked_on_the_models_own_label(norm, inner_los
     own = model(**batch.inputs).argmax(1)
     other = (batch.targets + 1) % CLASSES
     results = [
-        craft(attack, model, replace(batch, targets=targets, labelled=mask))[0]
+        craft(attack, model, replace(batch, targets=targets), labelled=mask)[0]
         for targets, mask in (
-            (batch.targets, labelled[None]),
-            (torch.where(labelled, batch.targets, other), labelled[None]),
+            (batch.targets, [labelled[None]]),
+            (torch.where(labelled, batch.targets, other), [labelled[None]]),
             (torch.where(labelled, batch.targets, own), None),
             (batch.targets, None),
         )
@@ -324,16 +331,16 @@ def test_the_probe_is_a_strong_attack_of_the_same_balls(norm, size):
     attack, count = replace(HYBRID, norm=norm, steps=1), min(size, 64)
     crafted, _ = craft(attack, model, batch)
     batch.targets[:count] = labels = model(pixel_values=crafted[:count]).argmax(1)  # so that the step's own are all right
-    batch.labelled = torch.ones(1, size, dtype=torch.bool)
+    labelled = torch.ones(1, size, dtype=torch.bool)
     seen, means = [], RunningMeans()
 
     def forward(inputs):
         seen.append(inputs["pixel_values"].detach())
         return model(**inputs)
 
-    inner_of(attack).probe(forward, [batch], NOW, means)
+    inner_of(attack).probe(forward, batch, crafted, NOW, means, labelled)
     strong = replace(attack, norm="linf" if norm == "both" else norm, steps=PROBE_STEPS, step_size=EPS / 4, step_size_l2=EPS_L2 / 4)
-    moved, _ = craft(strong, model, Batch({"pixel_values": batch.inputs["pixel_values"][:count]}, labels, batch.index[:count]))
+    moved, _ = craft(strong, model, MicroBatch({"pixel_values": batch.inputs["pixel_values"][:count]}, labels, batch.index[:count]))
     assert torch.equal(seen[0], crafted[:count]) and torch.equal(seen[-1], moved)
     found = means.take(lambda t: t)
     assert found["fgsm_accuracy"] == 1.0
@@ -347,7 +354,7 @@ def test_the_probe_is_a_strong_attack_of_the_same_balls(norm, size):
 def test_each_sentence_has_the_balls_of_its_norm(random_start):
     model = net("bert").eval()
     inputs = padded(sentences(9))
-    batch = Batch(inputs, inputs.pop("labels"), torch.arange(9))
+    batch = MicroBatch(inputs, inputs.pop("labels"), torch.arange(9))
     front = EmbeddingAdapter.of([model])
     attack = replace(HYBRID, eps=0.4, step_size=0.1, eps_l2=0.6, step_size_l2=0.2, steps=3, random_start=random_start)
     got, second = craft(attack, model, batch, front)
@@ -393,7 +400,7 @@ def test_nothing_waits_for_the_device(front):
     else:
         model = net("bert")
         inputs = padded(sentences(6))
-        where, batch = EmbeddingAdapter.of([model]), Batch(inputs, inputs.pop("labels"), torch.arange(6))
+        where, batch = EmbeddingAdapter.of([model]), MicroBatch(inputs, inputs.pop("labels"), torch.arange(6))
     count = len(batch.targets)
     inner, keep = inner_of(replace(HYBRID, random_start=True), where), torch.ones(count)
     generator = torch.Generator().manual_seed(0)

@@ -21,7 +21,7 @@ def setup(b=6):
 
 
 def craft(attack, model, x, y, keep, generator=None):
-    """What walk.py does, on one process."""
+    """What step/inner.py does, on one process."""
     ball = attack.ball(SPACE)
     delta = attack.start(x, SPACE, ball, generator or torch.Generator().manual_seed(0)).double()
     for _ in range(attack.steps):

@@ -16,7 +16,7 @@ from robust_trainer import RobustTrainer
 from robust_trainer.data.randomness import keyed_generator
 from robust_trainer.models.peers import PeerModel
 from robust_trainer.perturbations.inputs import EmbeddingAdapter
-from robust_trainer.step.batch import Batch
+from robust_trainer.step.records import MicroBatch
 
 LR, SEED = 0.05, 3
 
@@ -66,7 +66,7 @@ def test_the_hook_is_a_forward_on_moved_embeddings(kind, side, norm):
     table = model.get_input_embeddings()
     width = table.weight.shape[1]
     front = EmbeddingAdapter.of([model])
-    x, space = front.join([Batch(inputs, labels, None)], norm)
+    x, space = front.join([MicroBatch(inputs, labels, None)], norm)
     delta = torch.randn(*inputs["input_ids"].shape, width, generator=torch.Generator().manual_seed(1)) * 0.3
     unit = table.weight.detach().pow(2).sum(1).sqrt().mean() / (1 if norm == "l2" else width**0.5)
     plain = (delta * unit * inputs["attention_mask"].unsqueeze(-1)).double().requires_grad_(True)

@@ -119,7 +119,7 @@ def test_huber_is_an_objective(tmp_path):
     assert recipe.objective == Huber(0.5) and recipe.score == LossLayerGradientNorm(0.5)
     trainer = robust(tmp_path, Line(2), numbers(), method="standard", objective="huber", problem_type="regression")
     trainer.train()
-    assert isinstance(trainer._walk.recipe.objective, Huber)
+    assert isinstance(trainer._robust_step.run.recipe.objective, Huber)
 
 
 def wrong(told, make, method="prl", **kwargs):

@@ -23,7 +23,7 @@ def test_finds_the_rate_and_drops_it(tmp_path, method, noise):
     trainer = robust(tmp_path, logits_module(), images(400, noisy=noise), method=method.split("-m")[0].split("-j")[0], **settings)
     trainer.train()
     rows = [row for row in trainer.state.log_history if "loss" in row]
-    found = trainer._walk.estimate
+    found = trainer.estimated_noise_rate
     # 160 samples held out: a standard error of 3.6 points at 30 %
     assert noise - 0.03 <= found.rate <= noise + 0.12 and found.low <= found.rate <= found.high
     assert "noise_rate" not in rows[0] and rows[0]["kept_fraction"] == 1.0
@@ -43,7 +43,7 @@ def test_held_out_samples_are_not_trained_on(tmp_path):
         if flip:
             probe = robust(tmp_path, logits_module(), data, method="prl", **{**AUTO, "max_steps": 1})
             probe.train()
-            held = probe._walk.estimator.hold_out(torch.arange(100))
+            held = probe._robust_step.weights.estimator.hold_out(torch.arange(100))
             assert 0 < held.sum() < 100
             labels = torch.as_tensor(data["labels"][:]).clone()
             labels[held] = (labels[held] + 1) % 4

@@ -10,6 +10,7 @@ from transformers import BertConfig, BertForSequenceClassification, TrainerCallb
 from robust_trainer import METHODS, RobustConfig, RobustTrainer
 from robust_trainer.data.streams import StreamSampler
 from robust_trainer.losses.semi_supervised import SemiSupervised
+from robust_trainer.step.records import MicroBatch
 from robust_trainer.types import ForwardOutput, Progress
 
 PLAIN = dict(strong_augmentation="none", weak_augmentation="none")
@@ -34,12 +35,11 @@ def one_step(tmp_path, epoch, keep, **changes):
     data = images(12)
     given = {**SHORT, **PLAIN, "norm": "linf", "lambda_u": 7.0, "temperature": 0.5, "max_steps": 1}
     trainer = robust(tmp_path, data=data, **{**given, "per_device_train_batch_size": 12, **changes})
-    trainer.train()  # opens the walk; its one step is not the one looked at
+    trainer.train()  # makes the state of a run; its one step is not the one looked at
     model = logits_module()
     trainer.model.load_state_dict(model.state_dict())
-    walk = trainer._walk
-    walk.ledger.columns["keep"] = keep
-    walk.states["keep"] = {"epoch": torch.tensor(int(epoch))}
+    trainer.ledger.columns["keep"] = keep
+    trainer._robust_step.run.states["keep"] = {"epoch": torch.tensor(int(epoch))}
     trainer.state.epoch, trainer.state.num_train_epochs = epoch, 9
     inputs = {"pixel_values": data["pixel_values"][:], "labels": data["labels"][:], "_robust_index": torch.arange(12)}
     trainer.model.zero_grad()
@@ -122,7 +122,7 @@ class Watch(TrainerCallback):
         self.splits, self.seen, self.trainer = [], [], None
 
     def on_step_end(self, args, state, control, **kwargs):
-        keep = self.trainer._walk.split()
+        keep = self.trainer._robust_step.labelled()
         self.splits.append(None if keep is None else keep.clone())
 
 
@@ -213,7 +213,7 @@ def test_a_class_that_selection_empties_is_told(tmp_path, caplog):
 
 
 def forwards(tmp_path, **changes):
-    """Sizes of the batches that the model sees in each mode during the last step of a formal epoch, and the walk."""
+    """Sizes of the batches that the model sees in each mode during the last step of a formal epoch, and the trainer."""
     calls = []
 
     class Counting(type(logits_module())):
@@ -232,7 +232,7 @@ def test_a_formal_step_is_two_attack_steps_two_predictions_and_three_views(tmp_p
     assert all(not training and not grad for training, grad, _ in scan) and sum(n for *_, n in scan) == 48
     crafting = [(False, False, 8), (False, True, 8), (False, True, 8), (False, False, 8)]  # clean, two steps, weak
     assert step == [*crafting, (True, False, 8), (True, False, 16)]
-    assert not torch.equal(trainer._walk.split(), torch.ones(48, dtype=torch.bool))
+    assert not torch.equal(trainer._robust_step.labelled(), torch.ones(48, dtype=torch.bool))
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_ablations_of_the_attack_change_the_forwards(tmp_path, changes, attack, 
 
 def test_without_selection_nobody_is_dropped_or_scanned(tmp_path):
     calls, trainer = forwards(tmp_path, sample_selection=False)
-    assert trainer._walk.split() is None and trainer.recipe().selection is None
+    assert trainer._robust_step.labelled() is None and trainer.recipe().selection is None
     assert all(r["kept_fraction"] == 1.0 for r in trainer.state.log_history if "loss" in r)
     assert calls[0][1] is False and [n for training, _, n in calls[:5] if training] == [8, 16]  # three views, no pseudo-labels
 
@@ -281,13 +281,11 @@ def test_ablations_of_the_recipe():
 def test_the_two_radii_are_what_the_samples_are_moved_by(tmp_path):
     trainer = robust(tmp_path, data=images(64), **{**SHORT, **PLAIN, "per_device_train_batch_size": 64, "max_steps": 1, "steps": 7})
     trainer.train()
-    batch = trainer._walk  # the last step's batch is gone; perturb one more
-    from robust_trainer.step.batch import Batch
-
     data = images(64)
-    rows = Batch({"pixel_values": data["pixel_values"][:]}, data["labels"][:], torch.arange(64))
-    batch.inner().perturb(lambda given: trainer.model(**given), [rows], Progress(0.0, 2.0, 5))
-    delta = (rows.adversarial - rows.inputs["pixel_values"]) * 0.5
+    rows = MicroBatch({"pixel_values": data["pixel_values"][:]}, data["labels"][:], torch.arange(64))
+    inner = trainer._robust_step.inner  # the last step's batch is gone; perturb one more
+    (result,) = inner.perturb(lambda inputs: trainer.model(**inputs), [rows], Progress(0.0, 2.0, 5))
+    delta = (result.adversarial - rows.inputs["pixel_values"]) * 0.5
     high, size = delta.abs().flatten(1).amax(1), delta.flatten(1).norm(dim=1)
     second = high > 8 / 255 + 1e-6  # an l_2 step concentrates on few pixels of so small an image
     assert 10 < int(second.sum()) < 54
