@@ -4,8 +4,8 @@
     python benchmarks/ledger_cost.py --classes 1000
 
 The CPU seconds inside of `RobustStep._record` and `RobustStep.record_pending` (scores, counts, margins, the rival class; a few
-steps are recorded at once) are divided by those of whole steps (data loader, forward, backward, optimizer and log included), after one
-warm-up epoch.
+steps are recorded at once) are divided by those of whole steps (data loader, forward, backward, optimizer and log included), after
+one warm-up epoch.
 "with mean predictions": `ledger_predictions=True`.
 """
 
