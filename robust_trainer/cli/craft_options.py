@@ -44,7 +44,7 @@ class CraftOptions:
     craft_gamma: str | None = field(
         default=None, metadata={"help": f"Radius of the class graph, two for {BOTH}, as 6.5,4. Default: by degree=10."}
     )
-    craft_norm: str | None = field(default=None, metadata={"help": "Of the graph: l1, l2, linf; of the paths: linf, l2."})
+    craft_norm: str | None = field(default=None, metadata={"help": "Of the graph, or of the paths: l1, l2, linf."})
     craft_quantiles: str | None = field(
         default=None, metadata={"help": "Range of the scores to choose from at random, as 0.5,0.9; none: from the top."}
     )

@@ -20,7 +20,7 @@ from ..evaluation.accuracy import compute_accuracy, evaluate_backdoor
 from ..evaluation.per_class import class_robustness
 from ..evaluation.robustness import CLEAN, DEFAULT_EPS, WORST, Robustness, evaluate_robustness, show_eps
 from ..models.zoo import load_model
-from ..perturbations.norms import find_norm
+from ..perturbations.norms import NORMS, find_norm
 from ..reporting.atomic_files import write_json
 from ..reporting.console import say, show
 from ..reporting.figures import BLUE, GREEN, RED, new_figure, save_figure
@@ -53,7 +53,7 @@ class AttackOptions:
         metadata={"help": f"Any of {', '.join(NAMES)}; pgd-50x10 is pgd-50 with 10 restarts. Default: no attack."},
     )
     eps: str | None = field(default=None, metadata={"help": "Radius in [0, 1] pixels, as 8/255 or 0.03. Default for linf: 8/255."})
-    norm: str = field(default="linf", metadata={"help": "linf, l2 or l1."})
+    norm: str = field(default="linf", metadata={"help": f"One of {', '.join(NORMS)}."})
     per_class: str | None = field(
         default=None,
         metadata={"help": "Also PGD-40 class by class, untargeted and towards cyclic (the next class), or a class number or name."},

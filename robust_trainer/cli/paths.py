@@ -17,6 +17,7 @@ from ..data.load import label_names
 from ..evaluation.boundary_paths import path_lengths
 from ..evaluation.path_table import PathLengths
 from ..models.zoo import load_model
+from ..perturbations.norms import NORMS
 from ..reporting.atomic_files import write_text
 from ..reporting.console import say, show
 from ..reporting.safe_text import plain
@@ -44,7 +45,7 @@ class PathsOptions:
         metadata={"help": "RobustStep to the next class (cyclic), or to a class number or name. Default: to any other."},
     )
     step_size: float = field(default=0.01, metadata={"help": "Of each step, in [0, 1] pixels."})
-    norm: str = field(default="linf", metadata={"help": "linf, l2 or l1."})
+    norm: str = field(default="linf", metadata={"help": f"One of {', '.join(NORMS)}."})
     max_steps: int = field(default=200, metadata={"help": "Give up after so many."})
     batch_size: int = field(default=256, metadata={"help": "Images at a time."})
 

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from ..corruptions import POISONS
+from ..perturbations.norms import NORMS
 
 
 @dataclass
@@ -18,7 +19,7 @@ class PoisonOptions:
     _argument_group_name = "availability poison"
 
     poison: str | None = field(default=None, metadata={"help": f"One of {', '.join(POISONS)}. Default: none."})
-    norm: str = field(default="linf", metadata={"help": "linf, l2 or l1."})
+    norm: str = field(default="linf", metadata={"help": f"One of {', '.join(NORMS)}."})
     eps: str | None = field(default=None, metadata={"help": "Radius in [0, 1] pixels, as 8/255. Default: 8/255 (linf), 0.5 (l2)."})
     poison_model: str = field(
         default="small-cnn",
