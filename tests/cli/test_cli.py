@@ -309,6 +309,7 @@ def test_curves_gather_an_epoch_and_means_take_the_last():
     rows = curves(history)
     assert rows == [{"epoch": 1.0, "loss": 2.0, "clean_accuracy": 0.5}, {"epoch": 2.0, "clean_accuracy": 0.7}]
     assert mean_last(rows, 10) == {"clean_accuracy": pytest.approx(0.6), "k": 2}
+    assert mean_last(rows, 1) == {"clean_accuracy": 0.7, "k": 1}
 
 
 @every_row("file", sorted((ROOT / "examples").glob("*.yaml")))
