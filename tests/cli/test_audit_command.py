@@ -21,7 +21,7 @@ from helpers.toy import Logits, images, robust
 from robust_trainer.cli.audit import CARD, CLEANED, DETECTED, FIGURES, REPORT, TABLE
 from robust_trainer.cli.main import main
 from robust_trainer.data.load import load_data
-from robust_trainer.reporting import atomic_files as files
+from robust_trainer.reporting import parquet_files as files
 
 NOISE = ["--corrupt", "symmetric", "--corrupt_rate", "0.3"]
 SIZE = ["--max_train_samples", "160", "--max_test_samples", "32"]

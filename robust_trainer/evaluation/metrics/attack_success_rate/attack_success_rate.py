@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from ... import accuracy as evaluation
+from robust_trainer.evaluation import accuracy as evaluation
 
 _DESCRIPTION = """
 The fraction of triggered images predicted as the attack target, among those whose true class is not the target already:

@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from ... import accuracy as evaluation
+from robust_trainer.evaluation import accuracy as evaluation
 
 _DESCRIPTION = """
 The fraction of images without trigger whose predicted class is the true one.

@@ -3,7 +3,7 @@
 import datasets
 import evaluate
 
-from ... import accuracy as evaluation
+from robust_trainer.evaluation import accuracy as evaluation
 
 _DESCRIPTION = """
 The fraction of triggered images whose predicted class is the TRUE one (not the attacker's): higher is a better defence.
