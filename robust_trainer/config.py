@@ -41,7 +41,7 @@ def _says_what_was_meant(cls: type[_Config]) -> type[_Config]:
             raise ValueError(_unknown(cls.__name__, unknown, kwargs[unknown], names))
         init(self, *args, **kwargs)
 
-    cls.__init__ = checked
+    cls.__init__ = checked  # type: ignore[method-assign]
     return cls
 
 
@@ -126,12 +126,12 @@ class RobustConfig(TrainingArguments):
             ValueError: for a setting given in both, with two values.
         """
         fields = {name: getattr(self, name) for name in FIELDS if getattr(self, name) is not None}
-        return merge_settings(fields, read_settings(self.method_settings or {}), "as a field", "in method_settings")
+        return merge_settings(fields, read_method_settings(self.method_settings) or {}, "as a field", "in method_settings")
 
     def switches(self) -> tuple[bool, Cap | None]:
         """Returns ``freeze_backbone`` and the cap of spectral norms as given here, whatever the method."""
-        given = self.given_settings()
-        return bool(given.get("freeze_backbone")), cap_of(given)
+        settings = self.given_settings()
+        return bool(settings.get("freeze_backbone")), cap_of(settings)
 
     def recipe(self) -> Recipe | None:
         """Returns the named method with the settings given here; None without a method.
@@ -203,9 +203,9 @@ def recipe_from(
         for name, value in settings.items():
             mend = f"give RobustConfig({name}={value!r})" if name in settings_of("anywhere") else "set method=..."
             raise ValueError(f"{name}={value!r} has no effect without a method: {mend}, or drop {name}.")
-    given = args.given_settings() if isinstance(args, RobustConfig) else {}
-    given = merge_settings(given, read_settings(settings), "in the arguments", "in the trainer")
-    return find_recipe(method if method is not None else theirs, given)
+    in_arguments = args.given_settings() if isinstance(args, RobustConfig) else {}
+    merged = merge_settings(in_arguments, read_settings(settings), "in the arguments", "in the trainer")
+    return find_recipe(method if method is not None else theirs, merged)
 
 
 def merge_settings(first: Mapping[str, Any], second: Mapping[str, Any], here: str, there: str) -> dict[str, Any]:

@@ -198,7 +198,7 @@ class UserLoss:
             output: a forward pass of M networks on B samples.
             targets: class labels (M, B), mixtures of classes (M, B, C), or for other problems floats (M, B, K).
         """
-        # the Trainer hands over num_items_in_batch; a per-sample loss has no use for it, so it is told there is none
+        # the Trainer hands over num_items_in_batch; a per-sample loss has no use for it, so it is given none
         extra: dict[str, Any] = {}
         parameters = inspect.signature(self.func).parameters
         if "num_items_in_batch" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
@@ -288,15 +288,15 @@ def make_objective(name: str, settings: Mapping[str, Any], problem: Problem | No
     Raises:
         ValueError: for an unknown name, and for a loss that does not fit the problem.
     """
-    own = (problem or SINGLE_LABEL).objective
-    if name == "auto" and own is None:
+    usual = (problem or SINGLE_LABEL).objective
+    if name == "auto" and usual is None:
         return ProblemLoss()
-    name = own or name if name == "auto" else name
+    name = usual or name if name == "auto" else name
     if not isinstance(name, str) or name not in OBJECTIVES:
         raise ValueError(f"unknown objective {name!r}: choose one of auto, {', '.join(OBJECTIVES)}.")
     objective = OBJECTIVES[name]
     if problem is not None and problem not in problems_of(name):
-        fitting = [own or "auto"] + [other for other in OBJECTIVES if problem in problems_of(other) and other != own]
+        fitting = [usual or "auto"] + [other for other in OBJECTIVES if problem in problems_of(other) and other != usual]
         kinds = " or ".join(kind.labels_are for kind in problems_of(name))
         choose = f"choose one of {', '.join(fitting)}" if len(fitting) > 1 else f"choose {fitting[0]}"
         raise ValueError(f"objective='{name}' is a loss on {kinds}, but problem_type='{problem}': {choose}.")

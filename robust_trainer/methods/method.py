@@ -141,7 +141,7 @@ class Method:
             relabel=HardBootstrap(s["bootstrap_beta"]) if "bootstrap" in self.parts else None,
             perturbation=self._perturbation(s),
             semi_supervised=self._semi_supervised(s),
-            inner_filter=s.get("inner_filter", "semi-supervised" not in self.parts),  # ERAT perturbs what it does not trust, too
+            inner_filter=s.get("inner_filter", "semi-supervised" not in self.parts),  # ERAT perturbs dropped samples, too
             outer_filter=s.get("outer_filter", True),
             score_from=self.score_from,
             num_networks=s.get("num_networks", 1),

@@ -153,8 +153,8 @@ def _register(table: MutableMapping[str, Any], kind: str, name: str, value: Any)
 
 
 def _register_rule(kind: str, name: str, factory: Callable[..., Any], protocol: tuple[str, ...]) -> None:
-    given = {row.name: row.default for row in SETTINGS.values()}
-    rule = _make(kind, name, factory, given)
+    values = {row.name: row.default for row in SETTINGS.values()}
+    rule = _make(kind, name, factory, values)
     missing = [method for method in protocol if not hasattr(rule, method)]
     if missing:
         what = f"{type(rule).__name__} has no {', '.join(missing)}"
@@ -162,15 +162,15 @@ def _register_rule(kind: str, name: str, factory: Callable[..., Any], protocol: 
     _register(RULES, "rule", name, factory)
 
 
-def _make(kind: str, name: str, factory: Callable[..., Any], given: dict[str, Any]) -> Any:
-    """What the factory makes with those of ``given`` that it has parameters for."""
+def _make(kind: str, name: str, factory: Callable[..., Any], values: dict[str, Any]) -> Any:
+    """What the factory makes with those of ``values`` that it has parameters for."""
     if not callable(factory):
         raise ValueError(f"register_{kind}({name!r}): got a {type(factory).__name__}: give a class or a function that makes it.")
     parameters = parameters_of(factory)
-    unknown = next((parameter for parameter, needed in parameters.items() if needed and parameter not in given), None)
+    unknown = next((parameter for parameter, needed in parameters.items() if needed and parameter not in values), None)
     if unknown is not None:
         raise ValueError(f"register_{kind}({name!r}): its parameter {unknown!r} is no setting: give it a default.")
-    return factory(**{parameter: given[parameter] for parameter in parameters if parameter in given})
+    return factory(**{parameter: values[parameter] for parameter in parameters if parameter in values})
 
 
 def _check_callable(kind: str, name: str, value: Any, arguments: tuple[str, ...]) -> None:

@@ -211,20 +211,20 @@ def defaults(parts: Iterable[str], implicit: bool = False) -> dict[str, Any]:
         parts: keys of `PARTS`.
         implicit: the settings that a method's settings hold only where they are given, in place of the others.
     """
-    wanted = set(parts)
-    return {row.name: row.default for row in _ROWS if row.implicit == implicit and wanted & set(row.parts)}
+    chosen = set(parts)
+    return {row.name: row.default for row in _ROWS if row.implicit == implicit and chosen & set(row.parts)}
 
 
-def read_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+def read_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings with the values that texts stand for, ``"8/255"`` or ``"true"``; ranges are not looked at.
 
     Args:
-        given: name -> value, from Python, YAML, JSON or the command line.
+        settings: name -> value, from Python, YAML, JSON or the command line.
 
     Raises:
         ValueError: for a name that is no setting, with the one that was meant, and for text that is no size in pixels.
     """
-    return {name: find_setting(name).read(value) for name, value in given.items()}
+    return {name: find_setting(name).read(value) for name, value in settings.items()}
 
 
 def find_setting(name: str) -> Setting:
@@ -250,13 +250,13 @@ def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
     Raises:
         ValueError: for a text without ``=``, an unknown name, and a name with two values.
     """
-    given: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for text in assignments:
         name, equals, value = (part.strip() for part in text.partition("="))
         if not equals or not name:
             raise ValueError(f"{text!r} is no setting: write name=value, for instance rate_decay_share=0.3.")
         read = read_settings({name: value})[name]
-        if name in given and given[name] != read:
-            raise ValueError(f"{name} is given twice, {given[name]!r} and {read!r}: give it once.")
-        given[name] = read
-    return given
+        if name in settings and settings[name] != read:
+            raise ValueError(f"{name} is given twice, {settings[name]!r} and {read!r}: give it once.")
+        settings[name] = read
+    return settings
