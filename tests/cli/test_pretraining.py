@@ -66,6 +66,7 @@ def test_a_finished_first_stage_is_taken_up(tmp_path, capsys):
     assert "was pre-trained with epochs=2.0, now 3.0: resume with the same settings." in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_example_does_what_the_command_does(tmp_path, monkeypatch, capsys):
     flags = ["--method", "prl-simclr", "--max_train_samples", "120", "--max_test_samples", "60", "--num_train_epochs", "1",
              "--contrastive_epochs", "1", "--use_cpu", "true", "--disable_tqdm", "true"]  # fmt: skip

@@ -666,6 +666,7 @@ def test_a_short_last_batch_and_evaluations_of_few_images(tmp_path):
 # ---- what it is for --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_pre_training_helps_where_labels_are_few(tmp_path):
     """Real digits, two labels of each class: a linear probe of the head's inputs before and after 14 epochs."""
     from sklearn.datasets import load_digits

@@ -2,14 +2,15 @@
 
 import json
 import os
-import subprocess
-import sys
+import socket
 from types import SimpleNamespace
 
+import evaluate
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from helpers.processes import forked
 from helpers.tables import every_row
 from torch import nn
 from transformers import Trainer, TrainingArguments
@@ -28,6 +29,7 @@ from robust_trainer.evaluation.accuracy import (
     poison_accuracy,
     predicted_classes,
 )
+from robust_trainer.evaluation.metrics import NAMES
 
 
 def slow_accuracy(classes, labels):
@@ -265,29 +267,28 @@ def test_poison_accuracy_of_each_epoch_reaches_the_log(tmp_path):
 
 # ---- `evaluate` modules
 
-OFFLINE = """
-import json, socket, sys
-def refuse(*a, **k): raise OSError("no network in this test")
-socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
-from robust_trainer.evaluation.metrics import NAMES, load_metric
-given = json.loads(sys.argv[1])
-out = {}
-for name in NAMES:
-    kwargs = {"attack_targets": given["targets"]} if name == "attack_success_rate" else {}
-    out.update(load_metric(name).compute(predictions=given["classes"], references=given["labels"], **kwargs))
-print(json.dumps(out))
-"""
+
+def refuse(*args, **kwargs):
+    raise OSError("no network in this test")
 
 
 def test_metrics_load_offline_and_agree_with_evaluation(tmp_path):
     random = np.random.default_rng(0)
     given = {name: random.integers(0, 4, 50).tolist() for name in ("classes", "labels", "targets")}
-    path = os.pathsep.join(filter(None, sys.path))
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": path}
-    command = [sys.executable, "-c", OFFLINE, json.dumps(given)]
-    run = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=100)
-    assert run.returncode == 0, run.stderr
-    found = json.loads(run.stdout.splitlines()[-1])
+
+    def load():
+        socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+        evaluate.config.HF_MODULES_CACHE = str(tmp_path / "modules")  # nothing was loaded before
+        out = {}
+        for name in NAMES:
+            kwargs = {"attack_targets": given["targets"]} if name == "attack_success_rate" else {}
+            out.update(load_metric(name).compute(predictions=given["classes"], references=given["labels"], **kwargs))
+        (tmp_path / "found.json").write_text(json.dumps(out))
+
+    errors = tmp_path / "errors.txt"
+    assert os.waitpid(forked(load, errors=errors), 0)[1] == 0, errors.read_text()
+    assert list((tmp_path / "modules").rglob("clean_accuracy.py"))
+    found = json.loads((tmp_path / "found.json").read_text())
     assert found == {
         "clean_accuracy": slow_accuracy(given["classes"], given["labels"]),
         "poison_accuracy": evaluation.poison_accuracy(given["classes"], given["labels"]),
