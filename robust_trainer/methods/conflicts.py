@@ -7,6 +7,7 @@ from typing import Any
 
 from ..losses.standard import OBJECTIVES
 from ..losses.standard import parameters_of as settings_of_objective
+from ..perturbations.norms import NORMS
 from .rules import RULES, parameters_of
 from .settings import SETTINGS, settings_of
 
@@ -64,7 +65,7 @@ def _check_attack(settings: Mapping[str, Any], parts: Collection[str]) -> None:
     norm, rate, inner = settings["norm"], settings.get("noise_rate"), str(settings["inner_loss"])
     for name in ("eps", "step_size"):
         value = settings[name]
-        if value is not None and norm in ("linf", "hybrid", "both") and value > 1:
+        if value is not None and value > NORMS.get(norm, NORMS["linf"]).max_eps:  # hybrid and both: the l_inf radius
             mend = f"give it in [0, 1] pixels, here {value / 255:.4g} ({value:g}/255)"
             raise ValueError(f"{name}={value!r} looks like the 0-255 scale: {mend}.")
     if norm == "both" and "semi-supervised" not in parts:
