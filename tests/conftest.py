@@ -6,6 +6,7 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+os.environ["OMP_NUM_THREADS"] = "1"  # workers share the cores, and a fork waits for ever for threads that it does not have
 _ROOT = Path(__file__).resolve().parents[1]
 # what a test starts in a process of its own imports the same package and helpers
 _PATHS = [str(_ROOT), str(_ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
