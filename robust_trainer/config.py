@@ -233,7 +233,7 @@ def read_method_settings(value: Any) -> dict[str, Any] | None:
         value: a dict, its JSON, or None.
 
     Raises:
-        ValueError: for what is neither, unknown names and values out of range.
+        ValueError: for what is neither, for unknown names, and for texts that stand for no size in pixels.
     """
     if isinstance(value, str):
         try:
