@@ -15,20 +15,29 @@ from torch.utils.data import ConcatDataset
 class ImageCollator:
     """A batch of the model's images alone, ``{main_input: (B, C, H, W)}``, from examples that hold them among other columns.
 
-    collate: the user's own, which gets the examples as they are; None: the images are stacked. Raises a one-line ``ValueError``
-    where images are missing, of different sizes, or NaN or infinite.
+    Args:
+        main_input: name of the model's image input.
+        collate: the user's collator, which gets the examples as they are; None: the images are stacked.
     """
 
     main_input: str
     collate: Callable[[list[Any]], Mapping[str, Any]] | None = None
 
     def __call__(self, examples: list[Any]) -> dict[str, Tensor]:
+        """Returns the batch.
+
+        Args:
+            examples: rows of the data set.
+
+        Raises:
+            ValueError: where images are missing, of different sizes, or NaN or infinite.
+        """
         key = self.main_input
         if self.collate is None:
-            found = next((e for e in examples if not isinstance(e, Mapping) or e.get(key) is None), None)
-            if found is not None:
-                told = f"the columns {sorted(found)}" if isinstance(found, Mapping) else f"a {type(found).__name__}"
-                raise ValueError(f"an example is {told}, without '{key}': give a dict with it, or a data_collator that makes it.")
+            bad = next((e for e in examples if not isinstance(e, Mapping) or e.get(key) is None), None)
+            if bad is not None:
+                what = f"the columns {sorted(bad)}" if isinstance(bad, Mapping) else f"a {type(bad).__name__}"
+                raise ValueError(f"an example is {what}, without '{key}': give a dict with it, or a data_collator that makes it.")
             try:
                 batch: Mapping[str, Any] = {key: torch.stack([torch.as_tensor(e[key]) for e in examples])}
             except (RuntimeError, ValueError, TypeError) as error:
@@ -46,7 +55,15 @@ class ImageCollator:
 
 
 def joined(dataset: Any, extra: Any) -> Any:
-    """The data set and an extra one, or a list of them, one after the other. Raises ``ValueError`` for streams and empty ones."""
+    """Returns the data set and the extra ones, one after the other.
+
+    Args:
+        dataset: the training set.
+        extra: a data set, a list of them, or None.
+
+    Raises:
+        ValueError: for streams and empty ones, where there are extra ones.
+    """
     several = isinstance(extra, list | tuple) and not (extra and isinstance(extra[0], Mapping))  # else a list of examples
     parts = [dataset, *(extra if several else [] if extra is None else [extra])]
     if len(parts) == 1:
@@ -59,29 +76,38 @@ def joined(dataset: Any, extra: Any) -> Any:
     return ConcatDataset(parts)
 
 
-def batch_size_for(dataset: Any, told: str, batch_size: int, processes: int, training: bool, drop_last: bool) -> int:
-    """Images of a batch on each process: as asked; in evaluations no more than the data set has for each.
+def batch_size_for(dataset: Any, name: str, batch_size: int, processes: int, training: bool, drop_last: bool) -> int:
+    """Returns the images of a batch on each process: as asked; in evaluations no more than the data set has for each.
 
-    Raises a one-line ``ValueError`` where a batch would be of one image over all processes, or none would be whole.
+    Args:
+        dataset: with a length.
+        name: of the data set, as messages begin.
+        batch_size: asked for, on each process.
+        processes: their number.
+        training: False in evaluations.
+        drop_last: whether a smaller last batch is left out.
+
+    Raises:
+        ValueError: where a batch would be of one image over all processes, or none would be whole.
     """
     if isinstance(dataset, Mapping):
-        raise ValueError(f"{told} set is a {type(dataset).__name__} of {list(dataset)[:5]}: pass one split, data['train'].")
+        raise ValueError(f"{name} set is a {type(dataset).__name__} of {list(dataset)[:5]}: pass one split, data['train'].")
     images = len(dataset)
     if images < max(2, processes):
-        raise ValueError(f"{told} set has {images} images, and SimCLR contrasts images with each other: give at least 2.")
+        raise ValueError(f"{name} set has {images} images, and SimCLR contrasts images with each other: give at least 2.")
     if not training:
         batch_size = min(batch_size, images // processes)
     if batch_size * processes < 2:
-        raise ValueError(f"{told} batches have 1 image, and no other to contrast it with: raise the batch size.")
+        raise ValueError(f"{name} batches have 1 image, and no other to contrast it with: raise the batch size.")
     whole = batch_size * processes
     if training and drop_last and images < whole:
         raise ValueError(
-            f"{told} set has {images} images, less than one batch of {whole}: lower per_device_train_batch_size, or set "
+            f"{name} set has {images} images, less than one batch of {whole}: lower per_device_train_batch_size, or set "
             "dataloader_drop_last=False."
         )
     if training and not drop_last and images % whole == 1 and processes == 1:
         raise ValueError(
-            f"{told} set has {images} images, which leaves 1 after batches of {whole} and no other to contrast it with: set "
+            f"{name} set has {images} images, which leaves 1 after batches of {whole} and no other to contrast it with: set "
             "dataloader_drop_last=True."
         )
     return batch_size

@@ -1,4 +1,4 @@
-"""NT-Xent, the contrastive loss of SimCLR (Chen et al. 2020, "A Simple Framework for Contrastive Learning", eq. 1)."""
+"""NT-Xent, the contrastive loss of SimCLR."""
 
 from __future__ import annotations
 
@@ -13,13 +13,25 @@ from torch.nn.functional import cross_entropy, normalize
 
 
 def nt_xent(a: Tensor, b: Tensor, temperature: float, gather: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """The normalised temperature-scaled cross-entropy of two views' embeddings a and b, (B, D) each: a scalar.
+    """Returns the normalised temperature-scaled cross-entropy of two views' embeddings: a scalar.
 
-    The mean over the 2B anchors i of -log(exp(s_ij / t) / sum_{k != i} exp(s_ik / t)) with cosine similarities s, the temperature
-    t > 0 and j the same image's other view. The k are all views but the anchor itself; with ``gather``, (2B, D) -> (P 2B, D) with
-    the own rows first, those of all P processes. With `gather_rows` the gradient averaged over processes, as DDP does, is that of
-    one batch of P B images. In float32, or float64 where a is, also under autocast. Raises a one-line ``ValueError`` where a and b
-    are not of one shape (B, D) with B >= 1, where there is only one image (no negatives), and for a temperature that is not > 0.
+    The mean over the 2B anchors i of -log(exp(s_ij / t) / sum_{k != i} exp(s_ik / t)) with cosine similarities s and j the same
+    image's other view. The k are all views but the anchor itself. In float32, or float64 where a is, also under autocast.
+
+    Guarantee: with `gather_rows` the gradient averaged over P processes, as DDP does, is that of one batch of P B images.
+
+    Args:
+        a: embeddings of one view of each image (B, D).
+        b: of the other (B, D).
+        temperature: t > 0.
+        gather: (2B, D) -> (P 2B, D), the rows of all P processes, this one's first; None: one process.
+
+    Raises:
+        ValueError: where a and b are not of one shape (B, D) with B >= 1, where there is only one image (no negatives), and for a
+            temperature that is not > 0.
+
+    References:
+        Chen et al. 2020, "A simple framework for contrastive learning of visual representations", eq. 1.
     """
     if a.dim() != 2 or a.shape != b.shape or len(a) < 1:
         raise ValueError(f"a and b have shapes {tuple(a.shape)} and {tuple(b.shape)}: give the same (B, D) with B >= 1.")
@@ -37,10 +49,13 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float, gather: Callable[[Tensor],
 
 
 def gather_rows(x: Tensor) -> Tensor:
-    """The rows (P N, D) of x (N, D) on all P processes of the default group, this one's first; differentiable.
+    """Returns the rows (P N, D) of all P processes of the default group, this one's first; differentiable.
 
     The gradient with respect to x is the sum over the processes of their gradients. All processes give the same shape, and all
     have to go backward together. Without processes it is x.
+
+    Args:
+        x: this process's rows (N, D).
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return x

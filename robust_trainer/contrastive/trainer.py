@@ -1,4 +1,4 @@
-"""SimCLR pre-training of an image classifier's backbone, without labels (Chen et al. 2020; paper 001, Algorithm 7, line 1)."""
+"""SimCLR pre-training of an image classifier's backbone, without labels."""
 
 from __future__ import annotations
 
@@ -59,14 +59,25 @@ class ContrastiveConfig(TrainingArguments):
 class ContrastiveTrainer(Trainer):
     """`transformers.Trainer` that pre-trains the backbone of ``model``, an image classifier, by SimCLR; labels are never looked at.
 
-    model: the classifier, or a `ContrastiveModel` of it. args: a `ContrastiveConfig`; with plain ``TrainingArguments`` its defaults
-    hold. extra_dataset: a data set, or several, of more images, with or without labels. views: a name of `VIEWS` or a callable on
-    (B, C, H, W) pixels in [0, 1], in place of the arguments'. Each step draws two views of every image, sends them through the
+    Each step draws two views of every image, sends them through the
     model as one batch and minimises `nt_xent` over the images of all processes; with gradient accumulation each micro-batch
     contrasts its own images only, and BatchNorm sees one process's. The head stays as it is. An evaluation's ``eval_loss`` is that
     loss for views drawn alike each time, over whole batches, which are no larger than the data set. `save_model` writes the
     classifier, as its own ``save_pretrained`` does, and the projector beside it (``projector.safetensors``).
-    Raises ``ValueError`` for images of unknown normalisation and for too few of them.
+
+    Args:
+        model: the classifier, or a `ContrastiveModel` of it.
+        args: a `ContrastiveConfig`; with plain ``TrainingArguments`` its defaults hold.
+        data_collator: of the Trainer, as the arguments that follow it.
+        train_dataset: images, with or without labels.
+        extra_dataset: a data set, or several, of more images, with or without labels.
+        views: a name of `VIEWS` or a callable on (B, C, H, W) pixels in [0, 1], in place of the arguments'.
+
+    Raises:
+        ValueError: for images of unknown normalisation and for too few of them.
+
+    References:
+        Chen et al. 2020, "A simple framework for contrastive learning of visual representations"; Dissertation Algorithm 7, line 1.
     """
 
     def __init__(
@@ -80,14 +91,14 @@ class ContrastiveTrainer(Trainer):
         }
         if args.label_smoothing_factor or kwargs.get("compute_loss_func") is not None:
             raise ValueError("SimCLR has a loss of its own, without labels: drop compute_loss_func and label_smoothing_factor.")
-        drawn: Any = self._settings["views"] if views is None else views
-        self.views: Callable[[Tensor], Tensor] = make_views(drawn) if isinstance(drawn, str) else drawn
+        chosen: Any = self._settings["views"] if views is None else views
+        self.views: Callable[[Tensor], Tensor] = make_views(chosen) if isinstance(chosen, str) else chosen
         self._step, self._micro, self._evaluated, self._checked = -1, 0, 0, False
         train_dataset = joined(train_dataset, extra_dataset)
         super().__init__(
             None if model is None else self._contrastive(model, args), args, data_collator, train_dataset, *rest, **kwargs
         )
-        self._refuse()
+        self._validate_setup()
         space = input_space(self.processing_class, **space_settings(args))
         if space is None:
             raise ValueError(
@@ -101,7 +112,7 @@ class ContrastiveTrainer(Trainer):
 
     @property
     def classifier(self) -> nn.Module:
-        """The user's classifier, its backbone pre-trained so far."""
+        """Returns the user's classifier, its backbone pre-trained so far."""
         return self._contrasted.classifier
 
     @property
@@ -118,9 +129,10 @@ class ContrastiveTrainer(Trainer):
             return ContrastiveModel(model, self._settings["projection_dim"], self._settings["projection_layers"])
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
+        """Returns a fresh model, a projector in place of its head."""
         return self._contrastive(super().call_model_init(trial), self.args)
 
-    def _refuse(self) -> None:
+    def _validate_setup(self) -> None:
         """Raises a one-line ``ValueError`` for what would have no effect, or a wrong one."""
         args: Any = self.args
         processes = self.accelerator.num_processes
@@ -160,15 +172,18 @@ class ContrastiveTrainer(Trainer):
             return super()._inner_training_loop(batch_size=batch_size, args=args, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Returns the loss of a micro-batch, of whose number the views are a function."""
         step = self.state.global_step
         self._step, self._micro = step, self._micro + 1 if step == self._step else 0
         return super().training_step(model, inputs, num_items_in_batch)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the Trainer's output of an evaluation, whose views are drawn alike each time."""
         self._evaluated = 0
         return super().evaluation_loop(*args, **kwargs)
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        """Returns `nt_xent` of two views of the images, and their embeddings (B, 2, projection_dim) where asked."""
         x = inputs[self._contrasted.main_input_name]
         if not self._checked:
             self.space.check(x)

@@ -1,6 +1,6 @@
 """Weak and strong views of a batch of images: random transformations on the batch's device, drawn for each image on its own.
 
-The views of ERAT (paper 003 sec. III.E and IV.B: weak is erasing and flip, strong is AutoAugment).
+ERAT's weak view is erasing and flip, its strong one AutoAugment (ERAT sec. III.E and IV.B).
 """
 
 from __future__ import annotations
@@ -35,12 +35,22 @@ SLACK = 1e-3
 class Augmentation:
     """A callable (B, C, H, W) -> (B, C, H, W), float32 in [0, 1]: crop, erasing, flip and policy, in this order.
 
-    crop: the share of each side (rounded down, at least a pixel) by which an image is shifted at most, up or down and left or
-    right; black comes in. erase: the share of images in which a rectangle becomes black, its area ``erase_area`` of the image,
-    its height / width ``erase_ratio``, log-uniform (Zhong et al. 2020), cut to the image's size. flip: mirrored with probability
-    1/2. policy: AutoAugment's CIFAR-10 policy (`autoaugment.auto_augment`).
-    Draws from torch's global CPU generator on every device (`augment` seeds it). Raises ``ValueError`` for a policy on images of
-    another number of channels than 1 and 3.
+    Draws from torch's global CPU generator on every device (`augment` seeds it).
+
+    Args:
+        crop: the share of each side (rounded down, at least a pixel) by which an image is shifted at most, up or down and left or
+            right; black comes in.
+        erase: the share of images in which a rectangle becomes black, cut to the image's size.
+        flip: mirrored with probability 1/2.
+        policy: AutoAugment's CIFAR-10 policy (`autoaugment.auto_augment`).
+        erase_area: area of the rectangle, a share of the image's, (low, high).
+        erase_ratio: its height / width, log-uniform, (low, high).
+
+    Raises:
+        ValueError: when called, for a policy on images of another number of channels than 1 and 3.
+
+    References:
+        Zhong et al. 2020, "Random erasing data augmentation"; Cubuk et al. 2019, "AutoAugment".
     """
 
     crop: float = 0.0
@@ -51,6 +61,11 @@ class Augmentation:
     erase_ratio: tuple[float, float] = (0.3, 3.3)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Returns the augmented images.
+
+        Args:
+            x: (B, C, H, W) float32 pixels in [0, 1].
+        """
         if self.policy and x.shape[1] not in (1, 3):
             raise ValueError(f"autoaugment takes images of 1 or 3 channels, these have {x.shape[1]}: choose crop-flip.")
         if self.crop:
@@ -102,9 +117,13 @@ _SETTINGS: Mapping[str, Augmentation] = {
 
 
 def make_augmentation(name: str) -> Augmentation:
-    """Returns the augmentation of a name in `AUGMENTATIONS`.
+    """Returns the augmentation of a name.
 
-    Raises a one-line ``ValueError`` for another name, and for ``autoaugment`` where kornia is not installed.
+    Args:
+        name: a key of `AUGMENTATIONS`.
+
+    Raises:
+        ValueError: for another name, and for ``autoaugment`` where kornia is not installed.
     """
     if name not in _SETTINGS:
         raise ValueError(f"augmentation {name!r} is unknown: choose one of {', '.join(AUGMENTATIONS)}.")
@@ -114,13 +133,21 @@ def make_augmentation(name: str) -> Augmentation:
 
 
 @torch.no_grad()
-def augment(augmentation: Callable[[Tensor], Tensor], x: Tensor, space: InputSpace, seed: int, told: str) -> Tensor:
-    """Returns augmented x (B, C, H, W), in the model's units and x's dtype as x is; exactly x where nothing is to be done.
+def augment(augmentation: Callable[[Tensor], Tensor], x: Tensor, space: InputSpace, seed: int, setting: str) -> Tensor:
+    """Returns augmented x, in the model's units and x's dtype as x is; exactly x where nothing is to be done.
 
-    augmentation: an `Augmentation`, or any callable on (B, C, H, W) float32 pixels in [0, 1]. What it draws from torch's
-    generators depends on ``seed`` alone; they are as before afterwards (Python's and numpy's, and Apple's MPS, are not touched).
-    told: the setting that the augmentation came by, for the messages of `check`. Only callables other than an `Augmentation`
-    are checked, which waits for the device once. No gradient passes.
+    No gradient passes.
+
+    Guarantee: what the augmentation draws from torch's generators depends on ``seed`` alone; they are as before afterwards
+    (Python's and numpy's, and Apple's MPS, are not touched).
+
+    Args:
+        augmentation: an `Augmentation`, or any callable on (B, C, H, W) float32 pixels in [0, 1], which is checked; that waits for
+            the device once.
+        x: the model's inputs (B, C, H, W).
+        space: the inputs' normalisation.
+        seed: of the draws.
+        setting: name of the setting that the augmentation came by, for the messages of `check`.
     """
     if augmentation == _SETTINGS["none"]:
         return x
@@ -128,23 +155,29 @@ def augment(augmentation: Callable[[Tensor], Tensor], x: Tensor, space: InputSpa
     with seeded_generators(seed, x.device):
         augmented = augmentation(pixels)
     if not isinstance(augmentation, Augmentation):
-        check(augmented, x, told)
+        check(augmented, x, setting)
     return space.from_pixels(augmented.clamp(0.0, 1.0)).to(x.dtype)
 
 
-def check(augmented: Tensor, x: Tensor, told: str) -> None:
-    """Raises a one-line ``ValueError`` where augmented pixels have another shape than x, are not finite or leave [0, 1].
+def check(augmented: Tensor, x: Tensor, setting: str) -> None:
+    """Checks augmented pixels; waits for the device.
 
-    told: the name of the setting. By up to 1e-3 they may leave it. Waits for the device.
+    Args:
+        augmented: what a user's augmentation returned for x.
+        x: (B, C, H, W).
+        setting: the name of the setting.
+
+    Raises:
+        ValueError: where they have another shape than x, are not finite or leave [0, 1] by more than 1e-3.
     """
     if not isinstance(augmented, Tensor) or augmented.shape != x.shape:
-        found = f"shape {tuple(augmented.shape)}" if isinstance(augmented, Tensor) else type(augmented).__name__
-        raise ValueError(f"{told} returned {found} for images of shape {tuple(x.shape)}: return a tensor of the same shape.")
+        got = f"shape {tuple(augmented.shape)}" if isinstance(augmented, Tensor) else type(augmented).__name__
+        raise ValueError(f"{setting} returned {got} for images of shape {tuple(x.shape)}: return a tensor of the same shape.")
     low, high = torch.stack(augmented.detach().aminmax()).tolist()  # NaN passes through
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(f"{told} returned NaN or infinite pixels: return numbers in [0, 1].")
+        raise ValueError(f"{setting} returned NaN or infinite pixels: return numbers in [0, 1].")
     if low < -SLACK or high > 1 + SLACK:
-        raise ValueError(f"{told} returned pixels in [{low:.4g}, {high:.4g}], expected [0, 1]: clamp them and do not normalise.")
+        raise ValueError(f"{setting} returned pixels in [{low:.4g}, {high:.4g}], expected [0, 1]: clamp them and do not normalise.")
 
 
 @contextmanager

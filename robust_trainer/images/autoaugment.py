@@ -45,14 +45,20 @@ Operation = Callable[[Tensor, Tensor], Tensor]
 
 
 def auto_augment(x: Tensor) -> Tensor:
-    """Each image of x (B, C, H, W), C = 1 or 3, in [0, 1], through a sub-policy drawn for it; the same shape, in [0, 1].
+    """Returns each image through a sub-policy drawn for it, (B, C, H, W) in [0, 1].
 
-    Cubuk et al. 2018 with the strengths at level m of its usual implementations: shear 0.3 m/9, translation 150/331 m/9 of the
+    Strengths at level m are those of usual implementations: shear 0.3 m/9, translation 150/331 m/9 of the
     side, rotation 30 m/9 degrees, colour, contrast, sharpness and brightness 1 +- 0.9 m/9, signs at random; posterize to
     8 - 4 m/9 bits, solarize from 256 (1 - m/9). Kornia's own AutoAugment draws one sub-policy for a whole batch and has other
     strengths (a shear of up to 54 degrees, a shift of half the side, no random signs). Deviations: bilinear sampling and black
-    outside, where the code of paper 003 has bicubic shears and grey; whole-pixel shifts; no rounding to 8 bits in between.
+    outside, where ERAT's code has bicubic shears and grey; whole-pixel shifts; no rounding to 8 bits in between.
     Draws come from torch's global CPU generator, for every device, so that the groups are known without asking the device.
+
+    Args:
+        x: (B, C, H, W) pixels in [0, 1], C = 1 or 3.
+
+    References:
+        Cubuk et al. 2019, "AutoAugment: learning augmentation strategies from data".
     """
     names, codes, probabilities, strengths = _table()
     operations = _operations()

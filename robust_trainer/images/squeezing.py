@@ -1,4 +1,4 @@
-"""Image shortcut squeezing (ISS, Liu et al. 2023; a baseline of paper 003): the training images made coarser, before all else.
+"""Image shortcut squeezing (ISS): the training images made coarser, before all else.
 
 Perturbations that make data unlearnable are small and of high frequency or of few colours; fewer bits, no colour or JPEG of low
 quality wash them out. The test images stay as they are.
@@ -28,10 +28,17 @@ _REVISION = 1  # enters the cache fingerprint: raise it when the output for the 
 class Squeeze:
     """``PIL image -> PIL image`` of the same size: bit depth reduced, then grey, then JPEG (the order of the authors' code).
 
-    bits: the highest bits of each channel that are kept, 1..8, or None. grayscale: the three channels become one grey (ITU-R 601
-    weights), three times. jpeg_quality: 1..95 (the authors: 10), with Pillow's subsampling of colours, or None.
-    Returns mode L for grey images (1, L, LA) and RGB for others (P, RGB, RGBA); transparency is dropped. Raises ``ValueError`` for
-    settings out of range and for images of another mode.
+    Args:
+        bits: the highest bits of each channel that are kept, 1..8, or None.
+        grayscale: the three channels become one grey (ITU-R 601 weights), three times.
+        jpeg_quality: 1..95 (the authors: 10), with Pillow's subsampling of colours, or None.
+
+    Raises:
+        ValueError: for settings out of range.
+
+    References:
+        Liu, Zhao and Larson 2023, "Image shortcut squeezing: countering perturbative availability poisons with compression"; a
+        baseline of ERAT.
     """
 
     bits: int | None = None
@@ -44,6 +51,14 @@ class Squeeze:
                 raise ValueError(f"{name}={value!r} must be a whole number in [1, {top}]: give for instance {usual}.")
 
     def __call__(self, image: PIL.Image.Image) -> PIL.Image.Image:
+        """Returns the squeezed image: mode L for grey ones (1, L, LA), RGB for others (P, RGB, RGBA); transparency is dropped.
+
+        Args:
+            image: of any size.
+
+        Raises:
+            ValueError: for another mode.
+        """
         image = plain_mode(image)
         image = image.convert("L" if image.mode in ("L", "LA") else "RGB")
         if self.bits is not None:
@@ -57,23 +72,29 @@ class Squeeze:
         return image.copy()  # it forgets the format, so that it is not stored as JPEG once more
 
     def __str__(self) -> str:
-        told = [f"{self.bits} bits" if self.bits is not None else "", "grayscale" if self.grayscale else ""]
-        told.append(f"JPEG quality {self.jpeg_quality}" if self.jpeg_quality is not None else "")
-        return ", ".join(t for t in told if t) or "none"
+        parts = [f"{self.bits} bits" if self.bits is not None else "", "grayscale" if self.grayscale else ""]
+        parts.append(f"JPEG quality {self.jpeg_quality}" if self.jpeg_quality is not None else "")
+        return ", ".join(part for part in parts if part) or "none"
 
 
 def make_squeeze(names: str, *, jpeg_quality: int = 10, bits: int = 2) -> Squeeze:
-    """Returns the squeeze of names in `SQUEEZES` joined by ``+``, in any order, as ``jpeg`` or ``jpeg+grayscale``.
+    """Returns the squeeze of a name, as ``jpeg`` or ``jpeg+grayscale``.
 
-    jpeg_quality, bits: used where the name is there. Raises a one-line ``ValueError`` for unknown names and settings out of range.
+    Args:
+        names: of `SQUEEZES`, joined by ``+``, in any order.
+        jpeg_quality: of ``jpeg``, 1..95.
+        bits: of ``bits``, 1..8.
+
+    Raises:
+        ValueError: for unknown names and settings out of range.
     """
-    given = [name.strip() for name in names.split("+")]
-    unknown = next((name for name in given if name not in SQUEEZES), None)
+    chosen = [name.strip() for name in names.split("+")]
+    unknown = next((name for name in chosen if name not in SQUEEZES), None)
     if unknown is not None:
         raise ValueError(f"squeeze={names!r}: {unknown!r} is unknown, choose among {', '.join(SQUEEZES)}, joined by +.")
     checked = Squeeze(bits, True, jpeg_quality)
     return Squeeze(
-        checked.bits if "bits" in given else None, "grayscale" in given, checked.jpeg_quality if "jpeg" in given else None
+        checked.bits if "bits" in chosen else None, "grayscale" in chosen, checked.jpeg_quality if "jpeg" in chosen else None
     )
 
 
@@ -87,8 +108,17 @@ def squeeze_images(
 ) -> datasets.Dataset:
     """Returns the data set with every image squeezed, stored as lossless PNG; features, format and other columns are kept.
 
-    For the training split alone, after corrupting it. image_column: the only Image column by default. map_kwargs go to
-    `Dataset.map`. Raises ``ValueError`` for no rows, no Image column, and naming the row, for an image that cannot be used.
+    For the training split alone, after corrupting it.
+
+    Args:
+        dataset: one split.
+        squeeze: what is done to each image.
+        image_column: the only Image column by default.
+        num_proc: processes of `Dataset.map`.
+        map_kwargs: of `Dataset.map`.
+
+    Raises:
+        ValueError: for no rows, no Image column, and naming the row, for an image that cannot be used.
     """
     columns.check_dataset(dataset)
     name = columns.image_column(dataset, image_column)
@@ -101,7 +131,14 @@ def squeeze_images(
 
 @dataclass(frozen=True)
 class SqueezeMap:
-    """Returns the squeezed images of a batch, for ``dataset.map(fn, batched=True, with_indices=True)``, decoded or not."""
+    """A callable for ``dataset.map(fn, batched=True, with_indices=True)`` that squeezes images, decoded or not.
+
+    Args:
+        squeeze: what is done to each image.
+        image_column: the column of the images.
+        image_mode: of the column's feature.
+        revision: part of the cache fingerprint.
+    """
 
     squeeze: Squeeze
     image_column: str
@@ -109,6 +146,15 @@ class SqueezeMap:
     revision: int = field(default=_REVISION, repr=False)
 
     def __call__(self, batch: Mapping[str, Any], indices: Sequence[int]) -> dict[str, list]:
+        """Returns the squeezed images of a batch.
+
+        Args:
+            batch: columns by name.
+            indices: the rows' positions in the data set.
+
+        Raises:
+            ValueError: naming the row, for an image that cannot be used.
+        """
         out = []
         for image, index in zip(batch[self.image_column], indices):
             try:
