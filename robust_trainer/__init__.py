@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .methods.recipe import Recipe
     from .methods.registry import register_batch_rule, register_epoch_rule, register_method, register_objective, register_score
     from .methods.table import METHODS
+    from .mixin import RobustTrainerMixin
     from .trainer import RobustTrainer
     from .types import ForwardOutput, Progress
 
@@ -35,6 +36,7 @@ __all__ = [
     "Recipe",
     "RobustConfig",
     "RobustTrainer",
+    "RobustTrainerMixin",
     "RobustnessCallback",
     "SampleLedger",
     "__version__",
@@ -59,6 +61,7 @@ __getattr__, __dir__ = lazy_names(
         "Recipe": "methods.recipe",
         "RobustConfig": "config",
         "RobustTrainer": "trainer",
+        "RobustTrainerMixin": "mixin",
         "RobustnessCallback": "callbacks.robustness",
         "SampleLedger": "ledger.ledger",
         "corrupt_labels": "corruptions.label_noise.labels",

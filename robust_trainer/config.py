@@ -208,6 +208,37 @@ def recipe_from(
     return find_recipe(method if method is not None else theirs, merged)
 
 
+def keywords_after(mixin: type, cls: type) -> list[str]:
+    """Returns the keyword arguments of the classes that follow a mixin among a class's bases.
+
+    Args:
+        mixin: whose own keywords do not count.
+        cls: a class built with it.
+    """
+    following = cls.__mro__[cls.__mro__.index(mixin) + 1 : -1]
+    parameters = [p for c in following if "__init__" in vars(c) for p in inspect.signature(c.__init__).parameters.values()]
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return list(dict.fromkeys(p.name for p in parameters if p.kind in named and p.name != "self"))
+
+
+def frozen_and_capped(args: Any, recipe: Recipe | None) -> tuple[bool, Cap | None]:
+    """Returns whether the head alone is trained, and the cap of spectral norms: of the method in force, else of the arguments.
+
+    Args:
+        args: a `RobustConfig`, or other `TrainingArguments`.
+        recipe: the method in force, None without one.
+
+    Raises:
+        ValueError: for two caps that differ.
+    """
+    freeze_backbone, cap = args.switches() if isinstance(args, RobustConfig) else (False, None)
+    if recipe is None:
+        return freeze_backbone, cap
+    if cap is not None and recipe.spectral is not None and recipe.spectral != cap:
+        raise ValueError(f"spectral_cap={cap.k!r} in the arguments and {recipe.spectral.k!r} in the recipe: give one of them.")
+    return recipe.freeze_backbone or freeze_backbone, recipe.spectral or cap
+
+
 def merge_settings(first: Mapping[str, Any], second: Mapping[str, Any], here: str, there: str) -> dict[str, Any]:
     """Returns the settings of both.
 

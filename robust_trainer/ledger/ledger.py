@@ -175,6 +175,13 @@ class SampleLedger:
         """`rows` as a data set."""
         return datasets.Dataset.from_dict(self.rows())
 
+    def distrusted_rows(self) -> datasets.Dataset:
+        """Returns the rows of `to_dataset` that are distrusted, highest mean score first."""
+        rows = self.to_dataset()
+        flagged = np.flatnonzero(np.asarray(rows["distrusted"][:]))
+        scores = np.asarray(rows["mean_score"][:])[flagged]
+        return rows.select(flagged[np.argsort(-scores, kind="stable")])
+
     def to_parquet(self, path: str | Path) -> Path:
         """Writes `to_dataset` as one parquet file, whole or not at all, with ``run`` in its metadata; returns its path."""
         return write_parquet(self.to_dataset(), path, self.run)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 from transformers import Trainer
 from transformers.utils import logging
 
@@ -20,6 +21,24 @@ from .recipe import Recipe
 from .rules import BATCH_RULE, EPOCH_RULE
 
 logger = logging.get_logger(__name__)
+
+
+def number_of_rows(data: Any) -> int | None:
+    """Returns the rows of a training set, None for a streaming one.
+
+    Args:
+        data: the Trainer's ``train_dataset``.
+
+    Raises:
+        ValueError: for one without rows, and for several splits.
+    """
+    size = None if data is None or isinstance(data, IterableDataset) or not hasattr(data, "__len__") else len(data)
+    if size == 0:
+        raise ValueError("train_dataset is empty (0 rows): nothing to train on.")
+    if isinstance(data, dict):
+        kind = type(data).__name__
+        raise ValueError(f"train_dataset is a {kind} of {list(data)}: pass one split, train_dataset=data['train'].")
+    return size
 
 
 def validate_setup(trainer: Trainer, recipe: Recipe, size: int | None, problem: Problem, model: nn.Module) -> None:

@@ -104,3 +104,16 @@ class LinearProbe:
             parameter.requires_grad = True
         if self.head.training:
             self.model.train()
+
+
+def training_mode(model: nn.Module, probe: LinearProbe | None) -> nn.Module:
+    """Returns the model in the mode that it is trained in.
+
+    Args:
+        model: unwrapped.
+        probe: where the head alone is trained, else None.
+    """
+    model.train()
+    if probe is not None:
+        probe.hold()
+    return model

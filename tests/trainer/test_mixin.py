@@ -7,8 +7,7 @@ import torch
 from helpers.toy import curve, images, logits_module, settings
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
 
-from robust_trainer import RobustTrainer
-from robust_trainer.trainer import RobustTrainerMixin
+from robust_trainer import RobustTrainer, RobustTrainerMixin
 
 
 class Mine(RobustTrainerMixin, Seq2SeqTrainer):

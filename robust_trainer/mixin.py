@@ -1,0 +1,398 @@
+"""RobustTrainerMixin: every hook of the Trainer that a robust method needs, in one file."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import datasets
+import torch
+from torch import Tensor, nn
+from torch.utils.data import SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import find_labels, logging
+
+from . import audit as audits
+from .callbacks.spectral_cap import SpectralCap
+from .config import frozen_and_capped, keywords_after, recipe_from
+from .data.indexing import INDEX
+from .data.labels import check_label_column
+from .data.streams import StreamSampler
+from .ledger.fingerprint import new_ledger
+from .ledger.ledger import SampleLedger
+from .losses.evaluation import plain_loss
+from .methods.objective import with_objective
+from .methods.recipe import Recipe
+from .methods.validation import find_adapter, number_of_rows, validate_setup
+from .models.heads import LinearProbe, head_of, training_mode
+from .models.peers import PeerModel, clip_each, each_reported, make_peers
+from .models.problem import number_of_classes, problem_of, returns_losses
+from .per_sample_gradients.norms import SampleGradients
+from .perturbations.collapse import collapse
+from .perturbations.inputs import Forward, InputAdapter
+from .problems import SINGLE_LABEL, UNLABELLED, Problem
+from .selection.noise_rate import RateEstimate
+from .step import checkpoints
+from .step.dataset_scores import EpochScan, score_dataset
+from .step.plan import RobustStep
+from .step.records import MicroBatch, StepPlan
+from .step.set_up import indexed_loader, make_run, model_access
+from .types import Progress, decides_epochs
+
+logger = logging.get_logger(__name__)
+
+
+class RobustTrainerMixin(Trainer):
+    """Makes a subclass of `transformers.Trainer` train by a robust method: ``class Mine(RobustTrainerMixin, Seq2SeqTrainer)``.
+
+    Guarantee: without a method the subclass is what it would be without the mixin, bit for bit.
+    After training, `ledger` holds what was learned about each sample and `distrusted_samples()` those it left out.
+
+    Args:
+        *args: of the subclass, as they are.
+        recipe: a `Recipe` of one's own, in a method's place.
+        method: a name in `METHODS`, for use with plain `TrainingArguments`; a `RobustConfig` names its method itself.
+        **kwargs: of the subclass; what it does not know are settings of the method.
+    """
+
+    _robust_step: RobustStep | None = None
+    _linear_probe: LinearProbe | None = None
+    _make_adapter: Callable[[Mapping[str, Any]], InputAdapter] | None = None
+
+    def __init__(self, *args: Any, recipe: Recipe | str | None = None, method: str | None = None, **kwargs: Any):
+        known = keywords_after(RobustTrainerMixin, type(self))
+        settings = {name: kwargs.pop(name) for name in [*kwargs] if name not in known}
+        self._find_recipe = partial(
+            recipe_from, recipe=recipe, method=method, settings=settings, keywords=[*known, "recipe", "method"]
+        )
+        self._micro_inputs: list[Any] = []  # the optimizer step's micro-batches, as the loader made them
+        self._step_plan: StepPlan | None = None
+        self._place: int | None = None  # of the micro-batch that training_step has begun with
+        self._bare: tuple[nn.Module, nn.Module] | None = None
+        self._training = False
+        self._problem: Problem = SINGLE_LABEL
+        self._auroc_epoch = -1
+        if args or "model" in kwargs:
+            model, rest = (args[0], args[1:]) if args else (kwargs.pop("model"), ())
+            args = (self._with_peers(model, kwargs.get("args", rest[0] if rest else None)), *rest)
+        super().__init__(*args, **kwargs)
+        if isinstance(self.model, PeerModel) and self.args.label_names is None:
+            self.label_names = find_labels(type(self.model.peers[0]))
+        if self.recipe() is not None and returns_losses(self.model):
+            self.label_names, self.can_return_loss = [], True  # evaluations have a loss without labels
+            self._problem = UNLABELLED
+        elif self.recipe() is not None and not self.label_names:
+            self.label_names = ["labels"]  # a module that returns bare logits names none
+
+    # ---- the method, and what it learned -------------------------------------------------------------------------------------
+
+    def recipe(self) -> Recipe | None:
+        """Returns the method in force: the constructor's, or the arguments'; read anew at each training."""
+        return self._find_recipe(getattr(self, "args", None))
+
+    @property
+    def ledger(self) -> SampleLedger | None:
+        """What the last training learned about each sample; None before it, or for a streaming data set."""
+        return self._robust_step.run.ledger if self._robust_step is not None else None
+
+    @property
+    def estimated_noise_rate(self) -> RateEstimate | None:
+        """The share of wrong labels that ``noise_rate="auto"`` estimates in the last training, None before or without one."""
+        return self._robust_step.weights.estimate if self._robust_step is not None else None
+
+    def distrusted_samples(self) -> datasets.Dataset:
+        """Returns the ledger's rows left out in over half of their visits since the filter was half-way up, worst first.
+
+        Raises:
+            ValueError: without a ledger.
+        """
+        return self._existing_ledger().distrusted_rows()
+
+    def audit(self, **settings: Any) -> audits.Audit:
+        """Returns what the last training says of each sample of ``train_dataset``: suspicion, suggested label, group.
+
+        Args:
+            **settings: of `audit.make_audit` (threshold, look, seed).
+
+        Raises:
+            ValueError: without a ledger.
+        """
+        ledger = self._existing_ledger()
+        return audits.make_audit(ledger.rows(), ledger.run, self.train_dataset, **settings)
+
+    def _existing_ledger(self) -> SampleLedger:
+        if self.ledger is None:
+            raise ValueError("no ledger: train with a method on a data set with a length first.")
+        return self.ledger
+
+    # ---- the model: several networks, a frozen backbone ----------------------------------------------------------------------
+
+    def _with_peers(self, model: Any, args: Any) -> Any:
+        recipe = self._find_recipe(args)
+        if recipe is None or recipe.num_networks == 1 or not isinstance(model, nn.Module) or isinstance(model, PeerModel):
+            return model
+        return make_peers(model, recipe.num_networks, getattr(args, "seed", 0), head_of if recipe.freeze_backbone else None)
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        recipe = self.recipe()
+        model = super().call_model_init(trial)
+        if recipe is None or recipe.num_networks == 1 or isinstance(model, PeerModel):
+            return model
+        # called once per network: the random state moves on, so that they start from other weights
+        return PeerModel.of(
+            [model, *(super(RobustTrainerMixin, self).call_model_init(trial) for _ in range(1, recipe.num_networks))]
+        )
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None and isinstance(self.model, PeerModel):
+            names = list(inspect.signature(self.model.peers[0].forward).parameters)
+            self._signature_columns: Any = list(dict.fromkeys([*names, "label", "label_ids", *self.label_names]))
+        super()._set_signature_columns_if_needed()
+
+    def compute_loss_context_manager(self) -> Any:
+        if self._linear_probe is not None:  # training_step has just called model.train()
+            self._linear_probe.hold()
+        return super().compute_loss_context_manager()
+
+    # ---- one training: start and end -----------------------------------------------------------------------------------------
+
+    def _inner_training_loop(  # type: ignore[override]
+        self, batch_size: int | None = None, args: TrainingArguments | None = None, **kwargs: Any
+    ) -> Any:
+        with self._robust_training():
+            return super()._inner_training_loop(batch_size=batch_size, args=args, **kwargs)
+
+    @contextmanager
+    def _robust_training(self) -> Iterator[None]:
+        """One training: what is frozen and capped in it is as it was afterwards, but for the weights."""
+        freeze_backbone, cap = frozen_and_capped(self.args, self.recipe())
+        callbacks: list[TrainerCallback] = [SpectralCap(cap.k, cap.layers)] if cap is not None else []
+        bare = self.accelerator.unwrap_model(self.model)
+        with LinearProbe(bare) if freeze_backbone else nullcontext() as self._linear_probe:
+            step = self._robust_step = self._set_up(bare)
+            rule = decides_epochs(step.run.recipe.selection) if step is not None else None
+            if step is not None and rule is not None and rule.memory == "scan":
+                callbacks.append(self._epoch_scan(step))
+            for callback in callbacks:
+                self.add_callback(callback)
+            try:
+                self._training = True
+                yield
+            finally:
+                for callback in callbacks:
+                    self.remove_callback(callback)
+                self._micro_inputs, self._step_plan, self._place, self._bare = [], None, None, None
+                self._training, self._linear_probe = False, None
+
+    def _set_up(self, bare: nn.Module) -> RobustStep | None:
+        """The state of one training, None without a method. All that the user gave is checked here, before the first step."""
+        recipe = self.recipe()
+        self._micro_inputs, self._step_plan, self._place = [], None, None
+        if recipe is None:
+            self.loss_is_scaled_for_ga = type(self).loss_is_scaled_for_ga
+            return None
+        self.loss_is_scaled_for_ga = True
+        data, size = self.train_dataset, number_of_rows(self.train_dataset)
+        problem = self._problem = problem_of(bare, getattr(self.args, "problem_type", None))
+        validate_setup(self, recipe, size, problem, bare)
+        classes = number_of_classes(bare)
+        if isinstance(data, datasets.Dataset):
+            check_label_column(data, self.label_names, classes, self.args.remove_unused_columns, problem)
+        recipe = with_objective(recipe, problem, self.compute_loss_func, self.args.label_smoothing_factor)
+        run = make_run(self, recipe, problem, classes, size)
+        recorder = SampleGradients(training_mode(bare, self._linear_probe)) if recipe.gradients else None
+        perturbs = recipe.perturbation is not None or recipe.semi_supervised is not None
+        self._make_adapter = find_adapter(self, recipe, bare) if perturbs else None
+        if size is not None:
+            run.ledger = new_ledger(self, recipe, problem, classes, size, getattr(bare, "config", None))
+        step = RobustStep(run)
+        step.outer.recorder = recorder
+        self._auroc_epoch = 0
+        logger.info(f"robust method '{recipe.name}': {dict(recipe.settings)}")
+        return step
+
+    # ---- data: the index travels with the batch, two streams are mixed -------------------------------------------------------
+
+    def get_train_dataloader(self) -> Any:
+        data, step = self.train_dataset, self._robust_step
+        if not self._training or step is None or step.run.ledger is None or data is None:
+            return super().get_train_dataloader()
+        recipe = step.run.recipe
+
+        def sampler(rows: Any) -> Any:
+            semi = recipe.semi_supervised
+            if semi is None or recipe.selection is None:
+                return self._get_train_sampler(rows)
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            return StreamSampler(len(rows), lambda: (int(self._progress().epoch), step.labelled()), semi.labelled_share, seed)
+
+        return indexed_loader(self, step.run, sampler, self._train_batch_size, "Training", training=True)
+
+    def _epoch_scan(self, step: RobustStep) -> EpochScan:
+        """The callback that has the training set scored at an epoch's start."""
+
+        def decide(loader: Any) -> list[int]:
+            if step.run.ledger is None:
+                return []
+            bare = self._unwrapped(self.model_wrapped)
+            batches = (self._micro_batch(self._prepare_inputs(inputs)) for inputs in loader)
+            return step.decide_epoch(score_dataset(step.run, step.run.ledger, bare, batches, step.read), self._progress())
+
+        def loader() -> Any:
+            return indexed_loader(self, step.run, SequentialSampler, self.args.eval_batch_size, "Scoring", training=False)
+
+        return EpochScan(lambda: step.scan_due(self._progress()), loader, decide)
+
+    # ---- the step ------------------------------------------------------------------------------------------------------------
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._micro_inputs, self._step_plan = (batches if self._robust_step is not None else []), None
+        return batches, items
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        if self._robust_step is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        self._place = next((i for i, batch in enumerate(self._micro_inputs) if batch is inputs), None)
+        if self._place is None:  # called directly, outside the loop: a step of its own
+            self._micro_inputs, self._step_plan, self._place = [inputs], None, 0
+        try:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        finally:
+            if self._step_plan is not None and self._step_plan.perturbed_weights is not None:
+                self._step_plan.perturbed_weights.restore()
+        if self._place is not None:
+            raise ValueError(
+                f"{type(self).__name__} overrides compute_loss without calling super().compute_loss: "
+                f"method '{self._robust_step.run.recipe.name}' would do nothing; call it, or set method=None."
+            )
+        return loss
+
+    def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        step, place = self._robust_step, self._place
+        if INDEX in inputs and step is not None:
+            inputs = {k: v for k, v in inputs.items() if k != INDEX}
+        # model.training alone also holds in a prediction step right after a training step; of a frozen backbone it is False
+        training = (model.training or self._linear_probe is not None) and torch.is_grad_enabled()
+        if step is None or place is None or not training:
+            base = super().compute_loss
+            if step is not None or self.recipe() is not None:
+                return plain_loss(self, base, model, inputs, return_outputs, num_items_in_batch, self._problem)
+            return base(model, inputs, return_outputs, num_items_in_batch)
+        self._place = None
+        progress, bare = self._progress(), self._unwrapped(model)
+        forward: Forward = lambda moved: bare(**moved)  # noqa: E731 - under the same autocast as the wrapped model's
+        if self._step_plan is None:
+            self._step_plan = self._plan(step, bare, forward, progress)
+        plan = self._step_plan
+        if plan.perturbed_weights is not None:
+            plan.perturbed_weights.apply()  # until this micro-batch's backward is done: see training_step
+        with step.recording(plan.batches[place]):
+            outputs = step.outer.first(lambda moved: model(**moved), plan.batches[place])
+        loss = step.loss(outputs, forward, plan, place, progress)
+        return (loss, outputs) if return_outputs else loss
+
+    def _plan(self, step: RobustStep, bare: nn.Module, forward: Forward, progress: Progress) -> StepPlan:
+        batches = [self._micro_batch(self._prepare_inputs(inputs)) for inputs in self._micro_inputs]
+        if self._training and step.run.ledger is not None and batches[0].index is None:
+            raise ValueError(
+                f"{type(self).__name__} overrides get_train_dataloader and the batches carry no sample index: "
+                "build on super().get_train_dataloader(), or set method=None."
+            )
+        recipe = step.run.recipe
+        if self._make_adapter is not None and step.adapter is None:
+            step.set_adapter(self._make_adapter(batches[0].inputs))
+        return step.plan(model_access(bare, forward, recipe, self.args.device), batches, progress)
+
+    def _unwrapped(self, model: nn.Module) -> nn.Module:
+        """The model inside its wrappers."""
+        if self._bare is None or self._bare[0] is not model:
+            self._bare = (model, self.accelerator.unwrap_model(model, keep_torch_compile=True))
+        return self._bare[1]
+
+    def _micro_batch(self, inputs: Mapping[str, Any]) -> MicroBatch:
+        names = self.label_names if self._problem.labelled else self.args.label_names or []
+        rest, targets = self._problem.split({k: v for k, v in inputs.items() if k != INDEX}, names)
+        return MicroBatch(rest, targets, inputs.get(INDEX))
+
+    def _progress(self) -> Progress:
+        epochs = float(self.state.num_train_epochs or 1)
+        return Progress(self.state.epoch or 0.0, epochs, self.state.global_step, seed=self.args.seed)
+
+    # ---- the gradient's norm, evaluation, logs -------------------------------------------------------------------------------
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        recipe = self._robust_step.run.recipe if self._robust_step is not None else None
+        bare = self.accelerator.unwrap_model(model)
+        largest = recipe.clip_norm if recipe is not None and recipe.clip_norm is not None else self.args.max_grad_norm
+        if isinstance(bare, PeerModel) and recipe is not None:
+            return clip_each(bare, self.accelerator.clip_grad_norm_, largest)
+        if recipe is not None and recipe.clip_norm is not None:
+            return self.accelerator.clip_grad_norm_(model.parameters(), largest)
+        return super()._clip_grad_norm(model)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        if grad_norm is None and self._robust_step is not None and self._robust_step.run.recipe.clip_norm is not None:
+            grad_norm = self._clip_grad_norm(model)  # max_grad_norm=0 switches the Trainer's own clipping off, not the method's
+        return super()._get_grad_norm(model, grad_norm)
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
+        bare = self.accelerator.unwrap_model(self.model)
+        peers = isinstance(bare, PeerModel) and not returns_losses(bare)
+        if not peers or loss_only or self.compute_metrics is None or self.args.batch_eval_metrics:
+            return super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        with each_reported(self):
+            output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys or [], metric_key_prefix)
+        return output._replace(predictions=output.predictions[0])
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        step = self._robust_step
+        if step is not None and "loss" in logs:
+            logs.update(step.take_logs())
+            if (warning := step.weights.warning()) is not None:
+                logger.warning(warning)
+            logs.update(collapse(self.state.log_history, logs))
+            epoch = int(self.state.epoch or 0)
+            if step.run.ledger is not None and epoch > self._auroc_epoch:
+                self._auroc_epoch = epoch
+                logs.update({f"filter_{name}": value for name, value in step.run.ledger.detection().items()})
+        super().log(logs, start_time)
+
+    # ---- checkpoints ---------------------------------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            folder = output_dir or self.args.output_dir or "."
+            checkpoints.save(folder, self._robust_step) if self._robust_step is not None else checkpoints.clear(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        recipe = self.recipe()
+        checkpoints.check_method(resume_from_checkpoint, recipe)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if recipe is not None and model is None and isinstance(self.model, nn.Module):
+            checkpoints.load_renamed_weights(resume_from_checkpoint, self.model)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        best = self.state.best_model_checkpoint
+        if self._robust_step is not None and best is not None and isinstance(self.model, nn.Module):
+            checkpoints.load_renamed_weights(best, self.model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and self._robust_step is not None:
+            checkpoints.check_method(checkpoint, self._robust_step.run.recipe)
+            checkpoints.load(checkpoint, self._robust_step)
+            self._auroc_epoch = int(self.state.epoch or 0)
+        super()._load_optimizer_and_scheduler(checkpoint)

@@ -1,0 +1,103 @@
+"""What a training's steps are made of, from the Trainer: the run, the model as a step uses it, loaders that carry positions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any
+
+import datasets
+import torch
+from torch import nn
+from transformers import Trainer
+
+from ..data.indexing import IndexCollator, Indexed
+from ..methods.recipe import Recipe
+from ..models.modes import eval_mode, preserve_buffers
+from ..perturbations.inputs import Forward
+from ..problems import Problem
+from .records import ModelAccess, Run
+
+
+def make_run(trainer: Trainer, recipe: Recipe, problem: Problem, classes: int | None, size: int | None) -> Run:
+    """Returns what all steps of one training share, still without a ledger.
+
+    Args:
+        trainer: whose accelerator and arguments count.
+        recipe: the method.
+        problem: what kind of problem the samples pose.
+        classes: the model's classes (or outputs), None where its config names none.
+        size: rows of the data set, None for a stream.
+    """
+    accelerator = trainer.accelerator
+    several = accelerator.num_processes > 1
+    return Run(
+        recipe=recipe,
+        device=trainer.args.device,
+        problem=problem,
+        classes=classes or 0,
+        labels_checked=classes is not None and size is not None,
+        processes=accelerator.num_processes,
+        rank=accelerator.process_index,
+        seed=trainer.args.seed,
+        gather=accelerator.gather if several else lambda t: t,
+        total=partial(accelerator.reduce, reduction="sum") if several else lambda t: t,
+        gradient_scale=2.0**8 if accelerator.mixed_precision == "fp16" else 1.0,
+    )
+
+
+def model_access(model: nn.Module, forward: Forward, recipe: Recipe, device: torch.device) -> ModelAccess:
+    """Returns the unwrapped model as a step uses it beside the training forward.
+
+    Args:
+        model: unwrapped.
+        forward: its forward.
+        recipe: says in which mode it is attacked, and which weights AWP moves.
+        device: of the training.
+    """
+
+    def crafting() -> AbstractContextManager:
+        training = recipe.perturbation is not None and recipe.perturbation.attack_mode == "train"
+        return preserve_buffers(model) if training else eval_mode(model)
+
+    @contextmanager
+    def training_forward() -> Iterator[None]:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), preserve_buffers(model):
+            yield
+
+    moved = recipe.weight_perturbation.weights(model) if recipe.weight_perturbation is not None else []
+    return ModelAccess(forward, crafting, training_forward, moved)
+
+
+def indexed_loader(trainer: Any, run: Run, sampler: Callable[[Any], Any], batch_size: int, description: str, training: bool) -> Any:
+    """Returns a loader of the training set whose batches carry the positions of their samples.
+
+    Args:
+        trainer: whose training set, collator and loader settings count.
+        run: of the training.
+        sampler: from the rows, the order in which they come.
+        batch_size: of one process.
+        description: of the loader, for the Trainer's messages.
+        training: whether ``dataloader_drop_last`` counts, and the Trainer's own training behaviour.
+    """
+    data, collator = trainer.train_dataset, trainer.data_collator
+    if isinstance(data, datasets.Dataset):
+        data, collate = trainer._remove_unused_columns(data, description="training"), collator
+    else:
+        collate = trainer._get_collator_with_removed_columns(collator, description="training")
+    names = list(dict.fromkeys([*trainer.label_names, "labels", "label"]))
+    main = getattr(trainer.accelerator.unwrap_model(trainer.model), "main_input_name", "pixel_values")
+    drop_last = trainer.args.dataloader_drop_last
+    trainer.data_collator = IndexCollator(collate, names, run.classes or None, main, run.problem)
+    trainer.args.dataloader_drop_last = drop_last and training
+    try:
+        return trainer._get_dataloader(
+            dataset=Indexed(data),
+            description=description,
+            batch_size=batch_size,
+            sampler_fn=lambda _: sampler(data),
+            is_training=training,
+        )
+    finally:
+        trainer.data_collator, trainer.args.dataloader_drop_last = collator, drop_last
