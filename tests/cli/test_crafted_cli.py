@@ -117,7 +117,6 @@ def test_paths_are_walked_through_a_network_trained_first(clean, tmp_path, capsy
 @pytest.mark.parametrize(
     "words, targets, low",
     [
-        (["--craft_target", "extra"], {-1}, 0.5),
         (["--craft_target", "4", "--craft_source", "1,2"], {4}, 0.5),
         (["--craft_settings", "targeted=false,step_size=0.1,max_steps=10"], {-1}, 0.5),
         (["--craft_quantiles", "none"], set(range(10)), 0.8),

@@ -34,18 +34,18 @@ def run(tmp_path_factory):
 
 
 def test_attacks_on_a_saved_model(run, capsys, monkeypatch):
-    words = ["evaluate", str(run), "--attacks", "fgsm", "pgd-3", "fab", "--eps", "24/255", *FEW]
+    words = ["evaluate", str(run), "--attacks", "fgsm", "pgd-3", "cw-3", "--eps", "24/255", *FEW]
     capsys.readouterr()
     assert main(words) == 0
     shown = capsys.readouterr().out
     found = json.loads((run / "evaluation.json").read_text())
     robust = found["robustness"]
     assert robust["clean_accuracy"] == pytest.approx(found["clean_accuracy"]) and robust["n"] == found["n"] == 24
-    assert (robust["eps"], robust["norm"], list(robust["accuracies"])) == (24 / 255, "linf", ["fgsm", "pgd-3", "fab"])
+    assert (robust["eps"], robust["norm"], list(robust["accuracies"])) == (24 / 255, "linf", ["fgsm", "pgd-3", "cw-3"])
     assert robust["worst_case"] <= min(robust["accuracies"].values()) < robust["clean_accuracy"]
     assert "linf, eps 24/255" in shown and f"{100 * robust['worst_case']:.2f}" in shown and "robustness.png" in shown
     for line in shown.splitlines():
-        if line.startswith(("fgsm", "pgd-3", "fab")):
+        if line.startswith(("fgsm", "pgd-3", "cw-3")):
             name, accuracy, seconds, n = line.split()
             assert float(accuracy) == round(100 * robust["accuracies"][name], 2) and float(seconds) >= 0 and n == "24"
     with Image.open(run / "robustness.png") as image:

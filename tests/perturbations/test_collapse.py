@@ -249,6 +249,7 @@ def textured(tmp_path, data, eps, steps, updates):
     return [row for row in trainer.state.log_history if "pgd_accuracy" in row]
 
 
+@pytest.mark.slow
 def test_a_real_collapse_is_told(tmp_path, warnings):
     logs = textured(tmp_path, textures(), 0.15, 1, 280)
     last = logs[-1]

@@ -61,7 +61,7 @@ def test_every_rule_trains(tmp_path, method, problem):
     assert np.isfinite(trainer.evaluate(data)["eval_loss"])
 
 
-@pytest.mark.parametrize("method", ["prl", "prl-g", "spl", "co-prl"])
+@pytest.mark.parametrize("method", ["prl", "spl"])
 def test_selection_beats_standard_on_wrong_targets(tmp_path, method):
     """The wrong quarter is dropped, and the fit to the right rows is better than standard training's."""
     problem = "regression" if method.startswith("prl") else "multi_label_classification"

@@ -16,7 +16,7 @@ AUTO = dict(
 )
 
 
-@pytest.mark.parametrize("method,noise", [("prl", 0.0), ("spl", 0.3), ("co-prl", 0.3), ("prl-memory", 0.3), ("prl-joint", 0.3)])
+@pytest.mark.parametrize("method,noise", [("prl", 0.0), ("co-prl", 0.3), ("prl-memory", 0.3), ("prl-joint", 0.3)])
 def test_finds_the_rate_and_drops_it(tmp_path, method, noise):
     memory = {"memory": "ema", "per_class": True} if method == "prl-memory" else {}
     settings = {**AUTO, **memory, **({"noise_rate": "confident-joint"} if method == "prl-joint" else {})}

@@ -48,7 +48,7 @@ def test_no_method_is_the_plain_trainer(tmp_path, case, args_class):
         where = tmp_path / cls.__name__
         trainer = cls(
             model=model(), args=args(**settings(where, eval_strategy="epoch", save_strategy="epoch", **changes)),
-            train_dataset=images(), eval_dataset=images(20, seed=1), compute_metrics=accuracy, **extra,
+            train_dataset=images(24), eval_dataset=images(10, seed=1), compute_metrics=accuracy, **extra,
         )  # fmt: skip
         trainer.train()
         predicted = trainer.predict(images(20, seed=1))

@@ -42,8 +42,8 @@ ALIKE = {"erat": dict(strong_augmentation="none", weak_augmentation="none")}
 
 #: One row of each way to decide, to perturb and to step.
 STEPPING = (
-    "standard", "bootstrap-at", "ignormclip", "prl", "prl-g", "min-sgd", "rebalanced", "co-prl", "decouple", "rca", "prl-at-memory",
-    "trades", "nrat-awp", "erat",
+    "bootstrap-at", "ignormclip", "prl-g", "min-sgd", "rebalanced", "co-prl", "decouple", "rca", "prl-at-memory", "nrat-awp",
+    "erat",
 )  # fmt: skip
 
 
