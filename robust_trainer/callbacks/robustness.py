@@ -84,7 +84,7 @@ class RobustnessCallback(TrainerCallback):
         self.every_epochs, self.every_steps = every_epochs, every_steps
         self.max_samples, self.final_samples = max_samples, final_samples
         self._common = {**self.threat, "batch_size": batch_size, "data_collator": data_collator, "seed": seed, "progress": False}
-        self._given = {"processing_class": processing_class, "image_mean": image_mean, "image_std": image_std}
+        self._inputs = {"processing_class": processing_class, "image_mean": image_mean, "image_std": image_std}
         self._folder, self.log = output_dir, log
         self.history: list[dict[str, float]] = []
         self.kept: dict[str, float] | None = None
@@ -101,11 +101,11 @@ class RobustnessCallback(TrainerCallback):
                 "load_best_model_at_end=True would have another model evaluated as 'last': set it to False; "
                 f"{'best/ holds the best weights' if self.keep_best else 'keep_best=True keeps the best weights'}."
             )
-        given = self._given
+        inputs = self._inputs
         self._space: dict[str, Any] = {
-            "processing_class": given["processing_class"] or kwargs.get("processing_class"),
-            "image_mean": given["image_mean"] if given["image_mean"] is not None else getattr(args, "image_mean", None),
-            "image_std": given["image_std"] if given["image_std"] is not None else getattr(args, "image_std", None),
+            "processing_class": inputs["processing_class"] or kwargs.get("processing_class"),
+            "image_mean": inputs["image_mean"] if inputs["image_mean"] is not None else getattr(args, "image_mean", None),
+            "image_std": inputs["image_std"] if inputs["image_std"] is not None else getattr(args, "image_std", None),
         }
         if input_space(self._space["processing_class"], self._space["image_mean"], self._space["image_std"]) is None:
             raise ValueError(
@@ -150,11 +150,11 @@ class RobustnessCallback(TrainerCallback):
 
     def _measure(self, state: Any, control: Any, model: nn.Module) -> None:
         with preserve_state(model):
-            found = self._accuracies(model, self.dataset, "during", self.max_samples)
-            row = {NATURAL: float(found.clean_accuracy), ROBUST: float(found.worst_case)}
+            result = self._accuracies(model, self.dataset, "during", self.max_samples)
+            row = {NATURAL: float(result.clean_accuracy), ROBUST: float(result.worst_case)}
             if self.held_out is not None:
-                found = self._accuracies(model, self.held_out, "during", self.max_samples)
-                row |= {HELD_NATURAL: float(found.clean_accuracy), HELD_ROBUST: float(found.worst_case)}
+                result = self._accuracies(model, self.held_out, "during", self.max_samples)
+                row |= {HELD_NATURAL: float(result.clean_accuracy), HELD_ROBUST: float(result.worst_case)}
             figures, row = dict(row), {**row, "epoch": float(state.epoch), "step": state.global_step}
             earlier = best(self.history, ROBUST)
             if self.oracle_final and (earlier is None or row[ROBUST] > earlier[ROBUST]):
@@ -191,8 +191,8 @@ class RobustnessCallback(TrainerCallback):
         self.final = {name: done[row["step"]] for name, row in rows.items() if row is not None and row["step"] in done}
 
     def _final_figures(self, model: nn.Module) -> dict[str, float]:
-        found = self._accuracies(model, self.dataset, "final", self.final_samples)
-        return {"natural": float(found.clean_accuracy)} | {name: float(value) for name, value in found.accuracies.items()}
+        result = self._accuracies(model, self.dataset, "final", self.final_samples)
+        return {"natural": float(result.clean_accuracy)} | {name: float(value) for name, value in result.accuracies.items()}
 
     # ---- the best checkpoint ---------------------------------------------------------------------------------------------
 

@@ -55,12 +55,12 @@ def _content(column: Any) -> bytes:
         values = values.flatten()
     if pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
         return values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False).tobytes()
-    told = []
+    parts = []
     for value in values.to_pylist():
         if isinstance(value, dict) and "bytes" in value:
             value = value["bytes"] if value["bytes"] is not None else os.path.basename(value.get("path") or "")
-        told.append(value if isinstance(value, bytes) else repr(value).encode())
-    return b"\0".join(told)
+        parts.append(value if isinstance(value, bytes) else repr(value).encode())
+    return b"\0".join(parts)
 
 
 def class_names(data: Any, label_names: Sequence[str], config: Any, classes: int | None) -> list[str]:

@@ -97,15 +97,21 @@ class SampleLedger:
 
     @torch.no_grad()
     def record(
-        self, index: Tensor, scores: Tensor, weights: Tensor, labels: Tensor, predicted: Tensor, epoch: int, filter_active: bool =
-        True,
-        told: Tensor | None = None, probs: Tensor | None = None,
+        self, index: Tensor, scores: Tensor, weights: Tensor, labels: Tensor, predicted: Tensor, epoch: int,
+        filter_active: bool = True, margins: Tensor | None = None, probs: Tensor | None = None,
     ) -> None:  # fmt: skip
-        """Writes one step: all of shape (B,), gathered over the processes. Without a host sync.
+        """Writes one step, gathered over the processes, without a host sync; a sample counts once an epoch.
 
-        filter_active: whether being left out counts as distrust, which it does not while a ramp has hardly begun. told: `trace`'s
-        (B, 5)
-        for class labels. probs: (B, C), for a ledger that keeps their means.
+        Args:
+            index: positions (B,).
+            scores: (B,).
+            weights: (B,), above 0 for a sample that was trained on.
+            labels: the samples' classes (B,), -1 for none.
+            predicted: classes (B,), -1 for none.
+            epoch: finished epochs.
+            filter_active: whether being left out counts as distrust, which it does not while a ramp has hardly begun.
+            margins: of `margins.trace` (B, 5), for class labels.
+            probs: predicted probabilities (B, C), for a ledger that keeps their means.
         """
         counts, remembered = self._counts[index], self._scores[index]
         fresh = (counts[:, 4] != epoch).unsqueeze(1)  # not yet seen in this epoch
@@ -117,12 +123,12 @@ class SampleLedger:
         doubt = counts[:, 5] + (1 - 2 * (weights > 0).int()) * int(filter_active)
         labels, predicted = labels.to(seen.dtype), predicted.to(seen.dtype)
         events, rival, confidence = counts[:, 6], counts[:, 7], counts[:, 8]
-        if told is not None:
-            told = told.float()
-            aum = aum + (told[:, LOGIT_MARGIN] - aum) / (seen + 1)
-            margin = margin + (told[:, MARGIN] - margin) / (seen + 1)
+        if margins is not None:
+            margins = margins.float()
+            aum = aum + (margins[:, LOGIT_MARGIN] - aum) / (seen + 1)
+            margin = margin + (margins[:, MARGIN] - margin) / (seen + 1)
             events = forgotten(events, seen, counts[:, 3] == counts[:, 2], predicted == labels)
-            rival, confidence = follow_rival(rival, confidence, seen, told)
+            rival, confidence = follow_rival(rival, confidence, seen, margins)
         now = torch.full_like(seen, epoch)
         new_counts = torch.stack([seen + 1, kept, labels, predicted, now, doubt, events, rival, confidence], 1)
         # plain assignment, so that a sample that occurs twice in one step counts once

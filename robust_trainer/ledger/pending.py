@@ -1,4 +1,4 @@
-"""PendingRecords of samples that the ledger has not taken up yet: recording some steps at once costs less than each by itself."""
+"""Records that wait for the ledger: recording some steps at once costs less than each by itself."""
 
 from __future__ import annotations
 
@@ -19,9 +19,14 @@ STEPS, NUMBERS = 16, 4_000_000
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one or more micro-batches leave behind: logits (M, B, C), all others (B,).
+    """What one or more micro-batches leave behind.
 
-    labels: given classes, -1 where targets are numbers. epoch, filter_active: as `SampleLedger.record` takes them.
+    Attributes:
+        logits: (M, B, C), of the step's first forward.
+        score: (B,). weight: (B,), the rule's, mean over the networks.
+        labels: the samples' classes (B,), -1 where targets are no classes.
+        index: positions in the data set (B,).
+        epoch, filter_active: as `SampleLedger.record` takes them.
     """
 
     logits: Tensor
@@ -35,23 +40,27 @@ class StepRecord:
 
 @dataclass
 class PendingRecords:
-    """The waiting visits, all of one epoch and one way of filter_active."""
+    """The records that wait, all of one epoch and of one ``filter_active``."""
 
     waiting: list[StepRecord] = field(default_factory=list)
 
-    def accepts(self, visit: StepRecord) -> bool:
-        """Whether it can wait with the others."""
+    def accepts(self, entry: StepRecord) -> bool:
+        """Returns whether a record can wait with the others.
+
+        Args:
+            entry: of one micro-batch.
+        """
         return not self.waiting or all(
-            getattr(self.waiting[0], name) == getattr(visit, name) for name in ("epoch", "filter_active")
+            getattr(self.waiting[0], name) == getattr(entry, name) for name in ("epoch", "filter_active")
         )
 
     @property
     def full(self) -> bool:
         """Whether it is time to record them."""
-        return len(self.waiting) >= STEPS or sum(visit.logits.numel() for visit in self.waiting) >= NUMBERS
+        return len(self.waiting) >= STEPS or sum(entry.logits.numel() for entry in self.waiting) >= NUMBERS
 
     def flush(self) -> StepRecord | None:
-        """All that waited as one, in their order; None where none did. Nothing waits afterwards."""
+        """Returns all that waited as one, in their order, None where none did; nothing waits afterwards."""
         waiting, self.waiting = self.waiting, []
         if len(waiting) < 2:
             return waiting[0] if waiting else None
@@ -63,29 +72,35 @@ class PendingRecords:
 
 @torch.no_grad()
 def record(
-    visit: StepRecord, ledger: SampleLedger, means: RunningMeans, estimator: RateEstimator | None, single: bool,
+    entry: StepRecord, ledger: SampleLedger, means: RunningMeans, estimator: RateEstimator | None, single: bool,
     gather: Callable[[Tensor], Tensor],
 ) -> None:  # fmt: skip
-    """Writes visits to the ledger, the running means and the noise rate's estimator; single: the labels are classes.
+    """Writes a record to the ledger, the running means and the noise rate's estimator, without a host sync.
 
-    gather: concatenates over the processes, which all call this at the same steps. Without a host sync.
+    Args:
+        entry: of one or more micro-batches.
+        ledger: of the data set.
+        means: what is logged.
+        estimator: of the noise rate, None where it is not estimated.
+        single: whether each sample has one class label.
+        gather: concatenates over the processes, which all call this at the same steps.
     """
-    logits, weight = visit.logits, visit.weight
+    logits, weight = entry.logits, entry.weight
     means.add("kept_fraction", weight.sum(), weight.numel())
     # class predictions; -1 where the targets are numbers
-    predicted = logits.mean(0).argmax(-1).float() if single else torch.full_like(visit.score, -1.0)
-    row = torch.stack([visit.score, weight, predicted], 1)
+    predicted = logits.mean(0).argmax(-1).float() if single else torch.full_like(entry.score, -1.0)
+    row = torch.stack([entry.score, weight, predicted], 1)
     if single:
-        row = torch.cat([row, trace(logits, visit.labels, ledger.rival[visit.index])], 1)
-    row, index, labels = gather(row), gather(visit.index), gather(visit.labels)
+        row = torch.cat([row, trace(logits, entry.labels, ledger.rival[entry.index])], 1)
+    row, index, labels = gather(row), gather(entry.index), gather(entry.labels)
     probs = None
     if estimator is not None or ledger.mean_probs is not None:
         probs = gather(logits.float().softmax(-1).mean(0))
     if estimator is not None and probs is not None:
-        estimator.update(index, probs, labels, visit.epoch)
-    told = row[:, 3:] if single else None
-    ledger.record(index, row[:, 0], row[:, 1], labels, row[:, 2], visit.epoch, visit.filter_active, told, probs)
+        estimator.update(index, probs, labels, entry.epoch)
+    margins = row[:, 3:] if single else None
+    ledger.record(index, row[:, 0], row[:, 1], labels, row[:, 2], entry.epoch, entry.filter_active, margins, probs)
     if ledger.truth is not None:
-        truth = ledger.truth[visit.index].float()
+        truth = ledger.truth[entry.index].float()
         means.add("kept_corrupted", (weight * truth).sum(), truth.sum())
         means.add("kept_clean", (weight * (1 - truth)).sum(), (1 - truth).sum())

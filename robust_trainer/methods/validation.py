@@ -99,23 +99,23 @@ def _validate_rule(recipe: Recipe) -> None:
     # a part of one protocol tells what was meant: a memory or a mask over the data set, or weights of a step
     epochs = memory != "none" or any(hasattr(rule, name) for name in ("keep_mask", "decides"))
     steps = any(hasattr(rule, name) for name in ("weights", "new_state", "divisor"))
-    told = f"selection={type(rule).__name__} of method '{recipe.name}'"
+    what = f"selection={type(rule).__name__} of method '{recipe.name}'"
     if lacks["B"] and lacks["E"] and not epochs and not steps:
         raise ValueError(
-            f"{told} is no BatchRule (no {', '.join(lacks['B'])}) and no EpochRule (no {', '.join(lacks['E'])}): "
+            f"{what} is no BatchRule (no {', '.join(lacks['B'])}) and no EpochRule (no {', '.join(lacks['E'])}): "
             "add the methods of one."
         )
     for meant, kind, name in ((epochs, "E", "EpochRule"), (steps, "B", "BatchRule")):
         if meant and lacks[kind]:
             raise ValueError(
-                f"{told} is an incomplete {name}: it has no {', '.join(lacks[kind])}; see robust_trainer.types.{name}."
+                f"{what} is an incomplete {name}: it has no {', '.join(lacks[kind])}; see robust_trainer.types.{name}."
             )
     if memory not in MEMORIES:
-        raise ValueError(f"{told} has memory={memory!r}: expected one of {', '.join(MEMORIES)}.")
+        raise ValueError(f"{what} has memory={memory!r}: expected one of {', '.join(MEMORIES)}.")
 
 
 def _validate_semi(trainer: Trainer, recipe: Recipe, size: int | None, problem: Problem, model: nn.Module) -> None:
-    """Raises ``ValueError`` where views of images with one label each cannot be had; warns of a warm-up that never ends."""
+    """Raises ``ValueError`` where variants of images with one label each cannot be had; warns of a warm-up that never ends."""
     if not problem.one_class:
         raise ValueError(f"method '{recipe.name}' needs one class label each, but problem_type='{problem}': use prl or pgd-at.")
     if getattr(model, "main_input_name", None) == "input_ids":
@@ -123,7 +123,7 @@ def _validate_semi(trainer: Trainer, recipe: Recipe, size: int | None, problem: 
     if isinstance(model, PeerModel) or recipe.weight_perturbation is not None or recipe.relabel is not None:
         raise ValueError(f"method '{recipe.name}' trains one network, without AWP or relabelling: take these out of the recipe.")
     if trainer.compute_loss_func is not None:
-        raise ValueError(f"method '{recipe.name}' takes the loss of several views of a sample: drop compute_loss_func.")
+        raise ValueError(f"method '{recipe.name}' takes the loss of several variants of a sample: drop compute_loss_func.")
     epochs, semi = trainer.args.num_train_epochs, recipe.semi_supervised
     assert semi is not None
     if trainer.args.max_steps <= 0 and recipe.selection is not None and semi.warmup_epochs >= epochs:
@@ -247,9 +247,9 @@ def _validate_peers(trainer: Trainer, recipe: Recipe, model: nn.Module) -> None:
             f"method '{recipe.name}' trains num_networks={recipe.num_networks} networks, the model has {have}: "
             "name the method when the RobustTrainer is built, or pass PeerModel.of([...])."
         )
-    given = getattr(trainer.optimizer, "param_groups", None)
-    if have > 1 and given is not None:
-        known = {id(p) for group in given for p in group["params"]}
+    groups = getattr(trainer.optimizer, "param_groups", None)
+    if have > 1 and groups is not None:
+        known = {id(p) for group in groups for p in group["params"]}
         if any(id(p) not in known for p in model.parameters() if p.requires_grad):
             raise ValueError(
                 f"the optimizer given does not hold all weights of the {have} peers: leave optimizers out, or build it from "

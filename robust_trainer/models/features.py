@@ -78,16 +78,18 @@ def last_linear(layers: Layers, outputs: Any, logits: Tensor) -> tuple[nn.Linear
     """
     if logits.shape[1] not in layers.linear:
         raise ValueError(f"no linear layer of {logits.shape[1]} outputs ran in the model: give one whose last layer is linear.")
-    module, given, output = layers.linear[logits.shape[1]]
+    module, inputs, output = layers.linear[logits.shape[1]]
     if isinstance(outputs, dict) and outputs.get("peer_logits") is not None:
         logits = outputs["peer_logits"][:, 0]
-    if len(given) != len(logits):
-        got = f"{tuple(given.shape)} for {len(logits)} samples"
-        raise ValueError(f"the last linear layer's input is {got}, expected one row each: the features cannot be told apart.")
-    if given.dim() == 3:
+    if len(inputs) != len(logits):
+        got = f"{tuple(inputs.shape)} for {len(logits)} samples"
+        raise ValueError(
+            f"the last linear layer's input is {got}, expected one row each: use a model whose head sees each sample once."
+        )
+    if inputs.dim() == 3:
         away = (output.float() - logits.float().unsqueeze(1)).abs().amax(-1).flip(1)
         nearest, token = away.min(1)
         if bool((nearest > 1e-2 * (1.0 + logits.float().abs().amax(1))).any()):
             raise ValueError("the last linear layer runs on every token and no token's output is the logits: features are unknown.")
-        given = given.flip(1)[torch.arange(len(given), device=given.device), token]
-    return module, given.detach().flatten(1).float()
+        inputs = inputs.flip(1)[torch.arange(len(inputs), device=inputs.device), token]
+    return module, inputs.detach().flatten(1).float()

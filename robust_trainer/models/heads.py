@@ -36,10 +36,10 @@ def head_of(model: nn.Module) -> nn.Linear:
         return fitting[-1]
     if linear and named is None:
         return linear[-1]
-    found = sorted({layer.out_features for layer in linear})
+    widths = sorted({layer.out_features for layer in linear})
     outputs = f"of {classes} outputs" if classes is not None else "at all"
     raise ValueError(
-        f"model has no linear layer {outputs}: {type(inner).__name__} has linear layers of {found or 'no'} outputs; use a "
+        f"model has no linear layer {outputs}: {type(inner).__name__} has linear layers of {widths or 'no'} outputs; use a "
         "classifier whose last layer is an nn.Linear."
     )
 

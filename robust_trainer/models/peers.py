@@ -88,13 +88,13 @@ class PeerModel(PreTrainedModel):
         own = getattr(models[0], "config", None)
         shared: dict[str, Any] = {}
         if isinstance(own, PreTrainedConfig):
-            told = own.to_dict()
-            shared = {k: told[k] for k in ("id2label", "label2id", "problem_type") if told.get(k) is not None}
+            settings = own.to_dict()
+            shared = {k: settings[k] for k in ("id2label", "label2id", "problem_type") if settings.get(k) is not None}
             if not {"id2label", "num_labels", "label2id"} & set(own.to_diff_dict()):
                 shared = {k: v for k, v in shared.items() if k == "problem_type"}
-            if "num_channels" in told:
-                shared["num_channels"] = told["num_channels"]
-            shared.update(peer=told, architecture=type(models[0]).__name__)
+            if "num_channels" in settings:
+                shared["num_channels"] = settings["num_channels"]
+            shared.update(peer=settings, architecture=type(models[0]).__name__)
         return cls(PeerConfig(peers=len(models), **shared), models)
 
     def init_weights(self) -> None:
@@ -111,8 +111,8 @@ class PeerModel(PreTrainedModel):
             both = torch.stack([losses_and_scores(output, size, "PeerModel") for output in outputs], 1)
             mean = both.mean(1)
             return PeerOutput(loss=mean[:, 0].mean(), losses=mean[:, 0], scores=mean[:, 1], peer_losses=both)
-        found = [logits_of(output) for output in outputs]
-        logits = torch.stack([z for z in found if z is not None], 1)
+        every = [logits_of(output) for output in outputs]
+        logits = torch.stack([z for z in every if z is not None], 1)
         losses = [output["loss"] for output in outputs if isinstance(output, dict) and output.get("loss") is not None]
         loss = torch.stack(losses).mean() if len(losses) == len(outputs) else None
         return PeerOutput(loss=loss, logits=logits.mean(1), peer_logits=logits)
@@ -195,10 +195,10 @@ def each_reported(trainer: Any) -> Iterator[None]:
         def one(own: np.ndarray) -> dict[str, Any]:
             return metrics(EvalPrediction(predictions=own, label_ids=predictions.label_ids, **more))
 
-        found = dict(one(mean))
+        report = dict(one(mean))
         for number in range(each.shape[1]):
-            found.update({f"peer{number}_{key}": value for key, value in one(each[:, number]).items()})
-        return found
+            report.update({f"peer{number}_{key}": value for key, value in one(each[:, number]).items()})
+        return report
 
     def hooked(logits: Any, labels: Any) -> Any:
         mean, each = logits

@@ -73,9 +73,9 @@ def losses_and_scores(outputs: Any, size: int, reader: str) -> Tensor:
     Raises:
         ValueError: where they are not of shape (size,).
     """
-    found = outputs if isinstance(outputs, dict) else {}
-    losses: Any = found.get("losses")
-    scores: Any = losses if found.get("scores") is None else found["scores"]
+    fields = outputs if isinstance(outputs, dict) else {}
+    losses: Any = fields.get("losses")
+    scores: Any = losses if fields.get("scores") is None else fields["scores"]
     for one, many, value in (("loss", "losses", losses), ("score", "scores", scores)):
         if value is None or value.shape != (size,):
             got = "none" if value is None else str(tuple(value.shape))

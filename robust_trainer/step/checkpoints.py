@@ -47,7 +47,7 @@ def load(folder: str, step: RobustStep) -> None:
 def check_method(folder: str, recipe: Recipe | None) -> None:
     """Raises ``ValueError`` when the checkpoint was made by another method, or other settings of it, than those in force."""
     path = os.path.join(folder, STATE_FILE)
-    found: str | None = None
+    saved: str | None = None
     metadata: dict[str, str] = {}
     if os.path.isfile(path):
         try:
@@ -55,17 +55,17 @@ def check_method(folder: str, recipe: Recipe | None) -> None:
                 metadata = handle.metadata() or {}
         except safetensors.SafetensorError as error:
             raise ValueError(f"{path!r} is damaged ({error}): resume from another checkpoint.") from error
-        found = metadata.get("method")
-    wanted = recipe.name if recipe is not None else None
-    if found != wanted:
+        saved = metadata.get("method")
+    method = recipe.name if recipe is not None else None
+    if saved != method:
         raise ValueError(
-            f"checkpoint {folder!r} was made by method={found!r}, this run has method={wanted!r}: "
+            f"checkpoint {folder!r} was made by method={saved!r}, this run has method={method!r}: "
             "resume with the same method, or start a new run from its weights."
         )
     if recipe is None:
         return
     before, now = json.loads(metadata.get("settings", "{}")), json.loads(_identity(recipe)["settings"])
-    implicit = defaults(("anywhere",), implicit=True)  # those are not among a method's settings where they are not given
+    implicit = defaults(("anywhere",), implicit=True)  # those are not among a method's settings where nobody set them
     before, now = {**implicit, **before}, {**implicit, **now}
     for name in sorted(before.keys() & now.keys()):
         if before[name] != now[name]:
