@@ -23,17 +23,21 @@ NOT_CONTENT = ("is_corrupted", "clean_label", "is_poisoned", "attack_target")
 
 
 def label_column(data: Any, label_names: Sequence[str]) -> str | None:
-    """The column of the given labels: the first of the Trainer's label names, labels and label; None where there is none."""
+    """Returns the column of the given labels: the first of the label names, labels and label; None without one."""
     columns = data.column_names if isinstance(data, datasets.Dataset) else ()
     return next((n for n in (*label_names, "labels", "label") if n in columns), None)
 
 
 def data_fingerprint(data: Any, label: str | None) -> str:
-    """Returns 16 hexadecimal digits: of the number of rows, all labels (the column ``label``), and the content of 64 rows.
+    """Returns 16 hexadecimal digits: of the number of rows, all labels, and the content of 64 rows.
 
-    For a `datasets.Dataset`; its formats and transforms do not count, nor do the columns that tell of a corruption. Of any other
-    data set, whose rows may be drawn anew each time, only the number of rows counts. Image files are told by their bytes, or by
-    their names where the bytes are not in the data set.
+    Formats and transforms do not count, nor do the columns that tell of a corruption. Of a data set that is no `datasets.Dataset`,
+    whose rows may be drawn anew each time, only the number of rows counts. Image files are known by their bytes, or by their names
+    where the bytes are not in the data set.
+
+    Args:
+        data: the data set.
+        label: the column of its labels, None where there is none.
     """
     content: list[Any] = [len(data)]
     if isinstance(data, datasets.Dataset) and len(data):
@@ -64,7 +68,7 @@ def _content(column: Any) -> bytes:
 
 
 def class_names(data: Any, label_names: Sequence[str], config: Any, classes: int | None) -> list[str]:
-    """The names of the classes, by the label column's feature, else by the model's config, else their numbers; [] if unknown."""
+    """Returns the names of the classes, by the label column's feature, else by the config, else their numbers; [] if unknown."""
     feature = data.features.get(label_column(data, label_names)) if isinstance(data, datasets.Dataset) else None
     if isinstance(feature, datasets.ClassLabel) and feature.names:
         return list(feature.names)
