@@ -196,6 +196,6 @@ def test_refusals(tmp_path):
     with pytest.raises(ValueError, match=r"give two or more networks of one class"):
         PeerModel.of([vit(), resnet()])
     trainer = RobustTrainer(vit(), TrainingArguments(**settings(tmp_path)), train_dataset=images())
-    trainer._given_recipe = METHODS["co-prl"]()
+    trainer._find_recipe = lambda args: METHODS["co-prl"]()
     with pytest.raises(ValueError, match=r"num_networks=2 networks, the model has 1: name the method when"):
         trainer.train()
