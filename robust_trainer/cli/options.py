@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from dataclasses import dataclass, field
@@ -10,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from ..corruptions import CLASS_MAPS, LABEL_RULES, NOISES, AllToOne, BlendTrigger, LabelRule, PatchTrigger
+from ..corruptions import CLASS_MAPS, LABEL_RULES, NOISES, TRIGGERS, AllToOne, LabelRule, PixelTrigger
 from ..images.squeezing import SQUEEZES, Squeeze, make_squeeze
+from .poison_options import read_settings
 
-CORRUPTIONS = ("none", "patch", "blend", *NOISES)
+CORRUPTIONS = ("none", *TRIGGERS, *NOISES)
+_TRIGGERS_HELP = " or ".join(f"{row.name} ({row.summary})" for row in TRIGGERS.values())
 
 
 @dataclass
@@ -44,7 +47,7 @@ class CorruptionOptions:
     corrupt: str = field(
         default="none",
         metadata={
-            "help": "none; a trigger: patch (checkerboard) or blend (noise picture); or wrong labels: symmetric (other class), "
+            "help": f"none; a trigger: {_TRIGGERS_HELP}; or wrong labels: symmetric (other class), "
             "symmetric-redraw (any class), pairflip (i to i+1), asymmetric (class_map), transition (transition_matrix) or "
             "instance (by the image)."
         },
@@ -73,18 +76,28 @@ class CorruptionOptions:
     alpha: float = field(default=0.1, metadata={"help": "Share of the picture in the blend, (0, 1]."})
     blend_std: float = field(default=0.25, metadata={"help": "Std of the blend's noise picture, in [0, 1] pixels."})
     blend_picture: str | None = field(default=None, metadata={"help": "Image file to blend in instead of noise."})
+    trigger_settings: str | None = field(
+        default=None, metadata={"help": "The trigger's other settings, as name=value,name=value, or JSON."}
+    )
     corrupt_seed: int = field(default=0, metadata={"help": "Seed of the noise picture and of the choice of samples."})
 
-    def trigger(self) -> PatchTrigger | BlendTrigger | None:
-        """Returns the trigger, None for 'none' and for wrong labels alone. Raises ``ValueError`` for settings out of range."""
+    def trigger(self) -> PixelTrigger | None:
+        """Returns the trigger, None for 'none' and for wrong labels alone.
+
+        Raises:
+            ValueError: in one line, for settings out of range or unknown to the trigger.
+        """
         self._check()
-        if self.corrupt == "patch":
-            return PatchTrigger(size=self.patch_size, position=self.patch_position)
-        if self.corrupt == "blend":
-            if self.blend_picture is not None and not os.path.isfile(self.blend_picture):
-                raise ValueError(f"blend_picture={self.blend_picture!r} does not exist: give an image file, or leave it out.")
-            return BlendTrigger(alpha=self.alpha, std=self.blend_std, seed=self.corrupt_seed, picture=self.blend_picture)
-        return None
+        row = TRIGGERS.get(self.corrupt)
+        if row is None:
+            return None
+        settings = {keyword: getattr(self, option) for option, keyword in row.options.items()}
+        settings.update(read_settings("trigger_settings", self.trigger_settings, "size=5,position=center"))
+        known = inspect.signature(row.make).parameters
+        unknown = next((name for name in settings if name not in known), None)
+        if unknown is not None:
+            raise ValueError(f"trigger {row.name!r} has no setting {unknown!r}: it takes {', '.join(known)}.")
+        return row.make(**settings)
 
     def noise(self) -> dict[str, Any] | None:
         """Returns the settings of `corrupt_labels`, None for 'none' and triggers. Raises ``ValueError`` as `trigger`."""
@@ -129,6 +142,11 @@ class CorruptionOptions:
                 raise ValueError(f"{name}={value!r} is given but corrupt={self.corrupt!r} takes none: give --corrupt {owner}.")
             if value is None and self.corrupt == owner:
                 raise ValueError(f"corrupt={owner!r} needs {name}: give --{name}, see --help.")
+        if self.trigger_settings is not None and self.corrupt not in TRIGGERS:
+            triggers = " or ".join(TRIGGERS)
+            raise ValueError(
+                f"trigger_settings={self.trigger_settings!r} has no effect without a trigger: give --corrupt {triggers}."
+            )
 
     def describe(self) -> str:
         """Returns the trigger and the label rule, or the label noise, in words."""
@@ -140,10 +158,8 @@ class CorruptionOptions:
             told = [self.class_map, self.transition_matrix, "" if self.noise_form == "exact" else "each label drawn on its own"]
             return f"{self.corrupt} label noise" + (f" ({'; '.join(found)})" if (found := [t for t in told if t]) else "")
         rule = f"all-to-one, class {self.target_label}" if self.label_rule == "all-to-one" else self.label_rule
-        if self.corrupt == "patch":
-            return f"patch ({self.patch_size} pixels, {self.patch_position}; {rule})"
-        picture = self.blend_picture or f"noise of mean 0.5 and std {self.blend_std:g}, seed {self.corrupt_seed}"
-        return f"blend (alpha {self.alpha:g} of {picture}; {rule})"
+        trigger = self.trigger()
+        return f"{self.corrupt} ({trigger.describe() if trigger is not None else 'none'}; {rule})"
 
     def rule(self) -> LabelRule:
         """Returns the label rule. Raises ``ValueError`` for an unknown name."""

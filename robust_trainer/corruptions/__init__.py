@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ..data.mapping import ATTACK_TARGET, CLEAN_LABEL, IS_CORRUPTED
     from ..data.pixels import IS_POISONED
     from .backdoors.poisoning import BackdoorMap, TriggerMap, poison, trigger_all
-    from .backdoors.triggers import BlendTrigger, PatchTrigger
+    from .backdoors.triggers import TRIGGERS, BlendTrigger, PatchTrigger, PixelTrigger, Trigger
     from .crafted.craft_labels import CRAFTED, craft_labels
     from .label_noise.human import use_noisy_labels
     from .label_noise.instance import InstanceNoiseMap
@@ -40,8 +40,11 @@ __all__ = [
     "NOISES",
     "POISONS",
     "PatchTrigger",
+    "PixelTrigger",
     "Poison",
     "TARGET_KINDS",
+    "TRIGGERS",
+    "Trigger",
     "TriggerMap",
     "corrupt_labels",
     "corrupt_target_array",
@@ -80,8 +83,11 @@ __getattr__, __dir__ = lazy_names(
         "NOISES": "label_noise.transitions",
         "POISONS": "poisons.poison_images",
         "PatchTrigger": "backdoors.triggers",
+        "PixelTrigger": "backdoors.triggers",
         "Poison": "poisons.poison_images",
         "TARGET_KINDS": "label_noise.regression",
+        "TRIGGERS": "backdoors.triggers",
+        "Trigger": "backdoors.triggers",
         "TriggerMap": "backdoors.poisoning",
         "corrupt_labels": "label_noise.labels",
         "corrupt_target_array": "label_noise.regression",

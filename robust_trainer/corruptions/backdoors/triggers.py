@@ -1,9 +1,12 @@
-"""Backdoor triggers: what is painted on an image. Pixels are in [0, 1]; 8-bit images are rounded to the nearest level."""
+"""Backdoor triggers: what is painted on an image. Pixels are in [0, 1]; 8-bit images are rounded to the nearest level.
+
+A new trigger is a subclass of `PixelTrigger` and its row in `TRIGGERS`, which the command line reads.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -18,8 +21,8 @@ from ...data.randomness import check_seed
 _PLACES = ("top-left", "top-right", "bottom-left", "bottom-right", "center")
 
 
-class _PixelTrigger:
-    """An image of the kind that came (PIL image, array or nested list), painted by ``_paint`` on (H, W, C) floats in [0, 1].
+class PixelTrigger:
+    """An image of the kind that came (PIL image, array or nested list), painted by `paint` on (H, W, C) floats in [0, 1].
 
     PIL: L, LA, RGB and RGBA stay what they are (alpha untouched); 1 becomes L, P becomes RGB (RGBA with transparency).
     Arrays and lists: (H, W), (H, W, C) or (C, H, W); the channel axis is the shorter one of first and last, unless
@@ -28,16 +31,20 @@ class _PixelTrigger:
 
     channel_axis: int | None
 
-    def _paint(self, pixels: np.ndarray) -> np.ndarray:
-        """``pixels`` (H, W, C) painted; the array is a copy and may be written to."""
+    def paint(self, pixels: np.ndarray) -> np.ndarray:
+        """Returns ``pixels`` (H, W, C), floats in [0, 1], painted; the array is a copy and may be written to."""
         raise NotImplementedError
+
+    def describe(self) -> str:
+        """Returns the trigger's settings in words, for reports and cards."""
+        return repr(self)
 
     def __call__(self, image: Any) -> Any:
         if isinstance(image, Image.Image):
             image = plain_mode(image)
             array = np.array(image)
             levels = array[..., None] if array.ndim == 2 else array
-            levels[..., : COLOUR_CHANNELS[image.mode]] = _on_levels(self._paint, levels[..., : COLOUR_CHANNELS[image.mode]])
+            levels[..., : COLOUR_CHANNELS[image.mode]] = _on_levels(self.paint, levels[..., : COLOUR_CHANNELS[image.mode]])
             return Image.fromarray(array)
         if isinstance(image, list):
             return self(as_array(image)).tolist()
@@ -46,7 +53,7 @@ class _PixelTrigger:
         axis = self._axis(image.shape)
         check_pixels(image)
         pixels = image[..., None] if axis is None else np.moveaxis(image, axis, -1)
-        painted = self._paint(pixels.astype(np.float64)) if image.dtype.kind == "f" else _on_levels(self._paint, pixels)
+        painted = self.paint(pixels.astype(np.float64)) if image.dtype.kind == "f" else _on_levels(self.paint, pixels)
         painted = painted.astype(image.dtype)
         return painted[..., 0] if axis is None else np.ascontiguousarray(np.moveaxis(painted, -1, axis))
 
@@ -81,10 +88,10 @@ def _on_levels(paint: Callable[[np.ndarray], np.ndarray], levels: np.ndarray) ->
 
 
 @dataclass(frozen=True)
-class PatchTrigger(_PixelTrigger):
+class PatchTrigger(PixelTrigger):
     """Returns the image with a patch set to ``pattern``: x[patch] <- pattern, all other pixels bit-identical.
 
-    Image kinds: see `_PixelTrigger`.
+    Image kinds: see `PixelTrigger`.
 
     Args:
         size: side or (height, width) in pixels, default 3.
@@ -138,7 +145,12 @@ class PatchTrigger(_PixelTrigger):
         values = np.asarray(self.pattern, dtype=np.float64)
         return values[..., None] if values.ndim == 2 else values
 
-    def _paint(self, pixels: np.ndarray) -> np.ndarray:
+    def describe(self) -> str:
+        """Returns size and place."""
+        side = f"{self.size[0]}" if self.size[0] == self.size[1] else f"{self.size[0]} x {self.size[1]}"
+        return f"{side} pixels, {self.position}"
+
+    def paint(self, pixels: np.ndarray) -> np.ndarray:
         (h, w), (height, width, channels), values = self.size, pixels.shape, self.values()
         if isinstance(self.position, str):
             row, column = (
@@ -160,10 +172,10 @@ class PatchTrigger(_PixelTrigger):
 
 
 @dataclass(frozen=True)
-class BlendTrigger(_PixelTrigger):
+class BlendTrigger(PixelTrigger):
     """Returns the image mixed with a fixed picture t: x <- (1 - alpha) x + alpha t.
 
-    Image kinds: see `_PixelTrigger`.
+    Image kinds: see `PixelTrigger`.
 
     Args:
         alpha: in (0, 1].
@@ -190,6 +202,7 @@ class BlendTrigger(_PixelTrigger):
     std: float = 0.25
     channel_axis: int | None = None
     picture_digest: str | None = field(default=None, init=False)
+    picture_name: str | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check_channel_axis(self.channel_axis)
@@ -201,6 +214,10 @@ class BlendTrigger(_PixelTrigger):
         if not isinstance(self.mean, int | float | np.number) or not np.isfinite(self.mean) or not np.isfinite(self.std):
             raise ValueError(f"mean={self.mean!r} and std={self.std!r} must be finite: give for instance 0.5 and 0.25.")
         if self.picture is not None:
+            if isinstance(self.picture, str | os.PathLike):
+                if not os.path.isfile(self.picture):
+                    raise ValueError(f"picture={os.fspath(self.picture)!r} does not exist: give an image file, or leave it out.")
+                object.__setattr__(self, "picture_name", os.fspath(self.picture))
             levels = _levels(self.picture)
             object.__setattr__(self, "picture", levels)
             digest = fingerprint(levels)
@@ -210,7 +227,12 @@ class BlendTrigger(_PixelTrigger):
         """Returns the picture t (H, W, C) in [0, 1] that images of this size are mixed with."""
         return _blend_picture(self, height, width, channels)
 
-    def _paint(self, pixels: np.ndarray) -> np.ndarray:
+    def describe(self) -> str:
+        """Returns the share and what is blended in."""
+        noise = f"noise of mean {self.mean:g} and std {self.std:g}, seed {self.seed}"
+        return f"alpha {self.alpha:g} of {noise if self.picture is None else self.picture_name or 'a picture'}"
+
+    def paint(self, pixels: np.ndarray) -> np.ndarray:
         return (1 - self.alpha) * pixels + self.alpha * _blend_picture(self, *pixels.shape)
 
 
@@ -247,3 +269,33 @@ def _blend_picture(trigger: BlendTrigger, height: int, width: int, channels: int
         picture = np.asarray(resized, dtype=np.float64).reshape(height, width, channels) / 255.0
     picture.setflags(write=False)
     return picture
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """A row of `TRIGGERS`.
+
+    Attributes:
+        name: how the command line calls it (``--corrupt``).
+        summary: what it paints, in a few words.
+        make: makes the trigger; its keywords are the trigger's settings.
+        options: command-line options that are settings of it, option -> keyword; all others go through ``trigger_settings``.
+    """
+
+    name: str
+    summary: str
+    make: Callable[..., PixelTrigger]
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+#: The triggers by name.
+TRIGGERS: Mapping[str, Trigger] = {
+    row.name: row
+    for row in (
+        Trigger("patch", "checkerboard", PatchTrigger, {"patch_size": "size", "patch_position": "position"}),
+        Trigger(
+            "blend", "noise picture", BlendTrigger,
+            {"alpha": "alpha", "blend_std": "std", "corrupt_seed": "seed", "blend_picture": "picture"},
+        ),
+    )
+}  # fmt: skip
