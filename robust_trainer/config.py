@@ -216,7 +216,7 @@ def keywords_after(mixin: type, cls: type) -> list[str]:
         cls: a class built with it.
     """
     following = cls.__mro__[cls.__mro__.index(mixin) + 1 : -1]
-    parameters = [p for c in following if "__init__" in vars(c) for p in inspect.signature(c.__init__).parameters.values()]
+    parameters = [p for c in following if "__init__" in vars(c) for p in inspect.signature(vars(c)["__init__"]).parameters.values()]
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return list(dict.fromkeys(p.name for p in parameters if p.kind in named and p.name != "self"))
 

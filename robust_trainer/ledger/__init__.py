@@ -1,0 +1,1 @@
+"""What training learned about every training sample."""

@@ -1,0 +1,1 @@
+"""Models: networks side by side, heads, features, modes; small models from scratch."""

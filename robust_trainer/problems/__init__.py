@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from .base import Problem
 from .multi_label import MULTI_LABEL
 from .regression import REGRESSION
@@ -11,7 +9,7 @@ from .single_label import SINGLE_LABEL
 from .unlabelled import UNLABELLED
 
 #: Every kind of problem by its name. Where a kind has labels, the name is what ``problem_type`` may be.
-PROBLEMS: Mapping[str, Problem] = {problem.name: problem for problem in (SINGLE_LABEL, REGRESSION, MULTI_LABEL, UNLABELLED)}
+PROBLEMS: dict[str, Problem] = {problem.name: problem for problem in (SINGLE_LABEL, REGRESSION, MULTI_LABEL, UNLABELLED)}
 #: What ``problem_type`` may be.
 PROBLEM_TYPES: tuple[str, ...] = tuple(name for name, problem in PROBLEMS.items() if problem.labelled)
 

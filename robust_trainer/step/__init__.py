@@ -1,0 +1,1 @@
+"""The optimizer step of a robust method: perturb, decide weights, minimise, record."""
