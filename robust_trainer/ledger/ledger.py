@@ -28,12 +28,18 @@ class SampleLedger:
     predicted (class, at the last visit), epoch (of the last visit), keep (decision in force, methods with memory), doubt (visits
     where the filter left the sample out, minus those where it kept it, since it drops at least half of its final share).
     For class labels also aum and margin (running means of the given label's margin in logits and in probabilities), forgetting,
-    rival and rival_confidence (`trajectory`): of the step's first forward, so on the inputs as they came in methods that attack.
-    A sample that a distributed sampler repeats within an epoch is recorded once.
+    rival and rival_confidence (`margins`): of the step's first forward, so on the inputs as they came in methods that attack.
 
-    wide: counts in 32 bits (57 bytes a row), for 2**15 classes or epochs and more. classes: to keep the running mean of each
-    sample's predicted probabilities as well, ``mean_probs`` (N, classes), 4 bytes each. run: facts about the training, for the
-    files that the ledger is written to.
+    Guarantee: a sample that a distributed sampler repeats within an epoch is recorded once.
+
+    Args:
+        size: rows of the data set.
+        device: of the training.
+        ema_decay: weight of the past in ``ema_score``, in [0, 1).
+        wide: counts in 32 bits (57 bytes a row), for 2**15 classes or epochs and more.
+        classes: to keep the running mean of each sample's predicted probabilities as well, ``mean_probs`` (N, classes), 4 bytes
+            each; None: not kept.
+        run: facts about the training, for the files that the ledger is written to.
     """
 
     def __init__(
@@ -87,7 +93,12 @@ class SampleLedger:
 
     @staticmethod
     def needs_wide(classes: int | None, epochs: float) -> bool:
-        """Whether class numbers or epochs do not fit into 16 bits; a number of classes that is not known may not."""
+        """Returns whether class numbers or epochs do not fit into 16 bits; a number of classes that is not known may not.
+
+        Args:
+            classes: None where unknown.
+            epochs: of the training.
+        """
         return not classes or classes >= _NARROW or epochs >= _NARROW - 1
 
     def __getattr__(self, name: str) -> Tensor:
@@ -139,11 +150,11 @@ class SampleLedger:
             every[index] = torch.where(fresh, means + (probs - means) / (seen + 1).unsqueeze(1), means)
 
     def distrusted(self) -> Tensor:
-        """Which samples were left out in more than half of the visits that `doubt` counts, bool (N,)."""
+        """Returns which samples were left out in more than half of the visits that `doubt` counts, bool (N,)."""
         return self.columns["doubt"] > 0
 
     def detection(self) -> dict[str, float]:
-        """AUROC, precision and recall of distrust against the known truth; empty when the truth is not known.
+        """Returns AUROC, precision and recall of distrust against the known truth; empty when the truth is not known.
 
         AUROC: of the mean score. Samples never seen are left out.
         """
@@ -158,7 +169,7 @@ class SampleLedger:
         return out if area is None else {**out, "auroc": area}
 
     def rows(self) -> dict[str, np.ndarray]:
-        """One entry per sample in each column, in data-set order: index, the columns, distrusted, is_corrupted where it is known.
+        """Returns the columns, one entry per sample in data-set order, with index, distrusted and, where it is known, is_corrupted.
 
         Counts as int32; rival_confidence in [0, 1]; aum and margin NaN where there was no class label or no visit.
         """
@@ -178,7 +189,7 @@ class SampleLedger:
         return rows
 
     def to_dataset(self) -> datasets.Dataset:
-        """`rows` as a data set."""
+        """Returns `rows` as a data set."""
         return datasets.Dataset.from_dict(self.rows())
 
     def distrusted_rows(self) -> datasets.Dataset:
@@ -189,15 +200,29 @@ class SampleLedger:
         return rows.select(flagged[np.argsort(-scores, kind="stable")])
 
     def to_parquet(self, path: str | Path) -> Path:
-        """Writes `to_dataset` as one parquet file, whole or not at all, with ``run`` in its metadata; returns its path."""
+        """Writes `to_dataset` as one parquet file, whole or not at all, with ``run`` in its metadata.
+
+        Args:
+            path: of the file.
+
+        Returns:
+            Its path.
+        """
         return write_parquet(self.to_dataset(), path, self.run)
 
     def state(self) -> dict[str, Tensor]:
-        """The columns as CPU tensors for a checkpoint."""
+        """Returns the columns as CPU tensors for a checkpoint."""
         return {f"ledger.{name}": column.cpu() for name, column in self.columns.items()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Restores `state`. Raises ``ValueError`` for one of a data set of another size, or without some column."""
+        """Restores `state`.
+
+        Args:
+            state: of a ledger with the same columns.
+
+        Raises:
+            ValueError: for one of a data set of another size, or without some column.
+        """
         missing = [name for name in self.columns if f"ledger.{name}" not in state]
         if missing:
             raise ValueError(
@@ -214,7 +239,12 @@ class SampleLedger:
 
 
 def auroc(scores: Tensor, positive: Tensor) -> float | None:
-    """Area under the ROC curve of scores (N,) for bool labels (N,), ties counted half; None without both classes or with NaN."""
+    """Returns the area under the ROC curve, ties counted half; None without both classes or with NaN.
+
+    Args:
+        scores: (N,), higher where positive is expected.
+        positive: bool (N,).
+    """
     if bool(positive.all()) or not bool(positive.any()) or not bool(torch.isfinite(scores).all()):
         return None
     known = positive.cpu().numpy().astype(bool)

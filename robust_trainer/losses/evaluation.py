@@ -14,7 +14,17 @@ from ..problems.unlabelled import without_labels
 
 
 def plain_loss(trainer: Any, base: Any, model: nn.Module, inputs: Any, return_outputs: bool, items: Any, problem: Problem) -> Any:
-    """The Trainer's own loss (``base``: its ``compute_loss``); beside a module's bare outputs, the loss of the problem."""
+    """Returns the loss of an evaluation: the Trainer's own or, beside a module's bare outputs, the loss of the problem.
+
+    Args:
+        trainer: whose label names, smoothing and ``compute_loss_func`` count.
+        base: the Trainer's ``compute_loss``.
+        model: as it came.
+        inputs: the batch.
+        return_outputs: whether (loss, outputs) is returned.
+        items: ``num_items_in_batch``.
+        problem: what kind of problem the samples pose.
+    """
     if not problem.labelled:
         return base(model, without_labels(inputs, trainer.args.label_names), return_outputs, items)
     if trainer.compute_loss_func is not None:

@@ -42,7 +42,18 @@ def number_of_rows(data: Any) -> int | None:
 
 
 def validate_setup(trainer: Trainer, recipe: Recipe, size: int | None, problem: Problem, model: nn.Module) -> None:
-    """Raises ``ValueError`` for what the method cannot work with; nothing is silently ignored. size: rows, None for a stream."""
+    """Checks a set-up before the first step: nothing that the user gave is silently ignored.
+
+    Args:
+        trainer: with its arguments, data and accelerator.
+        recipe: the method.
+        size: rows of the training set, None for a stream.
+        problem: what kind of problem the samples pose.
+        model: unwrapped.
+
+    Raises:
+        ValueError: in one line, for what the method cannot work with.
+    """
     _validate_rule(recipe)
     _validate_problem(trainer, recipe, problem)
     _validate_peers(trainer, recipe, model)
@@ -134,9 +145,15 @@ def _validate_semi(trainer: Trainer, recipe: Recipe, size: int | None, problem: 
 
 
 def find_adapter(trainer: Trainer, recipe: Recipe, model: nn.Module) -> Callable[[Mapping[str, Any]], InputAdapter]:
-    """From the first batch's inputs: where the method's perturbation enters the model.
+    """Returns what makes, from the first batch's inputs, the adapter by which a perturbation enters the model.
 
-    Raises ``ValueError`` for images whose normalisation is unknown, and (from the first batch) for inputs that cannot be perturbed.
+    Args:
+        trainer: whose processing class or arguments name the images' normalisation.
+        recipe: the method.
+        model: unwrapped.
+
+    Raises:
+        ValueError: for images whose normalisation is unknown, and (from the first batch) for inputs that cannot be perturbed.
     """
     main = getattr(model, "main_input_name", None)
     if main == "input_ids":

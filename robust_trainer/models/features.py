@@ -62,7 +62,7 @@ def watched(model: nn.Module) -> Iterator[Layers]:
 
 
 def last_linear(layers: Layers, outputs: Any, logits: Tensor) -> tuple[nn.Linear, Tensor]:
-    """The last `Linear` that ran and is as wide as the logits (B, C), and its input, (B, D) float32.
+    """Returns the last `Linear` that ran and is as wide as the logits (B, C), and its input, (B, D) float32.
 
     Where it ran on every token, (B, T, D), the token whose output the logits are; more axes are flattened.
 

@@ -15,12 +15,17 @@ logger = logging.get_logger(__name__)
 
 
 def head_of(model: nn.Module) -> nn.Linear:
-    """The classification head: the last ``nn.Linear``, in module order, of as many outputs as the model has classes.
+    """Returns the classification head: the last ``nn.Linear``, in module order, of as many outputs as the model has classes.
 
     The classes are the config's ``num_labels``. A config that does not name its labels may have another head than its default
     of 2 tells, and a bare module has no config: their last ``nn.Linear`` is taken where none of 2 outputs is found. Inside PEFT the
-    copy that is trained (``modules_to_save``) is the head, and adapters are none. Raises a one-line ``ValueError`` where there is
-    none, and for a `PeerModel`, whose heads `heads_of` gives.
+    copy that is trained (``modules_to_save``) is the head, and adapters are none.
+
+    Args:
+        model: one network, bare or wrapped.
+
+    Raises:
+        ValueError: where there is none, and for a `PeerModel`, whose heads `heads_of` gives.
     """
     if isinstance(model, PeerModel):
         raise ValueError(f"model is a PeerModel of {len(model.peers)} networks, each with a head: use heads_of(model).")
@@ -45,7 +50,14 @@ def head_of(model: nn.Module) -> nn.Linear:
 
 
 def heads_of(model: nn.Module) -> list[nn.Linear]:
-    """The heads of a `PeerModel`'s networks, in order, or the one head of any other model. Raises ``ValueError`` as `head_of`."""
+    """Returns the heads of a `PeerModel`'s networks, in order, or the one head of any other model.
+
+    Args:
+        model: one network or several.
+
+    Raises:
+        ValueError: as `head_of`.
+    """
     return [head_of(peer) for peer in model.peers] if isinstance(model, PeerModel) else [head_of(model)]
 
 
@@ -72,7 +84,12 @@ class LinearProbe:
 
     `hold` puts all but the head in evaluation mode, so that BatchNorm's statistics stay and dropout is off; whatever calls
     ``model.train()`` undoes it. Afterwards ``requires_grad`` is as it was, and the model in training mode where its head is.
-    Raises ``ValueError`` as `head_of`, and for a head that is frozen.
+
+    Args:
+        model: unwrapped.
+
+    Raises:
+        ValueError: as `head_of`, and for a head that is frozen.
     """
 
     def __init__(self, model: nn.Module):

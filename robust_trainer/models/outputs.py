@@ -1,4 +1,4 @@
-"""Forward passes: what a model returned, read as a `ForwardOutput`; and a forward that leaves no trace in the model."""
+"""Forward passes: what a model returned, read as a `ForwardOutput`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from ..types import ForwardOutput
 
 
 def logits_of(outputs: Any) -> Tensor | None:
-    """The logits of a model's output: a tensor, a tuple's first entry, or a mapping's ``logits``."""
+    """Returns the logits of a model's output: a tensor, a tuple's first entry, or a mapping's ``logits``; None without any.
+
+    Args:
+        outputs: what a model returned.
+    """
     if isinstance(outputs, Tensor):
         return outputs
     if isinstance(outputs, dict):
@@ -22,7 +26,16 @@ def logits_of(outputs: Any) -> Tensor | None:
 
 
 def image_logits(outputs: Any, model: nn.Module, images: int) -> Tensor:
-    """The logits (B, K) float32 of an image classifier's output. Raises a one-line ``ValueError`` where it has none."""
+    """Returns the logits (B, K) of an image classifier's output, float32.
+
+    Args:
+        outputs: what it returned.
+        model: for the message.
+        images: B.
+
+    Raises:
+        ValueError: where it has none of that shape.
+    """
     logits = logits_of(outputs)
     if logits is None or logits.dim() != 2 or len(logits) != images:
         got = "none" if logits is None else str(tuple(logits.shape))

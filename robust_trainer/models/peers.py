@@ -34,9 +34,12 @@ _AUTO = (AutoModelForImageClassification, AutoModelForSequenceClassification, Au
 
 @dataclass
 class PeerOutput(ModelOutput):
-    """loss: mean of the peers' own, scalar; logits: mean of the peers', (B, C); peer_logits: each peer's, (B, M, C).
+    """What a `PeerModel` returns.
 
-    Of peers that return each sample's loss and score themselves: losses, scores (B,), their means; peer_losses: both, (B, M, 2).
+    Attributes:
+        loss: mean of the networks' own, scalar.
+        logits: mean of the networks' (B, C). peer_logits: each network's (B, M, C).
+        losses, scores: of networks that return them for each sample, their means (B,). peer_losses: both, (B, M, 2).
     """
 
     loss: Tensor | None = None
@@ -48,7 +51,14 @@ class PeerOutput(ModelOutput):
 
 
 class PeerConfig(PreTrainedConfig):
-    """Settings of `PeerModel`: the peers' own config as a dict, their class's name and their number."""
+    """Settings of a `PeerModel`.
+
+    Args:
+        peer: the networks' own config as a dict, None for plain modules.
+        architecture: their class's name.
+        peers: their number M.
+        **kwargs: of `PreTrainedConfig`.
+    """
 
     model_type = "robust-peers"
 
@@ -81,7 +91,14 @@ class PeerModel(PreTrainedModel):
 
     @classmethod
     def of(cls, models: Sequence[nn.Module]) -> PeerModel:
-        """The peers as one model, as they are. Raises ``ValueError`` for fewer than two or for different classes."""
+        """Returns the networks as one model, as they are.
+
+        Args:
+            models: two or more of one class.
+
+        Raises:
+            ValueError: for fewer than two or for different classes.
+        """
         if len(models) < 2 or len({type(m) for m in models}) > 1:
             kinds = [type(m).__name__ for m in models]
             raise ValueError(f"peers are {kinds}: give two or more networks of one class.")
@@ -138,12 +155,20 @@ def _from_config(config: PeerConfig) -> nn.Module:
 
 
 def make_peers(model: nn.Module, count: int, seed: int, head: Callable[[nn.Module], nn.Linear] | None = None) -> PeerModel:
-    """``model`` and ``count - 1`` networks like it that start from other weights, as a `PeerModel`.
+    """Returns ``model`` and ``count - 1`` networks like it that start from other weights, as a `PeerModel`.
 
     A transformers model from scratch gets peers with fresh weights (seeds seed + 1, ...). A model with pretrained weights, and a
     plain module, whose origin cannot be known, gets copies with a fresh last layer. For anything else pass ``model_init``, which
-    is called once per peer. head: where all but the heads stays as it is, tells a network's; the peers are then copies with fresh
-    ones, on one backbone. Raises ``ValueError`` where no peer can be made to differ.
+    is called once per peer.
+
+    Args:
+        model: the first network.
+        count: M.
+        seed: of the run; network m starts from seed + m.
+        head: where all but the heads stays as it is, a network's head; the others are then copies with fresh ones, on one backbone.
+
+    Raises:
+        ValueError: where no peer can be made to differ.
     """
     if hasattr(model, "peft_config"):
         raise ValueError("a PEFT model has no copy with other weights: pass model_init, which is called once per peer.")
@@ -175,9 +200,15 @@ def _fresh_head(model: nn.Module) -> nn.Module:
 
 
 def clip_each(model: PeerModel, clip: Callable[[Any, float], Any], largest: float) -> Tensor:
-    """Clips each peer's gradient by itself, since a common norm would let one peer shorten the other's step.
+    """Clips each network's gradient by itself, since a common norm would let one shorten the other's step.
 
-    clip: ``accelerator.clip_grad_norm_``. Returns the norm of all gradients before it.
+    Args:
+        model: the networks.
+        clip: ``accelerator.clip_grad_norm_``.
+        largest: the norm that each gradient is clipped to.
+
+    Returns:
+        The norm of all gradients before it.
     """
     norms = [clip(peer.parameters(), largest) for peer in model.peers]
     return torch.stack([torch.as_tensor(norm) for norm in norms]).norm()
@@ -185,7 +216,11 @@ def clip_each(model: PeerModel, clip: Callable[[Any, float], Any], largest: floa
 
 @contextmanager
 def each_reported(trainer: Any) -> Iterator[None]:
-    """Within it an evaluation sees (mean, each peer's) logits, and metrics come for the mean and, as ``peer<i>_...``, each peer."""
+    """Within it an evaluation sees (mean, each network's) logits; metrics come for the mean and, as ``peer<i>_...``, for each.
+
+    Args:
+        trainer: whose ``compute_metrics`` and ``preprocess_logits_for_metrics`` are wrapped.
+    """
     metrics, hook = trainer.compute_metrics, trainer.preprocess_logits_for_metrics
 
     def both(predictions: Any) -> dict[str, Any]:

@@ -19,7 +19,12 @@ STATE_FILE = "robust_state.safetensors"
 
 
 def save(folder: str, step: RobustStep) -> None:
-    """Writes the ledger and the filter's state, and the method's name and settings."""
+    """Writes the ledger and the rules' state, and the method's name and settings.
+
+    Args:
+        folder: of the checkpoint.
+        step: of the run.
+    """
     tensors = {name: tensor.contiguous() for name, tensor in step.state().items()}
     metadata = _identity(step.run.recipe)
     if step.run.ledger is not None:
@@ -29,7 +34,11 @@ def save(folder: str, step: RobustStep) -> None:
 
 
 def clear(folder: str) -> None:
-    """Removes the state of an earlier robust run from a folder that a plain model is saved to."""
+    """Removes the state of an earlier robust run from a folder that a plain model is saved to.
+
+    Args:
+        folder: of the checkpoint.
+    """
     path = os.path.join(folder, STATE_FILE)
     if os.path.isfile(path):
         os.remove(path)
@@ -40,12 +49,28 @@ def _identity(recipe: Recipe) -> dict[str, str]:
 
 
 def load(folder: str, step: RobustStep) -> None:
-    """Restores what `save` wrote. Raises ``ValueError`` for a data set of another size."""
+    """Restores what `save` wrote.
+
+    Args:
+        folder: of the checkpoint.
+        step: of the run that goes on.
+
+    Raises:
+        ValueError: for a data set of another size.
+    """
     step.load_state(safetensors.torch.load_file(os.path.join(folder, STATE_FILE)))
 
 
 def check_method(folder: str, recipe: Recipe | None) -> None:
-    """Raises ``ValueError`` when the checkpoint was made by another method, or other settings of it, than those in force."""
+    """Checks that the checkpoint was made by the method and the settings in force.
+
+    Args:
+        folder: of the checkpoint.
+        recipe: in force, None without a method.
+
+    Raises:
+        ValueError: for another method, another setting, or a damaged file.
+    """
     path = os.path.join(folder, STATE_FILE)
     saved: str | None = None
     metadata: dict[str, str] = {}
