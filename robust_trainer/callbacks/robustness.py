@@ -33,9 +33,9 @@ logger = logging.getLogger(__name__)
 class RobustnessCallback(TrainerCallback):
     """Natural and robust accuracy through training, the best checkpoint by held-out data, best and last at the end.
 
-    With noisy labels both accuracies on a CLEAN test set fall after some epoch ("double overfitting", paper 004 sec. 4): Best is
+    With noisy labels both accuracies on a CLEAN test set fall after some epoch ("double overfitting", NRAT sec. 4): Best is
     the highest over training, Last the final epoch's, and best - last the degree of overfitting. For ``Trainer`` and
-    ``RobustTrainer``; the training with and without it is the same, bit for bit. Deviation: the paper's authors keep the checkpoint
+    ``RobustTrainer``; the training with and without it is the same, bit for bit. Deviation: its authors keep the checkpoint
     with the best PGD-20 accuracy ON THE TEST SET (their released code). Here the checkpoint is chosen on ``held_out``; the test
     set's best is reported beside it, named an oracle, since nobody who trains can know it.
 

@@ -49,7 +49,7 @@ def summarise(
     Args:
         rows: Of `tracked`. A row holds epoch, step, natural and robust (the test set, while training), held_out_natural and
             held_out_robust where measured, and ``final``, the figures of the end by attack, where evaluated. best_on_test is the
-            highest robust accuracy on the test set (Best as paper 004 reports it), best_by_held_out (None without held-out data)
+            highest robust accuracy on the test set (Best as NRAT reports it), best_by_held_out (None without held-out data)
             that on held-out data, ``kept`` if given. gap: best - last by row and figure, and highest_natural: max natural accuracy
             - last; positive values are overfitting.
         kept: The row of the best checkpoint by held-out data.

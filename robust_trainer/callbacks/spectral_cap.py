@@ -1,7 +1,7 @@
 """A cap of the spectral norm of a model's weights while it trains: in any Trainer, a callback; in RobustTrainer, ``spectral_cap``.
 
 Paper 001 Algorithm 7, "use spectral normalization to truncate the largest singular value of last linear layer" after each step;
-paper 002 sec. 4.5 has it on every layer. The weights themselves are projected, so what is saved is a plain model.
+Crafting sec. 4.5 has it on every layer. The weights themselves are projected, so what is saved is a plain model.
 """
 
 from __future__ import annotations

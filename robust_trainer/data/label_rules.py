@@ -16,7 +16,7 @@ LabelRule = Callable[[np.ndarray, int], np.ndarray]
 class MultiTarget:
     """Returns ``(labels + shift) mod C``: every class has its own target class.
 
-    The systematic (pairwise) flip of paper 000 sec. 5 ("Defending backdoor data poisoning attacks using noisy label defense
+    The systematic (pairwise) flip of Backdoor sec. 5 ("Defending backdoor data poisoning attacks using noisy label defense
     algorithm"), with ``shift=1``. Labels (N,) in [0, C).
 
     Raises:
@@ -96,7 +96,7 @@ EXTRA = "extra"
 def class_targets(target: Any, classes: int) -> np.ndarray:
     """Returns the label (C,) that the samples of each class are given; their own where they are not to be flipped.
 
-    target ``cyclic``: the next class, the last one the first (paper 002 sec. 4.1.1); a class number: that class (sec. 4.6.1: 5 to
+    target ``cyclic``: the next class, the last one the first (Crafting sec. 4.1.1); a class number: that class (sec. 4.6.1: 5 to
     6); ``extra``: class number C, which the data set does not have (sec. 4.9.1); or a label rule.
 
     Args:

@@ -1,4 +1,4 @@
-"""The order of an epoch whose steps mix a labelled and an unlabelled stream (paper 003 Algorithm 1)."""
+"""The order of an epoch whose steps mix a labelled and an unlabelled stream (ERAT Algorithm 1)."""
 
 from __future__ import annotations
 

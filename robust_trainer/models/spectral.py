@@ -1,4 +1,4 @@
-"""The spectral norm of weights, and its cap at k (paper 001 sec. 3.4.3, after Miyato et al. 2018)."""
+"""The spectral norm of weights, and its cap at k (Dissertation sec. 3.4.3, after Miyato et al. 2018)."""
 
 from __future__ import annotations
 
