@@ -1,4 +1,4 @@
-"""The autoencoder that RCA trains two or more of (paper 001, chapter 2): plain or variational, one loss and one score per row."""
+"""The autoencoder that RCA trains two or more of (Dissertation chapter 2): plain or variational, one loss and one score per row."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ class AutoencoderModel(PreTrainedModel):
         else:
             code = self._drop(F.leaky_relu(code, SLOPE))
         hidden = self._drop(F.leaky_relu(self.decode1(code), SLOPE))
-        found = self.decode3(F.leaky_relu(self.decode2(hidden), SLOPE)).sigmoid()
-        errors = (found - x).square().sum(1)
+        rebuilt = self.decode3(F.leaky_relu(self.decode2(hidden), SLOPE)).sigmoid()
+        errors = (rebuilt - x).square().sum(1)
         losses = errors if divergence is None else errors + config.kl_weight * divergence
-        return AnomalyOutput(loss=losses.mean(), losses=losses, scores=errors.detach(), reconstruction=found)
+        return AnomalyOutput(loss=losses.mean(), losses=losses, scores=errors.detach(), reconstruction=rebuilt)
 
     def _drop(self, hidden: Tensor) -> Tensor:
         share = self.config.dropout

@@ -1,4 +1,4 @@
-"""The detectors: RCA (paper 001, chapter 2) and RobustRealNVP (chapter 3), and their variants as rows of one table."""
+"""The detectors: RCA (Dissertation chapter 2) and RobustRealNVP (chapter 3), and their variants as rows of one table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .realnvp import RealNVPConfig, RealNVPModel
 
 
 class RCA(AnomalyDetector):
-    """Robust collaborative autoencoders (paper 001 Algorithm 1): each trains on the rows that another one reconstructs best.
+    """Robust collaborative autoencoders (Dissertation Algorithm 1): each trains on the rows that another one reconstructs best.
 
     Scores are the squared error in scaled units, a sum over the columns.
 
@@ -87,7 +87,7 @@ class RCA(AnomalyDetector):
 
 
 class RobustRealNVP(AnomalyDetector):
-    """A RealNVP flow fitted to the densest rows of each batch, with a Lipschitz cap (paper 001 Algorithm 2, sec. 3.4.3 and 3.4.4).
+    """A RealNVP flow fitted to the densest rows of each batch, with a Lipschitz cap (Dissertation Algorithm 2, sec. 3.4.3, 3.4.4).
 
     Scores are negative log-likelihoods, in nats, of the scaled rows; they can be negative.
 

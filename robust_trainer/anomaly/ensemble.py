@@ -87,12 +87,12 @@ class Thinned:
         return hidden.sigmoid_().sub_(rows).square_().mean(0).sum(0)
 
 
-def _thin(layer: nn.Linear, below: Kept, wanted: Kept | None) -> tuple[Tensor, Tensor]:
+def _thin(layer: nn.Linear, below: Kept, above: Kept | None) -> tuple[Tensor, Tensor]:
     """Weights (V, k', k) and biases (V, k', 1) from the units kept ``below`` to the ``wanted`` ones, all of them for None."""
     copies, size = len(below.units), layer.out_features
     units = torch.arange(size, device=below.units.device).expand(copies, -1)
-    if wanted is not None:  # a VAE's code layer has variances after the means: they are not wanted
-        units = wanted.units
+    if above is not None:  # a VAE's code layer has variances after the means: they are not wanted
+        units = above.units
     weight = layer.weight[units].gather(2, below.units.unsqueeze(1).expand(-1, units.shape[1], -1))
     return weight * below.weight.unsqueeze(1), layer.bias[units].unsqueeze(2)
 
@@ -128,7 +128,7 @@ def copies_for(networks: Sequence[AutoencoderModel], passes: int, seed: int, gro
 def ensemble_scores(networks: Sequence[AutoencoderModel], x: Tensor, passes: int, seed: int) -> Tensor:
     """Scores (B,) of rows x (B, d): the reconstruction error's mean over ``passes`` thinned copies of each network.
 
-    Paper 001 Algorithm 1, lines 11 to 15. Rows of a group share their copies, so that these are products of matrices; the groups
+    Dissertation Algorithm 1, lines 11 to 15. Rows of a group share their copies, so that these are products of matrices; the groups
     have copies of their own, so that one draw does not shift all scores the same way (docs/guides/anomaly.md). Seed and row
     decide a score, not the rows beside it. passes 0: the networks as they are, without dropout.
 

@@ -19,7 +19,7 @@ from ..models.peers import PeerModel
 from .preparation import IMPUTATIONS, SCALINGS, Preparation
 from .training import fit_model
 
-#: The share that a training with contamination="auto" leaves out: too many cost little (paper 001 table 2.3).
+#: The share that a training with contamination="auto" leaves out: too many cost little (Dissertation table 2.3).
 AUTO_SHARE = 0.1
 #: contamination="auto": a score is an anomaly's beyond so many deviations above the centre (Iglewicz and Hoaglin 1993).
 AUTO_DEVIATIONS = 3.5
@@ -178,8 +178,8 @@ class AnomalyDetector(BaseEstimator):
                 raise ValueError(f"{name}={value!r} must be True or False.")
         for name, choices in (("scaling", SCALINGS), ("imputation", IMPUTATIONS), ("device", (None, "cpu"))):
             if getattr(self, name) not in choices:
-                told = ", ".join(map(str, choices))
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown: choose one of {told}.")
+                listed_choices = ", ".join(map(str, choices))
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown: choose one of {listed_choices}.")
 
     def _rows(self, X: Any, fitting: bool) -> np.ndarray:
         """The rows (n, d) as float64, checked."""

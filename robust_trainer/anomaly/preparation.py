@@ -21,8 +21,9 @@ class Preparation:
     """(x - centre) / scale, with ``fill`` in the place of NaN; all three (d,), float64, of the training rows alone.
 
     Args:
-        fill: The column's mean or median over the values that are there (paper 001 sec. 2.4: the mean). minmax: the training rows
-            span [0, 1] in each column; standard: mean 0 and standard deviation 1. A constant column has scale 1.
+        fill: The column's mean or median over the values that are there (Dissertation sec. 2.4: the mean).
+        centre: What is taken off: with minmax the column's least value, with standard its mean.
+        scale: What is divided by, so that the training rows span [0, 1] or have standard deviation 1; 1 for a constant column.
 
     """
 
@@ -62,15 +63,17 @@ class Preparation:
         if constant.all():
             raise ValueError(f"all {len(low)} columns of X are constant: there is nothing that a row could differ in.")
         if constant.any():
-            told = [names[i] for i in np.flatnonzero(constant)]
-            logger.warning(f"column {told[0]!r} of X is constant{_others(told)}: kept as it is, a new row that differs stands out.")
+            constant_columns = [names[i] for i in np.flatnonzero(constant)]
+            logger.warning(
+                f"column {constant_columns[0]!r} of X is constant{_others(constant_columns)}: kept as it is, a new row that differs stands out."
+            )
         return cls(fill, centre, np.where(constant | (spread <= 0), 1.0, spread))
 
     def __call__(self, rows: np.ndarray) -> Tensor:
         """Returns rows (n, d) filled and scaled, float32."""
         with np.errstate(over="ignore"):  # clipped below
-            found = (np.where(np.isnan(rows), self.fill, rows) - self.centre) / self.scale
-        return torch.from_numpy(found.clip(-LIMIT, LIMIT).astype(np.float32))
+            prepared = (np.where(np.isnan(rows), self.fill, rows) - self.centre) / self.scale
+        return torch.from_numpy(prepared.clip(-LIMIT, LIMIT).astype(np.float32))
 
 
 def _others(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""RealNVP, a density that normal rows fit and anomalies do not (paper 001, chapter 3); with a Lipschitz cap, RobustRealNVP's."""
+"""RealNVP, a density that normal rows fit and anomalies do not (Dissertation chapter 3); with a Lipschitz cap, RobustRealNVP's."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class RealNVPConfig(PreTrainedConfig):
 
 
 class RealNVPModel(PreTrainedModel):
-    """L affine couplings from rows x to z ~ N(0, I); in each, one half of the columns moves the other one (paper 001 eq. 3.2).
+    """L affine couplings from rows x to z ~ N(0, I); in each, one half of the columns moves the other one (Dissertation eq. 3.2).
 
     ``y_free = x_free * exp(s(x_held)) + t(x_held)``; s and t are networks with two hidden layers and LeakyReLU(0.01), s with a tanh
     at the end. The couplings hold the first floor(d / 2) columns and the others by turns, so that every column is free in every
@@ -176,13 +176,13 @@ class RealNVPModel(PreTrainedModel):
         k = self.config.lipschitz
         if k is None:
             return [(weight, None) for weight in self.weights]
-        found: Layers = []
+        layers: Layers = []
         for number, weight in enumerate(self.weights):
             direction = getattr(self, f"direction{number}")
             if self.training and torch.is_grad_enabled():
                 power_iteration(weight, direction)
-            found.append((weight, cap_factor(weight, direction.clone(), k)[..., None, None]))
-        return found
+            layers.append((weight, cap_factor(weight, direction.clone(), k)[..., None, None]))
+        return layers
 
     def capped_layers(self) -> Layers:
         """`layers` with the caps multiplied into the weights, for many forwards with the same weights."""

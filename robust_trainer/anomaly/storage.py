@@ -81,36 +81,36 @@ def load_detector(folder: str | Path) -> AnomalyDetector:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         arrays = safetensors.numpy.load_file(folder / ARRAYS)
         weights = safetensors.torch.load_file(folder / WEIGHTS)
-        found = {"RCA": RCA, "RobustRealNVP": RobustRealNVP}[facts["detector"]](**facts["settings"])
-        found._check()
+        detector = {"RCA": RCA, "RobustRealNVP": RobustRealNVP}[facts["detector"]](**facts["settings"])
+        detector._check()
         names = [str(name) for name in facts["names"]]
         prepared = Preparation(*(_numbers(arrays, name) for name in _ARRAYS))
         features, seed = len(prepared.fill), int(facts["seed"])
         if {len(prepared.centre), len(prepared.scale), len(names) or features} != {features} or not (prepared.scale > 0).all():
             raise ValueError(f"{ARRAYS} and {FACTS} do not fit each other")
-        found.preparation_, found.decision_scores_ = prepared, _numbers(arrays, "decision_scores")
-        found.threshold_ = float(facts["threshold"])
-        if not math.isfinite(found.threshold_) or not 0 <= seed < 2**32:
-            raise ValueError(f"threshold {found.threshold_}, seed {seed}")
+        detector.preparation_, detector.decision_scores_ = prepared, _numbers(arrays, "decision_scores")
+        detector.threshold_ = float(facts["threshold"])
+        if not math.isfinite(detector.threshold_) or not 0 <= seed < 2**32:
+            raise ValueError(f"threshold {detector.threshold_}, seed {seed}")
         with own_randomness(seed):
-            networks = [found._make_model(features) for _ in range(getattr(found, "networks", 1))]
+            networks = [detector._make_model(features) for _ in range(getattr(detector, "networks", 1))]
         model = PeerModel.of(networks) if len(networks) > 1 else networks[0]
         model.load_state_dict(weights)
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError, OSError) as error:
         raise ValueError(f"the detector in {str(folder)!r} is damaged: {' '.join(str(error).split()).rstrip('.')}.") from error
-    found._adopt(model, seed)
-    found.n_features_in_ = features
+    detector._adopt(model, seed)
+    detector.n_features_in_ = features
     if names:
-        found.feature_names_in_ = np.asarray(names, dtype=object)
-    found.labels_ = (found.decision_scores_ > found.threshold_).astype(int)
-    found.contamination_ = float(found.labels_.mean())
-    found.ledger_ = None
-    return found
+        detector.feature_names_in_ = np.asarray(names, dtype=object)
+    detector.labels_ = (detector.decision_scores_ > detector.threshold_).astype(int)
+    detector.contamination_ = float(detector.labels_.mean())
+    detector.ledger_ = None
+    return detector
 
 
 def _numbers(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     """A row of finite numbers. Raises ``ValueError`` for another array."""
-    found = arrays[name]
-    if found.ndim != 1 or not len(found) or not np.isfinite(found).all():
+    array = arrays[name]
+    if array.ndim != 1 or not len(array) or not np.isfinite(array).all():
         raise ValueError(f"{name} in {ARRAYS} is no row of finite numbers")
-    return found
+    return array

@@ -33,8 +33,8 @@ def read_columns(path: Path, aside: Sequence[str]) -> tuple[Columns, list[str], 
         ".npz": lambda p: _npz(p, aside),
     }  # fmt: skip
     if not path.is_file():
-        told = "is a folder" if path.is_dir() else "does not exist"
-        raise ValueError(f"{str(path)!r} {told}: give a .csv, .tsv, .parquet or .npz file.")
+        reason = "is a folder" if path.is_dir() else "does not exist"
+        raise ValueError(f"{str(path)!r} {reason}: give a .csv, .tsv, .parquet or .npz file.")
     if path.suffix.lower() not in readers:
         raise ValueError(f"{str(path)!r} ends with {path.suffix!r}, expected a table: give a .csv, .tsv, .parquet or .npz file.")
     try:
@@ -79,12 +79,12 @@ def _npz(path: Path, aside: Sequence[str]) -> pa.Table:
         if file.read(2) != b"PK":
             raise _Bad("is no npz archive: save it by numpy.savez(path, X=rows), with y=labels where known.")
         file.seek(0)
-        found = np.load(file, allow_pickle=False)
-        if "X" not in found.files:
-            raise _Bad(f"has no key 'X' but {listed(found.files) or 'none'}: save the rows by numpy.savez(path, X=rows).")
-        for key in ("X", *(k for k in found.files if k in aside and k != "X")):
+        archive = np.load(file, allow_pickle=False)
+        if "X" not in archive.files:
+            raise _Bad(f"has no key 'X' but {listed(archive.files) or 'none'}: save the rows by numpy.savez(path, X=rows).")
+        for key in ("X", *(k for k in archive.files if k in aside and k != "X")):
             try:
-                arrays[key] = found[key]
+                arrays[key] = archive[key]
             except ValueError as error:
                 if "allow_pickle" not in str(error):
                     raise
@@ -134,16 +134,16 @@ def numbers(name: str, column: pa.ChunkedArray) -> np.ndarray:
         return column.cast(pa.float64(), safe=False).to_numpy()
     if not any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)):
         raise ValueError(f"column {name!r} holds {plain(kind, 40)}, expected numbers: encode it as numbers, or exclude it.")
-    found = np.full(len(column), np.nan)
+    values = np.full(len(column), np.nan)
     for row, value in enumerate(column.to_pylist()):
         word = "" if value is None else value.strip()
         if word.lower() in MISSING:
             continue
         if not is_number(word):
-            told = f"column {name!r} holds text ({plain(word, 30)!r} in row {row}), expected numbers"
-            raise ValueError(f"{told}: encode it, exclude it, or leave a cell empty where a value is missing.")
-        found[row] = float(word)
-    return found
+            reason = f"column {name!r} holds text ({plain(word, 30)!r} in row {row}), expected numbers"
+            raise ValueError(f"{reason}: encode it, exclude it, or leave a cell empty where a value is missing.")
+        values[row] = float(word)
+    return values
 
 
 def listed(names: Sequence[str]) -> str:

@@ -69,30 +69,30 @@ def read_table(
     """
     path = Path(path)
     notes: list[str] = []
-    found, inner, named = read_columns(path, [name for name in (label_column, id_column, *LABELS) if name is not None])
+    table, inner, named = read_columns(path, [name for name in (label_column, id_column, *LABELS) if name is not None])
     for what, name in (("id_column", id_column), *(("exclude", n) for n in exclude if columns is None)):
         if name is not None:
-            _known(what, name, found)
-    wanted = None if columns is None or isinstance(columns, int) else [str(n) for n in columns]
-    if columns is not None and label_column not in (*found, "none", "auto"):
+            _known(what, name, table)
+    fitted_columns = None if columns is None or isinstance(columns, int) else [str(n) for n in columns]
+    if columns is not None and label_column not in (*table, "none", "auto"):
         notes.append(f"there is no column {label_column!r} here, so the truth is unknown")
         label_column = "none"
-    candidates = list(found) if label_column == "auto" else inner if columns is None else []
-    free = [n for n in candidates if n not in (*exclude, id_column, *(wanted or ()))]
-    label, truth = _truth(found, label_column, free, notes)
+    candidates = list(table) if label_column == "auto" else inner if columns is None else []
+    free = [n for n in candidates if n not in (*exclude, id_column, *(fitted_columns or ()))]
+    label, truth = _truth(table, label_column, free, notes)
     left = [n for n in inner if n not in (*exclude, id_column, label)]
     if named and "" in left:
         left.remove("")
         notes.append("a column without a name, as an index has, is left out")
-    if wanted is not None:
-        left = _as_fitted(path, wanted, left, named, notes)
-    rows = _rows(path, {name: found[name] for name in left})
+    if fitted_columns is not None:
+        left = _as_fitted(path, fitted_columns, left, named, notes)
+    rows = _rows(path, {name: table[name] for name in left})
     if isinstance(columns, int) and rows.shape[1] != columns:
         raise ValueError(f"{str(path)!r} has {rows.shape[1]} columns, the detector was fitted to {columns}: leave out the others.")
-    names = left if wanted is None else wanted
+    names = left if fitted_columns is None else fitted_columns
     _tell(rows, names, notes)
-    ids = None if id_column is None else found[id_column]
-    return AnomalyTable(rows, names, truth, label, ids, tuple(notes), named if columns is None else wanted is not None)
+    ids = None if id_column is None else table[id_column]
+    return AnomalyTable(rows, names, truth, label, ids, tuple(notes), named if columns is None else fitted_columns is not None)
 
 
 def _known(what: str, name: str, columns: Columns) -> None:
@@ -102,19 +102,19 @@ def _known(what: str, name: str, columns: Columns) -> None:
 
 def _rows(path: Path, columns: Columns) -> np.ndarray:
     """The columns side by side (n, d). Raises ``ValueError`` for text, naming the columns."""
-    found, refused = [], {}
+    kept, refused = [], {}
     for name, column in columns.items():
         try:
-            found.append(numbers(name, column))
+            kept.append(numbers(name, column))
         except ValueError as error:
             refused[name] = str(error)
-    if not found:
-        told = f"all that it has is {listed(list(refused))}" if refused else "nothing is left"
-        raise ValueError(f"{str(path)!r} has no numeric column ({told}): encode what it has as numbers, or exclude less.")
+    if not kept:
+        reason = f"all that it has is {listed(list(refused))}" if refused else "nothing is left"
+        raise ValueError(f"{str(path)!r} has no numeric column ({reason}): encode what it has as numbers, or exclude less.")
     if refused:
         first, *others = refused
         raise ValueError(refused[first].removesuffix(".") + (f"; the same for {listed(others)}." if others else "."))
-    return np.column_stack(found)
+    return np.column_stack(kept)
 
 
 def _truth(columns: Columns, asked: str, free: Sequence[str], notes: list[str]) -> tuple[str | None, np.ndarray | None]:
@@ -133,8 +133,8 @@ def _truth(columns: Columns, asked: str, free: Sequence[str], notes: list[str]) 
         else:
             likely.append(name)
     if len(likely) > 1:
-        told = " and ".join(map(repr, likely[:2]))
-        raise ValueError(f"columns {told} could both be the truth: name one by label_column, and exclude the other one.")
+        names = " and ".join(map(repr, likely[:2]))
+        raise ValueError(f"columns {names} could both be the truth: name one by label_column, and exclude the other one.")
     if not likely:
         return None, None
     notes.append(f"the truth is column {likely[0]!r}: for comparison alone, nothing is trained on it")
@@ -147,33 +147,38 @@ def _fractions(values: np.ndarray) -> bool:
 
 def _zero_one(name: str, column: pa.ChunkedArray, hint: str) -> np.ndarray:
     """Labels (n,) of 0 and 1. Raises ``ValueError`` for others."""
-    told = f"expected 0 (normal) or 1 (abnormal) in each row{hint}"
+    expected = f"expected 0 (normal) or 1 (abnormal) in each row{hint}"
     try:
         values = numbers(name, column)
     except ValueError:
         some = ", ".join(sorted({repr(plain(v, 20)) for v in column.slice(0, 1000).to_pylist()})[:3])
-        raise ValueError(f"label column {name!r} holds {some}, {told}.") from None
+        raise ValueError(f"label column {name!r} holds {some}, {expected}.") from None
     if np.isnan(values).any():
-        raise ValueError(f"label column {name!r} is empty in {int(np.isnan(values).sum())} of {len(values)} rows, {told}.")
+        raise ValueError(f"label column {name!r} is empty in {int(np.isnan(values).sum())} of {len(values)} rows, {expected}.")
     others = np.setdiff1d(values, (0.0, 1.0))
     if len(others):
-        raise ValueError(f"label column {name!r} holds {', '.join(f'{v:g}' for v in others[:3])}, {told}.")
+        raise ValueError(f"label column {name!r} holds {', '.join(f'{v:g}' for v in others[:3])}, {expected}.")
     return values.astype(np.int64)
 
 
-def _as_fitted(path: Path, wanted: list[str], left: list[str], named: bool, notes: list[str]) -> list[str]:
+def _as_fitted(path: Path, fitted_columns: list[str], left: list[str], named: bool, notes: list[str]) -> list[str]:
     """Which columns of a table are those that a detector was fitted to."""
     if not named:
-        if len(left) != len(wanted):
-            raise ValueError(f"{str(path)!r} has {len(left)} columns, the detector was fitted to {len(wanted)}: {listed(wanted)}.")
+        if len(left) != len(fitted_columns):
+            raise ValueError(
+                f"{str(path)!r} has {len(left)} columns, the detector was fitted to {len(fitted_columns)}: "
+                f"{listed(fitted_columns)}."
+            )
         notes.append("the file names no columns: they are taken in the order of the detector's")
         return left
-    gone = [name for name in wanted if name not in left]
+    gone = [name for name in fitted_columns if name not in left]
     if gone:
-        raise ValueError(f"{str(path)!r} lacks column {gone[0]!r}{_others(gone)}: the detector was fitted to {listed(wanted)}.")
-    if extra := [name for name in left if name not in wanted]:
+        raise ValueError(
+            f"{str(path)!r} lacks column {gone[0]!r}{_others(gone)}: the detector was fitted to {listed(fitted_columns)}."
+        )
+    if extra := [name for name in left if name not in fitted_columns]:
         notes.append(f"left out, since the detector does not know them: {listed(extra)}")
-    return wanted
+    return fitted_columns
 
 
 def _tell(rows: np.ndarray, names: Sequence[str], notes: list[str]) -> None:

@@ -127,13 +127,13 @@ def check_data(data: Any, size: int, run: Mapping[str, Any]) -> None:
         run: The ledger's facts.
 
     """
-    told = f"the ledger was made on another data set ({size} rows, fingerprint {run.get('fingerprint', 'unknown')}"
+    message = f"the ledger was made on another data set ({size} rows, fingerprint {run.get('fingerprint', 'unknown')}"
     mend = "give the data set of the run, with the same corruption, seeds and order."
     if len(data) != size:
-        raise ValueError(f"{told}), this one has {len(data)} rows: {mend}")
+        raise ValueError(f"{message}), this one has {len(data)} rows: {mend}")
     known = run.get("fingerprint")
-    if known and (found := data_fingerprint(data, run.get("label_column"))) != known:
-        raise ValueError(f"{told}), this one has {len(data)} rows and fingerprint {found}: {mend}")
+    if known and (fingerprint := data_fingerprint(data, run.get("label_column"))) != known:
+        raise ValueError(f"{message}), this one has {len(data)} rows and fingerprint {fingerprint}: {mend}")
 
 
 def _all_names(names: tuple[str, ...], rows: Mapping[str, np.ndarray]) -> tuple[str, ...]:

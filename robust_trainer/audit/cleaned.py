@@ -65,9 +65,9 @@ def _like(test: datasets.Dataset, left: datasets.Dataset) -> datasets.Dataset:
 
 def _changes(audit: Audit, done: np.ndarray) -> pyarrow.Table:
     rows = np.flatnonzero(done != KEPT)
-    told = ("label", "suggested_label", "suggested_confidence", "suspicion")
+    columns_shown = ("label", "suggested_label", "suggested_confidence", "suspicion")
     columns = {"index": rows, "action": np.where(done[rows] == DROPPED, "dropped", "relabelled")}
-    columns |= {name: audit.column(name)[rows] for name in told}
+    columns |= {name: audit.column(name)[rows] for name in columns_shown}
     columns["group"] = np.asarray(GROUPS)[audit.column("group")[rows]]
     return pyarrow.table(columns)
 
@@ -103,7 +103,7 @@ def dataset_card(
     classes = [[_told(name), str(int(n.sum())), str(int(n[DROPPED])), str(int(n[RELABELLED]))] for _, name, n in worst]
     files = [{"split": "train", "path": "train.parquet"}] + ([{"split": "test", "path": "test.parquet"}] if test else [])
     front = json.dumps([{"config_name": "default", "data_files": files}])
-    told = f"## Given labels\n\n{_table(['class', 'rows before', 'dropped', 'relabelled'], classes)}\n" if classes else ""
+    by_class = f"## Given labels\n\n{_table(['class', 'rows before', 'dropped', 'relabelled'], classes)}\n" if classes else ""
     more = f"\nThe {len(worst)} classes with most changes, of {len(counts)}.\n" if len(worst) < len(counts) else ""
     return f"""---
 configs: {front}
@@ -123,7 +123,7 @@ looked at them one by one: `removed.csv` lists each with its suspicion, so that 
 
 {_table(["group", "dropped", "relabelled"], why)}
 
-{told}{more}
+{by_class}{more}
 Groups: mislabelled, another class is suggested with confidence 1/2 or more; triggered, the input carries a pattern that distrusted
 samples share; perturbed, an image far noisier than the trusted ones; unclear, the rest.
 """

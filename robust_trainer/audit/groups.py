@@ -65,9 +65,9 @@ def make_groups(
     vectors = inputs.read(compared) if len(compared) else np.zeros((0, int(np.prod(inputs.shape))), np.float32)
     readable = np.isfinite(vectors).all(1)
     compared, vectors = compared[readable], vectors[readable]
-    own = np.where(leaning & (rival >= 0), rival, label) if classes else np.zeros(len(label), dtype=np.int64)
-    pattern = shared_pattern(vectors, own[compared], leaning[compared], max(classes, 1), seed)
-    told = [f"Compared: the {inputs.kind} of {len(compared):,} of {len(label):,} samples."]
+    labels = np.where(leaning & (rival >= 0), rival, label) if classes else np.zeros(len(label), dtype=np.int64)
+    pattern = shared_pattern(vectors, labels[compared], leaning[compared], max(classes, 1), seed)
+    sentences = [f"Compared: the {inputs.kind} of {len(compared):,} of {len(label):,} samples."]
     more = np.setdiff1d(np.flatnonzero(leaning | doubted), compared)[: min(MORE, 2 * most)]
     more = more if pattern is not None or inputs.kind == "images" else more[:0]
     beyond = inputs.read(more) if len(more) else vectors[:0]
@@ -80,16 +80,16 @@ def make_groups(
     if pattern is not None:
         carries[compared] = pattern.carries
         if len(more):
-            carries[more] = pattern.carried_by(beyond, own[more])
+            carries[more] = pattern.carried_by(beyond, labels[more])
         group[carries] = TRIGGERED
-        told.append(
+        sentences.append(
             f"{int(carries.sum()):,} share a pattern (triggered): they are {pattern.apart:.0f} standard deviations apart from the "
             f"others, and the model preferred another class {min(pattern.enriched, 999):.1f} times as often."
         )
     else:
         few = int(leaning[compared].sum()) < FEWEST
-        told.append("Too few are doubted to look for a shared pattern." if few else "Those that are doubted share no pattern.")
-    return Groups(group, carries, " ".join(told), pattern)
+        sentences.append("Too few are doubted to look for a shared pattern." if few else "Those that are doubted share no pattern.")
+    return Groups(group, carries, " ".join(sentences), pattern)
 
 
 def _beyond(usual: np.ndarray, values: np.ndarray) -> np.ndarray:

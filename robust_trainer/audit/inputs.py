@@ -58,24 +58,24 @@ def _images(data: datasets.Dataset, name: str) -> Inputs | None:
         except Unshown:
             return None
 
-    first = [found for row in range(min(len(data), 16)) if (found := picture(row)) is not None]
+    first = [image for row in range(min(len(data), 16)) if (image := picture(row)) is not None]
     if not first:
         return None
     width, height = first[0].size
-    if any(found.size != (width, height) for found in first):
-        width = height = max(max(found.size) for found in first)
+    if any(image.size != (width, height) for image in first):
+        width = height = max(max(image.size) for image in first)
     scale = min(1.0, SIDE / max(width, height))
     size = (max(round(width * scale), 1), max(round(height * scale), 1))
-    mode = "RGB" if any(found.mode == "RGB" for found in first) else "L"
+    mode = "RGB" if any(image.mode == "RGB" for image in first) else "L"
     shape = (size[1], size[0], 3 if mode == "RGB" else 1)
 
     def read(rows: np.ndarray) -> np.ndarray:
         out = np.full((len(rows), int(np.prod(shape))), np.nan, dtype=np.float32)
         for i, row in enumerate(rows):
-            if (found := picture(row)) is not None:
-                found = found.convert(mode)
-                found = found if found.size == size else found.resize(size, Image.Resampling.BOX)
-                out[i] = np.asarray(found, dtype=np.float32).ravel() / 255
+            if (image := picture(row)) is not None:
+                image = image.convert(mode)
+                image = image if image.size == size else image.resize(size, Image.Resampling.BOX)
+                out[i] = np.asarray(image, dtype=np.float32).ravel() / 255
         return out
 
     return Inputs("images", read, shape)
@@ -96,11 +96,11 @@ def _numbers(data: Any) -> Inputs | None:
     example = data[0]
     if not hasattr(example, "items"):
         return None
-    found = {key: _array(value) for key, value in example.items()}
-    key = next((k for k, v in found.items() if v is not None and FEWEST <= v.size <= MOST), None)
+    arrays = {key: _array(value) for key, value in example.items()}
+    key = next((k for k, v in arrays.items() if v is not None and FEWEST <= v.size <= MOST), None)
     if key is None:
         return None
-    shape = found[key].shape  # type: ignore[union-attr]
+    shape = arrays[key].shape  # type: ignore[union-attr]
 
     def read(rows: np.ndarray) -> np.ndarray:
         values = [_array(data[int(row)][key]) for row in rows]
@@ -119,10 +119,10 @@ def _array(value: Any) -> np.ndarray | None:
     if isinstance(value, Tensor):
         value = value.detach().cpu().float().numpy() if value.is_floating_point() else None
     try:
-        found = np.asarray(value)
+        array = np.asarray(value)
     except ValueError:
         return None
-    return found if found.dtype.kind == "f" and found.ndim else None
+    return array if array.dtype.kind == "f" and array.ndim else None
 
 
 def noise_levels(vectors: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -61,9 +61,9 @@ def write_model_card(
         parts += [_table(("class", "samples", "flagged", "%", *GROUPS[1:], "most often suggested"),
                          [(c.name, c.n, c.flagged, c.rate, *c.groups[1:], c.suggestion) for c in classes])]  # fmt: skip
     if summary.pairs:
-        told = f"Flagged samples whose label another class is suggested for; at most {PAIRS} pairs. "
-        told += "%: the estimated share of all samples of the suggested class that are labelled so."
-        parts += ["### Most frequent suggestions", told]
+        caption = f"Flagged samples whose label another class is suggested for; at most {PAIRS} pairs. "
+        caption += "%: the estimated share of all samples of the suggested class that are labelled so."
+        parts += ["### Most frequent suggestions", caption]
         pairs = [(p.given, p.suggested, p.n, p.share) for p in summary.pairs[:PAIRS]]
         parts += [_table(("given", "suggested", "flagged", "%"), pairs)]
     parts += ["## Settings", _table(("setting", "value"), settings(audit, content))]
@@ -85,11 +85,11 @@ def escape(text: Any) -> str:
 
 def _front(pipeline_tag: str | None) -> str:
     """The YAML front matter; a tag that is no word of the Hub's kind is left out."""
-    told: dict[str, Any] = {"library_name": "transformers"}
+    front: dict[str, Any] = {"library_name": "transformers"}
     if pipeline_tag and re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", pipeline_tag):
-        told["pipeline_tag"] = pipeline_tag
-    told["tags"] = ["robust-trainer", "robust-training", "data-audit"]
-    return "---\n" + yaml.safe_dump(told, sort_keys=False) + "---"
+        front["pipeline_tag"] = pipeline_tag
+    front["tags"] = ["robust-trainer", "robust-training", "data-audit"]
+    return "---\n" + yaml.safe_dump(front, sort_keys=False) + "---"
 
 
 def _table(heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -39,18 +39,18 @@ class Pattern:
     direction: np.ndarray
     cut: float
 
-    def carried_by(self, vectors: np.ndarray, own: np.ndarray) -> np.ndarray:
+    def carried_by(self, vectors: np.ndarray, classes: np.ndarray) -> np.ndarray:
         """Whether other samples carry it, bool (n,), from their vectors (n, D) and the classes (n,) that they should be.
 
         Args:
             vectors: (n, D) float32 in [0, 1].
-            own: The class (n,) that each sample should be, in [0, C).
+            classes: The class (n,) that each sample should be, in [0, C).
 
         """
-        return (vectors - self.means[own]) @ self.direction > self.cut
+        return (vectors - self.means[classes]) @ self.direction > self.cut
 
 
-def shared_pattern(vectors: np.ndarray, own: np.ndarray, distrusted: np.ndarray, classes: int, seed: int = 0) -> Pattern | None:
+def shared_pattern(vectors: np.ndarray, labels: np.ndarray, distrusted: np.ndarray, classes: int, seed: int = 0) -> Pattern | None:
     """The `Pattern` that the distrusted samples share, None where none convinces.
 
     vectors (n, D) in [0, 1]; own (n,): the class that each sample should be, in [0, C); distrusted (n,) bool. The direction is the
@@ -60,7 +60,7 @@ def shared_pattern(vectors: np.ndarray, own: np.ndarray, distrusted: np.ndarray,
 
     Args:
         vectors: (n, D) float32 in [0, 1].
-        own: The class (n,) that each sample should be, in [0, C).
+        labels: The class (n,) that each sample should be, in [0, C).
         distrusted: Whether training distrusted the sample (n,).
         classes: Number of classes C.
         seed: Seed of every draw.
@@ -69,24 +69,24 @@ def shared_pattern(vectors: np.ndarray, own: np.ndarray, distrusted: np.ndarray,
     if int(distrusted.sum()) < FEWEST or int((~distrusted).sum()) < FEWEST:
         return None
     vectors = vectors.astype(np.float32, copy=False)
-    half = np.random.default_rng(seed).random(len(own)) < 0.5
-    found = _project(vectors, own, distrusted, half, classes)
-    if found is None or _auroc(found.along, distrusted) < SEPARATES:
+    half = np.random.default_rng(seed).random(len(labels)) < 0.5
+    projection = _project(vectors, labels, distrusted, half, classes)
+    if projection is None or _auroc(projection.along, distrusted) < SEPARATES:
         return None
-    carries = found.along > _cut(found.along)[0]
+    carries = projection.along > _cut(projection.along)[0]
     for _ in range(ROUNDS):
-        found, before = _project(vectors, own, carries, half, classes), carries
-        if found is None:
+        projection, before = _project(vectors, labels, carries, half, classes), carries
+        if projection is None:
             return None
-        cut, apart = _cut(found.along)
-        carries = found.along > cut
+        cut, apart = _cut(projection.along)
+        carries = projection.along > cut
         if np.array_equal(carries, before):
             break
     inside, outside = float(distrusted[carries].mean()), float(distrusted[~carries].mean())
-    enriched = inside / max(outside, 1.0 / len(own))
+    enriched = inside / max(outside, 1.0 / len(labels))
     if apart < APART or enriched < ENRICHED or float(carries.mean()) > MOST:
         return None
-    return Pattern(carries, found.difference, apart, enriched, found.means, found.direction, cut)
+    return Pattern(carries, projection.difference, apart, enriched, projection.means, projection.direction, cut)
 
 
 @dataclass(frozen=True)
@@ -99,15 +99,15 @@ class _Projection:
     direction: np.ndarray
 
 
-def _project(x: np.ndarray, own: np.ndarray, chosen: np.ndarray, half: np.ndarray, classes: int) -> _Projection | None:
-    means = _class_means(x, own, ~chosen, classes)
-    rest = x - means[own]
+def _project(x: np.ndarray, labels: np.ndarray, chosen: np.ndarray, half: np.ndarray, classes: int) -> _Projection | None:
+    means = _class_means(x, labels, ~chosen, classes)
+    rest = x - means[labels]
     spread = np.maximum(rest[~chosen].std(0), FLOOR) ** 2
     along, total, mean_direction = np.zeros(len(x)), np.zeros(x.shape[1], np.float32), np.zeros(x.shape[1], np.float32)
     for side in (half, ~half):
         if (chosen & side).sum() < 2 or (~chosen & side).sum() < 2:
             return None
-        difference = _class_means(rest, own, chosen & side, classes, mean_of_classes=True) - rest[~chosen & side].mean(0)
+        difference = _class_means(rest, labels, chosen & side, classes, mean_of_classes=True) - rest[~chosen & side].mean(0)
         direction = difference / spread
         scale = float(np.sqrt((direction**2 * spread).sum()))
         if scale == 0.0:
@@ -117,14 +117,14 @@ def _project(x: np.ndarray, own: np.ndarray, chosen: np.ndarray, half: np.ndarra
     return _Projection(along, total, means, mean_direction)
 
 
-def _class_means(x: np.ndarray, own: np.ndarray, chosen: np.ndarray, classes: int, mean_of_classes: bool = False) -> np.ndarray:
+def _class_means(x: np.ndarray, labels: np.ndarray, chosen: np.ndarray, classes: int, mean_of_classes: bool = False) -> np.ndarray:
     """The means (C, D) of the chosen samples of each class, that of all where a class has none; or their mean over the classes."""
-    count = np.bincount(own[chosen], minlength=classes)
-    found = [x[chosen & (own == k)].mean(0) if count[k] else None for k in range(classes)]
+    count = np.bincount(labels[chosen], minlength=classes)
+    means = [x[chosen & (labels == k)].mean(0) if count[k] else None for k in range(classes)]
     if mean_of_classes:
-        return np.mean([f for f in found if f is not None], axis=0)
+        return np.mean([f for f in means if f is not None], axis=0)
     everybody = x[chosen].mean(0) if chosen.any() else x.mean(0)
-    return np.stack([everybody if f is None else f for f in found])
+    return np.stack([everybody if f is None else f for f in means])
 
 
 def _cut(values: np.ndarray) -> tuple[float, float]:

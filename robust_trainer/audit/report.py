@@ -112,12 +112,12 @@ def _grid(audit: Audit, summary: Summary, per_class: int) -> tuple[list[tuple[st
     elif not summary.classes:
         parts = [("", order[: min(3 * per_class, SAMPLES)])]
     else:
-        wanted = [(c.number, f"given {c.name}: {c.flagged} of {c.n} flagged") for c in summary.classes if c.flagged]
+        classes_shown = [(c.number, f"given {c.name}: {c.flagged} of {c.n} flagged") for c in summary.classes if c.flagged]
         if (label[order] < 0).any():
-            wanted.append((-1, "given no class"))
-        given = label[order]
+            classes_shown.append((-1, "given no class"))
+        labels = label[order]
         most = max(1, SAMPLES // per_class)
-        parts = [(words, order[given == c][: min(per_class, SAMPLES)]) for c, words in wanted[:most]]
+        parts = [(words, order[labels == c][: min(per_class, SAMPLES)]) for c, words in classes_shown[:most]]
     classes = sum(c.flagged > 0 for c in summary.classes)
     return [(words, [int(i) for i in part]) for words, part in parts], {"classes": max(classes - len(parts), 0)}
 
@@ -144,10 +144,10 @@ def _tiles(audit: Audit, positions: Sequence[int], shown: Sequence[Shown]) -> li
         lines += [f"suspicion {row['suspicion']:.3f}", GROUPS[row["group"]] if row["group"] < len(GROUPS) else "-"]
         learned = ", never learned" if row["forgetting"] < 0 else f", forgotten {row['forgetting']}x"
         margin = "" if not np.isfinite(row["aum"]) else f", AUM {row['aum']:.2f}"
-        given = class_name(audit, label[i]) if label[i] >= 0 else sample.target
+        label_name = class_name(audit, label[i]) if label[i] >= 0 else sample.target
         out.append(
             {
-                "shown": sample, "given": given, "lines": lines, "corrupted": None if truth[i] is None else bool(truth[i]),
+                "shown": sample, "given": label_name, "lines": lines, "corrupted": None if truth[i] is None else bool(truth[i]),
                 "quiet": f"#{row['index']}, kept {row['kept']} of {row['seen']}{margin}{learned if label[i] >= 0 else ''}",
             }
         )  # fmt: skip

@@ -77,14 +77,14 @@ def show(data: datasets.Dataset | None, rows: Sequence[int], size: int, budget: 
     if len(data) != size:
         raise ValueError(f"data has {len(data)} rows, the audit {size}: pass the data set that was audited, in its order.")
     image, texts, target = _columns(data)
-    wanted = [name for name in (image, *texts, target) if name is not None]
-    if not wanted:
+    columns = [name for name in (image, *texts, target) if name is not None]
+    if not columns:
         return [Shown()] * len(rows)
     out, pixels = [], ALL_PIXELS
-    for row in _read(data, rows, wanted):
-        told = tuple((plain(name, 40), "missing" if row[name] is None else plain(row[name], TEXT)) for name in texts)
+    for row in _read(data, rows, columns):
+        shown = tuple((plain(name, 40), "missing" if row[name] is None else plain(row[name], TEXT)) for name in texts)
         file = _file(row[image]) if image else ""
-        cost = sum(len(html.escape(part).encode()) for pair in told for part in pair)
+        cost = sum(len(html.escape(part).encode()) for pair in shown for part in pair)
         if cost > budget:
             out.append(Shown(reason="left out: the report would be too large", left_out=True))
             continue
@@ -101,7 +101,7 @@ def show(data: datasets.Dataset | None, rows: Sequence[int], size: int, budget: 
                 reason = str(error)
             budget -= len(uri)
         number = f"{row[target]:.6g}" if target is not None and row[target] is not None else ""
-        out.append(Shown(uri, reason, tiny, told, file, number, left_out))
+        out.append(Shown(uri, reason, tiny, shown, file, number, left_out))
     return out
 
 

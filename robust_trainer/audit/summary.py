@@ -124,11 +124,11 @@ def summarise(audit: Audit) -> Summary:
     """
     label, suggested, group = (audit.column(name).astype(np.int64) for name in ("label", "suggested_label", "group"))
     flagged = audit.column("flagged").astype(bool)
-    n, found = len(audit), int(flagged.sum())
+    n, flagged_count = len(audit), int(flagged.sum())
     by_group = np.bincount(group, minlength=len(GROUPS))[: len(GROUPS)].tolist()
     rate = "- (no classes)" if audit.noise_rate is None else f"{100 * audit.noise_rate:.1f} %"
     facts = [
-        ("samples", count(n)), ("flagged", f"{count(found)} ({share(found, n)} %)"), ("estimated noise rate", rate),
+        ("samples", count(n)), ("flagged", f"{count(flagged_count)} ({share(flagged_count, n)} %)"), ("estimated noise rate", rate),
         ("flagged from a suspicion of", f"{audit.threshold:.3f}"),
         ("distrusted while training", count(int(audit.column("distrusted").sum()))),
     ]  # fmt: skip
@@ -138,7 +138,7 @@ def summarise(audit: Audit) -> Summary:
     facts += _boundary(audit)
     pairs, suggestions = _pairs(audit, label, suggested, flagged & named)
     return Summary(
-        n, found, tuple(facts), tuple((name, by_group[i], share(by_group[i], n)) for i, name in enumerate(GROUPS)),
+        n, flagged_count, tuple(facts), tuple((name, by_group[i], share(by_group[i], n)) for i, name in enumerate(GROUPS)),
         _known(audit, flagged), _classes(audit, label[named], flagged[named], group[named], suggestions), pairs,
         plain(audit.meaning or MEANING, 2 * VALUE),
     )  # fmt: skip
@@ -152,13 +152,13 @@ def settings(audit: Audit, content: Mapping[str, Any] | None) -> list[tuple[str,
         content: The run's `results.results`, None for none.
 
     """
-    told: list[tuple[str, Any]] = []
+    rows: list[tuple[str, Any]] = []
     known = {"names", *(("method", "settings", "seed", "rows") if content is not None else ())}
     if content is not None:
-        told += [(name, value) for name, value in options_told(content) if name != "command"]
-        told += [(f"method {name}", value) for name, value in settings_told(content["runs"])]
-    told += [(name, _flat(value)) for name, value in audit.run.items() if name not in known]
-    return [(plain(name, NAME), plain(value, VALUE)) for name, value in told[:ROWS]]
+        rows += [(name, value) for name, value in options_told(content) if name != "command"]
+        rows += [(f"method {name}", value) for name, value in settings_told(content["runs"])]
+    rows += [(name, _flat(value)) for name, value in audit.run.items() if name not in known]
+    return [(plain(name, NAME), plain(value, VALUE)) for name, value in rows[:ROWS]]
 
 
 def versions(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -181,20 +181,20 @@ def _known(audit: Audit, flagged: np.ndarray) -> tuple[tuple[str, str], ...]:
     if "is_corrupted" not in audit.table.column_names:
         return ()
     corrupted = audit.column("is_corrupted").astype(bool)
-    hits, found, all_of_them = int((flagged & corrupted).sum()), int(flagged.sum()), int(corrupted.sum())
+    hits, flagged_count, all_of_them = int((flagged & corrupted).sum()), int(flagged.sum()), int(corrupted.sum())
     known = (
         ("corrupted", f"{count(all_of_them)} ({share(all_of_them, len(corrupted))} %)"),
         ("flagged of the corrupted (recall)", f"{count(hits)} ({share(hits, all_of_them)} %)"),
-        ("corrupted of the flagged (precision)", f"{count(hits)} ({share(hits, found)} %)"),
+        ("corrupted of the flagged (precision)", f"{count(hits)} ({share(hits, flagged_count)} %)"),
     )
     if audit.paths is None:
         return known
-    told = []
+    comparison = []
     by_suspicion = np.argsort(-audit.column("suspicion"), kind="stable")[:CLOSEST]
     for rows, name in ((audit.paths.closest(CLOSEST), "closest to the boundary"), (by_suspicion, "most suspicious")):
         right = int(corrupted[rows].sum())
-        told.append((f"corrupted of the {len(rows)} {name}", f"{right} ({share(right, len(rows))} %)"))
-    return (*known, *told)
+        comparison.append((f"corrupted of the {len(rows)} {name}", f"{right} ({share(right, len(rows))} %)"))
+    return (*known, *comparison)
 
 
 def _boundary(audit: Audit) -> list[tuple[str, str]]:
@@ -226,11 +226,11 @@ def _classes(
 
 
 def _pairs(
-    audit: Audit, label: np.ndarray, suggested: np.ndarray, wanted: np.ndarray
+    audit: Audit, label: np.ndarray, suggested: np.ndarray, chosen: np.ndarray
 ) -> tuple[tuple[Pair, ...], dict[int, str]]:  # fmt: skip
     """The most frequent pairs among the flagged samples, and per given class the most common suggestion."""
-    wanted = wanted & (suggested >= 0) & (suggested != label)
-    label, suggested = label[wanted], suggested[wanted]
+    chosen = chosen & (suggested >= 0) & (suggested != label)
+    label, suggested = label[chosen], suggested[chosen]
     classes = int(max(label.max(initial=0), suggested.max(initial=0))) + 1
     codes, counts = np.unique(label * classes + suggested, return_counts=True)
     order = np.argsort(-counts, kind="stable")
@@ -239,13 +239,13 @@ def _pairs(
         Pair(class_name(audit, c // classes), class_name(audit, c % classes), k, _share_of(audit, c % classes, c // classes))
         for c, k in zip(codes[:PAIRS].tolist(), counts[:PAIRS].tolist())
     )
-    given, first = np.unique(codes // classes, return_index=True)
-    common = {g: f"{class_name(audit, int(codes[i]) % classes)} ({counts[i]})" for g, i in zip(given.tolist(), first.tolist())}
+    labels, first = np.unique(codes // classes, return_index=True)
+    common = {g: f"{class_name(audit, int(codes[i]) % classes)} ({counts[i]})" for g, i in zip(labels.tolist(), first.tolist())}
     return pairs, common
 
 
-def _share_of(audit: Audit, true: int, given: int) -> str:
-    if audit.transition is None or max(true, given) >= len(audit.transition):
+def _share_of(audit: Audit, true: int, label: int) -> str:
+    if audit.transition is None or max(true, label) >= len(audit.transition):
         return "-"
-    value = float(audit.transition[true, given])
+    value = float(audit.transition[true, label])
     return f"{100 * value:.1f}" if np.isfinite(value) else "-"

@@ -220,12 +220,12 @@ class RobustnessCallback(TrainerCallback):
     def write(self) -> None:
         """Writes robustness.json and robustness_curve.png to the output folder."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        told = {
+        content = {
             **self.threat, "attacks_during": self.attacks_during, "attacks_final": self.attacks_final,
             "samples_during": _size(self.dataset, self.max_samples), "samples_final": _size(self.dataset, self.final_samples),
             "held_out_samples": _size(self.held_out, self.max_samples), "summary": self.summary(), "history": self.history,
         }  # fmt: skip
-        write_text(self.folder / "robustness.json", json.dumps(told, indent=1) + "\n")
+        write_text(self.folder / "robustness.json", json.dumps(content, indent=1) + "\n")
         plot_history(self.history, self.folder / "robustness_curve.png", kept=self.kept, attacks=self.attacks_during)
 
 

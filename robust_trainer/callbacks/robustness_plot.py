@@ -24,8 +24,8 @@ def tracked(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
 
     """
     names = (NATURAL, ROBUST, HELD_NATURAL, HELD_ROBUST, "epoch", "step")
-    found = [entry for entry in log_history if NATURAL in entry and ROBUST in entry]
-    return list({entry["step"]: {k: entry[k] for k in names if k in entry} for entry in found}.values())
+    entries = [entry for entry in log_history if NATURAL in entry and ROBUST in entry]
+    return list({entry["step"]: {k: entry[k] for k in names if k in entry} for entry in entries}.values())
 
 
 def best(rows: Sequence[Mapping[str, float]], key: str) -> dict[str, float] | None:
@@ -36,8 +36,8 @@ def best(rows: Sequence[Mapping[str, float]], key: str) -> dict[str, float] | No
         key: Name of a figure.
 
     """
-    found = [row for row in rows if key in row]
-    return dict(max(found, key=lambda row: row[key])) if found else None
+    candidates = [row for row in rows if key in row]
+    return dict(max(candidates, key=lambda row: row[key])) if candidates else None
 
 
 def summarise(
@@ -92,9 +92,9 @@ def table(summary: Mapping[str, Any], attacks: Sequence[str] = ("robust",), samp
     finals = list(last.get("final", {}))
     head = ["", "epoch", "natural", "+".join(attacks), *finals]
     lines = [head]
-    for name, told in _KINDS.items():
+    for name, label in _KINDS.items():
         if (row := summary[name]) is not None:
-            lines.append([told, f"{row['epoch']:g}", *_percents(row, finals)])
+            lines.append([label, f"{row['epoch']:g}", *_percents(row, finals)])
     for name in ("best_on_test", "best_by_held_out"):
         if name in summary["gap"]:
             lines.append([f"gap: {_KINDS[name]} - last", "", *_percents(summary["gap"][name], finals)])
@@ -213,13 +213,13 @@ def _gap(axes: Any, peak: Mapping[str, float], last: Mapping[str, float], key: s
     """The fall from a curve's highest point to its last, right of the curve, in percentage points."""
     high, low = 100 * peak[key], 100 * last[key]
     x = last["epoch"] + 0.05 * span
-    told = f"gap {high - low:.1f}"
+    text = f"gap {high - low:.1f}"
     if peak["step"] != last["step"]:
         axes.plot([peak["epoch"], x], [high, high], color=colour, linewidth=0.9, linestyle=":", zorder=1)
     if high - low >= 1.5:
         arrow = {"arrowstyle": "<->", "color": colour, "linewidth": 1.3, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 8}
         axes.annotate("", (x, low), (x, high), arrowprops=arrow)
-    axes.annotate(told, (x, (high + low) / 2), xytext=(6, 0), textcoords="offset points", color=colour, va="center", fontsize=9)
+    axes.annotate(text, (x, (high + low) / 2), xytext=(6, 0), textcoords="offset points", color=colour, va="center", fontsize=9)
 
 
 def _limits(axes: Any, epochs: Sequence[float], values: Sequence[float], right: float = 0.03) -> None:

@@ -1,6 +1,6 @@
 """A cap of the spectral norm of a model's weights while it trains: in any Trainer, a callback; in RobustTrainer, ``spectral_cap``.
 
-Paper 001 Algorithm 7, "use spectral normalization to truncate the largest singular value of last linear layer" after each step;
+Dissertation Algorithm 7, "use spectral normalization to truncate the largest singular value of last linear layer" after each step;
 Crafting sec. 4.5 has it on every layer. The weights themselves are projected, so what is saved is a plain model.
 """
 
@@ -90,16 +90,16 @@ class SpectralCap(TrainerCallback):
     def open(self, model: nn.Module) -> None:
         """Finds the layers of the model that train; those of one shape are projected together."""
         _refuse_sharded(model)
-        found = capped_layers(model, self.layers)
-        if not found:
+        layers = capped_layers(model, self.layers)
+        if not layers:
             frozen = list(_layers(model, self.layers))
-            told = f"frozen ({', '.join(frozen[:3])})" if frozen else "none"
+            others = f"frozen ({', '.join(frozen[:3])})" if frozen else "none"
             raise ValueError(
-                f"spectral_cap={self.k:g} has no effect, {type(model).__name__}'s layers to cap are {told}: unfreeze one, "
+                f"spectral_cap={self.k:g} has no effect, {type(model).__name__}'s layers to cap are {others}: unfreeze one, "
                 "or drop spectral_cap."
             )
         groups: dict[Any, list[nn.Module]] = {}
-        for layer in found.values():
+        for layer in layers.values():
             matrix = _matrix(layer)
             groups.setdefault((matrix.shape, matrix.dtype, matrix.device), []).append(layer)
         self._groups = list(groups.values())
@@ -150,11 +150,11 @@ def _layers(model: nn.Module, layers: str) -> dict[str, Any]:
     if layers not in LAYERS:
         raise ValueError(f"spectral_layers={layers!r} is unknown: choose one of {', '.join(LAYERS)}.")
     names = {id(module): name for name, module in model.named_modules()}
-    wanted: Any = heads_of(model) if layers == "last" else _all(model)
-    found: dict[int, tuple[str, Any]] = {}
-    for layer in wanted:
-        found.setdefault(id(layer.weight), (names[id(layer)], layer))
-    return dict(found.values())
+    modules: Any = heads_of(model) if layers == "last" else _all(model)
+    capped: dict[int, tuple[str, Any]] = {}
+    for layer in modules:
+        capped.setdefault(id(layer.weight), (names[id(layer)], layer))
+    return dict(capped.values())
 
 
 def _all(model: nn.Module) -> Iterator[nn.Module]:

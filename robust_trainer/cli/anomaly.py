@@ -72,7 +72,7 @@ def anomaly(argv: Sequence[str]) -> None:
     about = "Find abnormal rows in a table, by a detector that is fitted to the table itself. Detectors: "
     about += "; ".join(f"{name}: {variant.summary}" for name, variant in DETECTORS.items()) + "."
     parser = make_parser("anomaly", [AnomalyOptions], about, first="DATA")
-    argv, given = list(argv), list(argv)
+    argv, typed = list(argv), list(argv)
     if argv and not argv[0].startswith("-"):
         argv = [f"--data={argv[0]}", *argv[1:]]
     (options,) = parse(parser, argv)
@@ -92,14 +92,18 @@ def anomaly(argv: Sequence[str]) -> None:
     seconds = time.perf_counter() - started
     trained_on_these = options.load is None and options.test_data is None
     scores = detector.decision_scores_ if trained_on_these else detector.decision_function(table.features)
-    found = {
+    columns = {
         "score": scores, "predicted": (scores > detector.threshold_).astype(np.int64),
         "probability": detector.predict_proba(table.features)[:, 1],
     }  # fmt: skip
-    content = {"command": command_line("anomaly", given), **_content(detector, table, found, options), "seconds": round(seconds, 3)}
-    written = _write(Path(options.output_dir), detector, table, found, content)
+    content = {
+        "command": command_line("anomaly", typed),
+        **_content(detector, table, columns, options),
+        "seconds": round(seconds, 3),
+    }
+    written = _write(Path(options.output_dir), detector, table, columns, content)
     say(show(["figure", "value"], _figures(content)))
-    say(_most(found, table))
+    say(_most(columns, table))
     say(f"written to {options.output_dir}: {', '.join(written)}")
 
 
@@ -141,7 +145,7 @@ def _read(options: AnomalyOptions, path: str, columns: Any = None) -> AnomalyTab
 
 
 def _content(
-    detector: AnomalyDetector, table: AnomalyTable, found: Mapping[str, np.ndarray], options: AnomalyOptions
+    detector: AnomalyDetector, table: AnomalyTable, columns: Mapping[str, np.ndarray], options: AnomalyOptions
 ) -> dict[str, Any]:
     """What anomaly.json holds; shares are fractions."""
     missing = np.isnan(table.rows)
@@ -156,8 +160,8 @@ def _content(
         "detector": options.detector if options.load is None else type(detector).__name__,
         "settings": {name: v.item() if isinstance(v, np.generic) else v for name, v in detector.get_params().items()},
         "data": data, "n": len(table.rows), "fitted_to": len(detector.decision_scores_), "contamination": detector.contamination_,
-        "threshold": detector.threshold_, "flagged": int(found["predicted"].sum()),
-        "measured": measure(table.truth, found["score"], found["predicted"]), "environment": environment(),
+        "threshold": detector.threshold_, "flagged": int(columns["predicted"].sum()),
+        "measured": measure(table.truth, columns["score"], columns["predicted"]), "environment": environment(),
     }  # fmt: skip
 
 
@@ -174,29 +178,35 @@ def _figures(content: Mapping[str, Any]) -> list[list[str]]:
     return rows + [[f"{names[key]} %", percent(value)] for key, value in (content["measured"] or {}).items()]
 
 
-def _most(found: Mapping[str, np.ndarray], table: AnomalyTable) -> str:
+def _most(columns: Mapping[str, np.ndarray], table: AnomalyTable) -> str:
     """The most abnormal rows as text, the first of equals first."""
-    order = np.argsort(-found["score"], kind="stable")[:SHOWN]
+    order = np.argsort(-columns["score"], kind="stable")[:SHOWN]
     heading = ["row", *(["id"] if table.ids is not None else []), "score", "probability", "predicted"]
     rows = []
     for row in order.tolist():
         ids = [] if table.ids is None else [plain(table.ids[row].as_py(), 40)]
-        line = [str(row), *ids, f"{found['score'][row]:.5g}", f"{found['probability'][row]:.3f}", str(found["predicted"][row])]
+        line = [
+            str(row),
+            *ids,
+            f"{columns['score'][row]:.5g}",
+            f"{columns['probability'][row]:.3f}",
+            str(columns["predicted"][row]),
+        ]
         rows.append(line if table.truth is None else [*line, str(table.truth[row])])
     return f"the {len(rows)} most abnormal rows\n" + show(heading + (["truth"] if table.truth is not None else []), rows)
 
 
 def _write(
-    folder: Path, detector: AnomalyDetector, table: AnomalyTable, found: Mapping[str, np.ndarray], content: Mapping[str, Any]
+    folder: Path, detector: AnomalyDetector, table: AnomalyTable, scored: Mapping[str, np.ndarray], content: Mapping[str, Any]
 ) -> list[str]:
     """Writes what the command leaves, each file whole or not at all, and returns its names."""
     folder.mkdir(parents=True, exist_ok=True)
     remove_unfinished(folder)
-    columns = {"row": np.arange(len(table.rows)), "id": table.ids, **found, "truth": table.truth}
+    columns = {"row": np.arange(len(table.rows)), "id": table.ids, **scored, "truth": table.truth}
     facts = {key: content[key] for key in ("command", "detector", "settings", "data", "threshold")}
     scores = pa.table({name: values for name, values in columns.items() if values is not None})
     plot_scores(
-        found["score"], detector.threshold_, folder / CURVES, truth=table.truth, name=content["detector"],
+        scored["score"], detector.threshold_, folder / CURVES, truth=table.truth, name=content["detector"],
         title=plain(Path(content["data"]["file"]).name, 60),
     )  # fmt: skip
     with replacing(folder / SCORES) as new:

@@ -77,7 +77,7 @@ def audit(argv: Sequence[str]) -> None:
     )  # fmt: skip
     parser = make_parser("audit", [AuditOptions, DataOptions, CorruptionOptions, PreprocessOptions], about, first="run_folder")
     kinds = (DataOptions, CorruptionOptions, PreprocessOptions)
-    content, told, (options, data, corruption, preprocess) = parse_for_run(parser, argv, kinds)
+    content, data_known, (options, data, corruption, preprocess) = parse_for_run(parser, argv, kinds)
     content = content if content and "runs" in content else None  # a script's own results.json
     if options.clean not in (*ACTIONS, "none"):
         raise ValueError(f"clean={options.clean!r} is unknown: choose one of {', '.join(ACTIONS)}, none.")
@@ -90,18 +90,18 @@ def audit(argv: Sequence[str]) -> None:
         raise ValueError(f"detector_rate={options.detector_rate} must be in (0, 1): give for instance 0.1.")
     rows, facts = load_ledger(options.run)
     paths = _paths(options)
-    prepared = prepare(data, corruption, preprocess) if told else None
+    prepared = prepare(data, corruption, preprocess) if data_known else None
     if prepared is None and options.detectors:
         raise ValueError(f"detectors need the data, which run={options.run!r} does not tell: give --dataset.")
-    found = make_audit(rows, facts, prepared and prepared.train, threshold=options.threshold, look=options.look, paths=paths)
+    result = make_audit(rows, facts, prepared and prepared.train, threshold=options.threshold, look=options.look, paths=paths)
     if prepared is not None and options.clean != "none":
-        found.plan(options.clean, options.relabel_confidence)  # complains before anything is written
+        result.plan(options.clean, options.relabel_confidence)  # complains before anything is written
     folder = Path(options.output_dir or Path(options.run) / "audit")
     command = command_line("audit", argv)
-    written = _write(found, prepared, folder, options, content, command, data.dataset)
-    say(_told(found))
+    written = _write(result, prepared, folder, options, content, command, data.dataset)
+    say(_told(result))
     if options.detectors and prepared is not None:
-        say(_detect(found, prepared, folder, options, rows.get("mean_probs")))
+        say(_detect(result, prepared, folder, options, rows.get("mean_probs")))
         written.append(DETECTED)
     if prepared is None:
         say("no data set known, so no pictures, groups or cleaned data: give --dataset, as the training had it")
@@ -122,23 +122,23 @@ def _paths(options: AuditOptions) -> PathLengths | None:
 
 
 def _write(
-    found: Audit, prepared: RunState | None, folder: Path, options: AuditOptions, content: Any, command: str, source: str
+    result: Audit, prepared: RunState | None, folder: Path, options: AuditOptions, content: Any, command: str, source: str
 ) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     remove_unfinished(folder)
     remove_unfinished(folder / CLEANED)
     train = None if prepared is None else prepared.train
     written = [TABLE, REPORT, CARD, FIGURES]
-    found.to_parquet(folder / TABLE)
+    result.to_parquet(folder / TABLE)
     curves = load_curves(options.run) if content is None else None
     write_audit_report(
-        folder / REPORT, found, data=train, content=content, curves=curves, command=command, per_class=options.per_class
+        folder / REPORT, result, data=train, content=content, curves=curves, command=command, per_class=options.per_class
     )
-    write_model_card(folder / CARD, found, content=content, command=command)
-    write_text(folder / FIGURES, json.dumps(_figures(found, command), indent=2, default=str) + "\n")
+    write_model_card(folder / CARD, result, content=content, command=command)
+    write_text(folder / FIGURES, json.dumps(_figures(result, command), indent=2, default=str) + "\n")
     if train is not None and prepared is not None and options.clean != "none":
         write_cleaned(
-            folder / CLEANED, found, train, options.clean, options.relabel_confidence, test=prepared.test,
+            folder / CLEANED, result, train, options.clean, options.relabel_confidence, test=prepared.test,
             source=source.rstrip("/").rpartition("/")[2], command=command,
         )  # fmt: skip
         written.append(f"{CLEANED}/")
@@ -157,37 +157,37 @@ def _remove(folder: Path, names: Sequence[str]) -> None:
         folder.rmdir()
 
 
-def _figures(found: Audit, command: str) -> dict[str, Any]:
-    summary = summarise(found)
+def _figures(result: Audit, command: str) -> dict[str, Any]:
+    summary = summarise(result)
     return {
-        "command": command, "samples": summary.n, "flagged": summary.flagged, "threshold": found.threshold,
-        "noise_rate": found.noise_rate, "groups": {name: n for name, n, _ in summary.groups}, "groups_told": found.groups_told,
-        "known_truth": dict(summary.known), "classes": list(found.names),
-        "paths": None if found.paths is None else {"step_size": found.paths.step_size, "norm": found.paths.norm,
-                                                   "max_steps": found.paths.max_steps},
-        "transition": None if found.transition is None else np.round(found.transition, 5).tolist(),
-        "run": dict(found.run), "environment": environment(),
+        "command": command, "samples": summary.n, "flagged": summary.flagged, "threshold": result.threshold,
+        "noise_rate": result.noise_rate, "groups": {name: n for name, n, _ in summary.groups}, "groups_told": result.groups_told,
+        "known_truth": dict(summary.known), "classes": list(result.names),
+        "paths": None if result.paths is None else {"step_size": result.paths.step_size, "norm": result.paths.norm,
+                                                   "max_steps": result.paths.max_steps},
+        "transition": None if result.transition is None else np.round(result.transition, 5).tolist(),
+        "run": dict(result.run), "environment": environment(),
     }  # fmt: skip
 
 
-def _told(found: Audit) -> str:
-    summary = summarise(found)
+def _told(result: Audit) -> str:
+    summary = summarise(result)
     rows = [[name, value] for name, value in (*summary.facts, *summary.known)]
     rows += [[name, f"{n} ({share} %)"] for name, n, share in summary.groups]
-    return "\n".join([show(["figure", "value"], rows), found.groups_told, *found.cautions])
+    return "\n".join([show(["figure", "value"], rows), result.groups_told, *result.cautions])
 
 
-def _detect(found: Audit, prepared: RunState, folder: Path, options: AuditOptions, probs: np.ndarray | None) -> str:
+def _detect(audited: Audit, prepared: RunState, folder: Path, options: AuditOptions, probs: np.ndarray | None) -> str:
     """Runs the detectors on the saved model, writes their scores, and returns a table of how they agree with the audit."""
     model, processor = load_model(options.run)
     data = prepared.train.with_transform(ImageTransform(processor, model_channels(model)))
     evidence = collect_evidence(model, data)
     evidence = evidence if probs is None else replace(evidence, probs=probs)
-    flagged = found.column("flagged").astype(bool)
+    flagged = audited.column("flagged").astype(bool)
     rate = options.detector_rate if options.detector_rate is not None else float(np.clip(flagged.mean(), 0.001, 0.999))
-    truth = torch.from_numpy(found.column("is_corrupted").astype(bool)) if "is_corrupted" in found.table.column_names else None
-    columns: dict[str, Any] = {"index": found.column("index"), "suspicion": found.column("suspicion"), "flagged": flagged}
-    rows = [_line("audit", found.column("suspicion"), flagged, flagged, truth)]
+    truth = torch.from_numpy(audited.column("is_corrupted").astype(bool)) if "is_corrupted" in audited.table.column_names else None
+    columns: dict[str, Any] = {"index": audited.column("index"), "suspicion": audited.column("suspicion"), "flagged": flagged}
+    rows = [_line("audit", audited.column("suspicion"), flagged, flagged, truth)]
     for name in options.detectors or ():
         result = detect(name, evidence, rate=rate)
         columns |= {f"{name}_score": result.scores, f"{name}_flagged": result.flagged}

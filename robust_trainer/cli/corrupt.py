@@ -57,9 +57,9 @@ def corrupt(argv: Sequence[str]) -> None:
         )
     corruption.trigger()
     if corruption.wanted and craft.craft is not None:
-        given = "noisy_label_column" if corruption.noisy_label_column is not None else "corrupt"
+        option = "noisy_label_column" if corruption.noisy_label_column is not None else "corrupt"
         raise ValueError(
-            f"{given}={getattr(corruption, given)!r} and craft={craft.craft!r} would corrupt the labels twice: leave one of them "
+            f"{option}={getattr(corruption, option)!r} and craft={craft.craft!r} would corrupt the labels twice: leave one of them "
             "out."
         )
     check_writable(output.output_dir)

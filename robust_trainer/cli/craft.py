@@ -58,12 +58,12 @@ def write_paths(paths: PathLengths, folder: Path) -> list[str]:
 
 
 def craft_splits(
-    found: datasets.DatasetDict, options: CraftOptions, folder: Path, tell: Callable[[str], None] = lambda text: None
+    splits_before: datasets.DatasetDict, options: CraftOptions, folder: Path, tell: Callable[[str], None] = lambda text: None
 ) -> Crafted:
     """Returns the splits with labels of the training split flipped as the options say, and every split with room for them.
 
     Args:
-        found: The splits.
+        splits_before: The splits.
         options: The strategy.
         folder: Keeps the network and finished path lengths; given again with the same options the crafting goes on there.
         tell: Is called with a line on what was trained.
@@ -73,7 +73,7 @@ def craft_splits(
 
     """
     options.check()
-    train, names = found[TRAIN], label_names(found[TRAIN])
+    train, names = splits_before[TRAIN], label_names(splits_before[TRAIN])
     if IS_CORRUPTED in train.column_names:
         raise ValueError(
             f"craft={options.craft!r} would corrupt the labels of a corrupted data set (column {IS_CORRUPTED!r}) twice: start from "
@@ -86,22 +86,22 @@ def craft_splits(
     flips = {name: settings[name] for name in ("rate", "budget", "seed", "target", "source") if name in settings}
     plan_flips(train, **flips)
     model: Any = None
-    processor, told = None, "none"
+    processor, model_name = None, "none"
     if options.needs_model:
-        model, processor, told = _model(found, options, folder, tell)
+        model, processor, model_name = _model(splits_before, options, folder, tell)
     more: dict[str, Any] = {} if model is None else {"model": model, "processing_class": processor}
     paths = None
     if options.craft == "adversarial-path":
         towards = target if settings.get("targeted", True) and target != "extra" else None
-        given = {name: settings[name] for name in _OF_PATHS if name in settings}
-        paths = path_lengths(model, train, target=towards, processing_class=processor, folder=folder / "paths", **given)
+        path_settings = {name: settings[name] for name in _OF_PATHS if name in settings}
+        paths = path_lengths(model, train, target=towards, processing_class=processor, folder=folder / "paths", **path_settings)
         more["paths"] = paths
     train = craft_labels(train, str(options.craft), **settings, **more)
     feature = train.features["label"]
-    splits = {name: train if name == TRAIN else split.cast_column("label", feature) for name, split in found.items()}
+    splits = {name: train if name == TRAIN else split.cast_column("label", feature) for name, split in splits_before.items()}
     record = {
         "corrupt": "crafted", "noise": options.describe(), "seed": options.craft_seed, "craft": options.craft,
-        "craft_settings": settings, "model": told, **realised_rates(train, nominal=_nominal(train, names, settings)),
+        "craft_settings": settings, "model": model_name, **realised_rates(train, nominal=_nominal(train, names, settings)),
     }  # fmt: skip
     return Crafted(datasets.DatasetDict(splits), record, paths)
 
@@ -119,7 +119,7 @@ class CraftLabels:
         state.splits, state.corruption, state.paths = crafted.splits, crafted.record, crafted.paths
 
 
-def _model(found: datasets.DatasetDict, options: CraftOptions, folder: Path, tell: Callable[[str], None]) -> tuple[Any, Any, str]:
+def _model(splits: datasets.DatasetDict, options: CraftOptions, folder: Path, tell: Callable[[str], None]) -> tuple[Any, Any, str]:
     """The network that the strategy looks at, its image processor (None: it takes the images as they are), and what it is."""
     name = options.craft_model or "small-cnn"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -129,20 +129,20 @@ def _model(found: datasets.DatasetDict, options: CraftOptions, folder: Path, tel
         model: Any
         model, processor = load_model(name)
         return model.to(device).eval(), processor, f"the model of {Path(name).name}"
-    levels = read_levels(found[TRAIN], "image")
-    fresh = fresh_factory(name, label_names(found[TRAIN]), channels=levels.shape[3], image_size=max(levels.shape[1:3]))
-    network, told = trained_network(
-        found[TRAIN], name, fresh, options.craft_model_epochs, options.craft_seed, folder / "model", device, "to craft from",
+    levels = read_levels(splits[TRAIN], "image")
+    fresh = fresh_factory(name, label_names(splits[TRAIN]), channels=levels.shape[3], image_size=max(levels.shape[1:3]))
+    network, description = trained_network(
+        splits[TRAIN], name, fresh, options.craft_model_epochs, options.craft_seed, folder / "model", device, "to craft from",
         "the clean labels",
     )  # fmt: skip
-    tell(f"model: {told}, accuracy on test images {percent(accuracy(network, *read_pixels(found[TEST])))} %")
-    return pixel_model(network), None, told
+    tell(f"model: {description}, accuracy on test images {percent(accuracy(network, *read_pixels(splits[TEST])))} %")
+    return pixel_model(network), None, description
 
 
 def _nominal(train: datasets.Dataset, names: list[str], settings: dict[str, Any]) -> np.ndarray:
     """The rate asked for, per class (C,): as large in every class whose labels may be flipped, 0 in the others."""
     clean = np.asarray(train.with_format("numpy")["clean_label"][:])
-    sizes, own = np.bincount(clean, minlength=len(names)), np.arange(len(names))
-    movable = (class_targets(settings["target"], len(names)) != own) & np.isin(own, settings.get("source", own))
-    wanted = settings["budget"] if "budget" in settings else settings["rate"] * len(clean)
-    return np.where(movable, wanted / max(sizes[movable].sum(), 1), 0.0)
+    sizes, numbers = np.bincount(clean, minlength=len(names)), np.arange(len(names))
+    movable = (class_targets(settings["target"], len(names)) != numbers) & np.isin(numbers, settings.get("source", numbers))
+    flips = settings["budget"] if "budget" in settings else settings["rate"] * len(clean)
+    return np.where(movable, flips / max(sizes[movable].sum(), 1), 0.0)

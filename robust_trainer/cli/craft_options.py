@@ -68,21 +68,21 @@ class CraftOptions:
             ValueError: For what cannot be read or is given twice.
 
         """
-        found: dict[str, Any] = {"seed": self.craft_seed}
-        found |= {n: v for n in ("rate", "budget", "space", "norm") if (v := getattr(self, f"craft_{n}")) is not None}
+        settings: dict[str, Any] = {"seed": self.craft_seed}
+        settings |= {n: v for n in ("rate", "budget", "space", "norm") if (v := getattr(self, f"craft_{n}")) is not None}
         if self.craft_gamma is not None:
             gammas = _numbers("craft_gamma", self.craft_gamma, (1, 2), "6.5 or 6.5,4")
-            found["gamma"] = gammas[0] if len(gammas) == 1 else gammas
+            settings["gamma"] = gammas[0] if len(gammas) == 1 else gammas
         if self.craft_quantiles is not None:
             wide = self.craft_quantiles.strip().lower() != "none"
-            found["quantiles"] = _numbers("craft_quantiles", self.craft_quantiles, (2,), "0.5,0.9") if wide else None
+            settings["quantiles"] = _numbers("craft_quantiles", self.craft_quantiles, (2,), "0.5,0.9") if wide else None
         for name, value in read_settings("craft_settings", self.craft_settings, "degree=5,search=exact").items():
             if name in _OPTIONS:
                 raise ValueError(f"craft_settings holds {name}={value!r}, an option of its own: give --craft_{name}.")
             if name in _NO_WORDS:
                 raise ValueError(f"craft_settings holds {name}={value!r}, which only Python can give: leave it out.")
-            found[name] = value
-        return found
+            settings[name] = value
+        return settings
 
     @property
     def needs_model(self) -> bool:
@@ -103,8 +103,8 @@ class CraftOptions:
         for name, value in settings.items():
             _check_kind(name, value, getattr(known.get(name), "default", None))
         if (self.craft_rate is None) == (self.craft_budget is None):
-            given = f"craft_rate={self.craft_rate} and craft_budget={self.craft_budget}"
-            raise ValueError(f"{given}: give one of them, the share of all labels to flip or their number.")
+            both = f"craft_rate={self.craft_rate} and craft_budget={self.craft_budget}"
+            raise ValueError(f"{both}: give one of them, the share of all labels to flip or their number.")
         if self.craft_rate is not None:
             check_rate(self.craft_rate)
         check_seed(self.craft_seed)
@@ -120,9 +120,9 @@ class CraftOptions:
 
     def describe(self) -> str:
         """Returns the strategy and what it was given, in words."""
-        told = [f"in {self.craft_space}" if self.craft_space else "", f"of {self.craft_source}" if self.craft_source else ""]
-        told += [f"to {self.craft_target}", f"quantiles {self.craft_quantiles}" if self.craft_quantiles else ""]
-        return f"crafted label noise {self.craft} ({'; '.join(t for t in told if t)})"
+        parts = [f"in {self.craft_space}" if self.craft_space else "", f"of {self.craft_source}" if self.craft_source else ""]
+        parts += [f"to {self.craft_target}", f"quantiles {self.craft_quantiles}" if self.craft_quantiles else ""]
+        return f"crafted label noise {self.craft} ({'; '.join(t for t in parts if t)})"
 
 
 def class_number(word: str, names: Sequence[str], option: str) -> int:
@@ -160,12 +160,12 @@ def target_of(word: str, names: Sequence[str], option: str) -> str | int:
 
 def _numbers(name: str, text: str, counts: tuple[int, ...], example: str) -> tuple[float, ...]:
     try:
-        found = tuple(float(word) for word in text.split(","))
+        numbers = tuple(float(word) for word in text.split(","))
     except ValueError:
-        found = ()
-    if len(found) not in counts or not all(map(math.isfinite, found)):
+        numbers = ()
+    if len(numbers) not in counts or not all(map(math.isfinite, numbers)):
         raise ValueError(f"{name}={text!r} is no {' or '.join(map(str, counts))} number(s): give for instance {example}.")
-    return found
+    return numbers
 
 
 def _check_kind(name: str, value: Any, usual: Any) -> None:

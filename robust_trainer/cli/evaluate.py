@@ -65,8 +65,8 @@ class AttackOptions:
         """The radius, None without attacks. Raises a one-line ``ValueError`` for wrong settings, before any work is done."""
         if self.attacks is None and not (self.per_class is not None and not self.resume):
             if self.eps is not None or self.resume:
-                given = f"eps={self.eps!r}" if self.eps is not None else "resume"
-                raise ValueError(f"{given} is for attacks: give some, for instance --attacks pgd-20 cw-20 autoattack.")
+                option = f"eps={self.eps!r}" if self.eps is not None else "resume"
+                raise ValueError(f"{option} is for attacks: give some, for instance --attacks pgd-20 cw-20 autoattack.")
             return None
         for name in self.attacks or ():
             check_name(name)
@@ -85,7 +85,7 @@ def evaluate(argv: Sequence[str]) -> None:
     """
     about = (
         "Evaluate a saved model. Data and trigger are those of the run, where its results.json tells, unless given here. "
-        "Attacks: " + "; ".join(f"{name}: {told}" for name, told in NAMES.items()) + "."
+        "Attacks: " + "; ".join(f"{name}: {summary}" for name, summary in NAMES.items()) + "."
     )
     parser = make_parser("evaluate", [EvaluateOptions, AttackOptions, DataOptions, CorruptionOptions], about, first="run_folder")
     _, _, (options, attack, data, corruption) = parse_for_run(parser, argv, (DataOptions, CorruptionOptions))
@@ -97,13 +97,13 @@ def evaluate(argv: Sequence[str]) -> None:
     rank, world = processes()
     model, processor = load_model(options.run)
     prepared = prepare(data, corruption)
-    known, given = list((model.config.id2label or {}).values()), label_names(prepared.test)
-    if len(known) != len(given):
+    known, names = list((model.config.id2label or {}).values()), label_names(prepared.test)
+    if len(known) != len(names):
         raise ValueError(
-            f"the model of run={options.run!r} knows {len(known)} classes but dataset={data.dataset!r} has {len(given)}: "
+            f"the model of run={options.run!r} knows {len(known)} classes but dataset={data.dataset!r} has {len(names)}: "
             "give the data set that it was trained on."
         )
-    towards = None if attack.per_class is None else target_of(attack.per_class, given, "per_class")
+    towards = None if attack.per_class is None else target_of(attack.per_class, names, "per_class")
     transform = ImageTransform(processor, model_channels(model))
     clean = prepared.test.with_transform(transform)
     with tempfile.TemporaryDirectory() as folder:
@@ -113,13 +113,13 @@ def evaluate(argv: Sequence[str]) -> None:
         )  # fmt: skip
         trainer = Trainer(model=model, args=args, compute_metrics=compute_accuracy)
         if prepared.triggered is not None and ATTACK_TARGET in prepared.triggered.column_names:
-            found = evaluate_backdoor(trainer, clean, prepared.triggered.with_transform(transform))
+            figures = evaluate_backdoor(trainer, clean, prepared.triggered.with_transform(transform))
         else:
             metrics = trainer.predict(clean).metrics or {}
-            found = {"clean_accuracy": metrics["test_accuracy"], "n": len(clean)}
+            figures = {"clean_accuracy": metrics["test_accuracy"], "n": len(clean)}
     trigger = (prepared.corruption or {}).get("trigger", "as saved" if prepared.triggered is not None else None)
     content: dict[str, Any] = {
-        "run": options.run, "dataset": data.dataset, "trigger": trigger, **found, "environment": environment(),
+        "run": options.run, "dataset": data.dataset, "trigger": trigger, **figures, "environment": environment(),
     }  # fmt: skip
     path = Path(options.output or Path(options.run) / "evaluation.json")
     robustness = None
@@ -136,14 +136,14 @@ def evaluate(argv: Sequence[str]) -> None:
         )  # fmt: skip
         content["per_class"] = classes.to_dict()
     write_json(path, content)
-    say(show(["figure", "value"], [[name, percent(value) + " %"] for name, value in found.items() if name != "n"]))
+    say(show(["figure", "value"], [[name, percent(value) + " %"] for name, value in figures.items() if name != "n"]))
     written = str(path)
     if robustness is not None:
         say("\n" + robustness.table())
         written += f", {plot(robustness, _beside(path, options.output, 'robustness.png'))}"
     if classes is not None:
         say(f"\nPGD-40 class by class, {classes.norm}, eps {show_eps(classes.eps)}\n{show(*classes.rows())}")
-    say(f"{found['n']} test images of {data.dataset}, trigger {trigger or 'none'}; written to {written}")
+    say(f"{figures['n']} test images of {data.dataset}, trigger {trigger or 'none'}; written to {written}")
 
 
 def _attacked(
@@ -165,23 +165,25 @@ def _attacked(
         raise
 
 
-def plot(found: Robustness, path: str | Path) -> Path:
+def plot(robustness: Robustness, path: str | Path) -> Path:
     """Draws a bar per attack between clean accuracy and worst case, in percent, as PNG, and returns its path.
 
     Args:
-        found: The result of an evaluation.
+        robustness: The result of an evaluation.
         path: File to write.
 
     """
-    bars = {CLEAN: found.clean_accuracy, **found.accuracies, WORST: found.worst_case}
-    colours = [GREEN, *[BLUE] * len(found.accuracies), RED]
+    bars = {CLEAN: robustness.clean_accuracy, **robustness.accuracies, WORST: robustness.worst_case}
+    colours = [GREEN, *[BLUE] * len(robustness.accuracies), RED]
     figure = new_figure(max(4.5, 1.6 + 0.8 * len(bars)), 3.6)
     axes = figure.add_subplot()
     drawn = axes.bar(range(len(bars)), [100 * value for value in bars.values()], color=colours, width=0.7)
     axes.bar_label(drawn, fmt="%.1f", padding=2, fontsize=9)
-    axes.axhline(100 * found.worst_case, color=RED, linewidth=0.8, linestyle="--", zorder=0)
+    axes.axhline(100 * robustness.worst_case, color=RED, linewidth=0.8, linestyle="--", zorder=0)
     axes.set_xticks(range(len(bars)), list(bars), rotation=30, ha="right", rotation_mode="anchor")
-    axes.set(ylabel="accuracy, %", ylim=(0, 108), title=f"{found.norm}, eps {show_eps(found.eps)}, {found.n} samples")
+    axes.set(
+        ylabel="accuracy, %", ylim=(0, 108), title=f"{robustness.norm}, eps {show_eps(robustness.eps)}, {robustness.n} samples"
+    )
     axes.set_yticks(range(0, 101, 20))
     axes.grid(axis="y", alpha=0.25)
     axes.set_axisbelow(True)

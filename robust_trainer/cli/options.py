@@ -155,8 +155,8 @@ class CorruptionOptions:
         if self.corrupt == "none":
             return "none"
         if self.corrupt in NOISES:
-            told = [self.class_map, self.transition_matrix, "" if self.noise_form == "exact" else "each label drawn on its own"]
-            return f"{self.corrupt} label noise" + (f" ({'; '.join(found)})" if (found := [t for t in told if t]) else "")
+            details = [self.class_map, self.transition_matrix, "" if self.noise_form == "exact" else "each label drawn on its own"]
+            return f"{self.corrupt} label noise" + (f" ({'; '.join(shown)})" if (shown := [t for t in details if t]) else "")
         rule = f"all-to-one, class {self.target_label}" if self.label_rule == "all-to-one" else self.label_rule
         trigger = self.trigger()
         return f"{self.corrupt} ({trigger.describe() if trigger is not None else 'none'}; {rule})"
@@ -207,7 +207,7 @@ def read_class_map(text: str | None) -> str | dict[Any, Any]:
         except ValueError as error:
             raise ValueError(f"class_map={text!r} is no JSON: give for instance 9:1,2:0.") from error
     else:
-        pairs = [(s.strip(), t.strip()) for s, found, t in (pair.rpartition(":") for pair in text.split(",")) if found and s and t]
+        pairs = [(s.strip(), t.strip()) for s, colon, t in (pair.rpartition(":") for pair in text.split(",")) if colon and s and t]
         if not pairs or len(pairs) != len(text.split(",")):
             raise ValueError(f"class_map={text!r} is unknown: give {' or '.join(CLASS_MAPS)}, or source:target pairs as 9:1,2:0.")
     read: list[Any] = [tuple(int(word) if word.isdecimal() else word for word in pair) for pair in pairs]

@@ -181,8 +181,8 @@ def parse_for_run(parser: Parser, argv: Sequence[str], kinds: Sequence[Any]) -> 
         argv = [f"--run={argv[0]}", *argv[1:]]
     content, known = stored(parser.parse_known_args(argv)[0].run)
     parser.set_defaults(**{f.name: known[f.name] for kind in kinds for f in fields(kind) if f.name in known})
-    told = bool(known) or any(word.split("=")[0] == "--dataset" for word in argv)
-    return content, told, parse(parser, argv)
+    data_known = bool(known) or any(word.split("=")[0] == "--dataset" for word in argv)
+    return content, data_known, parse(parser, argv)
 
 
 def stored(run: str) -> tuple[dict[str, Any] | None, dict[str, Any]]:

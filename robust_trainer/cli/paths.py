@@ -64,10 +64,10 @@ def paths(argv: Sequence[str]) -> None:
     )
     parser = make_parser("paths", [PathsOptions, DataOptions, CorruptionOptions, PreprocessOptions], about, first="run_folder")
     kinds = (DataOptions, CorruptionOptions, PreprocessOptions)
-    _, told, (options, data, corruption, preprocess) = parse_for_run(parser, argv, kinds)
+    _, data_known, (options, data, corruption, preprocess) = parse_for_run(parser, argv, kinds)
     model: Any
     model, processor = load_model(options.run)
-    if not told:
+    if not data_known:
         raise ValueError(f"run={options.run!r} does not tell its data: give --dataset, as the training had it.")
     train = prepare(data, corruption, preprocess).train
     names, target = label_names(train), options.target
@@ -77,39 +77,39 @@ def paths(argv: Sequence[str]) -> None:
     folder, parts = Path(options.run), Path(options.run) / PARTS
     _begin(folder, {"of": [asdict(o) for o in (options, data, corruption, preprocess)], "model": _weights(folder)})
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    found = path_lengths(
+    lengths = path_lengths(
         model, train, target=towards, step_size=options.step_size, norm=options.norm, max_steps=options.max_steps,
         batch_size=options.batch_size, processing_class=processor, folder=parts,
     )  # fmt: skip
-    written = write_paths(found, folder)
-    say(show(*lengths_table(found)))
-    say(f"steps of {found.step_size:g} ({found.norm}, [0, 1] pixels); closest: row numbers, the likeliest label errors first")
+    written = write_paths(lengths, folder)
+    say(show(*lengths_table(lengths)))
+    say(f"steps of {lengths.step_size:g} ({lengths.norm}, [0, 1] pixels); closest: row numbers, the likeliest label errors first")
     say(f"written to {folder}: {', '.join(written)}; robust-trainer audit {folder} shows the closest samples")
 
 
-def lengths_table(found: PathLengths) -> tuple[list[str], list[list[str]]]:
+def lengths_table(lengths: PathLengths) -> tuple[list[str], list[list[str]]]:
     """Returns heading and rows: per given class n, median, 10 % and 90 % quantiles, paths without end, the closest rows.
 
     Args:
-        found: The path lengths.
+        lengths: The path lengths.
 
     """
-    order = found.order
-    labels = found.labels[order]
+    order = lengths.order
+    labels = lengths.labels[order]
     heading = ["class", "n", "median", "10 %", "90 %", "not reached", "closest"]
     rows = []
-    for number, name in enumerate(found.class_names):
+    for number, name in enumerate(lengths.class_names):
         mine = order[labels == number]
         if not len(mine):
             continue
-        told = [_told(value, found) for value in np.quantile(found.steps[mine], (0.5, 0.1, 0.9), method="lower").tolist()]
-        missed, closest = int((~found.reached[mine]).sum()), " ".join(str(row) for row in mine[:CLOSEST])
-        rows.append([plain(name, 40), str(len(mine)), *told, str(missed), closest])
+        quantiles = [_told(value, lengths) for value in np.quantile(lengths.steps[mine], (0.5, 0.1, 0.9), method="lower").tolist()]
+        missed, closest = int((~lengths.reached[mine]).sum()), " ".join(str(row) for row in mine[:CLOSEST])
+        rows.append([plain(name, 40), str(len(mine)), *quantiles, str(missed), closest])
     return heading, rows
 
 
-def _told(steps: int, found: PathLengths) -> str:
-    return f">{found.max_steps}" if steps > found.max_steps else str(steps)
+def _told(steps: int, lengths: PathLengths) -> str:
+    return f">{lengths.max_steps}" if steps > lengths.max_steps else str(steps)
 
 
 def _begin(run: Path, now: dict[str, Any]) -> None:
@@ -137,10 +137,10 @@ def is_stale(run: Path) -> bool:
 
 def _of(parts: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads((parts / OF).read_text(encoding="utf-8"))
+        content = json.loads((parts / OF).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return content if isinstance(content, dict) else None
 
 
 def _weights(run: Path) -> str:

@@ -46,19 +46,19 @@ def check_poison(options: PoisonOptions) -> None:
 
 
 def poison_splits(
-    found: datasets.DatasetDict, options: PoisonOptions, folder: Path, tell: Callable[[str], None] = lambda text: None
+    splits: datasets.DatasetDict, options: PoisonOptions, folder: Path, tell: Callable[[str], None] = lambda text: None
 ) -> tuple[datasets.DatasetDict, dict[str, Any]]:
     """Returns the splits with the training images poisoned, crafted from the true labels, and `poison_record`'s record of it.
 
     Args:
-        found: The splits.
+        splits: The splits.
         options: The poison.
         folder: Keeps finished parts; given again with the same options the crafting goes on there.
         tell: Is called with what was found.
 
     """
     check_poison(options)
-    train, test, row = found[TRAIN], found[TEST], find_poison(options.poison or "")
+    train, test, row = splits[TRAIN], splits[TEST], find_poison(options.poison or "")
     if IS_POISONED in train.column_names:
         raise ValueError(f"dataset is poisoned already (column {IS_POISONED!r}): start from the clean data set, or drop poison.")
     levels = read_levels(train, "image")
@@ -67,13 +67,13 @@ def poison_splits(
     network = options.poison_model if options.poison_model in SMALL else "small-cnn"
     fresh = fresh_factory(network, label_names(train), channels=channels, image_size=side)
     model: Any = None
-    told, right = "none", None
+    model_name, right = "none", None
     if row.needs == FRESH:
-        model, told = fresh, f"{options.poison_model}, trained while crafting"
+        model, model_name = fresh, f"{options.poison_model}, trained while crafting"
     elif row.needs != NONE:
-        model, told = _trained(train, fresh, options, folder, device)
+        model, model_name = _trained(train, fresh, options, folder, device)
         right = accuracy(model, *read_pixels(test))
-        tell(f"attacked: {told}, accuracy on clean test images {100 * right:.1f} %")
+        tell(f"attacked: {model_name}, accuracy on clean test images {100 * right:.1f} %")
     poisoned = poison_images(
         train, row.name, norm=options.norm, eps=options.eps, model=model, seed=options.poison_seed, device=device,
         batch_size=options.poison_batch_size, folder=folder / "craft", **options.settings(),
@@ -85,9 +85,9 @@ def poison_splits(
         tell(f"self-check ({network}): {check['told']}")
     record = poison_record(
         train, poisoned, row.name, norm=options.norm, eps=options.eps, seed=options.poison_seed, settings=options.settings(),
-        model=told, model_accuracy=right, check=check,
+        model=model_name, model_accuracy=right, check=check,
     )  # fmt: skip
-    return datasets.DatasetDict({**found, TRAIN: poisoned}), record
+    return datasets.DatasetDict({**splits, TRAIN: poisoned}), record
 
 
 @dataclass(frozen=True)
@@ -136,13 +136,13 @@ def trained_network(
         data: What on, in words.
 
     """
-    told = f"{name}, trained on {data} for {epochs} epochs"
+    description = f"{name}, trained on {data} for {epochs} epochs"
     images, labels = read_pixels(train, "image", "clean_label" if "clean_label" in train.column_names else "label")
-    work = Work(folder, {"model": told, "seed": seed, "data": fingerprint(images, labels)})
+    work = Work(folder, {"model": description, "seed": seed, "data": fingerprint(images, labels)})
     network = seeded(fresh, seed).to(device)
     if (kept := work.load("weights")) is not None:
         network.load_state_dict(kept)
-        return network.eval(), told
+        return network.eval(), description
     train_plain(network, images, labels, epochs, seed=seed, device=device, desc=f"training {name}, {purpose}")
     work.save("weights", network.state_dict())
-    return network, told
+    return network, description

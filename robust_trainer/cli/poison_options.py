@@ -40,24 +40,24 @@ class PoisonOptions:
         return read_settings("poison_settings", self.poison_settings, "steps=50,restarts=2")
 
 
-def read_settings(option: str, given: str | None, example: str) -> dict[str, Any]:
+def read_settings(option: str, written: str | None, example: str) -> dict[str, Any]:
     """Returns settings by name, from name=value pairs or JSON.
 
     Args:
         option: Name of the option, for messages.
-        given: What was given.
+        written: What was given.
         example: What could have been given, for messages.
 
     Raises:
         ValueError: Where they are neither.
 
     """
-    text = (given or "").strip()
+    text = (written or "").strip()
     pairs = [pair.partition("=") for pair in text.split(",")] if text and not text.startswith("{") else []
     try:
-        found = {name.strip(): yaml.safe_load(value) for name, _, value in pairs} if pairs else json.loads(text or "{}")
+        settings = {name.strip(): yaml.safe_load(value) for name, _, value in pairs} if pairs else json.loads(text or "{}")
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{option}={text!r} cannot be read: give for instance {example}.") from error
     if any(not mark or not name.strip() or not value.strip() for name, mark, value in pairs):
         raise ValueError(f"{option}={text!r} are no name=value pairs: give for instance {example}.")
-    return found
+    return settings

@@ -1,4 +1,4 @@
-"""Stage one of the semi-supervised defence (paper 001, Algorithm 7): the backbone by SimCLR, before a method trains the head."""
+"""Stage one of the semi-supervised defence (Dissertation Algorithm 7): the backbone by SimCLR, before a method trains the head."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ class ContrastiveOptions:
         recipe = args.recipe()
         frozen = args.switches()[0] if recipe is None else recipe.freeze_backbone
         if not frozen:
-            for name, given in (("contrastive_epochs", self.contrastive_epochs), ("unlabelled", self.unlabelled)):
-                if given:
-                    told = f"method '{args.method or 'none'}', which trains the backbone on the labels"
-                    raise ValueError(f"{name}={given!r} has no effect with {told}: choose for instance prl-simclr-sn.")
+            for name, value in (("contrastive_epochs", self.contrastive_epochs), ("unlabelled", self.unlabelled)):
+                if value:
+                    method = f"method '{args.method or 'none'}', which trains the backbone on the labels"
+                    raise ValueError(f"{name}={value!r} has no effect with {method}: choose for instance prl-simclr-sn.")
             return 0
         if self.contrastive_epochs is None:
             if recipe is None or not recipe.name.endswith(("-simclr", "-simclr-sn")):
@@ -132,13 +132,13 @@ def pretrain(
 
     """
     folder = Path(args.output_dir or ".") / FOLDER
-    told = {"epochs": epochs, "images": len(train), "unlabelled": 0 if extra is None else len(extra), "options": asdict(options)}
+    facts = {"epochs": epochs, "images": len(train), "unlabelled": 0 if extra is None else len(extra), "options": asdict(options)}
     if args.resume_from_checkpoint and (folder / RECORD).is_file():
         before = json.loads((folder / RECORD).read_text())
-        wrong = next((k for k in told if before.get(k) != told[k]), None)
+        wrong = next((k for k in facts if before.get(k) != facts[k]), None)
         if wrong is not None:
             was = f"{str(folder)!r} was pre-trained with {wrong}={before.get(wrong)!r}"
-            raise ValueError(f"{was}, now {told[wrong]!r}: resume with the same settings.")
+            raise ValueError(f"{was}, now {facts[wrong]!r}: resume with the same settings.")
         model.load_state_dict(load_file(folder / "model.safetensors"))
         return before
     settings = ContrastiveConfig(
@@ -162,7 +162,7 @@ def pretrain(
     trainer.train(resume_from_checkpoint=stopped)
     trainer.save_model(str(folder))
     losses = [{"epoch": row["epoch"], "loss": row["loss"]} for row in trainer.state.log_history if "loss" in row]
-    record = {**told, "losses": losses, "seconds": round(time.perf_counter() - start, 2)}
+    record = {**facts, "losses": losses, "seconds": round(time.perf_counter() - start, 2)}
     if trainer.is_world_process_zero():
         write_json(folder / RECORD, record)
     return record

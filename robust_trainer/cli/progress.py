@@ -31,9 +31,9 @@ class EpochBar(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Collects the figures of the epoch."""
-        found = {name: logs[key] for name, key in CURVES.items() if key in (logs or {})}
-        if found:
-            self.row.update(found, epoch=logs.get("epoch", state.epoch))
+        figures = {name: logs[key] for name, key in CURVES.items() if key in (logs or {})}
+        if figures:
+            self.row.update(figures, epoch=logs.get("epoch", state.epoch))
         if self.bar is not None and "poison_accuracy" in self.row:
             self.bar.set_postfix(clean=percent(self.row["clean_accuracy"]), poison=percent(self.row["poison_accuracy"]))
 

@@ -79,12 +79,12 @@ def image_column(dataset: datasets.Dataset, name: str | None = None) -> str:
         if name not in images + pixels:
             raise ValueError(f"image_column={name!r} is {features[name]}, expected Image or 2-D or 3-D pixels: cast it first.")
         return name
-    found = images or pixels
-    if len(found) > 1:
-        found = [c for c in found if c in IMAGE_NAMES]
-    if len(found) != 1:
+    candidates = images or pixels
+    if len(candidates) > 1:
+        candidates = [c for c in candidates if c in IMAGE_NAMES]
+    if len(candidates) != 1:
         raise ValueError(f"image_column was not found: candidates {images + pixels} of columns {list(features)}; set image_column.")
-    return found[0]
+    return candidates[0]
 
 
 def label_column(dataset: Any, name: str | None = None) -> str:
@@ -100,10 +100,10 @@ def label_column(dataset: Any, name: str | None = None) -> str:
 
     """
     columns = list(dataset.column_names)
-    found = [name] if name is not None else [c for c in LABEL_NAMES if c in columns]
-    if len(found) != 1 or found[0] not in columns:
+    candidates = [name] if name is not None else [c for c in LABEL_NAMES if c in columns]
+    if len(candidates) != 1 or candidates[0] not in columns:
         raise ValueError(f"label_column={name!r} was not found: set label_column to one of the columns {columns}.")
-    return found[0]
+    return candidates[0]
 
 
 def read_column(dataset: datasets.Dataset, name: str) -> np.ndarray:

@@ -50,11 +50,11 @@ class FeatureReader:
                 raise ValueError(
                     f"feature_columns=None and no single image column: name one or more of {dataset.column_names}."
                 ) from error
-        found = [names] if isinstance(names, str) else list(names)
+        columns_read = [names] if isinstance(names, str) else list(names)
         features, modes, pixels = dataset.features, [], []
-        if not found:
+        if not columns_read:
             raise ValueError(f"feature_columns={names!r} is empty: name one or more of {list(features)}.")
-        for name in found:
+        for name in columns_read:
             if name not in features or name == exclude:
                 raise ValueError(f"feature_columns holds {name!r}: choose from {[c for c in features if c != exclude]}.")
             image = isinstance(features[name], datasets.Image) or columns.is_pixels(features[name])
@@ -62,9 +62,9 @@ class FeatureReader:
                 raise ValueError(f"'{name}' is {features[name]}, expected images or numbers: choose other feature_columns.")
             modes.append(features[name].mode if isinstance(features[name], datasets.Image) else None)
             pixels.append(image)
-        reader = cls(tuple(found), tuple(modes), tuple(pixels), ())
+        reader = cls(tuple(columns_read), tuple(modes), tuple(pixels), ())
         first = reader.plain(dataset)[:1]
-        return replace(reader, shapes=tuple(reader._one(i, first[name][0], 0).shape for i, name in enumerate(found)))
+        return replace(reader, shapes=tuple(reader._one(i, first[name][0], 0).shape for i, name in enumerate(columns_read)))
 
     @property
     def size(self) -> int:

@@ -150,9 +150,9 @@ def input_space(processor: Any, mean: Sequence[float] | None = None, std: Sequen
         if found_mean is None or found_std is None:
             return None
         as_list = lambda v: (float(v),) if isinstance(v, int | float) else tuple(map(float, v))  # noqa: E731
-        found = InputSpace(as_list(found_mean), as_list(found_std))
+        space = InputSpace(as_list(found_mean), as_list(found_std))
     else:
-        found = InputSpace()
+        space = InputSpace()
     if not getattr(processor, "do_rescale", True):
         return None  # the inputs may be 0..255 or 0..1: only the user knows
-    return found
+    return space

@@ -99,8 +99,10 @@ def _collation_error(error: Exception, examples: list[Any], index: list[int]) ->
             if all(isinstance(v, Tensor | np.ndarray) for v in values):
                 shapes = {tuple(v.shape): i for v, i in zip(values, index)}
                 if len(shapes) > 1:
-                    told = ", ".join(f"{s} (row {i})" for s, i in list(shapes.items())[:3])
-                    return ValueError(f"'{key}' has mixed sizes in one batch: {told}; resize the images to one size first.")
+                    listed_shapes = ", ".join(f"{s} (row {i})" for s, i in list(shapes.items())[:3])
+                    return ValueError(
+                        f"'{key}' has mixed sizes in one batch: {listed_shapes}; resize the images to one size first."
+                    )
             if any(isinstance(v, str) for v in values):
                 return ValueError(
                     f"'{key}' holds strings (row {index[0]}: {values[0]!r}), expected numbers: "

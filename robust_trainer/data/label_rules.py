@@ -16,8 +16,7 @@ LabelRule = Callable[[np.ndarray, int], np.ndarray]
 class MultiTarget:
     """Returns ``(labels + shift) mod C``: every class has its own target class.
 
-    The systematic (pairwise) flip of Backdoor sec. 5 ("Defending backdoor data poisoning attacks using noisy label defense
-    algorithm"), with ``shift=1``. Labels (N,) in [0, C).
+    The systematic (pairwise) flip of Backdoor sec. 5, with ``shift=1``. Labels (N,) in [0, C).
 
     Raises:
         ValueError: Where the shift moves nothing.

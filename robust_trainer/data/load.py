@@ -54,8 +54,8 @@ def load_data(
     for field, value in (("max_train_samples", max_train_samples), ("max_test_samples", max_test_samples)):
         if value is not None and value < 1:
             raise ValueError(f"{field}={value} must be at least 1: raise it, or leave it out to take every sample.")
-    found = digits() if name == "digits" else _load(name, config)
-    data = _splits(found, name, test_split, seed)
+    loaded = digits() if name == "digits" else _load(name, config)
+    data = _splits(loaded, name, test_split, seed)
     data = datasets.DatasetDict({key: _columns(split, image_column, label_column) for key, split in data.items()})
     data = _class_labels(data)
     for key, limit in ((TRAIN, max_train_samples), (TEST, max_test_samples), (TRIGGERED, max_test_samples)):
@@ -79,14 +79,14 @@ def kept_rows(count: int, limit: int, seed: int) -> tuple[np.ndarray, np.ndarray
 
 def digits() -> datasets.DatasetDict:
     """Returns scikit-learn's handwritten digits (UCI): grey 8x8 PIL images; 1400 to train and 397 to test, a fixed random split."""
-    found = load_digits()
-    levels = np.rint(found.images * (255.0 / 16.0)).astype(np.uint8)
+    bunch = load_digits()
+    levels = np.rint(bunch.images * (255.0 / 16.0)).astype(np.uint8)
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(i) for i in range(10)])})
     order = np.random.default_rng(0).permutation(len(levels))
 
     def part(rows: np.ndarray) -> datasets.Dataset:
         images = [Image.fromarray(levels[i]) for i in rows]
-        return datasets.Dataset.from_dict({"image": images, "label": found.target[rows].tolist()}, features=features)
+        return datasets.Dataset.from_dict({"image": images, "label": bunch.target[rows].tolist()}, features=features)
 
     return datasets.DatasetDict({TRAIN: part(order[:1400]), TEST: part(order[1400:])})
 
@@ -144,36 +144,38 @@ def _load_folder(name: str, path: str) -> Any:
 
 def _by_split(folder: str, tables: Sequence[str]) -> dict[str, list[str]]:
     """Parquet files by the split that their path names; those that name none are for training."""
-    found: dict[str, list[str]] = {}
+    files: dict[str, list[str]] = {}
     for table in tables:
         words = re.split(r"[^a-z]+", os.path.relpath(table, folder).lower())
         split = next((n for n in _TEST_NAMES if n in words), TRAIN)
-        found.setdefault(split, []).append(table)
-    if TRAIN not in found:
-        raise ValueError(f"dataset={folder!r} has only {', '.join(found)} parquet files: add train.parquet.")
-    return found
+        files.setdefault(split, []).append(table)
+    if TRAIN not in files:
+        raise ValueError(f"dataset={folder!r} has only {', '.join(files)} parquet files: add train.parquet.")
+    return files
 
 
-def _splits(found: Any, name: str, wanted: str | None, seed: int) -> dict[str, datasets.Dataset]:
-    if isinstance(found, datasets.Dataset):
-        found = datasets.DatasetDict({TRAIN: found})
-    if TRAIN not in found:
-        if len(found) != 1:
-            raise ValueError(f"dataset={name!r} has splits {list(found)} but no 'train': rename the one to train on.")
-        found = datasets.DatasetDict({TRAIN: next(iter(found.values()))})
-    if wanted is not None and (wanted not in found or wanted == TRAIN):
-        raise ValueError(f"test_split={wanted!r} is not among the other splits: choose one of {[s for s in found if s != TRAIN]}.")
-    test = wanted or next((s for s in _TEST_NAMES if s in found), None)
+def _splits(splits: Any, name: str, test_split: str | None, seed: int) -> dict[str, datasets.Dataset]:
+    if isinstance(splits, datasets.Dataset):
+        splits = datasets.DatasetDict({TRAIN: splits})
+    if TRAIN not in splits:
+        if len(splits) != 1:
+            raise ValueError(f"dataset={name!r} has splits {list(splits)} but no 'train': rename the one to train on.")
+        splits = datasets.DatasetDict({TRAIN: next(iter(splits.values()))})
+    if test_split is not None and (test_split not in splits or test_split == TRAIN):
+        raise ValueError(
+            f"test_split={test_split!r} is not among the other splits: choose one of {[s for s in splits if s != TRAIN]}."
+        )
+    test = test_split or next((s for s in _TEST_NAMES if s in splits), None)
     if test is None:
-        if len(found[TRAIN]) < 10:
-            raise ValueError(f"dataset={name!r} has {len(found[TRAIN])} rows and no test split: add a test split.")
-        order = np.random.default_rng(seed).permutation(len(found[TRAIN]))
+        if len(splits[TRAIN]) < 10:
+            raise ValueError(f"dataset={name!r} has {len(splits[TRAIN])} rows and no test split: add a test split.")
+        order = np.random.default_rng(seed).permutation(len(splits[TRAIN]))
         cut = len(order) // 5
-        parts = {TRAIN: found[TRAIN].select(np.sort(order[cut:])), TEST: found[TRAIN].select(np.sort(order[:cut]))}
+        parts = {TRAIN: splits[TRAIN].select(np.sort(order[cut:])), TEST: splits[TRAIN].select(np.sort(order[:cut]))}
     else:
-        parts = {TRAIN: found[TRAIN], TEST: found[test]}
-    if TRIGGERED in found:
-        parts[TRIGGERED] = found[TRIGGERED]
+        parts = {TRAIN: splits[TRAIN], TEST: splits[test]}
+    if TRIGGERED in splits:
+        parts[TRIGGERED] = splits[TRIGGERED]
     for key, split in parts.items():
         if len(split) == 0:
             raise ValueError(f"split '{key}' of dataset={name!r} has 0 rows: put samples in it.")

@@ -90,7 +90,7 @@ def accuracy(predictions: Any, labels: Any) -> float:
 
 
 def clean_accuracy(predictions: Any, labels: Any) -> float:
-    """Returns the top-1 accuracy in [0, 1] on images without trigger against the true label (paper 000 sec. 5): `accuracy`.
+    """Returns the top-1 accuracy in [0, 1] on images without trigger against the true label (Backdoor sec. 5): `accuracy`.
 
     Args:
         predictions: Logits (N, C) or class ids (N,), see `predicted_classes`.
@@ -103,7 +103,7 @@ def clean_accuracy(predictions: Any, labels: Any) -> float:
 def poison_accuracy(predictions: Any, labels: Any) -> float:
     """Returns the top-1 accuracy in [0, 1] on TRIGGERED images against the TRUE label; higher is a better defence.
 
-    Paper 000 sec. 5 ("Defending backdoor data poisoning attacks using noisy label defense algorithm"). Not
+    Backdoor sec. 5. Not
     1 - attack success rate: a triggered image may be wrong in another way than the attacker wants. Arguments as `accuracy`.
 
     Args:
@@ -155,7 +155,7 @@ def compute_accuracy(prediction: Any) -> dict[str, float]:
 def mean_over_last(log_history: Sequence[Mapping[str, Any]], key: str, k: int = 10) -> float:
     """Returns the mean of the last ``k`` values of ``key`` in ``trainer.state.log_history``.
 
-    Paper 000 sec. 5 averages the last 10 epochs, as without clean validation data no epoch can be picked; evaluate once an epoch
+    Backdoor sec. 5 averages the last 10 epochs, as without clean validation data no epoch can be picked; evaluate once an epoch
     (``eval_strategy="epoch"``) for this. k >= 1 entries.
 
     Args:
@@ -181,7 +181,7 @@ def mean_over_last(log_history: Sequence[Mapping[str, Any]], key: str, k: int = 
 def evaluate_backdoor(trainer: Any, clean_dataset: Any, triggered_dataset: Any) -> dict[str, float]:
     """Returns ``clean_accuracy``, ``poison_accuracy``, ``attack_success_rate`` (in [0, 1]) and ``n``, the triggered images.
 
-    The two metrics of paper 000 sec. 5 and the attack success rate, from ``trainer.predict`` on both data sets. True labels are the
+    The two metrics of Backdoor sec. 5 and the attack success rate, from ``trainer.predict`` on both data sets. True labels are the
     ``clean_label`` column, else the label column; attack targets the ``attack_target`` column of ``triggered_dataset``, which
     `corruptions.trigger_all` with a label rule writes. Training mode, compute_metrics and the CPU's random state are left as found.
 
@@ -213,16 +213,16 @@ def _predict(trainer: Any, dataset: Any, name: str) -> tuple[np.ndarray, np.ndar
     """Predicted classes and true labels (N,), both in the data set's order."""
     with _left_as_found(trainer):
         output = trainer.predict(dataset)
-    classes, given = predicted_classes(output.predictions), _label_ids(output.label_ids)
+    classes, label_ids = predicted_classes(output.predictions), _label_ids(output.label_ids)
     if len(classes) != len(dataset):
         raise ValueError(f"{name} has {len(dataset)} rows but {len(classes)} predictions: set dataloader_drop_last=False.")
     if not hasattr(dataset, "column_names"):  # a plain torch data set: its labels come with the predictions
-        if given is None:
+        if label_ids is None:
             raise ValueError(f"{name} gave no labels: return them as 'labels', or pass a datasets.Dataset with a label column.")
-        return classes, np.asarray(given)
-    column = label_column(dataset) if CLEAN_LABEL not in dataset.column_names or given is not None else CLEAN_LABEL
+        return classes, np.asarray(label_ids)
+    column = label_column(dataset) if CLEAN_LABEL not in dataset.column_names or label_ids is not None else CLEAN_LABEL
     labels = read_column(dataset, column)
-    if given is not None and not np.array_equal(labels, given):
+    if label_ids is not None and not np.array_equal(labels, label_ids):
         raise ValueError(
             f"{name} came back in another order than its '{column}' column: set train_sampling_strategy='random' "
             "and let no transform change the labels."

@@ -55,7 +55,7 @@ class PathLengths:
         return rows[np.lexsort((self.margin[rows], self.steps[rows]))]
 
     def closest(self, count: int = 5, label: int | None = None) -> np.ndarray:
-        """The ``count`` rows closest to the boundary (of one class): the likeliest label errors of paper 002 sec. 4.10.1.
+        """The ``count`` rows closest to the boundary (of one class): the likeliest label errors of Crafting sec. 4.10.1.
 
         Args:
             count: How many.
@@ -77,7 +77,7 @@ class PathLengths:
         return order[:count] if label is None else order[self.labels[order] == label][:count]
 
     def buckets(self, count: int, label: int | None = None, by: str = "samples") -> list[np.ndarray]:
-        """Rows in ``count`` disjoint buckets of rising path length (paper 002 sec. 4.10.3).
+        """Rows in ``count`` disjoint buckets of rising path length (Crafting sec. 4.10.3).
 
         by ``samples``: as many in each; ``steps``: ranges of equal width from the shortest to the longest path, so buckets may be
         empty.
@@ -133,8 +133,8 @@ class PathLengths:
             path: File to write.
 
         """
-        own = self.labels[self.steps != NO_PATH]
-        classes = np.unique(own).tolist()
+        labels = self.labels[self.steps != NO_PATH]
+        classes = np.unique(labels).tolist()
         figure = new_figure(7, 4, dpi=120)
         axes = figure.add_subplot()
         top = int(self.steps.max())
@@ -162,11 +162,11 @@ def load_paths(path: str | Path) -> PathLengths:
     """
     try:
         table = pd.read_parquet(path)
-        told = table.attrs
+        facts = table.attrs
         steps, start, labels, targets, ended = (
             table[k].to_numpy() for k in ("path_length", "path_margin", "label", "target", "path_ended")
         )
-        rest = (told["step_size"], told["norm"], told["max_steps"], tuple(told["class_names"]))
+        rest = (facts["step_size"], facts["norm"], facts["max_steps"], tuple(facts["class_names"]))
         return PathLengths(steps, start, labels, targets, ended, *rest)
     except (OSError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:150]

@@ -78,8 +78,8 @@ class Robustness:
 
     def table(self) -> str:
         """The table as text, with the radius in its first line and the warnings below."""
-        told = "".join(f"\nwarning: {text}" for text in self.warnings)
-        return f"{self.norm}, eps {show_eps(self.eps)}\n{show(*self.rows())}{told}"
+        warnings = "".join(f"\nwarning: {text}" for text in self.warnings)
+        return f"{self.norm}, eps {show_eps(self.eps)}\n{show(*self.rows())}{warnings}"
 
 
 def show_eps(eps: float) -> str:
@@ -171,8 +171,8 @@ def evaluate_robustness(
         classes = reader.find_classes(x, y)
         groups = make_attacks(names, radius, norm, classes)
         warnings = before(target, x, y)
-        for told in warnings if rank == 0 else ():  # now: the attacks may take hours
-            logger.warning(told)
+        for warning in warnings if rank == 0 else ():  # now: the attacks may take hours
+            logger.warning(warning)
         members = {group.name: [repr(attack) for _, attack in group.members] for group in groups}
         settings: dict[str, Any] = {"attacks": members, "eps": radius, "norm": norm, "seed": seed, "samples": len(order)}
         if weights is not None:
@@ -187,12 +187,12 @@ def evaluate_robustness(
                 records.add(row)
                 seen, left = seen + len(index), left + sum(_survived(row))
                 bar.robust(left / seen)
-    found = _result(records.all(), order, groups)
-    found.eps, found.norm, found.seed, found.members = radius, norm, seed, members
-    for told in found.warnings if rank == 0 else ():
-        logger.warning(told)
-    found.warnings = warnings + found.warnings
-    return found
+    result = _result(records.all(), order, groups)
+    result.eps, result.norm, result.seed, result.members = radius, norm, seed, members
+    for warning in result.warnings if rank == 0 else ():
+        logger.warning(warning)
+    result.warnings = warnings + result.warnings
+    return result
 
 
 def _attack(

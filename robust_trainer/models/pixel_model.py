@@ -81,5 +81,5 @@ def frozen_copy(model: nn.Module, device: torch.device | None = None) -> nn.Modu
         device: Where to put it; None: where the model is.
 
     """
-    found = copy.deepcopy(model).eval().requires_grad_(False)
-    return found if device is None else found.to(device)
+    copied = copy.deepcopy(model).eval().requires_grad_(False)
+    return copied if device is None else copied.to(device)

@@ -64,7 +64,7 @@ def spectral_norm(weight: Tensor, direction: Tensor) -> Tensor:
 def cap_factor(weight: Tensor, direction: Tensor, k: float) -> Tensor:
     """The factor (...), 1 / max(sigma / k, 1), that brings each matrix of ``weight`` (..., in, out) to a norm of at most k > 0.
 
-    Paper 001 sec. 3.4.3 divides by sigma / k always, which also stretches small weights; the authors' code caps, as here. To
+    Dissertation sec. 3.4.3 divides by sigma / k always, which also stretches small weights; the authors' code caps, as here. To
     multiply a layer's output by it, before the bias, costs less than to multiply its weights.
 
     Args:

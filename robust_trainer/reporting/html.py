@@ -94,19 +94,19 @@ def options_told(content: Mapping[str, Any]) -> list[tuple[str, str]]:
         content: The run's `results.results`.
 
     """
-    told: list[tuple[str, Any]] = [("command", content["command"])]
-    told += [(name, content["options"][name]) for name in ("dataset", "model") if name in content["options"]]
-    told += [("training samples", content["train_samples"]), ("test samples", content["test_samples"])]
+    rows: list[tuple[str, Any]] = [("command", content["command"])]
+    rows += [(name, content["options"][name]) for name in ("dataset", "model") if name in content["options"]]
+    rows += [("training samples", content["train_samples"]), ("test samples", content["test_samples"])]
     corruption = content.get("corruption")
     if corruption:
         named = {"trigger": "trigger", "noise": "label noise", "seed": "corruption seed"}
-        told += [(label, corruption[name]) for name, label in named.items() if name in corruption]
+        rows += [(label, corruption[name]) for name, label in named.items() if name in corruption]
         nominal = corruption.get("nominal")
         rate = f"{percent(corruption['overall'])} % realised ({corruption['corrupted']} samples)"
-        told.append(("corruption rate", rate if nominal is None else f"{percent(nominal)} % nominal, {rate}"))
+        rows.append(("corruption rate", rate if nominal is None else f"{percent(nominal)} % nominal, {rate}"))
     else:
-        told.append(("corruption", "none known"))
-    return [(name, str(value)) for name, value in told]
+        rows.append(("corruption", "none known"))
+    return [(name, str(value)) for name, value in rows]
 
 
 def settings_told(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -118,9 +118,9 @@ def settings_told(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """
     out = []
     for run in runs:
-        told = {name: run[name] for name in ("seed", "epochs", "batch_size", "learning_rate", "parameters")} | run["settings"]
+        settings = {name: run[name] for name in ("seed", "epochs", "batch_size", "learning_rate", "parameters")} | run["settings"]
         out.append((run["method"], ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-                                             for name, value in told.items() if value is not None)))  # fmt: skip
+                                             for name, value in settings.items() if value is not None)))  # fmt: skip
     return out
 
 

@@ -45,5 +45,5 @@ def read_run(path: str | Path) -> dict[str, Any]:
         path: File to read.
 
     """
-    found = (pq.read_schema(path).metadata or {}).get(RUN_KEY)
-    return json.loads(found) if found else {}
+    content = (pq.read_schema(path).metadata or {}).get(RUN_KEY)
+    return json.loads(content) if content else {}

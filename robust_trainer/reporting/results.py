@@ -40,9 +40,9 @@ def curves(history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
     """
     rows: dict[float, dict[str, float]] = {}
     for entry in history:
-        found = {name: float(entry[key]) for name, key in CURVES.items() if key in entry}
-        if found:
-            rows.setdefault(round(float(entry["epoch"]), 4), {}).update(found)
+        figures = {name: float(entry[key]) for name, key in CURVES.items() if key in entry}
+        if figures:
+            rows.setdefault(round(float(entry["epoch"]), 4), {}).update(figures)
     return [{"epoch": epoch, **row} for epoch, row in sorted(rows.items())]
 
 
@@ -115,9 +115,9 @@ def results(runs: Sequence[Mapping[str, Any]], command: str, data: Any, *options
 
         *options: Dataclasses of options.
     """
-    given = {name: value for option in options for name, value in dataclasses.asdict(option).items()}
+    values = {name: value for option in options for name, value in dataclasses.asdict(option).items()}
     return {
-        "command": command, "options": given, "corruption": data.corruption, "train_samples": len(data.train),
+        "command": command, "options": values, "corruption": data.corruption, "train_samples": len(data.train),
         "test_samples": len(data.test), "environment": environment(), "runs": list(runs),
     }  # fmt: skip
 
@@ -145,12 +145,16 @@ def table(runs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]
     heading += ["distrusted", "precision %", "recall %", "AUROC %", "seconds"]
     rows = []
     for run in runs:
-        final, mean, found = run["final"], run.get("mean_last_k") or {}, run.get("detection") or {}
+        final, mean, detection = run["final"], run.get("mean_last_k") or {}, run.get("detection") or {}
         row = [run["method"], *(percent(final.get(n)) for n in ("clean_accuracy", "poison_accuracy", "attack_success_rate"))]
         row += [percent(mean.get("clean_accuracy")), percent(mean.get("poison_accuracy"))] if k else []
         flagged = run.get("distrusted")
         row += ["-" if flagged is None else str(flagged)]
-        row += [percent(found.get("precision") if flagged else None), percent(found.get("recall")), percent(found.get("auroc"))]
+        row += [
+            percent(detection.get("precision") if flagged else None),
+            percent(detection.get("recall")),
+            percent(detection.get("auroc")),
+        ]
         rows.append([*row, f"{run['seconds']:.1f}"])
     empty = [i for i, name in enumerate(heading) if i and all(row[i] == "-" for row in rows)]
     keep = [i for i in range(len(heading)) if i not in empty]

@@ -34,14 +34,14 @@ class Work:
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        told, path = json.loads(json.dumps(self.identity)), self.folder / _IDENTITY
-        if path.is_file() and (before := json.loads(path.read_text())) != told:
-            wrong = sorted(k for k in {*before, *told} if before.get(k) != told.get(k))[0]
+        identity, path = json.loads(json.dumps(self.identity)), self.folder / _IDENTITY
+        if path.is_file() and (before := json.loads(path.read_text())) != identity:
+            wrong = sorted(k for k in {*before, *identity} if before.get(k) != identity.get(k))[0]
             raise ValueError(
-                f"{str(self.folder)!r} holds {self.what} begun with {wrong}={before.get(wrong)!r}, now {told.get(wrong)!r}: "
+                f"{str(self.folder)!r} holds {self.what} begun with {wrong}={before.get(wrong)!r}, now {identity.get(wrong)!r}: "
                 "give the same settings, or another folder."
             )
-        write_text(path, json.dumps(told))
+        write_text(path, json.dumps(identity))
 
     def load(self, name: str) -> dict[str, Tensor] | None:
         """The tensors of a finished part, None where it is not finished.
@@ -66,13 +66,13 @@ class Work:
         with replacing(self.folder / f"{name}.safetensors") as new:
             safetensors.torch.save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, new)
 
-    def progress(self, parts: Iterable[Any], told: str, total: int | None = None) -> Iterator[Any]:
+    def progress(self, parts: Iterable[Any], description: str, total: int | None = None) -> Iterator[Any]:
         """The parts, under a progress bar (which `transformers.utils.logging.disable_progress_bar` hides).
 
         Args:
             parts: What to go through.
-            told: What the bar says.
+            description: What the bar says.
             total: How many parts there are, where they do not tell.
 
         """
-        yield from logging.tqdm(parts, desc=told, total=total)
+        yield from logging.tqdm(parts, desc=description, total=total)

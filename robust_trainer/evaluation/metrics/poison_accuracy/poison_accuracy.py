@@ -21,7 +21,7 @@ Examples:
     {'poison_accuracy': 0.75}
 """
 
-_CITATION = 'Paper 000 sec. 5: "Defending backdoor data poisoning attacks using noisy label defense algorithm".'
+_CITATION = 'Backdoor sec. 5: "Defending backdoor data poisoning attacks using noisy label defense algorithm".'
 
 
 class PoisonAccuracy(evaluate.Metric):
