@@ -63,9 +63,10 @@ class Preparation:
         if constant.all():
             raise ValueError(f"all {len(low)} columns of X are constant: there is nothing that a row could differ in.")
         if constant.any():
-            constant_columns = [names[i] for i in np.flatnonzero(constant)]
+            constant_names = [names[i] for i in np.flatnonzero(constant)]
             logger.warning(
-                f"column {constant_columns[0]!r} of X is constant{_others(constant_columns)}: kept as it is, a new row that differs stands out."
+                f"column {constant_names[0]!r} of X is constant{_others(constant_names)}: kept as it is, "
+                "a new row that differs stands out."
             )
         return cls(fill, centre, np.where(constant | (spread <= 0), 1.0, spread))
 
