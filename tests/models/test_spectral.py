@@ -21,6 +21,7 @@ from transformers import (
 
 from robust_trainer import METHODS, RobustConfig, RobustTrainer
 from robust_trainer.callbacks.spectral_cap import SpectralCap, capped_layers, spectral_norms
+from robust_trainer.config import frozen_and_capped
 from robust_trainer.models.peers import PeerModel
 from robust_trainer.models.spectral import Cap, largest_singular_value
 
@@ -194,11 +195,11 @@ def test_all_kinds_of_layers_in_a_training(tmp_path):
 
 
 def test_gpt2s_conv1d(tmp_path):
-    config = GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=20, n_positions=8, num_labels=3, pad_token_id=0)
+    shape = GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=20, n_positions=8, num_labels=3, pad_token_id=0)
     torch.manual_seed(0)
     data = [{"input_ids": torch.randint(1, 20, (6,)), "labels": i % 3} for i in range(16)]
     args = config(**settings(tmp_path, method="prl", spectral_cap=0.1, spectral_layers="all", max_steps=4))
-    trainer = RobustTrainer(GPT2ForSequenceClassification(config), args, train_dataset=data)
+    trainer = RobustTrainer(GPT2ForSequenceClassification(shape), args, train_dataset=data)
     trainer.train()
     norms = spectral_norms(trainer.model, "all")
     assert len(norms) == 5 and "transformer.h.0.attn.c_attn" in norms and "score" in norms
@@ -431,8 +432,7 @@ def test_two_caps_are_refused(tmp_path):
     trainer = RobustTrainer(vit(), args, train_dataset=images(), recipe=METHODS["prl"](spectral_cap=2.0))
     with pytest.raises(ValueError, match="spectral_cap=1.0 in the arguments and 2.0 in the recipe: give one"):
         trainer.train()
-    same = RobustTrainer(vit(), args, train_dataset=images(), recipe=METHODS["prl"](noise_rate=0.1))
-    assert same._switches() == (False, Cap(1.0))
+    assert frozen_and_capped(args, METHODS["prl"](noise_rate=0.1)) == (False, Cap(1.0))
 
 
 def test_a_checkpoint_of_another_cap_is_refused(tmp_path):
