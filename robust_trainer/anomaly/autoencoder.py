@@ -22,7 +22,6 @@ class AutoencoderConfig(PreTrainedConfig):
         dropout: Share of the units that a training pass leaves out, in [0, 1).
         variational: A VAE.
         kl_weight: >= 0, the weight of a VAE's divergence (1: the evidence lower bound with unit variance of the decoder).
-
     """
 
     model_type = "robust-autoencoder"

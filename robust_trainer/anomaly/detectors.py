@@ -40,7 +40,6 @@ class RCA(AnomalyDetector):
         random_state: As in scikit-learn.
         device: ``cpu``, or None for what the Trainer finds.
         verbose: The Trainer's own progress.
-
     """
 
     _switches = ("select", "variational")
@@ -100,7 +99,6 @@ class RobustRealNVP(AnomalyDetector):
         couplings: Affine couplings, an even number.
         hidden_size: Units of the two hidden layers of s and t.
         scaling: Standard (the prior is N(0, I)), minmax or none. The other settings are those of `RCA`.
-
     """
 
     _switches = ("trim",)
@@ -168,7 +166,6 @@ def make_detector(name: str, **settings: Any) -> AnomalyDetector:
 
     Raises:
         ValueError: For an unknown name or setting.
-
     """
     if name not in DETECTORS:
         raise ValueError(f"unknown detector {name!r}: {did_you_mean(name, DETECTORS)}choose one of {', '.join(DETECTORS)}.")

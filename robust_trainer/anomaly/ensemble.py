@@ -34,7 +34,6 @@ class Kept:
             rate: Probability in [0, 1).
             passes: Number of copies, even.
             generator: Draws.
-
         """
         numbers = torch.rand(-(-passes // 2), size, generator=generator)
         keep = torch.stack([numbers, 1.0 - numbers], 1).flatten(0, 1)[:passes] >= rate
@@ -75,7 +74,6 @@ class Thinned:
 
         Args:
             x: Rows (B, d).
-
         """
         net, rows = self.network, x.T
         hidden = torch.addmm(net.encode1.bias.unsqueeze(1), net.encode1.weight, rows)
@@ -103,7 +101,6 @@ def groups_of(x: Tensor, seed: int) -> Tensor:
     Args:
         x: Rows (B, d).
         seed: Of the copies.
-
     """
     keys = torch.randint(2**62, (x.shape[1],), generator=torch.Generator().manual_seed(seed)).to(x.device) * 2 + 1
     bits = (x.float() + 0.0).contiguous().view(torch.int32).long()  # + 0: there are two zeros
@@ -118,7 +115,6 @@ def copies_for(networks: Sequence[AutoencoderModel], passes: int, seed: int, gro
         passes: Number of copies, even.
         seed: Of the copies.
         group: Of the rows.
-
     """
     generator = keyed_generator("dropout", seed, group)
     return [Thinned(network, passes, generator) for network in networks]
@@ -137,7 +133,6 @@ def ensemble_scores(networks: Sequence[AutoencoderModel], x: Tensor, passes: int
         x: Rows (B, d).
         passes: Number of copies, even.
         seed: Of the copies.
-
     """
     if passes == 0:
         return in_parts(lambda part: torch.stack([network(part).scores for network in networks]).mean(0), x)
@@ -155,6 +150,5 @@ def in_parts(score: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     Args:
         score: Rows (b, d) -> scores (b,).
         x: Rows (B, d).
-
     """
     return torch.cat([score(part) for part in x.split(ROWS)])

@@ -78,7 +78,6 @@ class AnomalyDetector(BaseEstimator):
 
         Raises:
             ValueError: For bad rows or settings.
-
         """
         self._check()
         rows = self._rows(X, fitting=True)
@@ -110,7 +109,6 @@ class AnomalyDetector(BaseEstimator):
 
         Args:
             X: Rows (n, d): array or data frame of numbers, NaN for a missing cell.
-
         """
         check_is_fitted(self, "threshold_")
         return self._scores(self.preparation_(self._rows(X, fitting=False)))
@@ -120,7 +118,6 @@ class AnomalyDetector(BaseEstimator):
 
         Args:
             X: Rows (n, d): array or data frame of numbers, NaN for a missing cell.
-
         """
         return (self.decision_function(X) > self.threshold_).astype(int)
 
@@ -130,7 +127,6 @@ class AnomalyDetector(BaseEstimator):
         Args:
             X: Rows (n, d): array or data frame of numbers, NaN for a missing cell.
             y: Ignored.
-
         """
         return self.fit(X).labels_
 
@@ -142,7 +138,6 @@ class AnomalyDetector(BaseEstimator):
         Args:
             X: Rows (n, d): array or data frame of numbers, NaN for a missing cell.
             method: ``linear`` or ``unify``, the map of the score.
-
         """
         if method not in ("linear", "unify"):
             raise ValueError(f"method={method!r} is unknown: choose linear or unify.")

@@ -14,7 +14,6 @@ class AnomalyOutput(ModelOutput):
 
     Args:
         reconstruction: (B, d), of autoencoders.
-
     """
 
     loss: Tensor | None = None

@@ -24,7 +24,6 @@ def measure(truth: np.ndarray | None, scores: np.ndarray, predicted: np.ndarray)
         truth: (n,) of 0 and 1, None where unknown.
         scores: (n,), higher is more abnormal.
         predicted: (n,) of 0 and 1.
-
     """
     if truth is None or len(np.unique(truth)) < 2:
         return None
@@ -51,7 +50,6 @@ def plot_curves(
 
     Raises:
         ValueError: Where the truth holds one kind alone, and for scores that do not fit it.
-
     """
     known = np.asarray(truth)
     if not scores or sorted(np.unique(known)) != [0, 1]:
@@ -110,7 +108,6 @@ def plot_scores(
 
     Raises:
         ValueError: For scores that are empty or not finite.
-
     """
     values = np.asarray(scores, dtype=np.float64)
     if not len(values) or not np.isfinite(values).all():

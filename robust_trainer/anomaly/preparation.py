@@ -24,7 +24,6 @@ class Preparation:
         fill: The column's mean or median over the values that are there (Dissertation sec. 2.4: the mean).
         centre: What is taken off: with minmax the column's least value, with standard its mean.
         scale: What is divided by, so that the training rows span [0, 1] or have standard deviation 1; 1 for a constant column.
-
     """
 
     fill: np.ndarray
@@ -43,7 +42,6 @@ class Preparation:
 
         Raises:
             ValueError: For a column without a value, and where no column varies.
-
         """
         missing = np.isnan(rows)
         empty = [names[i] for i in np.flatnonzero(missing.all(0))]

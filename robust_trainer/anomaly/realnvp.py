@@ -24,7 +24,6 @@ class RealNVPConfig(PreTrainedConfig):
         couplings: Affine couplings, in pairs that between them move every column.
         hidden_size: Units of the two hidden layers of s and of t.
         lipschitz: None, or the k > 0 at which the spectral norm of every linear layer of s and t is capped.
-
     """
 
     model_type = "robust-realnvp"
@@ -97,7 +96,6 @@ class RealNVPModel(PreTrainedModel):
         Args:
             x: Rows (B, d).
             layers: Of `layers`.
-
         """
         z, log_det = self.encode(x, layers)
         return 0.5 * (z.square().sum(1) + z.shape[1] * math.log(2.0 * math.pi)) - log_det
@@ -107,7 +105,6 @@ class RealNVPModel(PreTrainedModel):
 
         Args:
             number: Of the coupling, from 0.
-
         """
         return self.middle if number % 2 == 0 else self.config.features - self.middle
 
@@ -117,7 +114,6 @@ class RealNVPModel(PreTrainedModel):
         Args:
             x: Rows (B, d).
             layers: Of `layers`.
-
         """
         layers = self.layers() if layers is None else layers
         log_det = x.new_zeros(len(x))
@@ -133,7 +129,6 @@ class RealNVPModel(PreTrainedModel):
             x: Rows (B, d).
             number: Of the coupling, from 0.
             layers: Of `layers`.
-
         """
         first, last = x.tensor_split([self.middle], 1)
         held, free = (first, last) if number % 2 == 0 else (last, first)
@@ -148,7 +143,6 @@ class RealNVPModel(PreTrainedModel):
             y: (B, d).
             number: Of the coupling, from 0.
             layers: Of `layers`.
-
         """
         first, last = y.tensor_split([self.middle], 1)
         held, free = (first, last) if number % 2 == 0 else (last, first)
@@ -161,7 +155,6 @@ class RealNVPModel(PreTrainedModel):
 
         Args:
             z: (B, d), of the prior.
-
         """
         layers = self.layers()
         for number in reversed(range(self.config.couplings)):
@@ -195,7 +188,6 @@ class RealNVPModel(PreTrainedModel):
             held: The held columns (B, m).
             number: Of the coupling, from 0.
             layers: Of `layers`.
-
         """
         (w1, f1), (w2, f2), (w3, f3) = ((weight[number], factor if factor is None else factor[number]) for weight, factor in layers)
         b1, b2, b3 = (bias[number] for bias in self.biases)

@@ -39,7 +39,6 @@ def save_detector(detector: AnomalyDetector, folder: str | Path) -> Path:
 
     Raises:
         ValueError: For a random_state that is a generator, which JSON cannot hold.
-
     """
     if not hasattr(detector, "threshold_"):
         raise ValueError(f"this {type(detector).__name__} is not fitted yet: call fit first.")
@@ -72,7 +71,6 @@ def load_detector(folder: str | Path) -> AnomalyDetector:
 
     Raises:
         ValueError: Where the folder holds none, or a damaged one.
-
     """
     folder = Path(folder)
     if not (folder / FACTS).is_file():

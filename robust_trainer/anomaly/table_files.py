@@ -26,7 +26,6 @@ def read_columns(path: Path, aside: Sequence[str]) -> tuple[Columns, list[str], 
 
     Raises:
         ValueError: For a file that holds no table.
-
     """
     readers: Mapping[str, Callable[[Path], pa.Table]] = {
         ".csv": _csv, ".tsv": _csv, ".parquet": lambda p: pyarrow.parquet.ParquetFile(p).read(),
@@ -104,7 +103,6 @@ def is_number(word: str) -> bool:
 
     Args:
         word: What was written.
-
     """
     try:
         float(word)
@@ -122,7 +120,6 @@ def numbers(name: str, column: pa.ChunkedArray) -> np.ndarray:
 
     Raises:
         ValueError: For one that does not hold numbers, with the first such value.
-
     """
     kind = column.type
     if pa.types.is_dictionary(kind):
@@ -151,6 +148,5 @@ def listed(names: Sequence[str]) -> str:
 
     Args:
         names: Names.
-
     """
     return ", ".join(repr(plain(n, 40)) for n in names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")

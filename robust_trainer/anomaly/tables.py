@@ -31,7 +31,6 @@ class AnomalyTable:
         ids: N values as the file has them, or None.
         notes: What was decided and is worth telling.
         named: The file names its columns (an npz does not).
-
     """
 
     rows: np.ndarray
@@ -65,7 +64,6 @@ def read_table(
 
     Raises:
         ValueError: In one line that names the file or the column. Nothing is unpickled.
-
     """
     path = Path(path)
     notes: list[str] = []

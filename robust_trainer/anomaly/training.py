@@ -43,7 +43,6 @@ def collate(examples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
     Args:
         examples: Of `Rows`.
-
     """
     return {"features": torch.stack([example["features"] for example in examples])}
 
@@ -54,7 +53,6 @@ def own_randomness(seed: int) -> Iterator[None]:
 
     Args:
         seed: Of weights and order.
-
     """
     state, numbers = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -72,7 +70,6 @@ def few_threads(products: int) -> Iterator[None]:
 
     Args:
         products: Multiplications of a step.
-
     """
     before = torch.get_num_threads()
     try:

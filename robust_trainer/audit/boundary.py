@@ -22,7 +22,6 @@ def check_paths(paths: Any, label: np.ndarray) -> None:
     Args:
         paths: The path lengths.
         label: Given labels (N,).
-
     """
     if not isinstance(paths, PathLengths):
         raise ValueError(f"paths is a {type(paths).__name__}: give the PathLengths of path_lengths or load_paths.")
@@ -53,7 +52,6 @@ def closest_by_class(audit: Audit, per_class: int) -> tuple[list[tuple[str, list
     Args:
         audit: The audit.
         per_class: Rows per class.
-
     """
     paths = audit.paths
     if paths is None:
@@ -75,7 +73,6 @@ def closest_tile(audit: Audit, row: int, shown: Shown) -> dict[str, Any]:
         audit: The audit.
         row: Position of a sample.
         shown: Picture and texts of the sample.
-
     """
     assert audit.paths is not None
     paths, table = audit.paths, audit.table[row]
@@ -97,7 +94,6 @@ def told(audit: Audit) -> str:
 
     Args:
         audit: The audit.
-
     """
     paths = audit.paths
     if paths is None:

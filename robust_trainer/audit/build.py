@@ -48,7 +48,6 @@ def make_audit(
 
     Raises:
         ValueError: For a threshold out of range, and for data or paths that are not the run's.
-
     """
     if not isinstance(threshold, int | float) or not 0.0 < threshold < 1.0:
         raise ValueError(f"threshold={threshold!r} must be in (0, 1): give for instance 0.5.")
@@ -125,7 +124,6 @@ def check_data(data: Any, size: int, run: Mapping[str, Any]) -> None:
         data: The data set of the run, row i for row i, to tell groups apart by.
         size: Number of rows.
         run: The ledger's facts.
-
     """
     message = f"the ledger was made on another data set ({size} rows, fingerprint {run.get('fingerprint', 'unknown')}"
     mend = "give the data set of the run, with the same corruption, seeds and order."

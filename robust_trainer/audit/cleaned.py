@@ -39,7 +39,6 @@ def write_cleaned(
 
     Raises:
         ValueError: As `Audit.clean`.
-
     """
     folder = Path(folder)
     left, done = audit.clean(data, action, confidence), audit.plan(action, confidence)
@@ -84,7 +83,6 @@ def dataset_card(
         test: Whether there is a test split.
         source: The data set's name.
         command: What made it, as it was typed.
-
     """
     done = audit.plan(action, confidence)
     group, label, run = audit.column("group"), audit.column("label").astype(np.int64), audit.run

@@ -52,7 +52,6 @@ def make_groups(
         leaning: Whether the model leaned to another class (N,).
         classes: Number of classes C.
         seed: Seed of every draw.
-
     """
     carries = np.zeros(len(label), dtype=bool)
     group = np.where(doubted, UNCLEAR, FINE)

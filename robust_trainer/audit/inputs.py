@@ -24,7 +24,6 @@ class Inputs:
 
     Args:
         shape: Of an image (H, W, channels), else (D,).
-
     """
 
     kind: str
@@ -37,7 +36,6 @@ def open_inputs(data: Any) -> Inputs | None:
 
     Args:
         data: Any data set with a length.
-
     """
     if data is None or len(data) == 0:
         return None
@@ -131,7 +129,6 @@ def noise_levels(vectors: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     Args:
         vectors: (n, H W channels) in [0, 1].
         shape: (H, W, channels).
-
     """
     x = vectors.reshape(-1, *shape)
     x = x[:, : shape[0] // 2 * 2, : shape[1] // 2 * 2]

@@ -35,7 +35,6 @@ def load_ledger(run: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]
 
     Raises:
         ValueError: For a folder without any of them, and for damaged files.
-
     """
     folder = Path(run)
     if not folder.is_dir():
@@ -57,7 +56,6 @@ def load_curves(run: str | Path) -> list[dict[str, float]]:
 
     Args:
         run: Folder of a finished training.
-
     """
     folder = Path(run)
     newest = get_last_checkpoint(str(folder))

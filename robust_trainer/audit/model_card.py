@@ -38,7 +38,6 @@ def write_model_card(
         pipeline_tag: Of the Hub; default ``audit.run["pipeline_tag"]``, else image-classification where content is given (the
             command line trains nothing else), else none. The front matter has no metrics: the Hub's need a data set of its own.
             Every figure is the report's.
-
     """
     summary = summarise(audit)
     environment = environment or (content or {}).get("environment") or this_environment()
@@ -78,7 +77,6 @@ def escape(text: Any) -> str:
 
     Args:
         text: Anything.
-
     """
     return _MARKS.sub(r"\\\1", html.escape(str(text), quote=False))
 

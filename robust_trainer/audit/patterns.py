@@ -45,7 +45,6 @@ class Pattern:
         Args:
             vectors: (n, D) float32 in [0, 1].
             classes: The class (n,) that each sample should be, in [0, C).
-
         """
         return (vectors - self.means[classes]) @ self.direction > self.cut
 
@@ -64,7 +63,6 @@ def shared_pattern(vectors: np.ndarray, labels: np.ndarray, distrusted: np.ndarr
         distrusted: Whether training distrusted the sample (n,).
         classes: Number of classes C.
         seed: Seed of every draw.
-
     """
     if int(distrusted.sum()) < FEWEST or int((~distrusted).sum()) < FEWEST:
         return None

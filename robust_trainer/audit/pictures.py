@@ -26,7 +26,6 @@ def histogram(suspicion: np.ndarray, threshold: float, corrupted: np.ndarray | N
         threshold: From which a sample is flagged.
         corrupted: Bool (N,) where the truth is known; then both kinds are drawn, one over the other. The counts are logarithmic
             where the tallest bar is more than 50 times the median one.
-
     """
     values = suspicion[np.isfinite(suspicion)]
     edges = np.linspace(0.0, 1.0, BINS + 1)
@@ -60,7 +59,6 @@ def path_histogram(steps: np.ndarray, max_steps: int, corrupted: np.ndarray | No
         steps: Path lengths (N,), in steps.
         max_steps: The most steps that were tried.
         corrupted: As in `histogram`.
-
     """
     reached = steps[steps <= max_steps]
     top = int(reached.max(initial=0))
@@ -95,7 +93,6 @@ def heat_map(transition: np.ndarray, names: Sequence[str]) -> str:
     Args:
         transition: (C, C), rows sum to 1.
         names: Of the classes.
-
     """
     values = 100 * off_diagonal(transition)
     np.fill_diagonal(values, np.nan)
@@ -120,7 +117,6 @@ def off_diagonal(transition: np.ndarray) -> np.ndarray:
 
     Args:
         transition: (C, C), rows sum to 1.
-
     """
     values = np.nan_to_num(np.array(transition, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     np.fill_diagonal(values, 0.0)
@@ -132,7 +128,6 @@ def pattern_picture(pattern: np.ndarray | None) -> tuple[str, float] | None:
 
     Args:
         pattern: (H, W, channels); the answer is None for None, and for other than 1 or 3 channels.
-
     """
     if pattern is None or pattern.ndim != 3 or pattern.shape[-1] not in (1, 3):
         return None
@@ -153,7 +148,6 @@ def cells(transition: np.ndarray) -> list[list[tuple[str, str]]]:
 
     Args:
         transition: (C, C), rows sum to 1.
-
     """
     off = off_diagonal(transition)
     top = max(off.max(initial=0.0), 1e-9)

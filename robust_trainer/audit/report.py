@@ -49,7 +49,6 @@ def write_audit_report(
 
     Raises:
         ValueError: For per_class < 1 and for data of another length.
-
     """
     if per_class < 1:
         raise ValueError(f"per_class={per_class} must be at least 1: give for instance 8.")

@@ -39,7 +39,6 @@ class Audit:
         run: Method, settings, fingerprint of the data and other facts of the run.
         paths: The path lengths to the decision boundary, None where none were given; ``paths.closest(20)`` are the likeliest
             natural label errors.
-
     """
 
     table: datasets.Dataset
@@ -62,7 +61,6 @@ class Audit:
 
         Args:
             name: Of the column.
-
         """
         return np.asarray(self.table.with_format("numpy")[name][:])
 
@@ -82,7 +80,6 @@ class Audit:
 
         Raises:
             ValueError: For an unknown action, a confidence out of range, and relabelling where targets are no classes.
-
         """
         if action not in ACTIONS:
             raise ValueError(f"clean={action!r} is unknown: choose one of {', '.join(ACTIONS)}.")
@@ -110,7 +107,6 @@ class Audit:
 
         Raises:
             ValueError: As `plan`, for what is no data set, and where nothing is left.
-
         """
         done = self.plan(action, confidence)
         check_dataset(data)
@@ -135,7 +131,6 @@ class Audit:
 
         Args:
             path: File to write.
-
         """
         return write_parquet(self.table, path)
 

@@ -46,7 +46,6 @@ class Shown:
         file: Name of the image's file.
         target: The number to predict, '' for none.
         left_out: It would have made the report too large.
-
     """
 
     uri: str = ""
@@ -69,7 +68,6 @@ def show(data: datasets.Dataset | None, rows: Sequence[int], size: int, budget: 
 
     Raises:
         ValueError: Where data is no data set or has another number of rows.
-
     """
     if data is None or not rows:
         return [Shown()] * len(rows)
@@ -116,7 +114,6 @@ def thumbnail(value: Mapping[str, Any] | None, most: int = MAX_PIXELS) -> tuple[
 
     Raises:
         Unshown: With the reason in words.
-
     """
     source = _source(value)
     try:
@@ -144,7 +141,6 @@ def encode(image: Image.Image) -> str:
 
     Args:
         image: A PIL image.
-
     """
     buffer = io.BytesIO()
     image.save(buffer, "PNG")

@@ -59,7 +59,6 @@ class Summary:
 
     Args:
         known: What the flags are worth against the known truth, () where there is none.
-
     """
 
     n: int
@@ -85,7 +84,6 @@ def count(n: int) -> str:
 
     Args:
         n: A number.
-
     """
     return f"{n:,}" if n >= 10_000 else str(n)
 
@@ -96,7 +94,6 @@ def share(part: int, whole: int) -> str:
     Args:
         part: So many.
         whole: Of so many.
-
     """
     return "-" if not whole else f"{100 * part / whole:.1f}"
 
@@ -107,7 +104,6 @@ def class_name(audit: Audit, number: int) -> str:
     Args:
         audit: The audit.
         number: Number of the class.
-
     """
     if number < 0:
         return "no class"
@@ -120,7 +116,6 @@ def summarise(audit: Audit) -> Summary:
 
     Args:
         audit: The audit.
-
     """
     label, suggested, group = (audit.column(name).astype(np.int64) for name in ("label", "suggested_label", "group"))
     flagged = audit.column("flagged").astype(bool)
@@ -150,7 +145,6 @@ def settings(audit: Audit, content: Mapping[str, Any] | None) -> list[tuple[str,
     Args:
         audit: The audit.
         content: The run's `results.results`, None for none.
-
     """
     rows: list[tuple[str, Any]] = []
     known = {"names", *(("method", "settings", "seed", "rows") if content is not None else ())}
@@ -166,7 +160,6 @@ def versions(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
 
     Args:
         environment: Of `results.environment`.
-
     """
     return [(plain(name, NAME), plain(value, VALUE)) for name, value in list(environment.items())[:ROWS]]
 

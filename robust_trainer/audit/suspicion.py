@@ -43,7 +43,6 @@ def judge(rows: Mapping[str, np.ndarray], classes: int) -> Suspicion:
     Args:
         rows: Columns (N,) of `SampleLedger.rows`.
         classes: Number of classes C.
-
     """
     label, seen, area = rows["label"].astype(np.int64), rows["seen"] > 0, rows["aum"].astype(np.float64)
     rival, finite = rows["rival"].astype(np.int64), np.isfinite(area)
@@ -78,7 +77,6 @@ def judge_numbers(rows: Mapping[str, np.ndarray], rate: float | None) -> Suspici
     Args:
         rows: Columns (N,) of `SampleLedger.rows`.
         rate: The noise rate that the run was given, None for none.
-
     """
     seen = rows["seen"] > 0
     score = np.where(seen, rows["mean_score"], 0.0).astype(np.float64)
@@ -104,7 +102,6 @@ def transition_matrix(label: np.ndarray, suggested: np.ndarray, classes: int) ->
         label: Given labels (N,).
         suggested: Suggested labels (N,).
         classes: Number of classes C.
-
     """
     known = (label >= 0) & (suggested >= 0)
     counts = np.bincount(suggested[known] * classes + label[known], minlength=classes * classes).reshape(classes, classes)

@@ -29,7 +29,6 @@ def save_best(folder: str | Path, model: nn.Module, processor: Any, row: Mapping
         model: The model that is trained.
         processor: The model's image processor, None for none.
         row: Of the log, that chose the weights.
-
     """
     folder = Path(folder)
     shutil.rmtree(folder, ignore_errors=True)
@@ -50,7 +49,6 @@ def load_best(model: nn.Module, folder: str | Path) -> None:
     Args:
         model: The model that is trained.
         folder: The folder ``best``.
-
     """
     folder = Path(folder)
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -63,7 +63,6 @@ class RobustnessCallback(TrainerCallback):
 
     Raises:
         ValueError: In one line, here or at the start of training for what only the Trainer knows.
-
     """
 
     def __init__(
@@ -242,7 +241,6 @@ def hold_out(
 
     Raises:
         ValueError: For a size that leaves one of the two empty, and for unusable labels.
-
     """
     check_dataset(dataset)
     n = len(dataset)

@@ -21,7 +21,6 @@ def tracked(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
 
     Args:
         log_history: Of ``trainer.state``.
-
     """
     names = (NATURAL, ROBUST, HELD_NATURAL, HELD_ROBUST, "epoch", "step")
     entries = [entry for entry in log_history if NATURAL in entry and ROBUST in entry]
@@ -34,7 +33,6 @@ def best(rows: Sequence[Mapping[str, float]], key: str) -> dict[str, float] | No
     Args:
         rows: Of `tracked`.
         key: Name of a figure.
-
     """
     candidates = [row for row in rows if key in row]
     return dict(max(candidates, key=lambda row: row[key])) if candidates else None
@@ -57,7 +55,6 @@ def summarise(
 
     Raises:
         ValueError: Without rows.
-
     """
     if not rows:
         raise ValueError("history is empty: train first, with a RobustnessCallback among the callbacks.")
@@ -86,7 +83,6 @@ def table(summary: Mapping[str, Any], attacks: Sequence[str] = ("robust",), samp
         summary: Of `summarise`.
         attacks: Names of the attacks of the robust column.
         samples: Test images, for the heading.
-
     """
     last = summary["last"]
     finals = list(last.get("final", {}))
@@ -133,7 +129,6 @@ def plot_curves(
 
     Raises:
         ValueError: Where there is no point.
-
     """
     drawn = {name: sorted(points) for name, points in histories.items() if points}
     if not drawn:
@@ -173,7 +168,6 @@ def plot_history(
         path: File to write.
         kept: The row of the best checkpoint by held-out data.
         attacks: How the robust curve is called.
-
     """
     if not rows:
         raise ValueError("history is empty: there is nothing to draw.")

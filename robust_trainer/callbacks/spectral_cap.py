@@ -37,7 +37,6 @@ def capped_layers(model: nn.Module, layers: str = "last") -> dict[str, nn.Module
 
     Raises:
         ValueError: For other ``layers`` and for a model without a head.
-
     """
     return {name: layer for name, layer in _layers(model, layers).items() if layer.weight.requires_grad}
 
@@ -52,7 +51,6 @@ def spectral_norms(model: nn.Module, layers: str = "last") -> dict[str, float]:
     Args:
         model: The model.
         layers: As in `capped_layers`, which tells what raises.
-
     """
     return {name: float(torch.linalg.matrix_norm(_matrix(layer), 2)) for name, layer in _layers(model, layers).items()}
 
@@ -76,7 +74,6 @@ class SpectralCap(TrainerCallback):
     Raises:
         ValueError: For settings out of range and, when training starts, for a model with no such layer that trains and for weights
             that FSDP or DeepSpeed hold.
-
     """
 
     def __init__(self, k: float, layers: str = "last"):
@@ -110,7 +107,6 @@ class SpectralCap(TrainerCallback):
 
         Args:
             model: The model.
-
         """
         if self._groups is None:
             self.open(model)
@@ -126,7 +122,6 @@ class SpectralCap(TrainerCallback):
 
         Args:
             model: The model.
-
         """
         for layer in capped_layers(model, self.layers).values():
             _shrink(layer, (torch.linalg.matrix_norm(_matrix(layer), 2) / self.k).clamp_min(1.0).reciprocal())

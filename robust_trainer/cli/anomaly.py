@@ -67,7 +67,6 @@ def anomaly(argv: Sequence[str]) -> None:
 
     Args:
         argv: The words after the command's name.
-
     """
     about = "Find abnormal rows in a table, by a detector that is fitted to the table itself. Detectors: "
     about += "; ".join(f"{name}: {variant.summary}" for name, variant in DETECTORS.items()) + "."

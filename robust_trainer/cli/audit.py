@@ -68,7 +68,6 @@ def audit(argv: Sequence[str]) -> None:
 
     Args:
         argv: The words after the command's name.
-
     """
     about = (
         "Audit a finished training: which samples it distrusted, and the data set without them. Data and corruption are those of "

@@ -40,7 +40,6 @@ def corrupt(argv: Sequence[str]) -> None:
 
     Args:
         argv: The words after the command's name.
-
     """
     about = (
         "Corrupt a data set and save it: train (with is_corrupted and clean_label, is_poisoned for a poison), test, and for a "
@@ -113,7 +112,6 @@ def tell_rates(corruption: dict[str, Any] | None, per_class: bool = False) -> No
     Args:
         corruption: The record of a corruption, None for none.
         per_class: The rates of each class, too.
-
     """
     if corruption is None:
         return

@@ -49,7 +49,6 @@ def write_paths(paths: PathLengths, folder: Path) -> list[str]:
     Args:
         paths: What to write.
         folder: A folder on this machine.
-
     """
     table, picture = PATH_FILES
     paths.to_parquet(folder / table)
@@ -70,7 +69,6 @@ def craft_splits(
 
     Raises:
         ValueError: For options that do not fit the data, before anything is trained.
-
     """
     options.check()
     train, names = splits_before[TRAIN], label_names(splits_before[TRAIN])

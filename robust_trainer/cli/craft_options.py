@@ -66,7 +66,6 @@ class CraftOptions:
 
         Raises:
             ValueError: For what cannot be read or is given twice.
-
         """
         settings: dict[str, Any] = {"seed": self.craft_seed}
         settings |= {n: v for n in ("rate", "budget", "space", "norm") if (v := getattr(self, f"craft_{n}")) is not None}
@@ -135,7 +134,6 @@ def class_number(word: str, names: Sequence[str], option: str) -> int:
 
     Raises:
         ValueError: For neither.
-
     """
     word = word.strip()
     if word in names and not word.isdecimal():
@@ -153,7 +151,6 @@ def target_of(word: str, names: Sequence[str], option: str) -> str | int:
         word: What was written.
         names: Names of the classes.
         option: Name of the option, for messages.
-
     """
     return word if word in TARGETS else class_number(word, names, option)
 

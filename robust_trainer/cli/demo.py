@@ -47,7 +47,6 @@ def demo(argv: Sequence[str]) -> None:
 
     Args:
         argv: The words after the command's name.
-
     """
     about = "Poison 25 % of scikit-learn's handwritten digits (blend, alpha 0.1), train, compare."
     (options,) = parse(make_parser("demo", [DemoOptions], about, first="demo.yaml"), argv)

@@ -13,7 +13,6 @@ def env(argv: Sequence[str]) -> None:
 
     Args:
         argv: The words after the command's name.
-
     """
     if argv:
         raise ValueError(f"unexpected argument {argv[0]!r}: env takes none.")

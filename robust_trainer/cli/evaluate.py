@@ -81,7 +81,6 @@ def evaluate(argv: Sequence[str]) -> None:
 
     Args:
         argv: The words after the command's name.
-
     """
     about = (
         "Evaluate a saved model. Data and trigger are those of the run, where its results.json tells, unless given here. "
@@ -171,7 +170,6 @@ def plot(robustness: Robustness, path: str | Path) -> Path:
     Args:
         robustness: The result of an evaluation.
         path: File to write.
-
     """
     bars = {CLEAN: robustness.clean_accuracy, **robustness.accuracies, WORST: robustness.worst_case}
     colours = [GREEN, *[BLUE] * len(robustness.accuracies), RED]

@@ -47,7 +47,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Args:
         argv: The words after ``robust-trainer``; None for those that the process was started with.
-
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
@@ -73,7 +72,6 @@ def run(command: str, argv: Sequence[str]) -> int:
     Args:
         command: Name of the command.
         argv: The words after the command's name.
-
     """
     if command == "--version":
         print(f"robust-trainer {__version__}")

@@ -196,7 +196,6 @@ def read_class_map(text: str | None) -> str | dict[Any, Any]:
 
     Args:
         text: What was given.
-
     """
     text = (text or "").strip()
     if text in CLASS_MAPS:
@@ -225,7 +224,6 @@ def read_matrix(path: str | None) -> np.ndarray:
 
     Raises:
         ValueError: For others and for unreadable ones.
-
     """
     path = path or ""
     readers: dict[str, Any] = {

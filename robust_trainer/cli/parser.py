@@ -77,7 +77,6 @@ def make_parser(command: str, types: Iterable[Any], about: str, first: str = "co
         types: Dataclasses whose fields are the options.
         about: What it does, for ``--help``.
         first: What may stand before all options.
-
     """
     usage = f"robust-trainer {command} [{first}] [--option value ...]"
     parser = Parser(
@@ -100,7 +99,6 @@ def parse(parser: Parser, argv: Sequence[str], *, small: Mapping[str, Any] | Non
 
     Raises:
         ValueError: In one line, naming the unknown key or the value that does not fit.
-
     """
     argv = list(argv)
     if argv and not argv[0].startswith("-"):
@@ -127,7 +125,6 @@ def read_config(path: str, known: Sequence[str]) -> list[str]:
 
     Raises:
         ValueError: Naming the file and the key.
-
     """
     if not path.endswith((".yaml", ".yml", ".json")):
         raise ValueError(f"unexpected argument {path!r}: give a .yaml file first, then options as --name value.")
@@ -174,7 +171,6 @@ def parse_for_run(parser: Parser, argv: Sequence[str], kinds: Sequence[Any]) -> 
         parser: Of `make_parser`, with an option ``run``.
         argv: The words after the command's name; a leading one without dashes is the run's folder.
         kinds: The options that default to those of the run.
-
     """
     argv = list(argv)
     if argv and not argv[0].startswith("-"):
@@ -190,7 +186,6 @@ def stored(run: str) -> tuple[dict[str, Any] | None, dict[str, Any]]:
 
     Args:
         run: Folder of a finished training.
-
     """
     try:
         content = json.loads((Path(run) / "results.json").read_text(encoding="utf-8"))

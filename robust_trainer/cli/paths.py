@@ -55,7 +55,6 @@ def paths(argv: Sequence[str]) -> None:
 
     Args:
         argv: The words after the command's name.
-
     """
     about = (
         "Path lengths of a run's training data: the steps up the loss until the saved model predicts another class. The closest "
@@ -92,7 +91,6 @@ def lengths_table(lengths: PathLengths) -> tuple[list[str], list[list[str]]]:
 
     Args:
         lengths: The path lengths.
-
     """
     order = lengths.order
     labels = lengths.labels[order]
@@ -129,7 +127,6 @@ def is_stale(run: Path) -> bool:
 
     Args:
         run: Folder of a finished training.
-
     """
     before = _of(run / PARTS)
     return before is not None and before.get("model") != _weights(run)

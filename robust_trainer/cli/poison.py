@@ -32,7 +32,6 @@ def check_poison(options: PoisonOptions) -> None:
 
     Args:
         options: The poison.
-
     """
     row = find_poison(options.poison or "")
     make_ball(options.norm, options.eps)
@@ -55,7 +54,6 @@ def poison_splits(
         options: The poison.
         folder: Keeps finished parts; given again with the same options the crafting goes on there.
         tell: Is called with what was found.
-
     """
     check_poison(options)
     train, test, row = splits[TRAIN], splits[TEST], find_poison(options.poison or "")
@@ -134,7 +132,6 @@ def trained_network(
         device: Where to compute.
         purpose: What for, in words.
         data: What on, in words.
-
     """
     description = f"{name}, trained on {data} for {epochs} epochs"
     images, labels = read_pixels(train, "image", "clean_label" if "clean_label" in train.column_names else "label")

@@ -50,7 +50,6 @@ def read_settings(option: str, written: str | None, example: str) -> dict[str, A
 
     Raises:
         ValueError: Where they are neither.
-
     """
     text = (written or "").strip()
     pairs = [pair.partition("=") for pair in text.split(",")] if text and not text.startswith("{") else []

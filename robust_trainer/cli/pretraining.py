@@ -59,7 +59,6 @@ class ContrastiveOptions:
 
         Raises:
             ValueError: Where a method is given some that trains all layers.
-
         """
         recipe = args.recipe()
         frozen = args.switches()[0] if recipe is None else recipe.freeze_backbone
@@ -87,7 +86,6 @@ def unlabelled_images(options: ContrastiveOptions, data: DataOptions) -> dataset
 
     Raises:
         ValueError: Where ``rest`` leaves nothing.
-
     """
     if options.unlabelled is None:
         return None
@@ -129,7 +127,6 @@ def pretrain(
         epochs: Passes over the images.
         args: Method and training.
         transform: Rows to the model's inputs.
-
     """
     folder = Path(args.output_dir or ".") / FOLDER
     facts = {"epochs": epochs, "images": len(train), "unlabelled": 0 if extra is None else len(extra), "options": asdict(options)}

@@ -32,7 +32,6 @@ class RunState:
         pretraining: The record of a first stage of training.
         trainer: After training.
         record: Settings, curves and figures of the training.
-
     """
 
     splits: datasets.DatasetDict = field(default_factory=datasets.DatasetDict)
@@ -77,7 +76,6 @@ def run_stages(stages: Iterable[Stage], state: RunState | None = None) -> RunSta
     Args:
         stages: What to do.
         state: What earlier stages made; None for a new run.
-
     """
     state = RunState() if state is None else state
     for stage in stages:
@@ -98,7 +96,6 @@ def data_stages(
 
     Raises:
         ValueError: For settings out of range.
-
     """
     corrupt = CorruptData(corruption)
     squeeze = [] if preprocess is None else [SqueezeImages(preprocess)]
@@ -116,7 +113,6 @@ def prepare(data: DataOptions, corruption: CorruptionOptions, preprocess: Prepro
 
     Raises:
         ValueError: For settings out of range, and for a second corruption of a corrupted data set.
-
     """
     return run_stages(data_stages(data, corruption, preprocess))
 
@@ -129,7 +125,6 @@ class LoadData:
         data: Which.
         corrupting: Name and value of the option that is going to corrupt the labels, None for none; a data set that is corrupted
             already is refused then, before anything long begins.
-
     """
 
     data: DataOptions

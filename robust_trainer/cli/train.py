@@ -47,7 +47,6 @@ def train(argv: Sequence[str]) -> None:
 
     Args:
         argv: The words after the command's name.
-
     """
     about = "Train an image classifier robustly. Methods: " + "; ".join(f"{m.name}: {m.summary}" for m in METHODS.values())
     kinds = [DataOptions, CorruptionOptions, PreprocessOptions, ModelOptions, ContrastiveOptions, RobustConfig]

@@ -50,7 +50,6 @@ class Train:
         args: Method and training.
         options: Names the network.
         lines: One line per epoch on the standard output.
-
     """
 
     args: RobustConfig
@@ -100,7 +99,6 @@ class Evaluate:
 
     Args:
         last_k: Epochs that the means are over.
-
     """
 
     last_k: int
@@ -138,7 +136,6 @@ class WriteRun:
         folder: Where to.
         command: As it was typed.
         options: Dataclasses whose values results.json holds, for later commands on the run.
-
     """
 
     folder: Path

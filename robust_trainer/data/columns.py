@@ -16,7 +16,6 @@ def check_dataset(dataset: Any) -> None:
 
     Args:
         dataset: A `datasets.Dataset`.
-
     """
     if isinstance(dataset, dict):
         raise ValueError(f"dataset is a {type(dataset).__name__} with splits {list(dataset)}: pass one split, dataset['train'].")
@@ -34,7 +33,6 @@ def is_pixels(feature: Any) -> bool:
 
     Args:
         feature: Of the data set.
-
     """
     if isinstance(feature, datasets.Array2D | datasets.Array3D):
         return True
@@ -49,7 +47,6 @@ def is_numeric(feature: Any) -> bool:
 
     Args:
         feature: Of the data set.
-
     """
     if isinstance(feature, datasets.List) or (isinstance(feature, list) and len(feature) == 1):
         feature = feature[0] if isinstance(feature, list) else feature.feature
@@ -68,7 +65,6 @@ def image_column(dataset: datasets.Dataset, name: str | None = None) -> str:
 
     Raises:
         ValueError: Listing the columns, when there is none or no single one, or when the named one holds no images.
-
     """
     features = dataset.features
     images = [c for c, f in features.items() if isinstance(f, datasets.Image)]
@@ -97,7 +93,6 @@ def label_column(dataset: Any, name: str | None = None) -> str:
 
     Raises:
         ValueError: Listing the columns, when it is missing or not unique.
-
     """
     columns = list(dataset.column_names)
     candidates = [name] if name is not None else [c for c in LABEL_NAMES if c in columns]
@@ -116,7 +111,6 @@ def read_column(dataset: datasets.Dataset, name: str) -> np.ndarray:
 
     Raises:
         ValueError: For missing values.
-
     """
     column = dataset.select_columns([name]).with_format("arrow")[:][name]
     if column.null_count:
@@ -136,7 +130,6 @@ def read_labels(dataset: datasets.Dataset, name: str, num_classes: int | None = 
 
     Raises:
         ValueError: For strings, other non-integers, and labels outside [0, C).
-
     """
     feature = dataset.features[name]
     dtype = getattr(feature, "dtype", None)

@@ -23,7 +23,6 @@ class FeatureReader:
 
     Raises:
         ValueError: Naming the row, for missing, not finite and differently shaped features.
-
     """
 
     columns: tuple[str, ...]
@@ -41,7 +40,6 @@ class FeatureReader:
             dataset: A `datasets.Dataset`.
             names: Of the columns; None: the image column.
             exclude: A column that may not be among them.
-
         """
         if names is None:
             try:
@@ -76,7 +74,6 @@ class FeatureReader:
 
         Args:
             dataset: A `datasets.Dataset`.
-
         """
         picked = dataset.with_format(None).select_columns(list(dict.fromkeys(self.columns)))
         for name, mode in zip(self.columns, self.modes):
@@ -101,7 +98,6 @@ class FeatureReader:
         Args:
             dataset: A `datasets.Dataset`.
             batch_size: Rows in memory.
-
         """
         n, mean, spread = 0, np.zeros(self.size), np.zeros(self.size)
         for batch in self.plain(dataset).iter(batch_size):

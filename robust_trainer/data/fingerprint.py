@@ -26,7 +26,6 @@ def fingerprint(*parts: Any) -> str:
 
     Raises:
         ValueError: for a part of another kind, and for an array of objects.
-
     """
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:

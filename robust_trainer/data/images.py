@@ -39,7 +39,6 @@ class InputSpace:
 
         Args:
             x: The model's inputs (B, C, ...).
-
         """
         return x.float() * self._as(self.std, x) + self._as(self.mean, x)
 
@@ -48,7 +47,6 @@ class InputSpace:
 
         Args:
             pixels: (B, C, ...) in [0, 1].
-
         """
         return (pixels - self._as(self.mean, pixels)) / self._as(self.std, pixels)
 
@@ -57,7 +55,6 @@ class InputSpace:
 
         Args:
             x: The model's inputs (B, C, ...).
-
         """
         if x.dim() < 3 or len(self.mean) not in (1, x.shape[1]):
             raise ValueError(
@@ -78,7 +75,6 @@ class InputSpace:
         Args:
             norm: ``linf``, ``l2`` or ``l1``.
             eps: Radius in [0, 1] pixels.
-
         """
         return Ball(norm, eps)
 
@@ -87,7 +83,6 @@ class InputSpace:
 
         Args:
             grad: Of the shape of the model's inputs.
-
         """
         return grad / self._as(self.std, grad)
 
@@ -97,7 +92,6 @@ class InputSpace:
         Args:
             x: The model's inputs (B, C, ...).
             delta: Of the shape of x, in [0, 1] pixels.
-
         """
         pixels = self.to_pixels(x)
         # a pixel that rounding put a hair outside [0, 1] must not be moved by a zero delta
@@ -109,7 +103,6 @@ class InputSpace:
         Args:
             x: The model's inputs (B, C, ...).
             delta: Of the shape of x, in [0, 1] pixels.
-
         """
         std, mean = self._as(self.std, x), self._as(self.mean, x)
         start = x.float()
@@ -131,7 +124,6 @@ def input_space(processor: Any, mean: Sequence[float] | None = None, std: Sequen
 
     Raises:
         ValueError: When only one of mean and std is given.
-
     """
     if (mean is None) != (std is None):
         raise ValueError(f"image_mean={mean} and image_std={std} belong together: give both or neither.")

@@ -57,7 +57,6 @@ class IndexCollator:
     Raises:
         ValueError: For labels that are missing, not integers or outside [0, classes), and for NaN or infinite inputs; where the
             problem is no single-label classification, for targets that are no finite numbers, or outside [0, 1] for labels.
-
     """
 
     collate: Callable[[list[Any]], Mapping[str, Any]]

@@ -20,7 +20,6 @@ class MultiTarget:
 
     Raises:
         ValueError: Where the shift moves nothing.
-
     """
 
     shift: int = 1
@@ -42,7 +41,6 @@ class AllToOne:
 
     Raises:
         ValueError: For a target outside [0, C).
-
     """
 
     target: int = 0
@@ -67,7 +65,6 @@ def label_targets(label_rule: str | LabelRule, num_classes: int) -> tuple[int, .
 
     Raises:
         ValueError: For an unknown rule, and for one that leaves [0, C) or moves no class at all.
-
     """
     rule = LABEL_RULES.get(label_rule) if isinstance(label_rule, str) else label_rule
     if not callable(rule):
@@ -105,7 +102,6 @@ def class_targets(target: Any, classes: int) -> np.ndarray:
 
     Raises:
         ValueError: For others.
-
     """
     if isinstance(target, str):
         if target not in TARGETS:

@@ -27,7 +27,6 @@ def check_labels(
         index: Row numbers of the batch.
         example: One example, for the message.
         problem: What a sample is.
-
     """
     name = next((n for n in names if n in batch), None)
     if name is None:
@@ -57,7 +56,6 @@ def check_label_column(
 
     Raises:
         ValueError: for a column that is missing, holds strings or names more classes than the model has.
-
     """
     if not problem.labelled:
         return

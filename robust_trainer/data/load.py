@@ -49,7 +49,6 @@ def load_data(
 
     Raises:
         ValueError: For a name that leads nowhere and for missing or unusable columns.
-
     """
     for field, value in (("max_train_samples", max_train_samples), ("max_test_samples", max_test_samples)):
         if value is not None and value < 1:
@@ -71,7 +70,6 @@ def kept_rows(count: int, limit: int, seed: int) -> tuple[np.ndarray, np.ndarray
         count: Number of rows.
         limit: Rows to keep.
         seed: Of the choice.
-
     """
     order = np.random.default_rng(seed).permutation(count)
     return np.sort(order[:limit]), np.sort(order[limit:])
@@ -96,7 +94,6 @@ def label_names(data: datasets.Dataset) -> list[str]:
 
     Args:
         data: With a ClassLabel column label.
-
     """
     return list(data.features["label"].names)
 

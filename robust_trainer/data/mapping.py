@@ -30,7 +30,6 @@ def map_columns(
         undecoded: Image columns that it reads or writes; it sees their encoded bytes, so that images it leaves alone keep them.
         num_proc: Processes.
         map_kwargs: Of `Dataset.map`.
-
     """
     shown = dataset.format
     plain = dataset.with_format(None)
@@ -57,7 +56,6 @@ def relabelled(batch: Mapping[str, Any], label_column: str, labels: np.ndarray, 
         label_column: Name of the column.
         labels: Labels (B,).
         new: New labels (B,).
-
     """
     before = np.asarray(batch[IS_CORRUPTED], dtype=bool) if IS_CORRUPTED in batch else np.zeros(len(labels), dtype=bool)
     return {

@@ -31,7 +31,6 @@ def image_column(dataset: datasets.Dataset, name: str | None = None) -> str:
 
     Raises:
         ValueError: Where there is none, or where it holds numbers instead of pictures.
-
     """
     name = columns.image_column(dataset, name)
     if not isinstance(dataset.features[name], datasets.Image):
@@ -49,7 +48,6 @@ def read_levels(dataset: datasets.Dataset, name: str) -> np.ndarray:
 
     Raises:
         ValueError: Naming the row, for missing images, other depths than 8 bits, and mixed sizes.
-
     """
     feature = dataset.features[name]
     plain = dataset.with_format(None).select_columns([name]).cast_column(name, datasets.Image(mode=feature.mode, decode=False))
@@ -69,7 +67,6 @@ def to_pixels(levels: np.ndarray) -> Tensor:
 
     Args:
         levels: (N, H, W, C) uint8.
-
     """
     return torch.from_numpy(np.ascontiguousarray(levels.transpose(0, 3, 1, 2))).float() / 255.0
 
@@ -81,7 +78,6 @@ def read_pixels(dataset: datasets.Dataset, image: str | None = None, label: str 
         dataset: A `datasets.Dataset`.
         image: Name of the Image column; None: to be found.
         label: Name of the label column; None: to be found.
-
     """
     columns.check_dataset(dataset)
     image, label = image_column(dataset, image), columns.label_column(dataset, label)
@@ -94,7 +90,6 @@ def to_levels(pixels: Tensor) -> np.ndarray:
 
     Args:
         pixels: (N, C, H, W) in [0, 1].
-
     """
     return (pixels.double() * 255.0).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
@@ -149,7 +144,6 @@ def plain_mode(image: PIL.Image.Image) -> PIL.Image.Image:
 
     Raises:
         ValueError: For other modes (I;16, F, CMYK, ...), whose pixel range is not 8-bit levels of grey or RGB.
-
     """
     if image.mode in COLOUR_CHANNELS:
         return image
@@ -165,7 +159,6 @@ def as_array(image: list) -> np.ndarray:
 
     Args:
         image: Nested lists of numbers.
-
     """
     try:
         return np.asarray(image)
@@ -178,7 +171,6 @@ def check_pixels(image: np.ndarray) -> None:
 
     Args:
         image: Any array.
-
     """
     if image.dtype.kind not in "fiu" or image.size == 0:
         raise ValueError(f"image has dtype {image.dtype} and shape {image.shape}: give non-empty floats or 8-bit integers.")

@@ -20,7 +20,6 @@ class ImageTransform:
     Args:
         processor: Any transformers image processor.
         channels: 1 turns the images grey, 3 into RGB. Use ``remove_unused_columns=False``.
-
     """
 
     processor: Any
@@ -45,7 +44,6 @@ def image_shape(data: datasets.Dataset, column: str = "image", look_at: int = 16
         data: A data set of images.
         column: Of the images.
         look_at: Rows that are looked at.
-
     """
     images = data.select(range(min(look_at, len(data))))[column][:]
     grey = all(image.mode in ("L", "LA", "1") for image in images)
@@ -57,6 +55,5 @@ def model_channels(model: Any) -> int:
 
     Args:
         model: The model.
-
     """
     return int(getattr(model.config, "num_channels", None) or 3)

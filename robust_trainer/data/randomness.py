@@ -25,7 +25,6 @@ def keyed_seed(*key: int | str) -> int:
 
     Args:
         key: words of any length, and whole numbers in [-2^63, 2^64).
-
     """
     entropy = [len(key)]
     for part in key:
@@ -51,7 +50,6 @@ def sample_keys(seed: int, indices: Any) -> np.ndarray:
 
     Raises:
         ValueError: For a seed that is no integer in [0, 2^64).
-
     """
     check_seed(seed)
     with np.errstate(over="ignore"):
@@ -133,7 +131,6 @@ def key_limits(
 
     Raises:
         ValueError: For other rates, and where fewer samples are eligible than wanted.
-
     """
     check_rate(rate)
     keys = sample_keys(seed, np.arange(len(labels)))

@@ -20,7 +20,6 @@ class StreamSampler(Sampler[int]):
     Args:
         size: Rows.
         now: Asked when an epoch begins for its number and who is labelled, bool (N,), None for everybody.
-
     """
 
     def __init__(self, size: int, now: Callable[[], tuple[int, Tensor | None]], share: float, seed: int):

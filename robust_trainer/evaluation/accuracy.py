@@ -25,7 +25,6 @@ def predicted_classes(predictions: Any) -> np.ndarray:
 
     Raises:
         ValueError: For other shapes.
-
     """
     if isinstance(predictions, Mapping):
         predictions = predictions["logits"] if "logits" in predictions else next(iter(predictions.values()), None)
@@ -83,7 +82,6 @@ def accuracy(predictions: Any, labels: Any) -> float:
 
     Raises:
         ValueError: For no samples or shapes that do not fit.
-
     """
     classes = predicted_classes(predictions)
     return float((classes == _labels("labels", labels, len(classes))).mean())
@@ -95,7 +93,6 @@ def clean_accuracy(predictions: Any, labels: Any) -> float:
     Args:
         predictions: Logits (N, C) or class ids (N,), see `predicted_classes`.
         labels: True classes (N,).
-
     """
     return accuracy(predictions, labels)
 
@@ -109,7 +106,6 @@ def poison_accuracy(predictions: Any, labels: Any) -> float:
     Args:
         predictions: Logits (N, C) or class ids (N,), see `predicted_classes`.
         labels: True classes (N,).
-
     """
     return accuracy(predictions, labels)
 
@@ -127,7 +123,6 @@ def attack_success_rate(predictions: Any, labels: Any, attack_targets: Any) -> f
 
     Raises:
         ValueError: For shapes that do not fit, and when no image counts.
-
     """
     classes = predicted_classes(predictions)
     true = _labels("labels", labels, len(classes))
@@ -147,7 +142,6 @@ def compute_accuracy(prediction: Any) -> dict[str, float]:
 
     Args:
         prediction: An EvalPrediction; the logits come first of several outputs.
-
     """
     return {"accuracy": accuracy(prediction.predictions, _label_ids(prediction.label_ids))}
 
@@ -166,7 +160,6 @@ def mean_over_last(log_history: Sequence[Mapping[str, Any]], key: str, k: int = 
 
     Raises:
         ValueError: When the key is missing (it lists the keys), or has fewer than k values.
-
     """
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise ValueError(f"k={k!r} must be an integer of at least 1: give the number of last values, for instance 10.")
@@ -193,7 +186,6 @@ def evaluate_backdoor(trainer: Any, clean_dataset: Any, triggered_dataset: Any) 
 
     Raises:
         ValueError: When columns are missing or predictions do not come in the data sets' order.
-
     """
     if ATTACK_TARGET not in getattr(triggered_dataset, "column_names", ()):
         raise ValueError(

@@ -60,7 +60,6 @@ class PathLengths:
         Args:
             count: How many.
             label: Of this class alone; None: of all.
-
         """
         order = self.order
         return order[:count] if label is None else order[self.labels[order] == label][:count]
@@ -71,7 +70,6 @@ class PathLengths:
         Args:
             count: How many.
             label: Of this class alone; None: of all.
-
         """
         order = self.order[::-1]
         return order[:count] if label is None else order[self.labels[order] == label][:count]
@@ -90,7 +88,6 @@ class PathLengths:
 
         Raises:
             ValueError: For more buckets than samples.
-
         """
         rows = self.closest(len(self), label)
         if not isinstance(count, int) or not 1 <= count <= max(len(rows), 1):
@@ -117,7 +114,6 @@ class PathLengths:
 
         Args:
             path: File to write.
-
         """
         table = self.to_pandas()
         table.attrs = {
@@ -131,7 +127,6 @@ class PathLengths:
 
         Args:
             path: File to write.
-
         """
         labels = self.labels[self.steps != NO_PATH]
         classes = np.unique(labels).tolist()
@@ -158,7 +153,6 @@ def load_paths(path: str | Path) -> PathLengths:
 
     Raises:
         ValueError: For another file.
-
     """
     try:
         table = pd.read_parquet(path)

@@ -46,7 +46,6 @@ class Robustness:
             positions in the data set.
         seconds: Attack -> time, summed over processes.
         members: Attack -> what was run, with settings.
-
     """
 
     clean_accuracy: float
@@ -87,7 +86,6 @@ def show_eps(eps: float) -> str:
 
     Args:
         eps: Radius in [0, 1] pixels.
-
     """
     return f"{round(eps * 255)}/255" if abs(eps * 255 - round(eps * 255)) < 1e-6 and eps <= 1 else f"{eps:g}"
 
@@ -139,7 +137,6 @@ def evaluate_robustness(
             exists, its samples are not attacked again, and a batch that was begun goes on with its next attack, given the same
             batch_size. Under several processes (accelerate launch, torchrun) each takes a share and all return the whole.
         progress: Show a progress bar.
-
     """
     if norm not in DEFAULT_EPS and eps is None:
         usual = find_norm(norm).usual

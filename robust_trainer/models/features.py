@@ -47,7 +47,6 @@ def watched(model: nn.Module) -> Iterator[Layers]:
 
     Args:
         model: The model.
-
     """
     bare = model.peers[0] if isinstance(model, PeerModel) else model
     layers = Layers()
@@ -74,7 +73,6 @@ def last_linear(layers: Layers, outputs: Any, logits: Tensor) -> tuple[nn.Linear
 
     Raises:
         ValueError: Where there is none.
-
     """
     if logits.shape[1] not in layers.linear:
         raise ValueError(f"no linear layer of {logits.shape[1]} outputs ran in the model: give one whose last layer is linear.")

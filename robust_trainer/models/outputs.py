@@ -58,6 +58,5 @@ def read_output(outputs: Any, targets: Tensor, index: Tensor | None, problem: Pr
 
     Raises:
         ValueError: where the outputs do not fit the targets.
-
     """
     return ForwardOutput(problem.read(outputs, logits_of(outputs), targets, method), targets, index, outputs, problem)

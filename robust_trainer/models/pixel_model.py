@@ -20,7 +20,6 @@ class PixelModel(nn.Module):
     Args:
         model: A transformers image classifier, or any module that returns logits, a tuple that begins with them or a mapping. Grey
             images are repeated to the channels of the model where its config names 3.
-
     """
 
     def __init__(self, model: nn.Module, space: InputSpace):
@@ -58,7 +57,6 @@ def pixel_model(
     Raises:
         ValueError: Where ``model`` is no torch module, or neither the image processor nor ``image_mean`` and ``image_std`` tell the
             normalisation.
-
     """
     if isinstance(model, PixelModel):
         return model
@@ -79,7 +77,6 @@ def frozen_copy(model: nn.Module, device: torch.device | None = None) -> nn.Modu
     Args:
         model: The model.
         device: Where to put it; None: where the model is.
-
     """
     copied = copy.deepcopy(model).eval().requires_grad_(False)
     return copied if device is None else copied.to(device)

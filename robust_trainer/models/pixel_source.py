@@ -48,7 +48,6 @@ class PixelSource:
 
         Raises:
             ValueError: Where there is no image column.
-
         """
         column = image_column(dataset, column)
         plain = dataset.with_format(None).select_columns([column])
@@ -81,7 +80,6 @@ def last_features(model: nn.Module, source: PixelSource, batch_size: int = 256) 
 
     Raises:
         ValueError: Where no linear layer is as wide as the logits.
-
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     out = []
@@ -99,7 +97,6 @@ def inputs(dataset: datasets.Dataset, names: str | Sequence[str] | None, exclude
         dataset: A `datasets.Dataset`.
         names: Numeric columns; None: the images.
         exclude: A column that may not be among them.
-
     """
     if names is None and any(isinstance(f, datasets.Image) for f in dataset.features.values()):
         levels = read_levels(dataset, image_column(dataset, columns.image_column(dataset)))

@@ -34,7 +34,6 @@ def problem_of(model: nn.Module, asked: str | None) -> Problem:
 
     Raises:
         ValueError: where the two differ, or name no kind of problem.
-
     """
     if returns_losses(model):
         if asked is not None:

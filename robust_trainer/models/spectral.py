@@ -27,7 +27,6 @@ def cap_of(settings: Mapping[str, Any]) -> Cap | None:
 
     Args:
         settings: Of a recipe.
-
     """
     k = settings.get("spectral_cap")
     return None if k is None else Cap(k, settings.get("spectral_layers", "last"))
@@ -41,7 +40,6 @@ def power_iteration(weight: Tensor, direction: Tensor, steps: int = 1) -> None:
         weight: (..., in, out).
         direction: (..., out), of length 1.
         steps: Iterations.
-
     """
     for _ in range(steps):
         image = _unit(weight @ direction.unsqueeze(-1))
@@ -56,7 +54,6 @@ def spectral_norm(weight: Tensor, direction: Tensor) -> Tensor:
     Args:
         weight: (..., in, out).
         direction: (..., out), of length 1.
-
     """
     return (weight @ direction.unsqueeze(-1)).squeeze(-1).norm(dim=-1)
 
@@ -71,7 +68,6 @@ def cap_factor(weight: Tensor, direction: Tensor, k: float) -> Tensor:
         weight: (..., in, out).
         direction: (..., out), of length 1.
         k: The cap, > 0.
-
     """
     return (spectral_norm(weight, direction) / k).clamp_min(1.0).reciprocal()
 
@@ -86,7 +82,6 @@ def largest_singular_value(weight: Tensor) -> Tensor:
 
     Args:
         weight: (..., in, out).
-
     """
     matrix = weight if weight.shape[-1] <= weight.shape[-2] else weight.mT
     largest = matrix.abs().amax((-2, -1), keepdim=True).clamp_min(_TINY)  # so that no square is out of range

@@ -214,7 +214,6 @@ def build_model(
 
     Raises:
         ValueError: When the model cannot be found.
-
     """
     if len(labels) < 2:
         raise ValueError(f"the data set has {len(labels)} class ({', '.join(labels) or 'none'}): a classifier needs at least 2.")
@@ -242,7 +241,6 @@ def load_model(folder: str) -> tuple[PreTrainedModel, Any]:
 
     Raises:
         ValueError: Where there is none.
-
     """
     if not os.path.isfile(os.path.join(folder, "config.json")):
         raise ValueError(f"run={folder!r} holds no saved model (config.json): give the output_dir of a training.")

@@ -17,7 +17,6 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     Args:
         path: File to write; a link there is replaced, not followed. Its folder is made.
-
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +41,6 @@ def write_text(path: str | Path, text: str) -> Path:
     Args:
         path: File to write; a link there is replaced, not followed.
         text: Its content.
-
     """
     with replacing(path) as new:
         new.write_text(text, encoding="utf-8")
@@ -55,7 +53,6 @@ def write_json(path: str | Path, content: Any) -> Path:
     Args:
         path: File to write; a link there is replaced, not followed.
         content: What JSON can hold.
-
     """
     return write_text(path, json.dumps(content, indent=2, default=str) + "\n")
 
@@ -65,7 +62,6 @@ def remove_unfinished(folder: str | Path) -> None:
 
     Args:
         folder: A folder on this machine.
-
     """
     for path in Path(folder).glob(".*.unfinished"):
         path.unlink(missing_ok=True)

@@ -12,7 +12,6 @@ def say(text: str) -> None:
 
     Args:
         text: What to print.
-
     """
     if os.environ.get("RANK", "0") == "0":
         print(text, flush=True)
@@ -24,7 +23,6 @@ def show(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     Args:
         heading: Names of the columns.
         rows: One list of cells a row.
-
     """
     widths = [max(len(str(row[i])) for row in [heading, *rows]) for i in range(len(heading))]
 
@@ -40,6 +38,5 @@ def command_line(command: str, argv: Sequence[str]) -> str:
     Args:
         command: Name of the command.
         argv: Its words.
-
     """
     return shlex.join(["robust-trainer", command, *argv])

@@ -33,7 +33,6 @@ def new_figure(width: float, height: float, title: str | None = None, dpi: int =
         height: In inches.
         title: Above all axes, taken literally; None for none.
         dpi: Pixels per inch.
-
     """
     figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)
@@ -48,7 +47,6 @@ def epoch_axes(figure: Figure, ylabel: str) -> Axes:
     Args:
         figure: The figure.
         ylabel: What the y axis shows.
-
     """
     axes = figure.add_subplot()
     axes.set(xlabel="epoch", ylabel=ylabel)
@@ -62,7 +60,6 @@ def open_axes(axes: Axes) -> None:
 
     Args:
         axes: The axes.
-
     """
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
@@ -73,7 +70,6 @@ def literal(legend: Legend) -> None:
 
     Args:
         legend: The legend.
-
     """
     for text in legend.get_texts():
         text.set_parse_math(False)
@@ -84,7 +80,6 @@ def drawable(text: str) -> str:
 
     Args:
         text: Any text.
-
     """
     glyphs = get_font(findfont(FontProperties())).get_charmap()
     known = "".join(c if ord(c) in glyphs else "?" for c in text)
@@ -97,7 +92,6 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     Args:
         figure: The figure.
         path: File to write.
-
     """
     with replacing(path) as new:
         figure.savefig(new, format="png")
@@ -109,7 +103,6 @@ def figure_uri(figure: Figure) -> str:
 
     Args:
         figure: The figure.
-
     """
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
@@ -121,7 +114,6 @@ def percent_lines(lines: Mapping[str, Sequence[tuple[float, float]]]) -> str:
 
     Args:
         lines: Name -> points (epoch, percent); a line without points has no entry in the legend.
-
     """
     figure = new_figure(5.2, 3.4)
     axes = epoch_axes(figure, "%")

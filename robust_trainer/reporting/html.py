@@ -43,7 +43,6 @@ def write_report(
         suspects: Rows of `results.suspects`, shown as pictures in that order.
         suspects_of: The method whose ledger they come from.
         title: Heading of the page.
-
     """
     runs = content["runs"]
     heading, rows = table(runs)
@@ -60,7 +59,6 @@ def figures(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 
     Args:
         runs: Records of trainings.
-
     """
     shown = {name for run in runs for row in run["curves"] for name in row}
     if {"kept_clean", "kept_corrupted"} & shown:
@@ -78,7 +76,6 @@ def image_uri(image: Image.Image) -> str:
 
     Args:
         image: A PIL image.
-
     """
     small = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
     small.thumbnail((_THUMBNAIL, _THUMBNAIL))
@@ -92,7 +89,6 @@ def options_told(content: Mapping[str, Any]) -> list[tuple[str, str]]:
 
     Args:
         content: The run's `results.results`.
-
     """
     rows: list[tuple[str, Any]] = [("command", content["command"])]
     rows += [(name, content["options"][name]) for name in ("dataset", "model") if name in content["options"]]
@@ -114,7 +110,6 @@ def settings_told(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
     Args:
         runs: Records of trainings.
-
     """
     out = []
     for run in runs:
@@ -130,7 +125,6 @@ def template(name: str) -> jinja2.Template:
 
     Args:
         name: File name of the template.
-
     """
     loader = jinja2.PackageLoader("robust_trainer.reporting", "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)

@@ -26,7 +26,6 @@ def write_parquet(data: datasets.Dataset, path: str | Path, run: Mapping[str, An
         data: The data set.
         path: File to write.
         run: Facts for the file's metadata.
-
     """
     plain = data.with_format("arrow")
     metadata = {**(data.features.arrow_schema.metadata or {}), **({RUN_KEY: json.dumps(run, default=str)} if run else {})}
@@ -43,7 +42,6 @@ def read_run(path: str | Path) -> dict[str, Any]:
 
     Args:
         path: File to read.
-
     """
     content = (pq.read_schema(path).metadata or {}).get(RUN_KEY)
     return json.loads(content) if content else {}

@@ -36,7 +36,6 @@ def curves(history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
 
     Args:
         history: ``trainer.state.log_history``.
-
     """
     rows: dict[float, dict[str, float]] = {}
     for entry in history:
@@ -52,7 +51,6 @@ def mean_last(rows: Sequence[Mapping[str, float]], k: int) -> dict[str, float]:
     Args:
         rows: Of `curves`.
         k: Evaluations, >= 1.
-
     """
     out: dict[str, float] = {}
     for name in ("clean_accuracy", "poison_accuracy"):
@@ -70,7 +68,6 @@ def suspects(trainer: Any, data: Any, count: int = 24) -> list[dict[str, Any]]:
         trainer: A trainer after its training.
         data: The run, with its ``train`` split.
         count: How many at most.
-
     """
     if trainer.ledger is None:
         return []
@@ -127,7 +124,6 @@ def percent(value: float | None) -> str:
 
     Args:
         value: A fraction, or None.
-
     """
     return "-" if value is None else f"{100 * value:.1f}"
 
@@ -137,7 +133,6 @@ def table(runs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]
 
     Args:
         runs: Records of trainings.
-
     """
     k = next((run["mean_last_k"]["k"] for run in runs if run.get("mean_last_k")), None)
     heading = ["method", "clean %", "poison %", "attack %"]

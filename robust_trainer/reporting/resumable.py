@@ -23,7 +23,6 @@ class Work:
 
     Args:
         identity: What the poison depends on; a folder with another identity raises ``ValueError``, which calls it ``what``.
-
     """
 
     folder: Path | None = None
@@ -48,7 +47,6 @@ class Work:
 
         Args:
             name: Name of the part.
-
         """
         path = None if self.folder is None else self.folder / f"{name}.safetensors"
         return safetensors.torch.load_file(path) if path is not None and path.is_file() else None
@@ -59,7 +57,6 @@ class Work:
         Args:
             name: Name of the part.
             tensors: Name -> tensor.
-
         """
         if self.folder is None:
             return
@@ -73,6 +70,5 @@ class Work:
             parts: What to go through.
             description: What the bar says.
             total: How many parts there are, where they do not tell.
-
         """
         yield from logging.tqdm(parts, desc=description, total=total)

@@ -17,7 +17,6 @@ def plain(value: Any, limit: int) -> str:
     Args:
         value: Anything.
         limit: Characters, of which the last is … where some are missing.
-
     """
     text = str(value)
     start = text[: 4 * limit]

@@ -17,7 +17,6 @@ def edit_distance(a: str, b: str) -> int:
 
     References:
         Damerau 1964; the restricted form, in which no letter is edited twice.
-
     """
     before: list[int] = []
     last = list(range(len(b) + 1))
@@ -40,7 +39,6 @@ def nearest(word: object, names: Iterable[str]) -> str | None:
     Args:
         word: what was written.
         names: what could have been written.
-
     """
     names = list(names)
     plain = _plain(str(word))
@@ -66,7 +64,6 @@ def did_you_mean(word: object, names: Iterable[str], pattern: str = "'{}'") -> s
         word: what was written.
         names: what could have been written.
         pattern: how the name is shown, ``{}`` standing for it.
-
     """
     name = nearest(word, names)
     return f"did you mean {pattern.format(name)}? " if name is not None else ""
