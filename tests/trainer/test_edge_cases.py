@@ -145,7 +145,7 @@ def test_a_config_that_does_not_tell_the_classes(tmp_path):
 @every_row(
     "setting,told",
     [
-        ({"per_class": "false"}, "per_class='false' must be true or false"),
+        ({"per_class": "no"}, "per_class='no' must be true or false"),
         ({"noise_rate": [0.1]}, r"noise_rate=\[0.1\] must be"),
         ({"noise_rate": "a tenth"}, "noise_rate=.a tenth. must be"),
         ({"noise_rate": True}, "noise_rate=True must be"),
