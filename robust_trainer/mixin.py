@@ -137,6 +137,7 @@ class RobustTrainerMixin(Trainer):
         return make_peers(model, recipe.num_networks, getattr(args, "seed", 0), head_of if recipe.freeze_backbone else None)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
+        """Returns a new model, of several networks where the method trains several; called once for each of them."""
         recipe = self.recipe()
         model = super().call_model_init(trial)
         if recipe is None or recipe.num_networks == 1 or isinstance(model, PeerModel):
@@ -153,6 +154,7 @@ class RobustTrainerMixin(Trainer):
         super()._set_signature_columns_if_needed()
 
     def compute_loss_context_manager(self) -> Any:
+        """Returns the Trainer's context; a frozen backbone is put back into evaluation mode, which ``model.train()`` has left."""
         if self._linear_probe is not None:  # training_step has just called model.train()
             self._linear_probe.hold()
         return super().compute_loss_context_manager()
@@ -217,6 +219,7 @@ class RobustTrainerMixin(Trainer):
     # ---- data: the index travels with the batch, two streams are mixed -------------------------------------------------------
 
     def get_train_dataloader(self) -> Any:
+        """Returns the Trainer's loader, whose batches carry the positions of their samples while a method trains."""
         data, step = self.train_dataset, self._robust_step
         if not self._training or step is None or step.run.ledger is None or data is None:
             return super().get_train_dataloader()
@@ -249,11 +252,13 @@ class RobustTrainerMixin(Trainer):
     # ---- the step ------------------------------------------------------------------------------------------------------------
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+        """Returns the micro-batches of the next optimizer step, and keeps them: a step is planned as a whole."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._micro_inputs, self._step_plan = (batches if self._robust_step is not None else []), None
         return batches, items
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Returns the loss of one micro-batch after its backward pass, detached; weights that AWP moved are restored."""
         if self._robust_step is None:
             return super().training_step(model, inputs, num_items_in_batch)
         self._place = next((i for i, batch in enumerate(self._micro_inputs) if batch is inputs), None)
@@ -272,6 +277,7 @@ class RobustTrainerMixin(Trainer):
         return loss
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        """Returns the method's loss in a training step, and the Trainer's own in an evaluation; arguments as the Trainer's."""
         step, place = self._robust_step, self._place
         if INDEX in inputs and step is not None:
             inputs = {k: v for k, v in inputs.items() if k != INDEX}
@@ -347,6 +353,7 @@ class RobustTrainerMixin(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> Any:
+        """Returns the Trainer's result; of several networks the metrics of their mean and, as ``peer<i>_...``, of each."""
         loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
         bare = self.accelerator.unwrap_model(self.model)
         peers = isinstance(bare, PeerModel) and not returns_losses(bare)
@@ -357,6 +364,7 @@ class RobustTrainerMixin(Trainer):
         return output._replace(predictions=output.predictions[0])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Logs what the Trainer logs and, with the training loss, the means of what the method did since the last time."""
         step = self._robust_step
         if step is not None and "loss" in logs:
             logs.update(step.take_logs())

@@ -118,6 +118,7 @@ class PeerModel(PreTrainedModel):
         """The peers come with their weights."""
 
     def forward(self, *args: Any, labels: Tensor | None = None, return_loss: bool = True, **inputs: Any) -> PeerOutput:
+        """Returns the outputs of all networks on the same inputs; keywords as the networks' own ``forward``."""
         if labels is not None:  # named here so that the Trainer finds it
             inputs["labels"] = labels
         if "return_dict" in inputs:

@@ -1,4 +1,4 @@
-"""Per-sample gradients of convolutions; see `ghost_norms`."""
+"""Per-sample gradients of convolutions; see `linear`."""
 
 from __future__ import annotations
 

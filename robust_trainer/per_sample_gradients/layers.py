@@ -38,6 +38,7 @@ class Layer:
 
     @property
     def title(self) -> str:
+        """Returns name and class of the module, for an error."""
         return title(self.name, self.module)
 
     @property
@@ -60,6 +61,7 @@ class Shadow:
 
     @property
     def title(self) -> str:
+        """Returns name and class of the module, for an error."""
         return title(self.name, self.module)
 
 

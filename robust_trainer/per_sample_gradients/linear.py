@@ -30,10 +30,12 @@ class Buffers:
         self._free: dict[Any, list[Tensor]] = {}
 
     def take(self, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Returns a tensor of that shape and of ``like``'s type, with anything in it."""
         free = self._free.get((shape, like.dtype))
         return free.pop() if free else like.new_empty(shape)
 
     def give(self, tensors: Sequence[Tensor]) -> None:
+        """Takes tensors back that nobody reads any more."""
         for tensor in tensors:
             self._free.setdefault((tuple(tensor.shape), tensor.dtype), []).append(tensor)
 
@@ -63,23 +65,27 @@ class Ghost:
 
 
 def rows(x: Tensor, mask: Tensor | None) -> Tensor:
-    """x with zeros where mask (B,) is false; a product with weight 0 would keep NaN."""
+    """Returns ``x`` with zeros where mask (B,) is false; a product with weight 0 would keep NaN."""
     return x if mask is None else torch.where(mask.view(-1, *[1] * (x.dim() - 1)), x, 0)
 
 
 def scaled(g: Tensor, weights: Tensor, mask: Tensor | None) -> Tensor:
+    """Returns g (B, ...) times the weights (B,), with zeros where mask (B,) is false."""
     return rows(g * weights.to(g.dtype).view(-1, *[1] * (g.dim() - 1)), mask)
 
 
 def wide(x: Tensor) -> Tensor:
+    """Returns ``x`` in float32 at least."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def squares(grads: Tensor) -> Tensor:
+    """Returns the squared 2-norm (B,) of each sample's gradient (B, ...), in float32 at least."""
     return torch.linalg.vector_norm(wide(grads).flatten(1), dim=1).square()
 
 
 def chunks(batch: int, elements: int) -> Iterator[slice]:
+    """Returns slices of the batch so that each holds at most ``TRANSIENT_BYTES`` of ``elements`` numbers a sample."""
     step = max(1, TRANSIENT_BYTES // max(1, 4 * elements))
     return (slice(start, start + step) for start in range(0, batch, step))
 

@@ -33,6 +33,7 @@ class Tape:
         self._undo: list[Any] = []
 
     def attach(self) -> None:
+        """Taps the layers, until `detach`."""
         for site in self.sites:
             if isinstance(site, Layer):
                 before = site.module.register_forward_pre_hook(partial(self._before, site), with_kwargs=True)
@@ -51,6 +52,7 @@ class Tape:
                     self._shadow(site.module, name, value)
 
     def detach(self) -> None:
+        """Puts every layer back as it was."""
         for undo in reversed(self._undo):
             undo()
         self._undo.clear()

@@ -1,0 +1,1 @@
+"""Whom to train on: scores, rules, schedules, shares of the classes, the noise rate."""

@@ -170,6 +170,7 @@ class EpochScan(TrainerCallback):
     _loader: Any = None
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Scores the data set where the method asks for it, before the epoch's first batch is drawn."""
         if not self.due():
             return
         if self._loader is None:

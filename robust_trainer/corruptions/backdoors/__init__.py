@@ -1,0 +1,1 @@
+"""Backdoors: triggers, and what poisons a data set with them."""

@@ -151,6 +151,7 @@ class PatchTrigger(PixelTrigger):
         return f"{side} pixels, {self.position}"
 
     def paint(self, pixels: np.ndarray) -> np.ndarray:
+        """Returns ``pixels`` (H, W, C), floats in [0, 1], painted."""
         (h, w), (height, width, channels), values = self.size, pixels.shape, self.values()
         if isinstance(self.position, str):
             row, column = (
@@ -233,6 +234,7 @@ class BlendTrigger(PixelTrigger):
         return f"alpha {self.alpha:g} of {noise if self.picture is None else self.picture_name or 'a picture'}"
 
     def paint(self, pixels: np.ndarray) -> np.ndarray:
+        """Returns ``pixels`` (H, W, C), floats in [0, 1], painted."""
         return (1 - self.alpha) * pixels + self.alpha * _blend_picture(self, *pixels.shape)
 
 

@@ -1,0 +1,1 @@
+"""Crafted label noise: which labels to flip with a given budget."""
