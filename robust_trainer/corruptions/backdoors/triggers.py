@@ -40,6 +40,7 @@ class PixelTrigger:
         return repr(self)
 
     def __call__(self, image: Any) -> Any:
+        """Returns the image with the trigger, of the kind that came."""
         if isinstance(image, Image.Image):
             image = plain_mode(image)
             array = np.array(image)
