@@ -38,7 +38,7 @@ def described(labels: Any) -> str:
 class Problem(ABC):
     """What a sample is. Nothing else asks which kind it is: it asks for what differs between the kinds, here.
 
-    A new kind is one file with a subclass and one row in `robust_trainer.problems.PROBLEMS`.
+    A new kind is one file of this folder, with a subclass and the one object of it, which `robust_trainer.problems.PROBLEMS` finds.
 
     Attributes:
         name: transformers' ``problem_type`` where there is one.

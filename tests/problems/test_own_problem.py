@@ -1,5 +1,6 @@
 """A kind of problem is one object: counts, with a Poisson loss, are trained, selected, recorded and evaluated."""
 
+import sys
 from types import SimpleNamespace
 
 import datasets
@@ -9,6 +10,7 @@ import torch
 from helpers.toy import curve, robust
 from torch import nn
 
+from robust_trainer import problems
 from robust_trainer.problems import PROBLEMS, Problem
 from robust_trainer.problems.base import check_numbers, matching_values
 
@@ -65,6 +67,14 @@ def test_a_new_kind_is_one_object(tmp_path, monkeypatch):
     values, targets = trainer.model(rows["features"][:]), rows["labels"][:].view(-1, 1)
     expected = nn.functional.poisson_nll_loss(values, targets).item()
     assert trainer.evaluate(rows)["eval_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_kind_is_found_by_its_file(tmp_path, monkeypatch):
+    source = "from .regression import Regression\nclass Ages(Regression):\n    name = 'ages'\nAGES = Ages()\n"
+    (tmp_path / "ages.py").write_text(source, encoding="utf-8")
+    monkeypatch.setattr(problems, "__path__", [*problems.__path__, str(tmp_path)])
+    assert [kind.name for kind in problems._found()].count("ages") == 1
+    monkeypatch.delitem(sys.modules, "robust_trainer.problems.ages")
 
 
 def test_what_needs_a_class_is_refused(tmp_path, monkeypatch):
