@@ -45,8 +45,21 @@ def _says_what_was_meant(cls: type[_Config]) -> type[_Config]:
     return cls
 
 
+def _with_fields(cls: type[_Config]) -> type[_Config]:
+    """A class with a field for each row of the settings' table that is one.
+
+    Those written out in the class are what editors complete and type checkers know.
+    """
+    for name in FIELDS:
+        if name not in cls.__annotations__:
+            cls.__annotations__[name] = SETTINGS[name].annotation()
+            setattr(cls, name, _setting(name))
+    return cls
+
+
 @_says_what_was_meant
 @dataclass
+@_with_fields
 class RobustConfig(TrainingArguments):
     """`transformers.TrainingArguments` plus a method and its settings.
 
@@ -56,7 +69,7 @@ class RobustConfig(TrainingArguments):
     Args:
         method: the robust method, e.g. ``prl``, ``prl+trades``, ``erat``; None or ``none``: exactly the plain Trainer.
         method_settings: the method's other settings, a dict or its JSON: ``{"rate_decay_share": 0.3}``.
-        problem_type: ``single_label_classification``, ``regression`` or ``multi_label_classification``; None: the model's config's.
+        problem_type: one of `robust_trainer.problems.PROBLEM_TYPES`, as ``regression``; None: the model's config's.
         ledger_predictions: keep each sample's mean predicted probabilities in the ledger, 4 bytes per class and sample.
         image_mean: per-channel mean of the input normalisation; None: the image processor's.
         image_std: per-channel standard deviation of the input normalisation; None: the image processor's.
@@ -89,7 +102,7 @@ class RobustConfig(TrainingArguments):
     )
     problem_type: str | None = field(
         default=None,
-        metadata={"help": "single_label_classification, regression or multi_label_classification. Default: the model's config."},
+        metadata={"help": f"One of {', '.join(PROBLEM_TYPES)}. Default: the model's config."},
     )
     ledger_predictions: bool = field(
         default=False,

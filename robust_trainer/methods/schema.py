@@ -77,6 +77,11 @@ class Setting:
     implicit: bool = False
     idle: Callable[[Mapping[str, Any], Collection[str]], str | None] | None = None
 
+    def annotation(self) -> str:
+        """Returns the type of its field in `RobustConfig`, where None is the method's own value."""
+        text = " | str" if self.kind is not str and (self.words or self.pixels) else ""
+        return f"{self.kind.__name__}{text} | None"
+
     def expected(self) -> str:
         """Returns the values that it may have, in words."""
         if self.kind is bool:

@@ -8,6 +8,7 @@ from helpers.toy import config
 from transformers import TrainingArguments
 
 from robust_trainer import METHODS, RobustConfig
+from robust_trainer.config import _with_fields
 from robust_trainer.methods.help import settings_reference
 from robust_trainer.methods.settings import FIELDS, PARTS, SETTINGS, parse_assignments
 
@@ -117,3 +118,14 @@ def test_a_score_by_name_ranks_in_place_of_the_rows_own(tmp_path):
     changed = METHODS["prl"](score="loss")
     assert changed.score == METHODS["spl"]().score and changed.selection == METHODS["prl"]().selection
     assert METHODS["prl"](score="prl-g").gradients and METHODS["erat"](score="loss").selection.scale == "minmax"
+
+
+def test_a_row_is_a_field_whether_or_not_it_is_written_out(monkeypatch):
+    """The fields in the class body are what editors complete; their types are those of the table, too."""
+    assert {name: RobustConfig.__annotations__[name] for name in FIELDS} == {name: SETTINGS[name].annotation() for name in FIELDS}
+
+    monkeypatch.setattr("robust_trainer.config.FIELDS", ("eps", "steps"))
+    made = dataclasses.make_dataclass("Made", [("eps", "int", 3)])
+    fields = {f.name: f for f in dataclasses.fields(dataclasses.dataclass(_with_fields(made)))}
+    assert fields["eps"].type == "int" and fields["steps"].type == "int | None" and fields["steps"].default is None
+    assert fields["steps"].metadata["help"].startswith("Attack steps")
