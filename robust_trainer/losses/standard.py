@@ -227,6 +227,7 @@ class HardBootstrap:
     """
 
     beta: float = 0.8
+    settings: ClassVar[Mapping[str, str]] = {"bootstrap_beta": "beta"}
 
     @torch.no_grad()
     def __call__(self, output: ForwardOutput) -> Tensor:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from ..images.augmentations import make_augmentation
 from ..losses.adversarial import Mart, Nrat, PairObjective, Trades
@@ -22,35 +22,35 @@ from ..types import SelectionRule
 from .conflicts import check_settings, unread_by
 from .recipe import Recipe
 from .rules import make_rule
-from .settings import PARTS, SETTINGS, defaults, settings_of
+from .settings import PARTS, SETTINGS, defaults
+
+_Made = TypeVar("_Made")
 
 #: Losses of two forwards by the name that a row gives.
-ADVERSARIAL_LOSSES: Mapping[str, Callable[[float], PairObjective]] = {"trades": Trades, "mart": Mart, "nrat": Nrat}
+ADVERSARIAL_LOSSES: Mapping[str, type[PairObjective]] = {"trades": Trades, "mart": Mart, "nrat": Nrat}
 
 
-def _values(s: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """The settings of a part that are in ``s`` whether or not they are given."""
-    return {name: s[name] for name in settings_of(part) if not SETTINGS[name].implicit}
-
-
-def _ranking(s: Mapping[str, Any]) -> SelectionRule | None:
-    return KeepByScore(**_values(s, "ranking"), peer_exchange=s.get("peer_exchange"))
+def _made(cls: type[_Made], s: Mapping[str, Any], *args: Any) -> _Made:
+    """An object with ``args`` and the settings that it has a field for: of that name, or of the name that its ``settings`` says."""
+    own: Mapping[str, str] = getattr(cls, "settings", {})
+    names = {f.name: f.name for f in fields(cls)[len(args) :]} | {name: setting for setting, name in own.items()}  # type: ignore[arg-type]
+    return cls(*args, **{name: s[setting] for name, setting in names.items() if setting in s})
 
 
 def _split(s: Mapping[str, Any]) -> SelectionRule | None:
     if not s.get("sample_selection", True):  # ERAT table VI "w/o SS"
         return None
     bounded = s.get("score") in (None, "brier")  # another score has no upper end to take 1 - S from
-    return Split(s["rebalance"], s["rebalance_eta"], s["score_scale"] if bounded else "minmax", s["warmup_epochs"])
+    return _made(Split, s if bounded else {**s, "score_scale": "minmax"})
 
 
 #: How a part decides which samples are kept; a method has one of these at most.
 _RULES: Mapping[str, Callable[[Mapping[str, Any]], SelectionRule | None]] = {
-    "ranking": _ranking,
+    "ranking": lambda s: _made(KeepByScore, s),
     "split": _split,
-    "min-sgd": lambda s: KeepSmallest(s["min_sgd_group"]),
-    "decoupling": lambda s: KeepDisputed(s["warmup_epochs"]),
-    "sample-clipping": lambda s: ClipSamples(s["sample_clip_norm"]),
+    "min-sgd": lambda s: _made(KeepSmallest, s),
+    "decoupling": lambda s: _made(KeepDisputed, s),
+    "sample-clipping": lambda s: _made(ClipSamples, s),
 }
 
 
@@ -138,14 +138,14 @@ class Method:
             score=make_score(score, delta),
             objective=make_objective(objective, s, None),
             selection=self._selection(s),
-            relabel=HardBootstrap(s["bootstrap_beta"]) if "bootstrap" in self.parts else None,
+            relabel=_made(HardBootstrap, s) if "bootstrap" in self.parts else None,
             perturbation=self._perturbation(s),
             semi_supervised=self._semi_supervised(s),
             inner_filter=s.get("inner_filter", "semi-supervised" not in self.parts),  # ERAT perturbs dropped samples, too
             outer_filter=s.get("outer_filter", True),
             score_from=self.score_from,
             num_networks=s.get("num_networks", 1),
-            adversarial_loss=ADVERSARIAL_LOSSES[self.adversarial_loss](s["beta"]) if self.adversarial_loss is not None else None,
+            adversarial_loss=_made(ADVERSARIAL_LOSSES[self.adversarial_loss], s) if self.adversarial_loss is not None else None,
             weight_perturbation=self._weight_perturbation(s),
             collapse_check_steps=s.get("collapse_check_steps") or None,
             ledger_score=make_score(self.ledger_score, delta) if self.ledger_score is not None else None,
@@ -175,18 +175,15 @@ class Method:
     def _perturbation(self, s: Mapping[str, Any]) -> Perturbation | None:
         if "attack" not in self.parts or not s.get("adversarial_training", True):
             return None
-        attack = _values(s, "attack")
         if s["norm"] == "l2" and "semi-supervised" in self.parts:  # ERAT has a radius for each norm
-            attack.update(eps=s["eps_l2"], step_size=s["step_size_l2"])
-        return Perturbation(**attack)
+            s = {**s, "eps": s["eps_l2"], "step_size": s["step_size_l2"]}
+        return _made(Perturbation, s)
 
     def _semi_supervised(self, s: Mapping[str, Any]) -> SemiSupervised | None:
         if "semi-supervised" not in self.parts:
             return None
-        return SemiSupervised(
-            make_augmentation(s["strong_augmentation"]), make_augmentation(s["weak_augmentation"]), s["lambda_u"],
-            s["lambda_ramp_epochs"], s["warmup_epochs"], s["temperature"], s["consistency"], s["labelled_share"],
-        )  # fmt: skip
+        strong, weak = make_augmentation(s["strong_augmentation"]), make_augmentation(s["weak_augmentation"])
+        return _made(SemiSupervised, s, strong, weak)
 
     def _weight_perturbation(self, s: Mapping[str, Any]) -> WeightPerturbation | None:
-        return WeightPerturbation(s["awp_gamma"], s["awp_warmup_epochs"]) if "weight-perturbation" in self.parts else None
+        return _made(WeightPerturbation, s) if "weight-perturbation" in self.parts else None

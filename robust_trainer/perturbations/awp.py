@@ -5,8 +5,9 @@ Wu, Xia and Wang 2020, "Adversarial weight perturbation helps robust generalizat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ class WeightPerturbation:
 
     gamma: float = 0.01
     warmup_epochs: float = 0.0
+    settings: ClassVar[Mapping[str, str]] = {"awp_gamma": "gamma", "awp_warmup_epochs": "warmup_epochs"}
 
     def weights(self, model: nn.Module) -> list[nn.Parameter]:
         """Returns the weights that move: trainable, named ``weight``, of two or more dimensions."""

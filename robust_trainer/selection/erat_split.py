@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +39,7 @@ class Split:
     eta: float = 0.1
     scale: str = "none"
     warmup_epochs: float = 10.0
+    settings: ClassVar[Mapping[str, str]] = {"rebalance_eta": "eta", "score_scale": "scale"}
 
     @property
     def memory(self) -> str:

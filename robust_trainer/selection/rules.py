@@ -6,7 +6,9 @@ ranked in the whole data set by what the ledger remembers of it, decided anew at
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -250,6 +252,7 @@ class KeepSmallest(_Simple):
     """
 
     group: int | None = None
+    settings: ClassVar[Mapping[str, str]] = {"min_sgd_group": "group"}
 
     def weights(self, scores: Tensor, labels: Tensor, progress: Progress, state: dict[str, Tensor]) -> Tensor:
         """Returns weights 0 or 1, (M, B)."""
@@ -294,6 +297,7 @@ class ClipSamples(_Simple):
     """
 
     norm: float = 1.0
+    settings: ClassVar[Mapping[str, str]] = {"sample_clip_norm": "norm"}
 
     def weights(self, scores: Tensor, labels: Tensor, progress: Progress, state: dict[str, Tensor]) -> Tensor:
         """Returns weights in [0, 1], (M, B)."""
