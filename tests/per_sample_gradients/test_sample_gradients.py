@@ -148,6 +148,7 @@ MODELS = {
     "conv dilation": conv(4, 6, (3, 2), stride=(1, 2), padding=(2, 0), dilation=(2, 1), groups=2),
     "conv wide": conv(24, 32, 3, padding=1, size=(3, 4)),
     "conv wide stride": conv(24, 32, (3, 2), padding=1, stride=(2, 1), dilation=(1, 2), groups=2, size=(5, 4)),
+    "conv wide unequal": conv(64, 128, (3, 2), padding=(1, 0), stride=(2, 1), dilation=(1, 2), groups=2, size=(4, 4)),
     "conv wide 1x1": conv(24, 32, 1, size=(2, 2)),
     "conv direct": conv(8, 8, 5, stride=5, size=(10, 5)),
     "depthwise": conv(4, 4, 3, groups=4, padding="same", padding_mode="circular"),
