@@ -1,6 +1,6 @@
-"""Adversarial training on wrong labels: tables in the form of paper 004's 1, 2, 3 and 5, with its figures beside ours.
+"""Adversarial training on wrong labels: tables in the form of NRAT's 1, 2, 3 and 5, with its figures beside ours.
 
-Paper 004, "NRAT: towards adversarial training with inherent label noise". A share of the training labels is wrong, the test
+NRAT, "NRAT: towards adversarial training with inherent label noise". A share of the training labels is wrong, the test
 labels are not. Natural accuracy and accuracy under PGD-20, CW-20 and AutoAttack, of the best and of the last epoch; mean ±
 standard deviation over seeds. Best is, as in the paper, the epoch of the highest robust accuracy ON THE TEST SET, an oracle's
 choice: what one gets without an oracle is `RobustnessCallback`'s held-out choice. The gap between best and last measures double

@@ -161,7 +161,7 @@ def report(rows: Rows) -> str:
     out = [
         "# Anomaly detection: results", "",
         "Made by `benchmarks/anomaly.py`; do not edit. AUROC in % on the 40 % of the rows that training did not see, mean ± "
-        "standard deviation over the seeds; in brackets the paper's figure (paper 001). What it means: "
+        "standard deviation over the seeds; in brackets the paper's figure (Dissertation). What it means: "
         "[anomaly.md](anomaly.md).", "",
         f"{machines_line(rows)}; scikit-learn {', '.join(sorted({row['machine']['sklearn'] for row in rows}))}.", "",
     ]  # fmt: skip

@@ -1,7 +1,7 @@
 """The papers' backdoor protocol: train on poisoned images, report clean and poison accuracy per rate, method and seed.
 
-Paper 000 sec. 5, "Defending backdoor data poisoning attacks using noisy label defense algorithm" (tables 2 to 6; the same figures
-are in paper 001 ch. 5, "Robust learning of deep neural networks under data corruption"): the labels of a share `rate` of the
+Backdoor sec. 5, "Defending backdoor data poisoning attacks using noisy label defense algorithm" (tables 2 to 6; the same figures
+are in Dissertation ch. 5, "Robust learning of deep neural networks under data corruption"): the labels of a share `rate` of the
 training images are moved to the next class (multi-target) and these images get the trigger; a model is trained from scratch with
 AdamW; after every epoch its accuracy on the clean test images, and on all of them triggered (against the true labels), is taken;
 the figure is the mean over the last epochs. A method is told the true rate unless --noise_rate or --set says otherwise.
@@ -9,7 +9,7 @@ the figure is the mean over the last epochs. A method is told the true rate unle
     python benchmarks/backdoor.py --config benchmarks/configs/digits.yaml
     python benchmarks/backdoor.py --config benchmarks/configs/mnist10k.yaml --data <folder with train.parquet and test.parquet>
     python benchmarks/backdoor.py --report --out runs/backdoor.jsonl
-    python benchmarks/backdoor.py --config benchmarks/configs/digits_simclr.yaml      (paper 001 table 5.3: few labels, more images)
+    python benchmarks/backdoor.py --config benchmarks/configs/digits_simclr.yaml      (Dissertation table 5.3: few labels, more images)
 
 With --labelled_share a part of the poisoned training images keeps its labels, for every method; methods ending in -simclr or
 -simclr-sn first train their backbone by SimCLR on all images, and those of --unlabelled, without labels (`semi_supervised.py`).
@@ -46,7 +46,7 @@ from robust_trainer.evaluation.accuracy import attack_success_rate, clean_accura
 from robust_trainer.models.zoo import build_model
 
 TRIGGERS = {"patch": PatchTrigger(), "blend": BlendTrigger()}
-#: The papers' ablation (paper 000 tables 4 and 5): the method in one of the two steps only.
+#: The papers' ablation (Backdoor tables 4 and 5): the method in one of the two steps only.
 ABLATIONS = {"-inner": {"outer_filter": False}, "-outer": {"inner_filter": False}}
 
 

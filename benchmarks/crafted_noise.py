@@ -1,4 +1,4 @@
-"""Which wrong labels hurt adversarial accuracy most: the experiments of paper 002 ("Crafting label noise") on digits and MNIST.
+"""Which wrong labels hurt adversarial accuracy most: the experiments of Crafting ("Crafting label noise") on digits and MNIST.
 
 A budget of labels is flipped by each strategy, a small convolutional network is trained until it fits every label, wrong ones
 too, and attacked with PGD (no random start, as in the paper) on clean test images. Experiments, one run for each seed:

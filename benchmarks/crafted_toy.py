@@ -1,4 +1,4 @@
-"""Mislabelled points placed at a chosen distance from the class means of two Gaussians (paper 002, sections 4.2 to 4.5).
+"""Mislabelled points placed at a chosen distance from the class means of two Gaussians (Crafting, sections 4.2 to 4.5).
 
     python benchmarks/crafted_toy.py                                             # all experiments
     python benchmarks/crafted_toy.py --experiments cap --set caps=1,2 seeds=3    # one, with fields of its `Setup` changed
@@ -121,7 +121,7 @@ def place(count: int, d: int, mu: float, r: float, generator: torch.Generator) -
 
 
 def hashed(x: Tensor, bits: int) -> Tensor:
-    """The bits (..., d * bits), highest first, of floor(x 2^bits) mod 941 of each coordinate of x (..., d) (paper 002, Listing 1).
+    """The bits (..., d * bits), highest first, of floor(x 2^bits) mod 941 of each coordinate of x (..., d) (Crafting, Listing 1).
 
     Raises ``ValueError`` where the bits cannot tell 941 numbers apart.
     """
@@ -180,7 +180,7 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 def attack(forward: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, eps: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """PGD's last iterate, like x (N, B, d), and which samples (N, B) were taken for y at x and at all iterates before the last.
 
-    Paper 002, Algorithm 1, untargeted: from x, steps of 2.5 eps / steps (at most eps) along the gradient's sign, projected on the
+    Crafting, Algorithm 1, untargeted: from x, steps of 2.5 eps / steps (at most eps) along the gradient's sign, projected on the
     l_inf ball of radius eps (N,). The direction is the cross-entropy's, see `margin`.
     """
     ball, size = Ball("linf", 1.0), min(2.5 / steps, 1.0)

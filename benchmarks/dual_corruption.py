@@ -1,6 +1,6 @@
-"""Poisoned images and wrong labels at once: tables in the form of paper 003's II, III and VI, with its figures beside ours.
+"""Poisoned images and wrong labels at once: tables in the form of ERAT's II, III and VI, with its figures beside ours.
 
-Paper 003, "Effective and robust adversarial training against data and label corruptions" (ERAT). Every training image carries an
+ERAT, "Effective and robust adversarial training against data and label corruptions" (ERAT). Every training image carries an
 availability poison and a share of the labels is wrong; the test set is clean. Test accuracy in percent, mean ± standard deviation
 over seeds. Table II: clean data. Table III: poison x label noise. Table VI: ERAT without one of its parts.
 

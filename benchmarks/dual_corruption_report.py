@@ -1,4 +1,4 @@
-"""The tables of benchmarks/dual_corruption.py: paper 003's II, III and VI, the selection, time, and the poisons alone."""
+"""The tables of benchmarks/dual_corruption.py: ERAT's II, III and VI, the selection, time, and the poisons alone."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def _heading(rows: Rows, figure: str) -> list[str]:
         f"{p['model']}{width}, {p['epochs']} epochs, {told} {p['lr']:g} ({p['lr_schedule']}), batch {p['batch_size']}; "
         "test accuracy "
         f"{which}, percent, mean ± standard deviation (n) over seeds {', '.join(map(str, seeds))}; {len(rows)} runs, "
-        f"{sum(row['train_seconds'] for row in rows) / 3600:.1f} hours of training. In brackets paper 003's ({PAPER['setting']}): "
+        f"{sum(row['train_seconds'] for row in rows) / 3600:.1f} hours of training. In brackets ERAT's ({PAPER['setting']}): "
         "where data or network differ, compare orders, not values.",
         "",
         "Machine: " + "; ".join(sorted({machine_line({**row["machine"], "commit": commits}) for row in rows})),

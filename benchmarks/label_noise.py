@@ -1,6 +1,6 @@
-"""Wrong labels and wrong targets: tables in the form of paper 001's 4.1, 4.2, 4.4 and 4.6, with its figures beside ours.
+"""Wrong labels and wrong targets: tables in the form of the dissertation's 4.1, 4.2, 4.4 and 4.6, with its figures beside ours.
 
-Paper 001 ch. 4, "Robust learning of deep neural networks under data corruption". A share of the training targets is corrupted,
+Dissertation ch. 4, "Robust learning of deep neural networks under data corruption". A share of the training targets is corrupted,
 the test targets are not; the figure is the mean test figure over the last 10 epochs, then mean ± standard deviation over seeds.
 
     4.1  regression, R-square: linadv, signflip, uninoise, pairflip, mixture at 10 to 40 %
@@ -140,7 +140,7 @@ class MLPConfig(PreTrainedConfig):
 
 
 class MLP(PreTrainedModel):
-    """Three linear layers with LeakyReLU between (paper 001 sec. 4.4: 256 hidden nodes): features (B, D) -> logits (B, K)."""
+    """Three linear layers with LeakyReLU between (Dissertation sec. 4.4: 256 hidden nodes): features (B, D) -> logits (B, K)."""
 
     config_class = MLPConfig
     main_input_name = "features"

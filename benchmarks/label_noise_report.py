@@ -1,4 +1,4 @@
-"""The tables of benchmarks/label_noise.py: ours in the form of paper 001's, with its figures beside."""
+"""The tables of benchmarks/label_noise.py: ours in the form of the dissertation's, with its figures beside."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def heading(table: str, rows: list[dict[str, Any]], paper: dict[str, Any], last_
     theirs = ""
     if table != "auto":
         beside, _ = papers_part(paper, table, told["data"])
-        theirs = f" In brackets paper 001's on {beside}: {paper['setting'][table]}. Other data: compare orders, not values."
+        theirs = f" In brackets the dissertation's on {beside}: {paper['setting'][table]}. Other data: compare orders, not values."
     return [
         f"### Table {table} ({what[table]}): {told['data']}, {first['n_train']} training and {first['n_test']} test samples",
         "",

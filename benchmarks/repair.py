@@ -1,9 +1,9 @@
-"""Table 7 of paper 000: the robust training against spectral signatures and fine-pruning, clean and poison accuracy per rate.
+"""Table 7 of Backdoor: the robust training against spectral signatures and fine-pruning, clean and poison accuracy per rate.
 
     python benchmarks/repair.py --config benchmarks/configs/detection_mnist.yaml --data <folder of train.parquet, test.parquet>
     python benchmarks/repair.py --report --out runs/repair_mnist.jsonl
 
-Paper 000, "Defending backdoor data poisoning attacks using noisy label defense algorithm", sec. 7.5. Spectral signatures: standard
+Backdoor, "Defending backdoor data poisoning attacks using noisy label defense algorithm", sec. 7.5. Spectral signatures: standard
 training, then the 1.5 * rate share of each class with the highest scores (half of a class at most) is removed and training starts
 anew. Fine-pruning: the standard network is pruned and fine-tuned on 5 % clean samples. Beside them what this project adds: standard
 training on what the audit of the robust run leaves. Poison accuracy: triggered test images against their true labels.
@@ -32,7 +32,7 @@ from robust_trainer.detectors import detect, evidence_of, fine_prune
 
 SPECTRAL, CLEANED = "spectral signatures", "standard on what the audit leaves"
 PRUNING = {"fine-pruning, last conv": "last-conv", "fine-pruning, last linear": "last-linear"}
-#: Paper 000 table 7 (CIFAR-10, three seeds): (clean, poison) at rates 0.15, 0.25, 0.35, 0.45.
+#: Backdoor table 7 (CIFAR-10, three seeds): (clean, poison) at rates 0.15, 0.25, 0.35, 0.45.
 PAPER = {
     ("patch", "robust"): ((80.25, 80.15), (78.22, 78.14), (75.10, 75.04), (58.90, 58.90)),
     ("patch", SPECTRAL): ((80.32, 35.90), (80.40, 29.02), (72.01, 51.59), (24.01, 24.10)),
@@ -88,7 +88,7 @@ def report(lines: list[dict[str, Any]]) -> str:
     out = [
         f"{told['data_name']}: {one['n_train']} training and {one['n_test']} test images, {told['model']}, {told['epochs']} "
         f"epochs, {len({line['seed'] for line in lines})} seeds, last epoch; robust: {told['method']} [paper: PRL-AT]. Clean / "
-        "poison accuracy, %; in brackets paper 000 table 7 (CIFAR-10, another network, three seeds).",
+        "poison accuracy, %; in brackets Backdoor table 7 (CIFAR-10, another network, three seeds).",
         "", machines_line(lines), "",
         "| | " + " | ".join(f"{rate:g}" for rate in rates) + " |", "|---" * (len(rates) + 1) + "|",
     ]  # fmt: skip

@@ -52,7 +52,7 @@ BARS = {
     "prl": (1.05, 1.1),
     "prl-at": (1.85, 1.3),
     "prl-at-memory": (1.85, 1.3),
-    "prl-g": (1.6, None),  # paper 001 table 4.6: 3.93 epochs of standard training
+    "prl-g": (1.6, None),  # Dissertation table 4.6: 3.93 epochs of standard training
     "co-teaching": (2.1, None),
     "co-prl": (2.1, None),
     # adversarial training, in forward-backwards of a plain step: ten attack steps of 2/3 (forward, backward for the input), then

@@ -1,4 +1,4 @@
-"""Density maps of RealNVP, TrimRealNVP and RobustRealNVP on two moons with anomalies (paper 001, figures 3.2 and 3.3).
+"""Density maps of RealNVP, TrimRealNVP and RobustRealNVP on two moons with anomalies (Dissertation, figures 3.2 and 3.3).
 
     python benchmarks/two_moons.py --out docs/figures
 

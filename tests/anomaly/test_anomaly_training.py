@@ -1,4 +1,4 @@
-"""Algorithms 1 and 2 of paper 001 through RobustTrainer, against loops written from them; and what is refused without labels."""
+"""Algorithms 1 and 2 of Dissertation through RobustTrainer, against loops written from them; and what is refused without labels."""
 
 import copy
 from collections import Counter

@@ -1,4 +1,4 @@
-"""benchmarks/dual_corruption.py: runs are made, shared, found again and told in paper 003's tables."""
+"""benchmarks/dual_corruption.py: runs are made, shared, found again and told in ERAT's tables."""
 
 import importlib
 import json

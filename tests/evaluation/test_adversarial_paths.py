@@ -58,7 +58,7 @@ class Curved(nn.Module):
 
 
 def one_by_one(model, x, y, target, size, norm, most, clip):
-    """Paper 002 sec. 4.10.1 in words, in float64, with the cross-entropy itself."""
+    """Crafting sec. 4.10.1 in words, in float64, with the cross-entropy itself."""
     model = model.double()
     out = []
     for i in range(len(x)):

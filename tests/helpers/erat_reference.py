@@ -1,4 +1,4 @@
-"""ERAT's selection and losses as slow loops, one sample at a time (paper 003 eq. 1 to 5, 8, 9)."""
+"""ERAT's selection and losses as slow loops, one sample at a time (ERAT eq. 1 to 5, 8, 9)."""
 
 import math
 

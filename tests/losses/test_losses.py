@@ -117,7 +117,7 @@ def every_label(objective, logits):
 
 
 @every_row("b,c,m", [(7, 2, 1), (6, 10, 1), (4, 100, 1)])
-def test_symmetric_losses_sum_to_a_constant_over_the_labels(b, c, m):  # paper 004, eq. 6
+def test_symmetric_losses_sum_to_a_constant_over_the_labels(b, c, m):  # NRAT, eq. 6
     z = view(b, c, m).logits
     a = -math.log(1e-4)
     for name, constant in (("mae", c - 1), ("nce", 1), ("rce", a * (c - 1)), ("nce-rce", c / 10 + 10 / c * a * (c - 1))):

@@ -144,7 +144,7 @@ def test_radii_and_pixel_range(name, norm):
 
 @pytest.mark.parametrize("random_start", [False, True])
 def test_a_slow_loop_over_single_samples(random_start):
-    """Paper 003 eq. 10 in float64 pixels, one sample at a time."""
+    """ERAT eq. 10 in float64 pixels, one sample at a time."""
     attack = replace(HYBRID, inner_loss="ce+consistency", random_start=random_start, start_std=0.01 if random_start else "uniform")
     model, batch, pixels = images(6, torch.float64)
     got, second = craft(attack, model, batch)
@@ -258,7 +258,7 @@ def looked(name, clean, adversarial, y):
 
 @every_row("m", [1, 2])
 def test_consistency_equals_the_loop(m):
-    """Paper 003 eq. 6; the clean side is constant."""
+    """ERAT eq. 6; the clean side is constant."""
     clean, adversarial = torch.randn(2, m, 5, 4, dtype=torch.float64) * 3
     y = torch.randint(4, (5,))
     p, q = clean.softmax(-1).tolist(), adversarial.softmax(-1).tolist()

@@ -93,7 +93,7 @@ def test_zero_eps_and_dropped_samples_are_untouched():
 
 
 def test_shared_perturbation_is_the_mean_of_the_kept_signs():
-    """Paper 000 eq. 5: |c| <= tau, with equality only where all kept samples agree."""
+    """Backdoor eq. 5: |c| <= tau, with equality only where all kept samples agree."""
     model, pixels, x, y, mean, std = setup()
     grad = torch.randn(6, 3, 8, 8)
     keep = torch.tensor([1, 1, 0, 1, 0, 0.0])

@@ -86,12 +86,12 @@ def test_the_score_is_the_gradient_norm_of_the_loss_layer_up_to_a_constant(probl
 
 
 @every_row("k", [1, 4])
-def test_on_squared_error_the_gradient_norm_orders_as_the_loss(k):  # paper 001, sec. 4.3.6
+def test_on_squared_error_the_gradient_norm_orders_as_the_loss(k):  # Dissertation, sec. 4.3.6
     v = numbers(200, k)
     assert torch.equal(scores.loss(v)[0].argsort(), scores.loss_layer_gradient_norm(v)[0].argsort())
 
 
-def test_loss_and_gradient_norm_order_the_papers_two_predictions_differently():  # paper 001, below Lemma 5
+def test_loss_and_gradient_norm_order_the_papers_two_predictions_differently():  # Dissertation, below Lemma 5
     alpha = [0.08, 0.28, *[0.08] * 8]
     beta = [0.1, 0.3, 0.34, 0.05, 0.05, 0.1, 0.03, 0.03, 0.0, 0.0]
     z = torch.tensor([[alpha, beta]]).log().clamp_min(-800.0)

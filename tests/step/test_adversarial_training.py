@@ -285,7 +285,7 @@ def test_the_logged_terms_of_a_pair_add_up_to_the_loss(tmp_path):
 )
 def test_the_rows_have_the_numbers_of_the_papers(method, inner_loss, objective, beta, gamma):
     s = get_method(f"{method}-awp").settings
-    assert (s["eps"], s["step_size"], s["steps"], s["norm"]) == (8 / 255, 2 / 255, 10, "linf")  # paper 004 sec. 4.1
+    assert (s["eps"], s["step_size"], s["steps"], s["norm"]) == (8 / 255, 2 / 255, 10, "linf")  # NRAT sec. 4.1
     assert (s["inner_loss"], s["objective"], s.get("beta"), s["awp_gamma"]) == (inner_loss, objective, beta, gamma)
     assert s["random_start"] and s["scope"] == "sample" and s["attack_mode"] == "eval"
     assert {k: v for k, v in s.items() if not k.startswith("awp_")} == get_method(method).settings
