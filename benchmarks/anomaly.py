@@ -1,4 +1,4 @@
-"""AUROC of RCA and RobustRealNVP, their variants and scikit-learn's detectors on ODDS tables (Dissertation, tables 2.1-2.3 and 3.1).
+"""AUROC of RCA and RobustRealNVP, their variants and scikit-learn's detectors on ODDS tables (Dissertation, tables 2.1-2.3, 3.1).
 
     python benchmarks/anomaly.py --data <folder of ODDS .npz files>                      # tables 2.1 and 3.1, 10 and 5 seeds
     python benchmarks/anomaly.py --data D --missing 0.1 0.2 0.3 0.4 0.5 --seeds 2        # table 2.2, values struck out

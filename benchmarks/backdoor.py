@@ -9,7 +9,7 @@ the figure is the mean over the last epochs. A method is told the true rate unle
     python benchmarks/backdoor.py --config benchmarks/configs/digits.yaml
     python benchmarks/backdoor.py --config benchmarks/configs/mnist10k.yaml --data <folder with train.parquet and test.parquet>
     python benchmarks/backdoor.py --report --out runs/backdoor.jsonl
-    python benchmarks/backdoor.py --config benchmarks/configs/digits_simclr.yaml      (Dissertation table 5.3: few labels, more images)
+    python benchmarks/backdoor.py --config benchmarks/configs/digits_simclr.yaml      (Dissertation table 5.3: few labels)
 
 With --labelled_share a part of the poisoned training images keeps its labels, for every method; methods ending in -simclr or
 -simclr-sn first train their backbone by SimCLR on all images, and those of --unlabelled, without labels (`semi_supervised.py`).

@@ -1,6 +1,6 @@
 """What `backdoor.py` needs for Dissertation table 5.3: few labelled images, and a backbone trained by SimCLR on all of them.
 
-Algorithm 7 of Dissertation ("Robust learning of deep neural networks under data corruption"), ch. 5.4.3 and 5.5: 20 % of the poisoned
+Algorithm 7 of the dissertation, ch. 5.4.3 and 5.5: 20 % of the poisoned
 training set has labels; SimCLR sees the images of that part and more images without labels (there CIFAR-10's others or STL-10).
 Here SimCLR sees all poisoned training images, as an attacker who poisons the set would have it, and those of --unlabelled.
 """
