@@ -286,6 +286,8 @@ class RobustTrainerMixin(Trainer):
         if step is None or place is None or not training:
             base = super().compute_loss
             if step is not None or self.recipe() is not None:
+                if step is None:  # nothing was trained yet
+                    self._problem = problem_of(self._unwrapped(model), getattr(self.args, "problem_type", None))
                 return plain_loss(self, base, model, inputs, return_outputs, num_items_in_batch, self._problem)
             return base(model, inputs, return_outputs, num_items_in_batch)
         self._place = None

@@ -14,7 +14,7 @@ from ..problems.unlabelled import without_labels
 
 
 def plain_loss(trainer: Any, base: Any, model: nn.Module, inputs: Any, return_outputs: bool, items: Any, problem: Problem) -> Any:
-    """Returns the loss of an evaluation: the Trainer's own or, beside a module's bare outputs, the loss of the problem.
+    """Returns the loss of an evaluation: the Trainer's own, or the problem's where a module or transformers' heads have none.
 
     Args:
         trainer: whose label names, smoothing and ``compute_loss_func`` count.
@@ -32,7 +32,8 @@ def plain_loss(trainer: Any, base: Any, model: nn.Module, inputs: Any, return_ou
     bare = trainer.accelerator.unwrap_model(model)
     takes = inspect.signature((bare.peers[0] if isinstance(bare, PeerModel) else bare).forward).parameters
     name = next((n for n in trainer.label_names if n in inputs), None)
-    if name is None or name in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+    takes_labels = name in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values())
+    if name is None or (takes_labels and problem.objective is not None):
         return base(model, inputs, return_outputs, items)
     labels = inputs[name]
     outputs = model(**{k: v for k, v in inputs.items() if k != name})

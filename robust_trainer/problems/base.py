@@ -43,7 +43,8 @@ class Problem(ABC):
     Attributes:
         name: transformers' ``problem_type`` where there is one.
         labels_are: what the labels are called in messages.
-        objective: name of the loss that ``objective="auto"`` means, the one of transformers' heads; None: `loss`.
+        objective: name of the loss that ``objective="auto"`` means, the one of transformers' heads; None: `loss`, which these
+            heads do not have.
         one_class: whether each sample has one class label, so that rules within a class, the ledger's margins and predictions,
             label smoothing and losses on two forwards make sense.
         labelled: whether a batch has labels at all; without them the model itself returns a loss and a score of each sample.

@@ -7,7 +7,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from helpers.toy import curve, robust
+from helpers.toy import curve, images, robust, vit
 from torch import nn
 
 from robust_trainer import problems
@@ -75,6 +75,20 @@ def test_a_kind_is_found_by_its_file(tmp_path, monkeypatch):
     monkeypatch.setattr(problems, "__path__", [*problems.__path__, str(tmp_path)])
     assert [kind.name for kind in problems._found()].count("ages") == 1
     monkeypatch.delitem(sys.modules, "robust_trainer.problems.ages")
+
+
+def test_a_head_that_does_not_know_the_kind_is_evaluated_by_its_loss(tmp_path, monkeypatch):
+    monkeypatch.setitem(PROBLEMS, "counts", Counts())
+    pixels = images(16)["pixel_values"][:]
+    data = datasets.Dataset.from_dict({"pixel_values": pixels, "labels": np.arange(64.0).reshape(16, 4) / 9}).with_format("torch")
+    model = vit()
+    model.config.problem_type = "counts"
+    trainer = robust(tmp_path, model, data, method="prl", num_train_epochs=1)
+    for _ in range(2):  # before training and after it
+        with torch.no_grad():
+            expected = nn.functional.poisson_nll_loss(model.eval()(pixels).logits, data["labels"][:]).item()
+        assert trainer.evaluate(data)["eval_loss"] == pytest.approx(expected, rel=1e-4)
+        trainer.train()
 
 
 def test_what_needs_a_class_is_refused(tmp_path, monkeypatch):
