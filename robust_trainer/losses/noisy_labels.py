@@ -257,3 +257,15 @@ class BoostedCrossEntropy:
         logits = full_precision(output.logits)
         rival = logits.detach().scatter(-1, index, -math.inf).argmax(-1, keepdim=True)
         return -logits.log_softmax(-1).gather(-1, index).squeeze(-1) - (other_mass(output, rival) + BOOST_FLOOR).log()
+
+
+#: The losses above by name, rows of `losses.standard.OBJECTIVES`.
+NOISY_LABEL_OBJECTIVES: Mapping[str, type] = {
+    "gce": GeneralizedCrossEntropy,
+    "sce": SymmetricCrossEntropy,
+    "nce": NormalizedCrossEntropy,
+    "rce": ReverseCrossEntropy,
+    "nce-rce": ActivePassive,
+    "bootstrap-soft": SoftBootstrap,
+    "boosted-ce": BoostedCrossEntropy,
+}

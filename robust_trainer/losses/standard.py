@@ -19,17 +19,7 @@ from ..problems import MULTI_LABEL, REGRESSION, SINGLE_LABEL, UNLABELLED, Proble
 from ..problems.base import full_precision, matching_values
 from ..problems.regression import huber
 from ..types import ForwardOutput, Objective
-from .noisy_labels import (
-    ActivePassive,
-    BoostedCrossEntropy,
-    GeneralizedCrossEntropy,
-    NormalizedCrossEntropy,
-    ReverseCrossEntropy,
-    SoftBootstrap,
-    SymmetricCrossEntropy,
-    one_label,
-    other_mass,
-)
+from .noisy_labels import NOISY_LABEL_OBJECTIVES, one_label, other_mass
 
 
 @dataclass(frozen=True)
@@ -249,13 +239,7 @@ OBJECTIVES: dict[str, Callable[..., Any]] = {
     "huber": Huber,
     "mse": MeanSquaredError,
     "bce": BinaryCrossEntropy,
-    "gce": GeneralizedCrossEntropy,
-    "sce": SymmetricCrossEntropy,
-    "nce": NormalizedCrossEntropy,
-    "rce": ReverseCrossEntropy,
-    "nce-rce": ActivePassive,
-    "bootstrap-soft": SoftBootstrap,
-    "boosted-ce": BoostedCrossEntropy,
+    **NOISY_LABEL_OBJECTIVES,
     "model": ModelLoss,
 }
 

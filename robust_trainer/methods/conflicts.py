@@ -8,7 +8,8 @@ from typing import Any
 from ..losses.standard import OBJECTIVES
 from ..losses.standard import parameters_of as settings_of_objective
 from ..perturbations.norms import NORMS
-from .rules import RULES, parameters_of
+from ..selection.rules import RULES
+from .rules import parameters_of
 from .settings import SETTINGS, settings_of
 
 

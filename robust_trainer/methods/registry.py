@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from ..losses.standard import OBJECTIVES
+from ..selection.rules import RULES
 from ..selection.scores import SCORES
 from ..types import BatchRule, EpochRule, Objective, Score
 from .method import Method
-from .rules import BATCH_RULE, EPOCH_RULE, RULES, parameters_of
+from .rules import BATCH_RULE, EPOCH_RULE, parameters_of
 from .settings import SETTINGS
 from .table import METHODS
 

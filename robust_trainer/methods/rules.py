@@ -1,4 +1,4 @@
-"""Rules of users by name, for the setting ``rule``; those of the published methods are parts of their rows."""
+"""The setting ``rule``: what a rule must have, and one made by name; those of the published methods are parts of their rows."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..selection.rules import RULES
 from ..types import SelectionRule
 
 #: What a `BatchRule` and an `EpochRule` must have; ``filter_active`` belongs to both.
 BATCH_RULE = ("new_state", "weights", "divisor", "filter_active")
 EPOCH_RULE = ("memory", "decides", "keep_mask", "filter_active")
-
-#: The registered rules: name -> factory. A factory's parameters are named as settings, and get the method's values.
-RULES: dict[str, Callable[..., SelectionRule]] = {}
 
 
 def parameters_of(factory: Callable[..., Any]) -> dict[str, bool]:

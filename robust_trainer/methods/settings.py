@@ -18,9 +18,8 @@ from ..perturbations.pgd import NORM_CHOICES, SCOPES, UNIFORM
 from ..reporting.suggest import did_you_mean
 from ..selection.erat_split import SCALES
 from ..selection.rates import SCHEDULES
-from ..selection.rules import ESTIMATED, EXCHANGES, MEMORIES, RANK_AMONG
+from ..selection.rules import ESTIMATED, EXCHANGES, MEMORIES, RANK_AMONG, RULES
 from ..selection.scores import SCORES
-from .rules import RULES
 from .schema import (
     NOT_NEGATIVE,
     POSITIVE,

@@ -6,7 +6,7 @@ ranked in the whole data set by what the ledger remembers of it, decided anew at
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..data.randomness import keyed_seed
-from ..types import Progress
+from ..types import Progress, SelectionRule
 from .allocation import allocate_integers, class_scores, rebalanced_shares, sampling_rates
 from .ranking import minmax, rank_within, share_dtype, smallest
 from .rates import decay_share, ramp_share
@@ -320,3 +320,8 @@ def derangement(size: int, seed: int) -> list[int]:
     while any(place == source for place, source in enumerate(order)):
         order = torch.randperm(size, generator=generator).tolist()
     return order
+
+
+#: What the setting ``rule`` may name in place of a method's own rule: name -> factory, a class or function. Its parameters that are
+#: named as settings get the method's values. Those of users are registered here, too.
+RULES: dict[str, Callable[..., SelectionRule]] = {}

@@ -20,7 +20,7 @@ from robust_trainer import (
 )
 from robust_trainer.losses.standard import OBJECTIVES
 from robust_trainer.methods.registry import load_plugins
-from robust_trainer.methods.rules import RULES
+from robust_trainer.selection.rules import RULES
 from robust_trainer.selection.scores import SCORES
 
 
