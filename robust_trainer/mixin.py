@@ -170,17 +170,19 @@ class RobustTrainerMixin(Trainer):
     @contextmanager
     def _robust_training(self) -> Iterator[None]:
         """One training: what is frozen and capped in it is as it was afterwards, but for the weights."""
+        self._robust_step = None  # a training that is refused leaves no ledger of an earlier one
         freeze_backbone, cap = frozen_and_capped(self.args, self.recipe())
-        callbacks: list[TrainerCallback] = [SpectralCap(cap.k, cap.layers)] if cap is not None else []
+        callbacks: list[TrainerCallback] = []
         bare = self.accelerator.unwrap_model(self.model)
         with LinearProbe(bare) if freeze_backbone else nullcontext() as self._linear_probe:
-            step = self._robust_step = self._set_up(bare)
-            rule = decides_epochs(step.run.recipe.selection) if step is not None else None
-            if step is not None and rule is not None and rule.memory == "scan":
-                callbacks.append(self._epoch_scan(step))
-            for callback in callbacks:
-                self.add_callback(callback)
             try:
+                step = self._robust_step = self._set_up(bare)
+                rule = decides_epochs(step.run.recipe.selection) if step is not None else None
+                callbacks += [SpectralCap(cap.k, cap.layers)] if cap is not None else []
+                if step is not None and rule is not None and rule.memory == "scan":
+                    callbacks.append(self._epoch_scan(step))
+                for callback in callbacks:
+                    self.add_callback(callback)
                 self._training = True
                 yield
             finally:

@@ -14,6 +14,8 @@ def env(argv: Sequence[str]) -> None:
     Args:
         argv: The words after the command's name.
     """
+    if list(argv) in (["-h"], ["--help"]):
+        return say("usage: robust-trainer env\n\nPrints the versions and the machine, for a bug report.")
     if argv:
         raise ValueError(f"unexpected argument {argv[0]!r}: env takes none.")
     say("\n".join(f"{name}: {value}" for name, value in environment().items()))

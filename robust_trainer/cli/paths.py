@@ -42,7 +42,7 @@ class PathsOptions:
     run: str = field(default="robust_run", metadata={"help": "Folder with a saved model: the output_dir of a training."})
     target: str | None = field(
         default=None,
-        metadata={"help": "RobustStep to the next class (cyclic), or to a class number or name. Default: to any other."},
+        metadata={"help": "Step to the next class (cyclic), or to a class number or name. Default: to any other."},
     )
     step_size: float = field(default=0.01, metadata={"help": "Of each step, in [0, 1] pixels."})
     norm: str = field(default="linf", metadata={"help": f"One of {', '.join(NORMS)}."})

@@ -1,4 +1,4 @@
-"""The front door: the sample's index, and the value range and normalisation of image inputs."""
+"""The sample's position in the data set travels with it, from the data set through the collator into the batch."""
 
 from __future__ import annotations
 

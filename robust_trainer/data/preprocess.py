@@ -9,9 +9,6 @@ from typing import Any
 import datasets
 import torch
 
-#: The columns that the model sees; the others stay in the data set for the ledger and the report.
-INPUTS = ("pixel_values", "labels")
-
 
 @dataclass(frozen=True)
 class ImageTransform:

@@ -71,7 +71,7 @@ class Method:
         adversarial_loss: the loss of two forwards, a name of `ADVERSARIAL_LOSSES`; for methods with the part ``divergence``.
 
     Raises:
-        ValueError: for an unknown part, and for a published number that none of the parts takes.
+        ValueError: for an unknown part or adversarial loss, and for a published number that none of the parts takes.
     """
 
     name: str
@@ -92,6 +92,9 @@ class Method:
         foreign = next((name for name in self.published if not self.takes(name)), None)
         if foreign is not None:
             raise ValueError(f"method '{self.name}': none of its parts takes {foreign!r}: add the part, or drop {foreign}.")
+        if self.adversarial_loss is not None and self.adversarial_loss not in ADVERSARIAL_LOSSES:
+            choices = ", ".join(ADVERSARIAL_LOSSES)
+            raise ValueError(f"method '{self.name}': unknown adversarial_loss {self.adversarial_loss!r}: choose one of {choices}.")
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:

@@ -13,6 +13,9 @@ from ..perturbations.awp import WeightPerturbation
 from ..perturbations.pgd import Perturbation
 from ..types import Objective, Relabel, Score, SelectionRule, decides_epochs
 
+#: The forwards whose scores may decide in the outer step.
+SCORE_FROM = ("training", "clean", "eval")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -44,6 +47,9 @@ class Recipe:
         spectral: the cap of the weights' spectral norms, None for none.
         settings: the numbers it was built from.
 
+    Raises:
+        ValueError: for another ``score_from``.
+
     References:
         Backdoor Algorithm 1 (filters in both steps; table 4 is the ablation).
     """
@@ -68,6 +74,10 @@ class Recipe:
     freeze_backbone: bool = False
     spectral: Cap | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.score_from not in SCORE_FROM:
+            raise ValueError(f"score_from={self.score_from!r} is unknown: choose one of {', '.join(SCORE_FROM)}.")
 
     @property
     def needs_index(self) -> bool:

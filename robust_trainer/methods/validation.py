@@ -123,6 +123,8 @@ def _validate_rule(recipe: Recipe) -> None:
             )
     if memory not in MEMORIES:
         raise ValueError(f"{what} has memory={memory!r}: expected one of {', '.join(MEMORIES)}.")
+    if lacks["B"] and memory == "none":
+        raise ValueError(f"{what} is an EpochRule with memory='none', which decides over no epoch: set memory to ema or scan.")
 
 
 def _validate_semi(trainer: Trainer, recipe: Recipe, size: int | None, problem: Problem, model: nn.Module) -> None:

@@ -49,4 +49,8 @@ def problem_of(model: nn.Module, asked: str | None) -> Problem:
             config.problem_type = asked
     if asked is None and named is None:
         return REGRESSION if number_of_classes(model) == 1 else SINGLE_LABEL  # as transformers' own heads decide it
-    return PROBLEMS[str(asked or named)]
+    kinds = {name: problem for name, problem in PROBLEMS.items() if problem.labelled}
+    kind = asked or named
+    if kind not in kinds:
+        raise ValueError(f"problem_type={kind!r} is unknown: choose one of {', '.join(kinds)}.")
+    return kinds[kind]

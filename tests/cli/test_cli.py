@@ -230,6 +230,7 @@ def test_help_env_and_module(capsys, monkeypatch):
         with pytest.raises(SystemExit) as stop:
             main([name, "--help"])
         assert stop.value.code == 0
+    assert main(["env", "--help"]) == 0 and "usage: robust-trainer env" in capsys.readouterr().out
     assert main(["env"]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in ("robust_trainer", "python", "torch", "transformers", "cores", "device"))

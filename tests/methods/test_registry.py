@@ -172,6 +172,14 @@ REFUSED = {
     "method, built in": (lambda: register_method(METHODS["prl"]), "'prl' is built in"),
     "method, part": (lambda: Method("a", "", "", "loss", ("rank",)), "unknown part 'rank'"),
     "method, number": (lambda: Method("a", "", "", "loss", ("ranking",), {"eps": 1}), "none of its parts takes 'eps'"),
+    "method, loss": (
+        lambda: Method("a", "", "", "loss", adversarial_loss="kl"),
+        "unknown adversarial_loss 'kl': choose one of trades",
+    ),
+    "method, forward": (
+        lambda: register_method(Method("a", "", "", "loss", score_from="outer")),
+        "score_from='outer' is unknown: choose one of training, clean, eval",
+    ),
     "plugin, absent": (lambda: load_plugins("absent.py"), "plugin 'absent.py' does not exist"),
     "plugin, module": (lambda: load_plugins(["absent_module"]), r"'absent_module' could not be loaded \(ModuleNotFoundError"),
 }

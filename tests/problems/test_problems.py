@@ -1,5 +1,7 @@
 """Regression and multi-label problems: targets travel, every rule selects, transformers' own loss at rate 0."""
 
+from types import SimpleNamespace
+
 import datasets
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from transformers import Trainer, TrainingArguments
 
 from robust_trainer import METHODS
 from robust_trainer.data.labels import check_labels
+from robust_trainer.models.problem import problem_of
 from robust_trainer.problems import REGRESSION
 
 
@@ -166,3 +169,11 @@ def test_targets_that_are_not_finite_are_named():
     batch = {"labels": torch.tensor([1.0, float("nan"), 2.0])}
     with pytest.raises(ValueError, match=r"'labels' is NaN or infinite in training rows \[8\]"):
         check_labels(batch, ["labels"], None, [7, 8, 9], None, REGRESSION)
+
+
+@pytest.mark.parametrize("kind", ["unsupervised", "counts"])
+def test_a_config_that_names_no_kind_is_refused(kind):
+    model = torch.nn.Linear(2, 2)
+    model.config = SimpleNamespace(problem_type=kind)
+    with pytest.raises(ValueError, match=f"problem_type='{kind}' is unknown: choose one of single_label"):
+        problem_of(model, None)

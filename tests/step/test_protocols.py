@@ -116,6 +116,7 @@ class Incomplete:
         (Incomplete(), r"selection=Incomplete .* is an incomplete BatchRule: it has no new_state, divisor, filter_active"),
         (object(), r"is no BatchRule \(no new_state, weights, .*\) and no EpochRule \(no memory, decides, keep_mask"),
         (FirstHalf("emma"), r"has memory='emma': expected one of"),
+        (FirstHalf("none"), r"is an EpochRule with memory='none', which decides over no epoch: set memory to ema or scan"),
     ],
 )  # fmt: skip
 def test_what_fits_no_protocol_is_refused(tmp_path, rule, message):

@@ -50,3 +50,17 @@ def test_the_signature_is_the_trainers(tmp_path):
     assert ours == [*theirs, "recipe", "method", "method_settings"]
     assert RobustTrainer.__mro__[1:3] == (RobustTrainerMixin, Trainer)
     assert set(vars(RobustTrainer)) <= {"__module__", "__doc__", "__init__", "__qualname__", "__firstlineno__"}
+
+
+def test_a_refused_training_leaves_nothing_in_force(tmp_path):
+    args = TrainingArguments(**settings(tmp_path))
+    keywords = dict(method="prl", noise_rate=0.25, freeze_backbone=True, spectral_cap=2.0)
+    trainer = RobustTrainer(logits_module(), args, train_dataset=images(8), **keywords)
+    trainer.train()
+    callbacks = len(trainer.callback_handler.callbacks)
+    trainer.train_dataset = []
+    with pytest.raises(ValueError, match="train_dataset is empty"):
+        trainer.train()
+    assert trainer.ledger is None and trainer._linear_probe is None
+    assert len(trainer.callback_handler.callbacks) == callbacks
+    assert all(p.requires_grad for p in trainer.model.parameters())
