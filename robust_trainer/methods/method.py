@@ -40,7 +40,7 @@ def _made(cls: type[_Made], s: Mapping[str, Any], *args: Any) -> _Made:
 def _split(s: Mapping[str, Any]) -> SelectionRule | None:
     if not s.get("sample_selection", True):  # ERAT table VI "w/o SS"
         return None
-    bounded = s.get("score") in (None, "brier")  # another score has no upper end to take 1 - S from
+    bounded = s["score"] == "brier"  # another score has no upper end to take 1 - S from
     return _made(Split, s if bounded else {**s, "score_scale": "minmax"})
 
 
@@ -140,7 +140,7 @@ class Method:
             name=self.name,
             score=make_score(score, delta),
             objective=make_objective(objective, s, None),
-            selection=self._selection(s),
+            selection=self._selection(s, score),
             relabel=_made(HardBootstrap, s) if "bootstrap" in self.parts else None,
             perturbation=self._perturbation(s),
             semi_supervised=self._semi_supervised(s),
@@ -169,11 +169,11 @@ class Method:
             mend = f"a selection takes it: 'prl+{self.name}'; " if attacks and "ranking" in SETTINGS[name].parts else ""
         return f"method '{self.name}' takes no '{name}' (got {value!r}); {mend}it takes: {', '.join(taken) or 'no settings'}."
 
-    def _selection(self, s: Mapping[str, Any]) -> SelectionRule | None:
+    def _selection(self, s: Mapping[str, Any], score: str) -> SelectionRule | None:
         if s.get("rule") is not None:
             return make_rule(s["rule"], s)
         part = next((part for part in self.parts if part in _RULES), None)
-        return _RULES[part](s) if part is not None else None
+        return _RULES[part]({**s, "score": score}) if part is not None else None
 
     def _perturbation(self, s: Mapping[str, Any]) -> Perturbation | None:
         if "attack" not in self.parts or not s.get("adversarial_training", True):

@@ -118,6 +118,8 @@ def test_a_score_by_name_ranks_in_place_of_the_rows_own(tmp_path):
     changed = METHODS["prl"](score="loss")
     assert changed.score == METHODS["spl"]().score and changed.selection == METHODS["prl"]().selection
     assert METHODS["prl"](score="prl-g").gradients and METHODS["erat"](score="loss").selection.scale == "minmax"
+    by_loss = dataclasses.replace(METHODS["rebalanced"], name="by-loss", score="loss")  # a row's own score has no upper end either
+    assert by_loss().selection.scale == "minmax" and METHODS["rebalanced"]().selection.scale == "none"
 
 
 def test_a_row_is_a_field_whether_or_not_it_is_written_out(monkeypatch):
