@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..attacks.apgd import AUTOATTACK_NORMS
 from ..config import RobustConfig
 from ..data.preprocess import image_shape
 from ..evaluation.robustness import show_eps
@@ -95,4 +96,5 @@ def _tell(state: RunState, trainer: RobustTrainer, args: RobustConfig, folder: P
     if attack is not None and state.triggered is None:
         one = attack.single()[0]  # of two norms: the l_inf ball's
         norm, eps = "linf" if one.norm == "hybrid" else one.norm, show_eps(one.eps)
-        say(f"robust accuracy: robust-trainer evaluate {folder} --attacks pgd-20 cw-20 autoattack --norm {norm} --eps {eps}")
+        attacks = "pgd-20 cw-20 autoattack" if norm in AUTOATTACK_NORMS else "pgd-20 cw-20"
+        say(f"robust accuracy: robust-trainer evaluate {folder} --attacks {attacks} --norm {norm} --eps {eps}")

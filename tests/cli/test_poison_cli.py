@@ -65,6 +65,9 @@ def test_dual_corruption_is_written_and_trained_on(tmp_path, capsys):
     erat = ["--method", "erat", "--steps", "1", "--warmup_epochs", "0", *weak, "--eps", "16/255", *run]
     assert main(["train", "--dataset", str(out), "--model", "plain-cnn", *erat]) == 0
     assert "--attacks pgd-20 cw-20 autoattack --norm linf --eps 16/255" in capsys.readouterr().out
+    sparse = ["--method", "pgd-at", "--norm", "l1", "--steps", "1", "--eps", "2", "--step_size", "1", *run]
+    assert main(["train", "--dataset", str(out), "--model", "plain-cnn", *sparse]) == 0
+    assert "--attacks pgd-20 cw-20 --norm l1 --eps 2" in capsys.readouterr().out  # autoattack has no l_1
     assert "is poisoned already" in fails(capsys, "--dataset", str(out), "--poison", "urp", "--output_dir", str(tmp_path / "b"))
 
 
