@@ -15,6 +15,7 @@ from ..data.images import input_space
 from ..losses.standard import CrossEntropy, UserLoss, make_objective
 from ..models.peers import PeerModel
 from ..perturbations.inputs import EmbeddingAdapter, InputAdapter, PixelAdapter
+from ..perturbations.norms import NORMS
 from ..problems import Problem
 from ..selection.rules import MEMORIES
 from .recipe import Recipe
@@ -181,6 +182,12 @@ def find_adapter(trainer: Trainer, recipe: Recipe, model: nn.Module) -> Callable
             f"method '{recipe.name}' perturbs images within eps pixels and must know their normalisation: pass "
             "processing_class=<the image processor>, or RobustConfig(image_mean=[...], image_std=[...]) "
             "(0 and 1 for inputs already in [0, 1])."
+        )
+    norm, eps = NORMS.get(recipe.settings.get("norm", "")), recipe.settings.get("eps")
+    if norm is not None and eps is not None and 0 < eps < 0.1 * norm.usual_eps:
+        logger.warning(
+            f"eps={eps:.3g} of method '{recipe.name}' in norm='{norm.name}' moves an image next to nothing: papers take "
+            f"{norm.usual} for 32 x 32 colour images; give eps, and a step_size."
         )
     return lambda inputs: PixelAdapter(_image_key(inputs, main), space)
 

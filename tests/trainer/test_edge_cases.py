@@ -1,5 +1,7 @@
 """Bugs found in review, each with the test that failed before its mend."""
 
+import logging
+
 import datasets
 import numpy as np
 import pytest
@@ -221,3 +223,13 @@ def test_a_bare_module_resumes_into_memory(tmp_path):
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     assert torch.equal(straight.ledger.keep, resumed.ledger.keep) and not bool(resumed.ledger.keep.all())
     assert all(torch.equal(v, resumed.model.state_dict()[k]) for k, v in straight.model.state_dict().items())
+
+
+def test_a_radius_of_another_norm_is_told(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("robust_trainer"), "propagate", True)
+    with caplog.at_level("WARNING"):
+        robust(tmp_path / "a", method="pgd-at", steps=1, max_steps=1, **NORMALISATION).train()
+        assert "moves an image next to nothing" not in caplog.text
+        robust(tmp_path / "b", method="pgd-at", norm="l1", steps=1, max_steps=1, **NORMALISATION).train()
+    assert "eps=0.0314 of method 'pgd-at' in norm='l1' moves an image next to nothing: papers take 12" in caplog.text
