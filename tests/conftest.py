@@ -3,10 +3,11 @@ import os
 from pathlib import Path
 
 import pytest
+from helpers import fork_server
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
-os.environ["OMP_NUM_THREADS"] = "1"  # workers share the cores, and a fork waits for ever for threads that it does not have
+os.environ["OMP_NUM_THREADS"] = "1"  # workers share the cores
 _ROOT = Path(__file__).resolve().parents[1]
 # what a test starts in a process of its own imports the same package and helpers
 _PATHS = [str(_ROOT), str(_ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -21,6 +22,7 @@ def pytest_xdist_auto_num_workers(config):
 
 def pytest_configure(config):
     if getattr(config.option, "numprocesses", None):
+        fork_server.start_server()  # one for all workers; it imports when it is needed
         return  # this process hands the tests to others and needs no library
     import datasets
     import torch

@@ -206,7 +206,7 @@ def loaded() -> dict[str, list[str]]:
         "from robust_trainer import RobustTrainer; trainer = sorted(sys.modules)\n"
         "print(json.dumps({'package': package, 'cli': cli, 'trainer': trainer, 'codes': codes}))\n"
     )
-    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT, timeout=120)
     assert "did you mean 'train'?" in ran.stderr
     return json.loads(ran.stdout.splitlines()[-1])
 

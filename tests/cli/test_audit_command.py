@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import datasets
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from helpers.one_line import fails
+from helpers.processes import Child
 from helpers.toy import Logits, images, robust
 
 from robust_trainer.cli.audit import CARD, CLEANED, DETECTED, FIGURES, REPORT, TABLE
@@ -191,26 +191,14 @@ def test_a_script_of_the_user_is_audited_without_data(capsys, tmp_path):
 # ---- killed ----------------------------------------------------------------------------------------------------------------
 
 
-def killed(words, doom) -> int:
-    """Runs the command in a child process in which ``doom`` has been called, and returns how it ended."""
-    child = os.fork()
-    if child == 0:
-        try:
-            signal.alarm(60)
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            doom()
-            os._exit(main(words))
-        finally:
-            os._exit(99)
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.02)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    raise AssertionError("the child hung")
+def killed(words, doom, log) -> int:
+    """Runs the command in a process in which ``doom`` has been called, and returns how it ended."""
+
+    def work():
+        doom()
+        raise SystemExit(main(words))
+
+    return Child(work, log=log).wait()
 
 
 def die():
@@ -253,7 +241,7 @@ def test_a_killed_audit_leaves_whole_files(how, name, audited, capsys, tmp_path)
     folder = run / "audit"
     before = files_of(folder)
     words = ["audit", str(run), "--threshold", "0.4"]
-    assert killed(words, lambda: how(name)) == -signal.SIGKILL
+    assert killed(words, lambda: how(name), tmp_path / "log.txt") == -signal.SIGKILL
     after = files_of(folder)
     unfinished = [path for path in after if path.endswith(".unfinished")]
     assert len(unfinished) == 1 and name in unfinished[0]

@@ -1,5 +1,6 @@
 """Triggers, label rules and the map functions that apply them, against slow loops over pixels and samples."""
 
+import functools
 import logging
 import pickle
 from io import BytesIO
@@ -7,6 +8,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 from datasets import Array3D, ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, concatenate_datasets
+from helpers.processes import alone
 from helpers.tables import every_row
 from PIL import Image as Pillow
 
@@ -314,14 +316,17 @@ def test_label_flips_without_a_trigger_leave_every_byte():
     assert sum(poison(labels_only, trigger=None, rate=0.5)["is_corrupted"]) == 2
 
 
-def test_batch_size_processes_and_sharding_do_not_matter():
+def test_batch_size_processes_and_sharding_do_not_matter(tmp_path):
     clean = toy(30)
-    whole = poison(clean, trigger=BlendTrigger(), rate=0.4, seed=3)
-    for other in (
-        poison(clean, trigger=BlendTrigger(), rate=0.4, seed=3, batch_size=7),
-        poison(clean, trigger=BlendTrigger(), rate=0.4, seed=3, num_proc=2),
-    ):
-        assert other["label"][:] == whole["label"][:] and encoded(other) == encoded(whole)
+    make = functools.partial(poison, clean, trigger=BlendTrigger(), rate=0.4, seed=3)
+    whole, other = make(), make(batch_size=7)
+    assert other["label"][:] == whole["label"][:] and encoded(other) == encoded(whole)
+
+    def by_two():
+        return [[cell.hex() for cell in encoded(d)] for d in (make(num_proc=2), trigger_all(clean, PatchTrigger(), num_proc=2))]
+
+    alike = [[cell.hex() for cell in encoded(d)] for d in (whole, trigger_all(clean, PatchTrigger()))]
+    assert alone(by_two, tmp_path) == alike  # map forks
     targets = label_targets("multi-target", 4)
     limits = key_limits(np.asarray(clean["label"]), targets, 0.4, 3)
     function = pickle.loads(pickle.dumps(BackdoorMap(BlendTrigger(), targets, limits, 3, "image", "label")))
@@ -417,7 +422,7 @@ def test_a_cached_file_is_reused(tmp_path):
 
 def test_trigger_all_stamps_every_image_and_keeps_labels():
     clean = toy()
-    test = trigger_all(clean, PatchTrigger(), label_rule=AllToOne(2), num_proc=2)
+    test = trigger_all(clean, PatchTrigger(), label_rule=AllToOne(2))
     assert test["label"][:] == clean["label"][:] == test["clean_label"][:]
     assert all(test["is_corrupted"]) and set(test["attack_target"]) == {2}
     assert test.features["attack_target"] == clean.features["label"]

@@ -1,6 +1,9 @@
 """The index follows its sample, and pixels are those of the normalisation."""
 
+import functools
+
 import torch
+from helpers.processes import alone
 from helpers.toy import CHANNELS, images, robust, vit
 
 from robust_trainer.data.images import InputSpace, input_space
@@ -8,12 +11,17 @@ from robust_trainer.data.images import InputSpace, input_space
 
 def test_index_follows_shuffling_groups_and_workers(tmp_path):
     """The recorded labels are those of the rows, whatever the order the sampler took."""
-    for extra in ({}, {"dataloader_num_workers": 1}, {"dataloader_drop_last": True}):
+
+    def work(**extra):
         data = images(50)
         trainer = robust(tmp_path, data=data, method="standard", num_train_epochs=1, **extra)
         trainer.train()
         seen = trainer.ledger.seen > 0
         assert torch.equal(trainer.ledger.label[seen].long(), data["labels"][:][seen]) and int(seen.sum()) >= 48
+
+    work()
+    work(dataloader_drop_last=True)
+    alone(functools.partial(work, dataloader_num_workers=1), tmp_path)  # the loader forks
 
 
 def test_adversarial_inputs_reach_the_model_inside_ball_and_range(tmp_path):

@@ -1,7 +1,5 @@
 """Accuracy, poison accuracy and attack success rate against slow loops, from arrays, Trainers and `evaluate` modules."""
 
-import json
-import os
 import socket
 from types import SimpleNamespace
 
@@ -10,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from helpers.processes import forked
+from helpers.processes import alone
 from helpers.tables import every_row
 from torch import nn
 from transformers import Trainer, TrainingArguments
@@ -283,12 +281,10 @@ def test_metrics_load_offline_and_agree_with_evaluation(tmp_path):
         for name in NAMES:
             kwargs = {"attack_targets": given["targets"]} if name == "attack_success_rate" else {}
             out.update(load_metric(name).compute(predictions=given["classes"], references=given["labels"], **kwargs))
-        (tmp_path / "found.json").write_text(json.dumps(out))
+        return out
 
-    errors = tmp_path / "errors.txt"
-    assert os.waitpid(forked(load, errors=errors), 0)[1] == 0, errors.read_text()
+    found = alone(load, tmp_path)
     assert list((tmp_path / "modules").rglob("clean_accuracy.py"))
-    found = json.loads((tmp_path / "found.json").read_text())
     assert found == {
         "clean_accuracy": slow_accuracy(given["classes"], given["labels"]),
         "poison_accuracy": evaluation.poison_accuracy(given["classes"], given["labels"]),

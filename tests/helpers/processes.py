@@ -1,47 +1,125 @@
-"""Runs in several processes, forked from this one: importing torch and transformers anew costs ten seconds a process."""
+"""Work in processes of its own, which :mod:`helpers.fork_server` forks; no wait is without an end."""
 
+import functools
 import json
 import os
-import socket
-import traceback
+import sys
+import tempfile
+import time
+from datetime import timedelta
+from multiprocessing.connection import Client
+from pathlib import Path
 
+import dill
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
+
+from .fork_server import start_server
+
+TIMEOUT = 120  # seconds, for a child
 
 
-def forked(work, *arguments, environment=None, errors=None) -> int:
-    """The process id of a fork that calls ``work(*arguments)``; what it raises is written to the file ``errors``."""
-    child = os.fork()
-    if child:
-        return child
-    code = 1
+@functools.cache
+def connected():
+    """This process's connection to the fork server; the first one waits for its imports."""
+    address, end = start_server(), time.monotonic() + TIMEOUT
+    while not os.path.exists(address):
+        assert time.monotonic() < end, "the fork server did not start: its message is on standard error"
+        time.sleep(0.02)
+    return Client(address, "AF_UNIX")
+
+
+def ask(what, value):
+    """The fork server's answer."""
+    connection = connected()
+    connection.send((what, value))
+    assert connection.poll(TIMEOUT), f"the fork server does not answer to {what!r}: its message is on standard error"
+    return connection.recv()
+
+
+class Child:
+    """``work(*arguments)`` in a new process; what it prints and raises, and where it hangs, is written to ``log``."""
+
+    def __init__(self, work, *arguments, log: Path, environment=None, timeout: float = TIMEOUT):
+        self.log, self.timeout, self.code = Path(log), timeout, None
+        self.number = ask("fork", {
+            "log": str(log), "path": sys.path, "folder": os.getcwd(), "patience": timeout * 5 / 6,
+            "environment": {**os.environ, **{name: str(value) for name, value in (environment or {}).items()}},
+            "work": dill.dumps(functools.partial(_alone, work, arguments)),
+        })  # fmt: skip
+        self.end = time.monotonic() + timeout
+
+    def ended(self) -> bool:
+        """Whether it has; one that takes longer than its timeout is killed, and the test fails with the child's stack."""
+        if self.code is None:
+            self.code = ask("poll", self.number)
+        if self.code is None and time.monotonic() > self.end:
+            self.kill()
+            raise AssertionError(f"a child hung for {self.timeout:.0f} s and was killed. Its log ends with:\n{self.told()}")
+        return self.code is not None
+
+    def wait(self) -> int:
+        """Its exit code, minus the signal if one killed it."""
+        while not self.ended():
+            time.sleep(0.02)
+        return self.code
+
+    def kill(self) -> None:
+        """Ends it, if it has not ended."""
+        if self.code is None:
+            ask("kill", self.number)
+        while self.code is None:
+            self.code = ask("poll", self.number)
+
+    def told(self) -> str:
+        """The end of what it wrote."""
+        return self.log.read_text(errors="replace")[-6000:] if self.log.exists() else ""
+
+
+def _alone(work, arguments):
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    work(*arguments)
+
+
+def alone(work, tmp_path, timeout: float = TIMEOUT):
+    """What ``work()`` returns, as JSON holds it, from a process in which nothing has run; its failure is the test's."""
+
+    def tell():
+        (tmp_path / "told.json").write_text(json.dumps(work()))
+
+    child = Child(tell, log=tmp_path / "log.txt", timeout=timeout)
+    assert child.wait() == 0, child.told()
+    return json.loads((tmp_path / "told.json").read_text())
+
+
+def launch(work, processes: int, out, logs) -> None:
+    """``work(out)`` in each of ``processes`` that train together, with the variables that torchrun sets.
+
+    They find each other by a file: a free port may be another's by the time that it is used.
+    """
+    logs.mkdir(exist_ok=True)
+    meeting = tempfile.mktemp(prefix="meeting-", dir=logs)
+
+    def together(rank):
+        torch.distributed.init_process_group(
+            "gloo", init_method=f"file://{meeting}", rank=rank, world_size=processes, timeout=timedelta(seconds=60)
+        )
+        work(out)
+
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    children = [
+        Child(together, rank, environment={**common, "RANK": rank, "LOCAL_RANK": rank}, log=logs / f"log-{rank}.txt")
+        for rank in range(processes)
+    ]
     try:
-        os.environ.update(environment or {})
-        torch.set_num_threads(1)
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-        work(*arguments)
-        code = 0
-    except BaseException:
-        if errors is not None:
-            errors.write_text(traceback.format_exc())
+        while not all([child.ended() for child in children]) and not any(child.code for child in children):
+            time.sleep(0.02)
+        failed = [child for child in children if child.code]
     finally:
-        os._exit(code)
-
-
-def launch(work, processes: int, out, errors) -> None:
-    """``work(out)`` in each of ``processes`` that train together, with the variables that torchrun sets."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-    children = []
-    for rank in range(processes):
-        environment = {name: str(value) for name, value in {**common, "RANK": rank, "LOCAL_RANK": rank}.items()}
-        children.append(forked(work, out, environment=environment, errors=errors / f"error-{rank}.txt"))
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    assert not any(codes), "\n".join(file.read_text()[-3000:] for file in errors.glob("error-*.txt"))
+        for child in children:
+            child.kill()  # the others would wait for the one that failed or hangs
+    assert not failed, "\n".join(child.told() for child in failed)
 
 
 def trained_together(work, processes: int, tmp_path):

@@ -2,10 +2,11 @@
 
 import os
 import signal
+import time
 
 import pytest
 import torch
-from helpers.processes import close, forked, ready, trained_together
+from helpers.processes import Child, close, launch, ready, trained_together
 from helpers.toy import CHANNELS, Logits, images, logits_module, resnet, robust, vit
 from torch import nn
 from transformers import TrainerCallback
@@ -116,7 +117,8 @@ def test_killed_and_resumed_is_a_straight_run(tmp_path, method):
         trainer.train(**resume)
         return trainer
 
-    assert os.waitpid(forked(train, tmp_path / "broken"), 0)[1] == signal.SIGKILL
+    broken = Child(train, tmp_path / "broken", log=tmp_path / "log.txt")
+    assert broken.wait() == -signal.SIGKILL, broken.told()
     straight = train(tmp_path / "straight")
     assert (tmp_path / "broken/checkpoint-16").exists() and not (tmp_path / "broken/checkpoint-20").exists()
     # in the middle of the second epoch (6 steps each)
@@ -187,3 +189,21 @@ def test_memory_is_frozen_within_an_epoch_and_right_in_share(tmp_path):
     rates = [r["kept_fraction"] for r in trainer.state.log_history if "kept_fraction" in r]
     drop = trainer.recipe().selection.rate(trainer._progress())
     assert rates[1:] == pytest.approx([1 - drop] * 2, abs=0.01)
+
+
+def test_processes_of_tests_end(tmp_path):
+    """One that hangs is killed and its stack is told; one that fails ends those that wait for it."""
+
+    def lost():
+        while True:
+            time.sleep(1)
+
+    with pytest.raises(AssertionError, match=r"hung for 1 s and was killed(.|\n)*in lost"):
+        Child(lost, log=tmp_path / "log.txt", timeout=1.2).wait()
+
+    def fail(out):
+        assert torch.distributed.get_rank() == 0, "the second one fails"
+        torch.distributed.barrier()
+
+    with pytest.raises(AssertionError, match="the second one fails"):
+        launch(fail, 2, tmp_path, tmp_path)
