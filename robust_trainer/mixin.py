@@ -350,13 +350,9 @@ class RobustTrainerMixin(Trainer):
         return super()._get_grad_norm(model, grad_norm)
 
     def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
+        self, dataloader: Any, description: str, prediction_loss_only: bool | None = None, ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
-    ) -> Any:
+    ) -> Any:  # fmt: skip
         """Returns the Trainer's result; of several networks the metrics of their mean and, as ``peer<i>_...``, of each."""
         loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
         bare = self.accelerator.unwrap_model(self.model)
@@ -383,6 +379,20 @@ class RobustTrainerMixin(Trainer):
 
     # ---- checkpoints ---------------------------------------------------------------------------------------------------------
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Returns the Trainer's result. With a method only a whole checkpoint is resumed from; True takes the newest of these."""
+        resume = resume_from_checkpoint if self.recipe() is None else checkpoints.to_resume_from(self, resume_from_checkpoint)
+        return super().train(resume, *args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with checkpoints.saving(self, trial) if self._robust_step is not None else nullcontext():
+            super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        if self._robust_step is not None:
+            checkpoints.mark(self, output_dir)  # only the Trainer's own state is still to come
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
@@ -404,7 +414,6 @@ class RobustTrainerMixin(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None and self._robust_step is not None:
-            checkpoints.check_method(checkpoint, self._robust_step.run.recipe)
             checkpoints.load(checkpoint, self._robust_step)
             self._auroc_epoch = int(self.state.epoch or 0)
         super()._load_optimizer_and_scheduler(checkpoint)

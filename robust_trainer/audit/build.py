@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow
 
 from ..evaluation.path_table import PathLengths
-from ..ledger.fingerprint import data_fingerprint
+from ..ledger.fingerprint import check_same_data, data_fingerprint
 from .boundary import check_paths
 from .groups import make_groups
 from .inputs import open_inputs
@@ -125,13 +125,9 @@ def check_data(data: Any, size: int, run: Mapping[str, Any]) -> None:
         size: Number of rows.
         run: The ledger's facts.
     """
-    message = f"the ledger was made on another data set ({size} rows, fingerprint {run.get('fingerprint', 'unknown')}"
-    mend = "give the data set of the run, with the same corruption, seeds and order."
-    if len(data) != size:
-        raise ValueError(f"{message}), this one has {len(data)} rows: {mend}")
-    known = run.get("fingerprint")
-    if known and (fingerprint := data_fingerprint(data, run.get("label_column"))) != known:
-        raise ValueError(f"{message}), this one has {len(data)} rows and fingerprint {fingerprint}: {mend}")
+    rows = len(data)
+    known = data_fingerprint(data, run.get("label_column")) if rows == size and run.get("fingerprint") else None
+    check_same_data({**run, "rows": size}, rows, known)
 
 
 def _all_names(names: tuple[str, ...], rows: Mapping[str, np.ndarray]) -> tuple[str, ...]:

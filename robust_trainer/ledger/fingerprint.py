@@ -1,9 +1,10 @@
-"""What a ledger belongs to: the fingerprint of its data set, the names of its classes, the method that made it."""
+"""What a ledger belongs to: its run, the fingerprint of its data set, the names of its classes, the method that made it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import uuid
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -67,6 +68,31 @@ def _content(column: Any) -> bytes:
     return b"\0".join(parts)
 
 
+def new_run_id() -> str:
+    """Returns 12 hexadecimal digits that no other run has: what a run leaves behind carries them, and whoever reads compares."""
+    return uuid.uuid4().hex[:12]  # of the operating system's randomness: no seed is touched
+
+
+def check_same_data(run: Mapping[str, Any], rows: int, fingerprint: str | None) -> None:
+    """Refuses data other than those that a ledger was written about.
+
+    Args:
+        run: the ledger's facts.
+        rows: of the data set at hand.
+        fingerprint: of `data_fingerprint`, of the data set at hand; None where only the rows are to be compared.
+
+    Raises:
+        ValueError: for another number of rows, other content or another order.
+    """
+    known = run.get("fingerprint")
+    message = f"the ledger was made on another data set ({run.get('rows')} rows, fingerprint {known or 'unknown'}), this one has"
+    mend = "give the data set of the run, with the same corruption, seeds and order."
+    if run.get("rows") is not None and rows != run["rows"]:
+        raise ValueError(f"{message} {rows} rows: {mend}")
+    if known and fingerprint and fingerprint != known:
+        raise ValueError(f"{message} {rows} rows and fingerprint {fingerprint}: {mend}")
+
+
 def class_names(data: Any, label_names: Sequence[str], config: Any, classes: int | None) -> list[str]:
     """Returns the names of the classes, by the label column's feature, else by the config, else their numbers; [] if unknown."""
     feature = data.features.get(label_column(data, label_names)) if isinstance(data, datasets.Dataset) else None
@@ -94,7 +120,7 @@ def new_ledger(trainer: Any, recipe: Recipe, problem: Problem, classes: int | No
         )
     label = label_column(data, trainer.label_names)
     run = {
-        "method": recipe.name, "settings": dict(recipe.settings), "problem": problem.name,
+        "id": new_run_id(), "method": recipe.name, "settings": dict(recipe.settings), "problem": problem.name,
         "names": class_names(data, trainer.label_names, config, classes) if problem.one_class else [],
         "rows": size, "fingerprint": data_fingerprint(data, label), "label_column": label, "seed": args.seed,
     }  # fmt: skip

@@ -1,21 +1,40 @@
-"""What a robust run keeps in a checkpoint beside the Trainer's own files; no pickle."""
+"""What a robust run keeps in a checkpoint beside the Trainer's own files, and whether a checkpoint is whole; no pickle."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
+from ..ledger.fingerprint import check_same_data
 from ..methods.recipe import Recipe
 from ..methods.settings import defaults
-from ..reporting.atomic_files import replacing
+from ..reporting.atomic_files import replacing, write_json
 from .plan import RobustStep
 
+logger = logging.get_logger(__name__)
+
 STATE_FILE = "robust_state.safetensors"
+#: The checkpoint's files with their sizes, written when all but TRAINER_STATE are there.
+MARK = "checkpoint_files.json"
+#: The Trainer's last file.
+TRAINER_STATE = "trainer_state.json"
+_FOLDER = re.compile(r"checkpoint-(\d+)")
+_WEIGHTS = ("model*.safetensors", "adapter_model*.safetensors", "pytorch_model*", "adapter_model*.bin")
+#: What torch and safetensors say of a disk that takes no more.
+_FULL = re.compile(r"PytorchStreamWriter|inline_container|iostream|I/O|No space", re.IGNORECASE)
 
 
 def save(folder: str, step: RobustStep) -> None:
@@ -49,20 +68,35 @@ def _identity(recipe: Recipe) -> dict[str, str]:
 
 
 def load(folder: str, step: RobustStep) -> None:
-    """Restores what `save` wrote.
+    """Restores what `save` wrote; the run that goes on is the same run, and its ledger keeps the name.
 
     Args:
         folder: of the checkpoint.
         step: of the run that goes on.
 
     Raises:
-        ValueError: for a data set of another size.
+        ValueError: as `check_method`, for another data set, and for the same with its rows in another order.
     """
-    step.load_state(safetensors.torch.load_file(os.path.join(folder, STATE_FILE)))
+    check_method(folder, step.run.recipe)
+    path = os.path.join(folder, STATE_FILE)
+    ledger, before = step.run.ledger, json.loads(_metadata(path).get("run", "{}"))
+    if ledger is not None and before:
+        check_same_data(before, len(ledger), ledger.run.get("fingerprint"))
+    step.load_state(safetensors.torch.load_file(path))
+    if ledger is not None and "id" in before:
+        ledger.run["id"] = before["id"]
+
+
+def _metadata(path: str) -> dict[str, str]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as handle:
+            return handle.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path!r} is damaged ({error}): resume from another checkpoint.") from error
 
 
 def check_method(folder: str, recipe: Recipe | None) -> None:
-    """Checks that the checkpoint was made by the method and the settings in force.
+    """Checks that the checkpoint was made by the method and the settings in force; of a folder that is none the Trainer tells.
 
     Args:
         folder: of the checkpoint.
@@ -72,22 +106,14 @@ def check_method(folder: str, recipe: Recipe | None) -> None:
         ValueError: for another method, another setting, or a damaged file.
     """
     path = os.path.join(folder, STATE_FILE)
-    saved: str | None = None
-    metadata: dict[str, str] = {}
-    if os.path.isfile(path):
-        try:
-            with safetensors.safe_open(path, framework="pt") as handle:
-                metadata = handle.metadata() or {}
-        except safetensors.SafetensorError as error:
-            raise ValueError(f"{path!r} is damaged ({error}): resume from another checkpoint.") from error
-        saved = metadata.get("method")
-    method = recipe.name if recipe is not None else None
-    if saved != method:
+    metadata = _metadata(path) if os.path.isfile(path) else {}
+    saved, method = metadata.get("method"), recipe.name if recipe is not None else None
+    if saved != method and holds_weights(folder):
         raise ValueError(
             f"checkpoint {folder!r} was made by method={saved!r}, this run has method={method!r}: "
             "resume with the same method, or start a new run from its weights."
         )
-    if recipe is None:
+    if recipe is None or saved != method:
         return
     before, now = json.loads(metadata.get("settings", "{}")), json.loads(_identity(recipe)["settings"])
     implicit = defaults(("anywhere",), implicit=True)  # those are not among a method's settings where nobody set them
@@ -98,6 +124,166 @@ def check_method(folder: str, recipe: Recipe | None) -> None:
                 f"checkpoint {folder!r} was made with {name}={before[name]!r}, this run has {name}={now[name]!r}: "
                 "resume with the same settings, or start a new run from its weights."
             )
+
+
+# ---- whole, or half-written ------------------------------------------------------------------------------------------------------
+
+
+def folders(run: str | Path) -> list[Path]:
+    """Returns the folders of checkpoints in a run's folder, the latest step first.
+
+    Args:
+        run: the ``output_dir`` of a training, which need not exist.
+    """
+    found = [(int(m[1]), path) for path in Path(run).glob("checkpoint-*") if (m := _FOLDER.fullmatch(path.name)) and path.is_dir()]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def holds_weights(folder: str | Path) -> bool:
+    """Returns whether a folder holds the weights of a model, in one of the Trainer's formats.
+
+    Args:
+        folder: a path, which need not exist.
+    """
+    return any(any(Path(folder).rglob(pattern)) for pattern in _WEIGHTS)
+
+
+def mark(trainer: Any, folder: str) -> None:
+    """Writes which files the checkpoint has so far and how large they are, once every process has written its own.
+
+    Args:
+        trainer: that saves.
+        folder: of the checkpoint.
+    """
+    trainer.accelerator.wait_for_everyone()
+    if trainer.args.should_save:
+        names = sorted(p for p in Path(folder).iterdir() if p.is_file() and p.name not in (MARK, TRAINER_STATE))
+        files = {path.name: path.stat().st_size for path in names if not path.name.endswith(".unfinished")}
+        write_json(os.path.join(folder, MARK), {"files": files, "processes": trainer.args.world_size})
+
+
+@contextmanager
+def saving(trainer: Any, trial: Any) -> Iterator[None]:
+    """While the Trainer saves a checkpoint: one of an earlier run is not taken for it, and a full disk is told in one line.
+
+    Args:
+        trainer: that saves.
+        trial: of a hyperparameter search, None without one.
+
+    Raises:
+        OSError: where the files cannot be written.
+    """
+    run = trainer._get_output_dir(trial=trial)
+    folder = Path(run) / f"checkpoint-{trainer.state.global_step}"
+    if trainer.args.should_save:  # half over an earlier one's files it must not look whole
+        for name in (TRAINER_STATE, MARK):
+            (folder / name).unlink(missing_ok=True)
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and not _FULL.search(str(error)):
+            raise
+        whole = next((path for path in folders(run) if path != folder and flaw(trainer, path) is None), None)
+        rest = f"resume from {str(whole)!r}" if whole is not None else "start again"
+        reason = " ".join(str(error).split())[:150]
+        raise OSError(f"checkpoint {str(folder)!r} could not be written ({reason}): make room on the disk and {rest}.") from error
+
+
+def flaw(trainer: Any, folder: str | Path, robust: bool = True) -> str | None:
+    """Returns what a checkpoint lacks for a training to go on from it as if it had never stopped, None where it is whole.
+
+    Args:
+        trainer: that is to resume.
+        folder: of the checkpoint, with weights or without.
+        robust: whether a method is named, whose state must be there.
+    """
+    folder = Path(folder)
+    try:
+        json.loads((folder / TRAINER_STATE).read_text(encoding="utf-8"))["global_step"]
+    except FileNotFoundError:
+        return f"{TRAINER_STATE}, the last file of a checkpoint, is missing"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return f"{TRAINER_STATE} is damaged"
+    processes, sharded = trainer.args.world_size, trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
+    if not sharded and not holds_weights(folder):
+        return "the weights are missing"
+    here = [trainer.args.process_index] if trainer.args.save_on_each_node else range(processes)
+    needed = ([] if sharded else ["optimizer.pt"]) + ["scheduler.pt"]
+    needed += [f"rng_state_{rank}.pth" for rank in here] if processes > 1 else ["rng_state.pth"]
+    needed += [STATE_FILE] if robust and (folder / MARK).is_file() else []
+    for name in needed:
+        if not (folder / name).is_file():
+            return f"{name} is missing" + _why(name, folder, processes)
+    sizes = _marked(folder)
+    if sizes is not None:
+        now = {name: (folder / name).stat().st_size if (folder / name).is_file() else None for name in sizes}
+        wrong = next((name for name, size in sizes.items() if now[name] != size), None)
+        if wrong is None:
+            return None
+        return f"{wrong} is " + (
+            "missing" if now[wrong] is None else f"damaged: {now[wrong]} bytes where {sizes[wrong]} were saved"
+        )
+    return next((f"{path.name} is damaged" for path in sorted(folder.iterdir()) if not _readable(path)), None)
+
+
+def _why(name: str, folder: Path, processes: int) -> str:
+    """Of a missing file, where it is not that saving was interrupted."""
+    if name.startswith("rng_state") and any(folder.glob("rng_state*.pth")):
+        return f" (saved by another number of processes than this run's {processes})"
+    return " (save_only_model=True leaves it out)" if name == "optimizer.pt" else ""
+
+
+def _marked(folder: Path) -> dict[str, int] | None:
+    """The files and sizes of the mark, None without a readable one: an earlier version or the plain Trainer wrote none."""
+    try:
+        files = json.loads((folder / MARK).read_text(encoding="utf-8"))["files"]
+        return {str(name): int(size) for name, size in files.items() if os.path.basename(name) == name}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _readable(path: Path) -> bool:
+    """Whether a file of weights or states is as long as its own table of contents says."""
+    if path.suffix == ".safetensors":
+        try:
+            with safetensors.safe_open(path, framework="pt"):
+                return True
+        except (SafetensorError, OSError):
+            return False
+    return path.suffix not in (".pt", ".pth", ".bin") or zipfile.is_zipfile(path)
+
+
+def to_resume_from(trainer: Any, given: Any, robust: bool = True) -> Any:
+    """Returns the checkpoint that ``train(resume_from_checkpoint=given)`` goes on from; of what is none the Trainer tells.
+
+    Args:
+        trainer: that is to resume.
+        given: a folder; True for the newest whole one of the output folder; None or False for none.
+        robust: whether a method is named.
+
+    Raises:
+        ValueError: for a checkpoint that is not whole, with the newest one that is.
+    """
+    if not given:
+        return given
+    run = Path(trainer.args.output_dir) if given is True else Path(given).parent
+    there = folders(run)
+    if given is not True and not holds_weights(given) and Path(given) not in there:
+        return given
+    flaws = {path: flaw(trainer, path, robust) for path in (there if given is True else [Path(given), *there])}
+    whole = next((path for path, reason in flaws.items() if reason is None), None)
+    if given is True and whole is not None:
+        for path in there[: there.index(whole)]:
+            logger.warning(f"checkpoint {str(path)!r} is incomplete ({flaws[path]}): going on from {whole.name}.")
+        return str(whole)
+    first = there[0] if given is True and there else Path(str(given))
+    if given is True and not there or flaws[first] is None:
+        return given
+    mend = f"resume from {str(whole)!r}, the newest whole one" if whole is not None else "no whole one is left, start a new run"
+    raise ValueError(f"checkpoint {str(first)!r} is incomplete ({flaws[first]}): {mend}.")
+
+
+# ---- weights ---------------------------------------------------------------------------------------------------------------------
 
 
 def load_renamed_weights(folder: str, model: nn.Module) -> None:
