@@ -28,7 +28,7 @@ from ..reporting.results import environment, percent
 from .options import CorruptionOptions, DataOptions, PreprocessOptions
 from .parser import make_parser, parse_for_run
 from .paths import LENGTHS, is_stale
-from .stages import RunState, prepare
+from .stages import KnownClasses, RunState, prepare
 
 #: The detectors that judge a finished run; loss isolation needs losses of a training of its own.
 AFTERWARDS = tuple(name for name in DETECTORS if name != "loss-isolation")
@@ -89,7 +89,8 @@ def audit(argv: Sequence[str]) -> None:
         raise ValueError(f"detector_rate={options.detector_rate} must be in (0, 1): give for instance 0.1.")
     rows, facts = load_ledger(options.run)
     paths = _paths(options)
-    prepared = prepare(data, corruption, preprocess) if data_known else None
+    known = KnownClasses(facts.get("names") or None, f"the ledger of run={options.run!r}")
+    prepared = prepare(data, corruption, preprocess, known) if data_known else None
     if prepared is None and options.detectors:
         raise ValueError(f"detectors need the data, which run={options.run!r} does not tell: give --dataset.")
     result = make_audit(rows, facts, prepared and prepared.train, threshold=options.threshold, look=options.look, paths=paths)

@@ -14,6 +14,7 @@ from transformers import Trainer, TrainingArguments
 from ..attacks.autoattack import NAMES, check_name, read_eps
 from ..attacks.records import processes, record_files
 from ..corruptions import ATTACK_TARGET
+from ..data.class_names import names_of
 from ..data.load import label_names
 from ..data.preprocess import ImageTransform, model_channels
 from ..evaluation.accuracy import compute_accuracy, evaluate_backdoor
@@ -28,7 +29,7 @@ from ..reporting.results import environment, percent
 from .craft_options import target_of
 from .options import CorruptionOptions, DataOptions
 from .parser import make_parser, parse_for_run
-from .stages import prepare
+from .stages import KnownClasses, prepare
 
 
 @dataclass
@@ -95,11 +96,12 @@ def evaluate(argv: Sequence[str]) -> None:
     radius = attack.radius()
     rank, world = processes()
     model, processor = load_model(options.run)
-    prepared = prepare(data, corruption)
-    known, names = list((model.config.id2label or {}).values()), label_names(prepared.test)
-    if len(known) != len(names):
+    known = KnownClasses(names_of(model.config), f"the model of run={options.run!r}")
+    prepared = prepare(data, corruption, classes=known)
+    names = label_names(prepared.test)
+    if model.config.num_labels != len(names):
         raise ValueError(
-            f"the model of run={options.run!r} knows {len(known)} classes but dataset={data.dataset!r} has {len(names)}: "
+            f"{known.source} knows {model.config.num_labels} classes but dataset={data.dataset!r} has {len(names)}: "
             "give the data set that it was trained on."
         )
     towards = None if attack.per_class is None else target_of(attack.per_class, names, "per_class")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..data.class_names import names_of
 from ..data.fingerprint import fingerprint
 from ..data.load import label_names
 from ..evaluation.boundary_paths import path_lengths
@@ -25,7 +26,7 @@ from .craft import PATH_FILES, write_paths
 from .craft_options import class_number
 from .options import CorruptionOptions, DataOptions, PreprocessOptions
 from .parser import make_parser, parse_for_run
-from .stages import prepare
+from .stages import KnownClasses, prepare
 
 #: What `paths` leaves in the run's folder: the table, and the folder of finished batches with what they are of.
 LENGTHS, PARTS, OF = PATH_FILES[0], "paths", "of.json"
@@ -68,7 +69,8 @@ def paths(argv: Sequence[str]) -> None:
     model, processor = load_model(options.run)
     if not data_known:
         raise ValueError(f"run={options.run!r} does not tell its data: give --dataset, as the training had it.")
-    train = prepare(data, corruption, preprocess).train
+    known = KnownClasses(names_of(model.config), f"the model of run={options.run!r}")
+    train = prepare(data, corruption, preprocess, known).train
     names, target = label_names(train), options.target
     if target == "extra":
         raise ValueError("target='extra': no model has a boundary to a class without samples: choose cyclic or a class.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -83,9 +83,25 @@ def run_stages(stages: Iterable[Stage], state: RunState | None = None) -> RunSta
     return state
 
 
+@dataclass(frozen=True)
+class KnownClasses:
+    """The classes of a model by which data are numbered.
+
+    Attributes:
+        names: by number; None where the model has none.
+        source: where they come from, for messages.
+        required: whether the data may have no other classes; else the names count only where the data have the same.
+    """
+
+    names: Sequence[str] | None = None
+    source: str = "the model"
+    required: bool = True
+
+
 def data_stages(
-    data: DataOptions, corruption: CorruptionOptions, preprocess: PreprocessOptions | None = None, *crafting: Stage
-) -> list[Stage]:
+    data: DataOptions, corruption: CorruptionOptions, preprocess: PreprocessOptions | None = None, *crafting: Stage,
+    classes: KnownClasses = KnownClasses(),
+) -> list[Stage]:  # fmt: skip
     """Returns the stages that prepare data: loaded, crafted noise and poisons, corrupted, and the training images squeezed at last.
 
     Args:
@@ -93,28 +109,32 @@ def data_stages(
         corruption: A trigger or wrong labels.
         preprocess: What is done to the training images; None for nothing.
         crafting: Stages that work on the clean splits.
+        classes: Of a model that the data are for.
 
     Raises:
         ValueError: For settings out of range.
     """
     corrupt = CorruptData(corruption)
     squeeze = [] if preprocess is None else [SqueezeImages(preprocess)]
-    return [LoadData(data, corruption.given()), *crafting, corrupt, *squeeze]
+    return [LoadData(data, corruption.given(), classes), *crafting, corrupt, *squeeze]
 
 
-def prepare(data: DataOptions, corruption: CorruptionOptions, preprocess: PreprocessOptions | None = None) -> RunState:
+def prepare(
+    data: DataOptions, corruption: CorruptionOptions, preprocess: PreprocessOptions | None = None,
+    classes: KnownClasses = KnownClasses(),
+) -> RunState:  # fmt: skip
     """Returns the state after `data_stages`; a data set that was saved poisoned comes with its own triggered test set.
 
     Args:
         data: Which images.
         corruption: A trigger or wrong labels.
         preprocess: What is done to the training images; None for nothing.
-
+        classes: Of a model that the data are for.
 
     Raises:
         ValueError: For settings out of range, and for a second corruption of a corrupted data set.
     """
-    return run_stages(data_stages(data, corruption, preprocess))
+    return run_stages(data_stages(data, corruption, preprocess, classes=classes))
 
 
 @dataclass(frozen=True)
@@ -125,10 +145,12 @@ class LoadData:
         data: Which.
         corrupting: Name and value of the option that is going to corrupt the labels, None for none; a data set that is corrupted
             already is refused then, before anything long begins.
+        classes: Of a model that the data are for.
     """
 
     data: DataOptions
     corrupting: tuple[str, Any] | None = None
+    classes: KnownClasses = KnownClasses()
 
     def __call__(self, state: RunState) -> None:
         """Sets ``state.splits``, and ``state.corruption`` of a data set that was saved corrupted."""
@@ -136,7 +158,8 @@ class LoadData:
         state.splits = load_data(
             data.dataset, config=data.dataset_config, image_column=data.image_column, label_column=data.label_column,
             test_split=data.test_split, max_train_samples=data.max_train_samples, max_test_samples=data.max_test_samples,
-            seed=data.split_seed,
+            seed=data.split_seed, names=self.classes.names, source=self.classes.source, names_required=self.classes.required,
+            others=[value for name, value in [self.corrupting or ("", "")] if name == "noisy_label_column"],
         )  # fmt: skip
         if IS_CORRUPTED not in state.train.column_names:
             return

@@ -12,10 +12,13 @@ import datasets
 import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
+from transformers.utils import logging
 
 from .columns import image_column as find_image_column
+from .splits import TEST, TRAIN, TRIGGERED, gate, labelled_splits
 
-TRAIN, TEST, TRIGGERED = "train", "test", "test_triggered"
+logger = logging.get_logger(__name__)
+
 _TEST_NAMES = ("test", "validation", "valid", "val", "eval")
 _LABEL_NAMES = ("label", "labels", "fine_label", "target", "class", "y")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -32,8 +35,14 @@ def load_data(
     max_train_samples: int | None = None,
     max_test_samples: int | None = None,
     seed: int = 0,
+    names: Sequence[str] | None = None,
+    source: str = "the model",
+    names_required: bool = True,
+    others: Sequence[str] = (),
 ) -> datasets.DatasetDict:
     """Returns a data set with splits 'train' and 'test' (and 'test_triggered' where saved), columns 'image' and 'label'.
+
+    All splits pass `splits.gate`: they number their classes alike.
 
     Args:
         name: 'digits' (scikit-learn's 1797 real handwritten digits, no network), a folder made by ``save_to_disk``, a parquet file
@@ -42,10 +51,15 @@ def load_data(
         config: Configuration of a hub data set.
         image_column: Default: the only Image column.
         label_column: Default: label, labels, fine_label, target, class or y.
-        test_split: Name of the split to test on; default: test, else validation, else a fifth of train.
+        test_split: Name of the split to test on; default: test, else validation (the first that has labels), else a fifth of
+            train.
         max_train_samples: Keep so many, chosen by ``seed``.
         max_test_samples: Keep so many, chosen by ``seed``.
         seed: Of the choice.
+        names: Of a model's classes, by number: the labels are numbered as the model numbers them.
+        source: Where these names come from, for messages.
+        names_required: Whether the data may have no other classes; else the names count only where it has the same.
+        others: More columns of class labels, to be numbered along.
 
     Raises:
         ValueError: For a name that leads nowhere and for missing or unusable columns.
@@ -54,9 +68,12 @@ def load_data(
         if value is not None and value < 1:
             raise ValueError(f"{field}={value} must be at least 1: raise it, or leave it out to take every sample.")
     loaded = digits() if name == "digits" else _load(name, config)
-    data = _splits(loaded, name, test_split, seed)
-    data = datasets.DatasetDict({key: _columns(split, image_column, label_column) for key, split in data.items()})
-    data = _class_labels(data)
+    data = gate(
+        _splits(loaded, name, test_split, image_column, label_column), names=names, source=source, required=names_required,
+        others=others,
+    )  # fmt: skip
+    if TEST not in data:
+        data = _hold_out(data, name, seed)
     for key, limit in ((TRAIN, max_train_samples), (TEST, max_test_samples), (TRIGGERED, max_test_samples)):
         if limit is not None and key in data and limit < len(data[key]):
             data[key] = data[key].select(kept_rows(len(data[key]), limit, seed)[0])
@@ -151,7 +168,10 @@ def _by_split(folder: str, tables: Sequence[str]) -> dict[str, list[str]]:
     return files
 
 
-def _splits(splits: Any, name: str, test_split: str | None, seed: int) -> dict[str, datasets.Dataset]:
+def _splits(
+    splits: Any, name: str, test_split: str | None, image_column: str | None, label_column: str | None
+) -> dict[str, datasets.Dataset]:
+    """The splits train and, where there are any, test and test_triggered, with columns image and label."""
     if isinstance(splits, datasets.Dataset):
         splits = datasets.DatasetDict({TRAIN: splits})
     if TRAIN not in splits:
@@ -162,52 +182,60 @@ def _splits(splits: Any, name: str, test_split: str | None, seed: int) -> dict[s
         raise ValueError(
             f"test_split={test_split!r} is not among the other splits: choose one of {[s for s in splits if s != TRAIN]}."
         )
-    test = test_split or next((s for s in _TEST_NAMES if s in splits), None)
-    if test is None:
-        if len(splits[TRAIN]) < 10:
-            raise ValueError(f"dataset={name!r} has {len(splits[TRAIN])} rows and no test split: add a test split.")
-        order = np.random.default_rng(seed).permutation(len(splits[TRAIN]))
-        cut = len(order) // 5
-        parts = {TRAIN: splits[TRAIN].select(np.sort(order[cut:])), TEST: splits[TRAIN].select(np.sort(order[:cut]))}
-    else:
-        parts = {TRAIN: splits[TRAIN], TEST: splits[test]}
+    for key in splits:
+        if len(splits[key]) == 0 and key in (TRAIN, TRIGGERED, test_split, *_TEST_NAMES):
+            raise ValueError(f"split '{key}' of dataset={name!r} has 0 rows: put samples in it.")
+    image = find_image_column(splits[TRAIN], image_column)
+    label = _label_column(splits[TRAIN], label_column)
+    test = _labelled_test(splits, name, test_split, label)
+    parts = {TRAIN: splits[TRAIN], **({} if test is None else {TEST: splits[test]})}
     if TRIGGERED in splits:
         parts[TRIGGERED] = splits[TRIGGERED]
-    for key, split in parts.items():
-        if len(split) == 0:
-            raise ValueError(f"split '{key}' of dataset={name!r} has 0 rows: put samples in it.")
-    return parts
+    return {key: _columns(split, image if image in split.column_names else None, label) for key, split in parts.items()}
 
 
-def _columns(data: datasets.Dataset, image: str | None, label: str | None) -> datasets.Dataset:
+def _hold_out(data: datasets.DatasetDict, name: str, seed: int) -> datasets.DatasetDict:
+    """Every fifth training sample, chosen by the seed, as test split."""
+    train = data[TRAIN]
+    if len(train) < 10:
+        raise ValueError(f"dataset={name!r} has {len(train)} rows and no test split: add a test split.")
+    order = np.random.default_rng(seed).permutation(len(train))
+    cut = len(order) // 5
+    rest, test = np.sort(order[cut:]), np.sort(order[:cut])
+    return datasets.DatasetDict({**data, TRAIN: train.select(rest), TEST: train.select(test)})
+
+
+def _labelled_test(splits: Any, name: str, asked: str | None, label: str) -> str | None:
+    """The split to test on: the one asked for, else the first of the usual names that has labels; None: a fifth of train."""
+    labelled, bare = labelled_splits(splits, [asked] if asked is not None else _TEST_NAMES, label)
+    if asked is not None and bare:
+        others = labelled_splits(splits, [s for s in splits if s not in (TRAIN, TRIGGERED)], label)[0]
+        raise ValueError(
+            f"test_split={asked!r} of dataset={name!r} has no labels in column {label!r} (-1, or none): choose "
+            f"{' or '.join(map(repr, others)) or 'none, and a fifth of train is taken'}."
+        )
+    test = labelled[0] if labelled else None
+    if bare and (test is None or _TEST_NAMES.index(bare[0]) < _TEST_NAMES.index(test)):
+        instead = "a fifth of 'train'" if test is None else f"split '{test}'"
+        logger.warning(f"split '{bare[0]}' of dataset={name!r} has no labels in column {label!r}: {instead} is tested on instead.")
+    return test
+
+
+def _label_column(data: datasets.Dataset, label: str | None) -> str:
+    """The column of the labels: the one named, else the first usual name."""
+    usual = [n for n in _LABEL_NAMES if n in data.column_names]
+    label = label or next(iter(usual), None)
+    if label not in data.column_names:
+        raise ValueError(f"label_column={label!r} was not found: set label_column to one of the columns {data.column_names}.")
+    return str(label)
+
+
+def _columns(data: datasets.Dataset, image: str | None, label: str) -> datasets.Dataset:
     """The columns by the names 'image' and 'label', which the rest of the package relies on."""
     image = find_image_column(data, image)
     if not isinstance(data.features[image], datasets.Image):
         raise ValueError(f"image_column={image!r} is {data.features[image]}, expected an Image column: cast_column it first.")
-    label = label or next((n for n in _LABEL_NAMES if n in data.column_names), None)
-    if label not in data.column_names:
-        raise ValueError(f"label_column={label!r} was not found: set label_column to one of the columns {data.column_names}.")
     for old, new in ((image, "image"), (label, "label")):
         if old != new:
             data = (data.remove_columns(new) if new in data.column_names else data).rename_column(old, new)
     return data.with_format(None)
-
-
-def _class_labels(data: datasets.DatasetDict) -> datasets.DatasetDict:
-    """One ClassLabel for every split: kept, named after the strings, or numbered."""
-    feature = data[TRAIN].features["label"]
-    if isinstance(feature, datasets.ClassLabel):
-        return data
-    kind = str(getattr(feature, "dtype", feature))
-    values = {value for split in data.values() for value in split.unique("label")}
-    if None in values:
-        raise ValueError("'label' is missing in some rows: filter them out.")
-    if kind in ("string", "large_string"):
-        names = sorted(values)
-    elif kind.startswith(("int", "uint", "bool")):
-        if min(values) < 0:
-            raise ValueError(f"'label' is {min(values)} in some row, expected class numbers from 0: filter or renumber them.")
-        names = [str(i) for i in range(int(max(values)) + 1)]
-    else:
-        raise ValueError(f"'label' is {feature}, expected one class name or number a row: set label_column.")
-    return data.cast_column("label", datasets.ClassLabel(names=names))
