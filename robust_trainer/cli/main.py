@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from .. import __version__
+from ..reporting.safe_text import plain
 from ..reporting.suggest import did_you_mean
 
 
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if debug:
             raise
-        print("robust-trainer: error: " + " ".join(str(error).split()), file=sys.stderr)
+        print("robust-trainer: error: " + plain(error, 4000), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("robust-trainer: interrupted", file=sys.stderr)

@@ -9,13 +9,14 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from ..reporting.results import CURVES, percent
+from ..reporting.safe_text import plain
 
 
 class EpochBar(TrainerCallback):
     """A progress bar over the steps, and one line per epoch where ``lines`` is set; on the main process only."""
 
     def __init__(self, name: str, lines: bool = True, bar: bool = True):
-        self.name, self.lines, self.shown = name, lines, bar
+        self.name, self.lines, self.shown = plain(name, 60), lines, bar
         self.row: dict[str, float] = {}
         self.bar: Any = None
 

@@ -4,30 +4,38 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections.abc import Sequence
+
+from .safe_text import plain, visible
+
+#: The most characters of a cell.
+CELL = 1000
 
 
 def say(text: str) -> None:
-    """Prints on the main process.
+    """Prints on the main process; names in it may be anyone's, so a terminal is given nothing that it would act upon.
 
     Args:
-        text: What to print.
+        text: What to print, of any number of lines.
     """
     if os.environ.get("RANK", "0") == "0":
-        print(text, flush=True)
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        print(visible(text).encode(encoding, "replace").decode(encoding), flush=True)
 
 
 def show(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns a table as text: the first column to the left, the others to the right.
+    """Returns a table as text: the first column to the left, the others to the right; a cell is one safe line.
 
     Args:
         heading: Names of the columns.
         rows: One list of cells a row.
     """
-    widths = [max(len(str(row[i])) for row in [heading, *rows]) for i in range(len(heading))]
+    heading, rows = [plain(cell, CELL) for cell in heading], [[plain(cell, CELL) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in [heading, *rows]) for i in range(len(heading))]
 
     def line(row: Sequence[str]) -> str:
-        return "  ".join(str(c).ljust(w) if i == 0 else str(c).rjust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip()
+        return "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip()
 
     return "\n".join([line(heading), "  ".join("-" * w for w in widths), *map(line, rows)])
 

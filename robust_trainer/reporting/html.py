@@ -13,8 +13,9 @@ import jinja2
 from PIL import Image
 
 from .atomic_files import write_text
-from .figures import percent_lines
+from .figures import drawable, percent_lines
 from .results import percent, table
+from .safe_text import plain, visible
 
 #: Figures: per-epoch column -> title and what to read from it.
 PLOTS: Mapping[str, tuple[str, str]] = {
@@ -65,7 +66,10 @@ def figures(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
         shown.discard("kept_fraction")
     out = []
     for name, (title, reading) in PLOTS.items():
-        lines = {run["method"]: [(row["epoch"], 100 * row[name]) for row in run["curves"] if name in row] for run in runs}
+        lines = {
+            drawable(plain(run["method"], 60)): [(row["epoch"], 100 * row[name]) for row in run["curves"] if name in row]
+            for run in runs
+        }
         if name in shown:
             out.append({"title": title, "reading": reading, "uri": percent_lines(lines)})
     return out
@@ -121,7 +125,7 @@ def settings_told(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 @cache
 def template(name: str) -> jinja2.Template:
-    """Returns a template of the package; whatever is filled in is escaped.
+    """Returns a template of the package; whatever is filled in is escaped, and has nothing in it that a page would act upon.
 
     Args:
         name: File name of the template.
@@ -129,4 +133,5 @@ def template(name: str) -> jinja2.Template:
     loader = jinja2.PackageLoader("robust_trainer.reporting", "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["percent"] = percent
+    environment.finalize = lambda value: visible(value) if type(value) is str else value  # Markup is the templates' own
     return environment.get_template(name)

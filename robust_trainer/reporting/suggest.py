@@ -48,8 +48,12 @@ def nearest(word: object, names: Iterable[str]) -> str | None:
         shared = next((i for i, (x, y) in enumerate(zip(plain, other)) if x != y), min(len(plain), len(other)))
         return edit_distance(plain, other), -shared
 
-    best = min(names, key=rank, default=None)
-    if best is not None and rank(best)[0] <= max(1, _FARTHEST * max(len(plain), len(best))):
+    def farthest(name: str) -> float:
+        return max(1, _FARTHEST * max(len(plain), len(name)))
+
+    # a distance is at least the difference in length, and a word of a million letters is compared with nothing
+    best = min((n for n in names if abs(len(n) - len(plain)) <= farthest(n)), key=rank, default=None)
+    if best is not None and rank(best)[0] <= farthest(best):
         if len(plain) > 2 or (plain and _plain(best).startswith(plain)):  # two letters are near too many names
             return best
     holding = [name for name in names if len(plain) > 2 and plain in _plain(name)]

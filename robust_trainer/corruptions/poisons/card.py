@@ -11,6 +11,7 @@ import datasets
 
 from ...perturbations.norms import NORMS
 from ...reporting.atomic_files import write_text
+from ...reporting.safe_text import plain
 from .poison_images import realised_norms
 from .table import find_poison, make_ball
 
@@ -130,7 +131,7 @@ from datasets import load_from_disk
 
 
 def _cell(text: str) -> str:
-    return " ".join(str(text).split()).replace("|", "\\|")
+    return plain(text, 1000).replace("|", "\\|")
 
 
 def _eps(eps: float) -> str:
