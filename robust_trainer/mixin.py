@@ -19,14 +19,13 @@ from . import audit as audits
 from .callbacks.spectral_cap import SpectralCap
 from .config import frozen_and_capped, keywords_after, recipe_from
 from .data.indexing import INDEX
-from .data.labels import check_label_column
 from .data.streams import StreamSampler
 from .ledger.fingerprint import new_ledger
 from .ledger.ledger import SampleLedger
 from .losses.evaluation import plain_loss
 from .methods.objective import with_objective
 from .methods.recipe import Recipe
-from .methods.validation import find_adapter, number_of_rows, validate_setup
+from .methods.validation import find_adapter, number_of_rows, validate_datasets, validate_evaluation, validate_setup
 from .models.heads import LinearProbe, head_of, training_mode
 from .models.peers import PeerModel, clip_each, each_reported, make_peers
 from .models.problem import number_of_classes, problem_of, returns_losses
@@ -199,12 +198,11 @@ class RobustTrainerMixin(Trainer):
             self.loss_is_scaled_for_ga = type(self).loss_is_scaled_for_ga
             return None
         self.loss_is_scaled_for_ga = True
-        data, size = self.train_dataset, number_of_rows(self.train_dataset)
+        size = number_of_rows(self.train_dataset)
         problem = self._problem = problem_of(bare, getattr(self.args, "problem_type", None))
         validate_setup(self, recipe, size, problem, bare)
         classes = number_of_classes(bare)
-        if isinstance(data, datasets.Dataset):
-            check_label_column(data, self.label_names, classes, self.args.remove_unused_columns, problem)
+        validate_datasets(self, problem, classes, bare)
         recipe = with_objective(recipe, problem, self.compute_loss_func, self.args.label_smoothing_factor)
         run = make_run(self, recipe, problem, classes, size)
         recorder = SampleGradients(training_mode(bare, self._linear_probe)) if recipe.gradients else None
@@ -357,6 +355,8 @@ class RobustTrainerMixin(Trainer):
         loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
         bare = self.accelerator.unwrap_model(self.model)
         peers = isinstance(bare, PeerModel) and not returns_losses(bare)
+        if self.recipe() is not None:
+            validate_evaluation(self, dataloader, metric_key_prefix, bare)
         if not peers or loss_only or self.compute_metrics is None or self.args.batch_eval_metrics:
             return super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         with each_reported(self):

@@ -1,11 +1,16 @@
-"""The labels of a batch, checked before a step uses them."""
+"""The labels of a batch and of a whole column, checked before a step uses them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
 
 from ..problems import SINGLE_LABEL, Problem
 
@@ -43,34 +48,129 @@ def check_labels(
 
 
 def check_label_column(
-    data: datasets.Dataset, label_names: Sequence[str], classes: int | None, columns_removed: bool, problem: Problem
+    data: datasets.Dataset,
+    role: str,
+    label_names: Sequence[str],
+    classes: int | None,
+    problem: Problem,
+    made: Callable[[int], Mapping[str, Any] | None],
+    names: Sequence[str] | None = None,
+    columns_removed: bool = False,
 ) -> None:
-    """Checks the label column of a data set before the first step.
+    """Checks the label column of a training or evaluation set before the first step, without reading its inputs.
+
+    Where the column does not fit, the row in question is made into a batch: what a transform or a collator mends is no mistake.
 
     Args:
-        data: the training set.
+        data: the data set.
+        role: what it is to the Trainer, as messages begin; that of the training set is train_dataset.
         label_names: the Trainer's names of labels.
         classes: the model's number of classes, None where unknown.
-        columns_removed: whether the Trainer removes the columns that the model does not take.
         problem: what kind of problem the samples pose.
+        made: the batch that the collator makes of one row, None where it cannot.
+        names: of the model's classes, by number, or of the training set's; None where unknown.
+        columns_removed: whether the Trainer removes the columns that the model does not take.
 
     Raises:
-        ValueError: for a column that is missing, holds strings or names more classes than the model has.
+        ValueError: for a column that is missing, holds strings, names more classes than the model has, names them in another
+            order, or holds a label that is none; the row is named.
     """
     if not problem.labelled:
         return
+    training = role == "train_dataset"
     name = next((n for n in (*label_names, "label", "label_ids") if n in data.column_names), None)
     if name is None:
-        if columns_removed:
-            raise ValueError(
-                f"train_dataset has no label column: expected one of {[*label_names, 'label']}, got {data.column_names}."
-            )
+        if columns_removed and training:
+            raise ValueError(f"{role} has no label column: expected one of {[*label_names, 'label']}, got {data.column_names}.")
         return
-    if data.format["type"] == "custom":
-        return  # a transform makes the labels; the collator checks what it made
-    feature = data.features[name]
-    if getattr(feature, "dtype", None) in ("string", "large_string"):
-        raise ValueError(f"'{name}' holds strings, expected class numbers: use dataset.class_encode_column('{name}').")
-    named = getattr(feature, "num_classes", None) if problem.one_class else None
-    if named is not None and classes is not None and named > classes:
-        raise ValueError(f"'{name}' has {named} classes but the model {classes}: pass num_labels={named} to the model.")
+    prefix = "" if training else f"{role}: "
+    feature, keys = data.features[name], [name, *label_names, "labels", "label"]
+    if data.format["type"] != "custom":  # else a transform makes the labels
+        if getattr(feature, "dtype", None) in ("string", "large_string"):
+            raise ValueError(f"{prefix}'{name}' holds strings, expected class numbers: use dataset.class_encode_column('{name}').")
+        named = getattr(feature, "num_classes", None) if problem.one_class else None
+        if named is not None and classes is not None and named > classes:
+            raise ValueError(f"{prefix}'{name}' has {named} classes but the model {classes}: pass num_labels={named} to the model.")
+
+    def labels_of(row: int) -> Any:
+        batch = made(row) or {}
+        return next((batch[key] for key in keys if key in batch), None)
+
+    values = _tensor(data, name)
+    if values is None:
+        return
+    if isinstance(feature, datasets.ClassLabel) and problem.one_class and names is not None:
+        _check_order(values, feature.names or [], names, f"{prefix}'{name}'", labels_of)
+    wrong = _first_wrong(problem, name, values, classes)
+    labels = None if wrong is None else labels_of(wrong)
+    if wrong is None or labels is None:
+        return
+    try:
+        problem.check_labels(name, labels, classes, [wrong])
+    except ValueError as error:
+        if training:
+            raise
+        mend = f"{str(error).rstrip('.')}, or take the column away (remove_columns({name!r})) to predict without labels."
+        raise ValueError(prefix + mend.replace("training row", "row")) from error
+
+
+def _tensor(data: datasets.Dataset, name: str) -> Tensor | None:
+    """A column of numbers, or of lists of one length, as (N,) or (N, K); None for anything else, a missing value included."""
+    table: Any = data.select_columns([name]).with_format("arrow")[:]
+    column, shape = table.column(0).combine_chunks(), [len(data)]
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    column = column.storage if isinstance(column, pa.ExtensionArray) else column
+    while pa.types.is_list(column.type) or pa.types.is_large_list(column.type) or pa.types.is_fixed_size_list(column.type):
+        flat = column.flatten()
+        width, rest = divmod(len(flat), max(len(column), 1))
+        if column.null_count or rest or (pc.list_value_length(column).unique().to_pylist() != [width]):
+            return None
+        column, shape = flat, [*shape, width]
+    number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_boolean(column.type)
+    if not number or column.null_count:
+        return None
+    array = column.to_numpy(zero_copy_only=False)
+    array = array.astype(np.int64) if array.dtype.kind == "u" else array.copy()  # arrow's memory is read-only
+    return torch.from_numpy(array).reshape(shape)
+
+
+def _first_wrong(problem: Problem, name: str, values: Tensor, classes: int | None) -> int | None:
+    """The first row whose labels the problem refuses, found by halving: a check speaks of rows, whatever the problem is."""
+
+    def passes(start: int, end: int) -> bool:
+        try:
+            problem.check_labels(name, values[start:end], classes, range(start, end))
+        except ValueError:
+            return False
+        return True
+
+    start, end = 0, len(values)
+    if passes(start, end):
+        return None
+    while end - start > 1:
+        middle = (start + end) // 2
+        start, end = (middle, end) if passes(start, middle) else (start, middle)
+    return start
+
+
+def _check_order(values: Tensor, own: Sequence[str], names: Sequence[str], what: str, labels_of: Callable[[int], Any]) -> None:
+    """Raises ``ValueError`` where a class that some row has stands at another number among the model's names."""
+    place = {_plain(name): i for i, name in enumerate(names)}
+    moved = [i for i, name in enumerate(own) if place.get(_plain(name), i) != i]
+    rows = torch.isin(values, torch.tensor(moved, dtype=values.dtype)).nonzero().flatten()
+    if not len(rows):
+        return
+    row = int(rows[0])
+    number, labels = int(values[row]), labels_of(row)
+    if not isinstance(labels, Tensor) or labels.numel() != 1 or int(labels) != number:
+        return  # a transform or the collator gives it another number
+    other = place[_plain(own[number])]
+    raise ValueError(
+        f"{what} numbers class {own[number]!r} as {number} (row {row}), the model or train_dataset as {other}: "
+        "number them alike with dataset.align_labels_with_mapping(label2id, column), or pass the column's names to the model as "
+        "id2label."
+    )
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.casefold().replace("_", " ").split())

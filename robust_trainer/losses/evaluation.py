@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..models.outputs import logits_of
 from ..models.peers import PeerModel
+from ..models.problem import number_of_classes
 from ..problems import Problem
 from ..problems.unlabelled import without_labels
 
@@ -27,6 +28,10 @@ def plain_loss(trainer: Any, base: Any, model: nn.Module, inputs: Any, return_ou
     """
     if not problem.labelled:
         return base(model, without_labels(inputs, trainer.args.label_names), return_outputs, items)
+    name = next((n for n in trainer.label_names if isinstance(inputs.get(n), Tensor)), None)
+    if name is not None:
+        inputs = {**inputs, name: problem.model_labels(inputs[name])}  # as in training: any type that holds the labels will do
+        _check(problem, name, inputs[name], trainer.accelerator.unwrap_model(model))
     if trainer.compute_loss_func is not None:
         return _users(base, model, inputs, return_outputs, items)
     bare = trainer.accelerator.unwrap_model(model)
@@ -44,6 +49,16 @@ def plain_loss(trainer: Any, base: Any, model: nn.Module, inputs: Any, return_ou
     if not return_outputs:
         return loss
     return loss, (outputs if isinstance(outputs, dict) else {"logits": logits})
+
+
+def _check(problem: Problem, name: str, labels: Tensor, model: nn.Module) -> None:
+    """Raises ``ValueError`` for labels out of range that no column could be checked for: of a transform, or of other data sets."""
+    if problem.one_class and (labels.dim() != 1 or labels.is_floating_point()):
+        return  # mixtures of classes, or one label a token, which transformers' heads take
+    try:
+        problem.check_labels(name, labels, number_of_classes(model), range(len(labels)))
+    except ValueError as error:
+        raise ValueError(f"an evaluation batch: {str(error).replace('training row', 'row')}") from error
 
 
 def _users(base: Any, model: nn.Module, inputs: Any, return_outputs: bool, items: Any) -> Any:

@@ -80,6 +80,10 @@ class Problem(ABC):
         """Returns a batch's labels as the losses take them: floats (B, K)."""
         return labels.float().view(len(labels), -1)
 
+    def model_labels(self, labels: Tensor) -> Tensor:
+        """Returns a batch's labels in the type that a model's own loss takes: floats, of the shape that they came in."""
+        return full_precision(labels)
+
     def classes_of(self, targets: Tensor) -> Tensor:
         """Returns the class (B,) that a rule within each class takes a sample for; zeros where there are no classes."""
         return torch.zeros_like(targets[:, 0], dtype=torch.long)

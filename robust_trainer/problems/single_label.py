@@ -23,6 +23,10 @@ class SingleLabel(Problem):
         """Returns the class labels (B,)."""
         return labels.long()
 
+    def model_labels(self, labels: Tensor) -> Tensor:
+        """Returns the class labels (B,) as int64, which every loss takes; what is no integer stays, and is refused there."""
+        return labels if labels.is_floating_point() else labels.long()
+
     def classes_of(self, targets: Tensor) -> Tensor:
         """Returns the class labels (B,)."""
         return targets
