@@ -93,6 +93,25 @@ def check_same_data(run: Mapping[str, Any], rows: int, fingerprint: str | None) 
         raise ValueError(f"{message} {rows} rows and fingerprint {fingerprint}: {mend}")
 
 
+def given_labels(data: Any, label: str | None, classes: int | None = None) -> np.ndarray | None:
+    """Returns the labels (N,) as they stand in the data set, int64; None where it does not hold a class number in every row.
+
+    Args:
+        data: the data set; transforms do not count.
+        label: the column of its labels, None where there is none.
+        classes: how many there are, None where unknown; labels beyond them are no class numbers.
+    """
+    if not isinstance(data, datasets.Dataset) or label not in data.column_names or not len(data):
+        return None
+    column = data.select_columns([label]).with_format("arrow")[:].column(0)
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)) or column.null_count:
+        return None
+    values = column.to_numpy()
+    labels = values.astype(np.int64)
+    known = (labels == values).all() and labels.min() >= 0 and (not classes or labels.max() < classes)
+    return labels if known else None
+
+
 def class_names(data: Any, label_names: Sequence[str], config: Any, classes: int | None) -> list[str]:
     """Returns the names of the classes, by the label column's feature, else by the config, else their numbers; [] if unknown."""
     feature = data.features.get(label_column(data, label_names)) if isinstance(data, datasets.Dataset) else None
@@ -126,6 +145,9 @@ def new_ledger(trainer: Any, recipe: Recipe, problem: Problem, classes: int | No
     }  # fmt: skip
     wide = SampleLedger.needs_wide(classes if problem.one_class else 1, epochs)
     ledger = SampleLedger(size, args.device, wide=wide, classes=classes if predictions else None, run=run)
+    if problem.one_class and recipe.class_floor > 0 and recipe.selection is not None:
+        labels = given_labels(data, label, classes)
+        ledger.given = None if labels is None else torch.from_numpy(labels)
     if isinstance(data, datasets.Dataset) and "is_corrupted" in data.column_names:
         truth = np.asarray(data.with_format(None)["is_corrupted"][:])
         if truth.dtype != bool and not (np.issubdtype(truth.dtype, np.integer) and set(np.unique(truth)) <= {0, 1}):

@@ -32,6 +32,10 @@ class SampleLedger:
 
     Guarantee: a sample that a distributed sampler repeats within an epoch is recorded once.
 
+    Attributes:
+        truth: which samples are known to be corrupted, bool (N,), None where that is not known.
+        given: the given labels (N,) where the data set tells them before training, else None.
+
     Args:
         size: rows of the data set.
         device: of the training.
@@ -64,6 +68,7 @@ class SampleLedger:
             self._columns["mean_probs"] = torch.zeros(size, classes, device=device)
         self.before_read: Callable[[], None] | None = None
         self.truth: Tensor | None = None
+        self.given: Tensor | None = None
 
     @property
     def mean_probs(self) -> Tensor | None:

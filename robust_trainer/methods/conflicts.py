@@ -39,7 +39,7 @@ def unread_by(rule: str) -> set[str]:
         rule: a key of `RULES`.
     """
     rules = {*settings_of("ranking"), *settings_of("split"), "peer_exchange"}
-    return rules - {"rule", "score", *parameters_of(RULES[rule])}
+    return rules - {"rule", "score", "class_floor", *parameters_of(RULES[rule])}
 
 
 def _check_effects(settings: Mapping[str, Any], changes: Mapping[str, Any], objective: str, parts: Collection[str]) -> None:

@@ -156,6 +156,7 @@ class Method:
             clip_norm=s.get("clip_norm"),
             freeze_backbone=s.get("freeze_backbone", False),
             spectral=cap_of(s),
+            class_floor=s.get("class_floor", SETTINGS["class_floor"].default) if self.takes("class_floor") else 0,
             settings=s,
         )
 

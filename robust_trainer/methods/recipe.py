@@ -45,6 +45,7 @@ class Recipe:
         collapse_check_steps: steps between two probes for catastrophic overfitting, None for none.
         freeze_backbone: whether the classification head is trained alone.
         spectral: the cap of the weights' spectral norms, None for none.
+        class_floor: samples of each class that the selection cannot leave out where a class is rare (`allocation.class_floors`).
         settings: the numbers it was built from.
 
     Raises:
@@ -73,6 +74,7 @@ class Recipe:
     collapse_check_steps: int | None = None
     freeze_backbone: bool = False
     spectral: Cap | None = None
+    class_floor: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

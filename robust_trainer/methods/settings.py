@@ -16,6 +16,7 @@ from ..losses.standard import OBJECTIVES
 from ..models.spectral import LAYERS
 from ..perturbations.pgd import NORM_CHOICES, SCOPES, UNIFORM
 from ..reporting.suggest import did_you_mean
+from ..selection.allocation import CLASS_FLOOR
 from ..selection.erat_split import SCALES
 from ..selection.rates import SCHEDULES
 from ..selection.rules import ESTIMATED, EXCHANGES, MEMORIES, RANK_AMONG, RULES
@@ -102,6 +103,8 @@ _ROWS = (
             bool, field=True),
     Setting("rebalance_eta", "exponent of a class's rate; 0 keeps as many samples of each class", 0.1, ("ranking", "split"),
             range=SHARE, idle=_without_rebalancing),
+    Setting("class_floor", "samples of each class that are always kept where a class is rare (below half the mean size); 0: none",
+            CLASS_FLOOR, ("ranking", "split"), int, range=at_least(0), implicit=True),
     Setting("score", "what samples are ranked by, a registered score; by default the method's own", None, ("ranking", "split"), str,
             choices=lambda: SCORES, optional=True, implicit=True),
     Setting("rule", "a registered rule in place of the method's own", None, ("ranking", "split"), str, choices=lambda: RULES,

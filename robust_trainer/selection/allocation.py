@@ -12,6 +12,10 @@ from torch import Tensor
 
 from .ranking import minmax
 
+#: A class is rare where it has fewer samples than this part of what classes have on average.
+RARE = 0.5
+#: Samples of each class that are kept whatever their scores, where a class is rare (docs/background/decisions.md).
+CLASS_FLOOR = 10
 #: (1 - S_k) of eq. 4 is no number to take a power of where S_k > 1, and eq. 1's score goes up to 2.
 FLOOR = 1e-3
 
@@ -112,3 +116,21 @@ def rebalanced_shares(scores: Tensor, labels: Tensor, count: Tensor, kept: float
         rates = sampling_rates(class_scores(minmax(row).to(sizes.dtype), labels, everybody, sizes.numel()), eta)
         shares.append(allocate(kept * sizes.sum(), rates, sizes) / sizes.clamp_min(1.0))
     return torch.stack(shares)
+
+
+def class_floors(sizes: Tensor, least: int) -> Tensor:
+    """Returns how many samples of each class are to be kept at least, int64 (C,).
+
+    Of a rare class, which has less than RARE of the mean size, ``least`` samples, or all where it has fewer; beside rare classes
+    the same of the others, but half of theirs at most.
+
+    Guarantee: where no class is rare there is no floor, so on balanced data a method is its paper's.
+
+    Args:
+        sizes: number of samples of each class, (C,), int64.
+        least: samples of a class, 0 for no floor.
+    """
+    present = (sizes > 0).sum()
+    rare = (sizes > 0) & (sizes * present < RARE * sizes.sum())
+    floors = torch.where(rare, sizes, sizes // 2).clamp_max(least)
+    return torch.where(rare.any(), floors, torch.zeros_like(floors))

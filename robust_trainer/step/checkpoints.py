@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from ..ledger.fingerprint import check_same_data
 from ..methods.recipe import Recipe
-from ..methods.settings import defaults
+from ..methods.settings import PARTS, defaults
 from ..reporting.atomic_files import replacing, write_json
 from .plan import RobustStep
 
@@ -116,7 +116,7 @@ def check_method(folder: str, recipe: Recipe | None) -> None:
     if recipe is None or saved != method:
         return
     before, now = json.loads(metadata.get("settings", "{}")), json.loads(_identity(recipe)["settings"])
-    implicit = defaults(("anywhere",), implicit=True)  # those are not among a method's settings where nobody set them
+    implicit = defaults(PARTS, implicit=True)  # those are not among a method's settings where nobody set them
     before, now = {**implicit, **before}, {**implicit, **now}
     for name in sorted(before.keys() & now.keys()):
         if before[name] != now[name]:

@@ -15,6 +15,7 @@ from ..ledger.ledger import SampleLedger
 from ..ledger.margins import trace
 from ..models.modes import eval_mode, preserve_rng
 from ..types import EpochRule, ForwardOutput, Progress, decides_epochs
+from .class_floor import ClassFloor
 from .records import MicroBatch, Run
 
 logger = logging.get_logger(__name__)
@@ -41,6 +42,7 @@ class EpochSelection:
     """The decision over an epoch: the ledger's column ``keep`` and, in the run's states, its epoch; so both are in checkpoints."""
 
     run: Run
+    floor: ClassFloor
 
     @property
     def rule(self) -> EpochRule | None:
@@ -70,7 +72,8 @@ class EpochSelection:
         if not self.made and not (started and rule.decides(progress)):
             return
         scores, labels = ledger.ema_score, ledger.label.long().clamp_min(0)
-        self._settle(ledger, rule.keep_mask(scores, ledger.seen, labels, self.run.classes, progress, ledger.keep), epoch)
+        mask = rule.keep_mask(scores, ledger.seen, labels, self.run.classes, progress, ledger.keep)
+        self._settle(ledger, mask | self.floor.chosen(scores), epoch)
 
     def scan_due(self, progress: Progress) -> bool:
         """Returns whether the epoch that starts now wants all samples scored first: not when a resumed run has the decision."""
@@ -95,6 +98,8 @@ class EpochSelection:
             return []
         seen = torch.ones_like(scan.labels)
         mask = rule.keep_mask(scan.scores, seen, scan.labels, classes, progress, ledger.columns["keep"])
+        self.floor.count(scan.labels)
+        mask = mask | self.floor.chosen(scan.scores)
         self._settle(ledger, mask, epoch)
         everybody = torch.arange(len(scan.scores), device=scan.scores.device)
         ledger.record(

@@ -19,6 +19,7 @@ from ..models.outputs import read_output
 from ..perturbations.awp import PerturbedWeights, WeightPerturbation, sum_over_processes
 from ..perturbations.inputs import EmbeddingAdapter, Forward, InputAdapter, PixelAdapter
 from ..types import ForwardOutput, Progress
+from .class_floor import ClassFloor
 from .dataset_scores import DatasetScores, EpochSelection
 from .inner import InnerMaximization
 from .outer import OuterMinimization
@@ -36,8 +37,9 @@ class RobustStep:
 
     def __init__(self, run: Run):
         self.run = run
-        self.selection = EpochSelection(run)
-        self.weights = WeightDecider(run, self.selection)
+        self.floor = ClassFloor(run)
+        self.selection = EpochSelection(run, self.floor)
+        self.weights = WeightDecider(run, self.selection, self.floor)
         self.outer = OuterMinimization(run.recipe, self.read)
         self.pending = PendingRecords()
         self.adapter: InputAdapter | None = None
@@ -250,6 +252,7 @@ class RobustStep:
             self.record_pending()
             estimator.half = max(1.0, progress.max_epochs / 2)  # a resumed estimator was made before this was known
             estimator.estimate(int(progress.epoch))
+        self.floor.open_epoch(progress)
         self.selection.from_memory(self._with_rate(progress))
 
     def decide_epoch(self, scan: DatasetScores, progress: Progress) -> list[int]:

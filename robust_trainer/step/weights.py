@@ -11,6 +11,7 @@ from torch import Tensor
 from ..selection.noise_rate import RateEstimate, RateEstimator
 from ..selection.rules import ESTIMATED
 from ..types import BatchRule, ForwardOutput, Progress, decides_epochs
+from .class_floor import ClassFloor
 from .dataset_scores import EpochSelection
 from .records import FirstForward, MicroBatch, Run, SampleWeights, StepWeights
 
@@ -24,11 +25,13 @@ class WeightDecider:
     Args:
         run: of the training.
         selection: the decision over the epoch.
+        floor: the samples of rare classes that are kept whatever the rule says.
         estimator: of the noise rate, made when the number of classes is known; None where it is not estimated.
     """
 
     run: Run
     selection: EpochSelection
+    floor: ClassFloor
     estimator: RateEstimator | None = None
 
     # ---- the rule's weights ----------------------------------------------------------------------------------------------
@@ -88,7 +91,7 @@ class WeightDecider:
             run.states[place] = rule.new_state(run.classes, own.shape[0], own.device)
         weights = rule.weights(everyone, run.gather(classes), progress, run.states[place])
         mine = weights[:, run.rank * own.shape[1] : (run.rank + 1) * own.shape[1]]
-        return list(mine.split([score.shape[1] for score in scores], 1))
+        return self.floor.raised(mine.split([score.shape[1] for score in scores], 1), scores, batches)
 
     # ---- what becomes of them --------------------------------------------------------------------------------------------
 
