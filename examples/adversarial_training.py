@@ -67,10 +67,10 @@ def main() -> None:
     transform = ImageTransform(processor, model_channels(model))
 
     # 3. train: the callback measures on the way, keeps the best weights in output_dir/best, and evaluates both at the end
-    trainer = RobustTrainer(model=model, args=args, train_dataset=train.with_transform(transform), processing_class=processor)
+    trainer = RobustTrainer(model=model, args=args, train_dataset=transform.apply_to(train), processing_class=processor)
     settings = recipe.settings if (recipe := trainer.recipe()) is not None else {}
     callback = RobustnessCallback(
-        found.test.with_transform(transform), held_out=held_out.with_transform(transform), every_epochs=tracking.every_epochs,
+        transform.apply_to(found.test), held_out=transform.apply_to(held_out), every_epochs=tracking.every_epochs,
         attacks_during=tracking.attacks_during, attacks_final=tracking.attacks_final, final_samples=tracking.final_samples,
         eps=settings.get("eps", 8 / 255), norm=settings.get("norm", "linf"), log=show if args.process_index == 0 else None,
     )  # fmt: skip

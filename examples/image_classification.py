@@ -46,13 +46,13 @@ def main() -> None:
     model, processor = build_model(options.model, label_names(train), channels=channels,
                                    image_size=options.image_size or min(side, 64), from_scratch=options.from_scratch)  # fmt: skip
     transform = ImageTransform(processor, model_channels(model))
-    evaluation = {"clean": test.with_transform(transform)}
+    evaluation = {"clean": transform.apply_to(test)}
     if triggered is not None:
-        evaluation["poison"] = triggered.with_transform(transform)
+        evaluation["poison"] = transform.apply_to(triggered)
 
     # 3. train: the Trainer's own arguments, and a method in args
     trainer = RobustTrainer(
-        model=model, args=args, train_dataset=train.with_transform(transform), eval_dataset=evaluation,
+        model=model, args=args, train_dataset=transform.apply_to(train), eval_dataset=evaluation,
         processing_class=processor, compute_metrics=compute_accuracy,
     )  # fmt: skip
     trainer.train()

@@ -62,17 +62,17 @@ def main() -> None:
             use_cpu=args.use_cpu, logging_strategy="epoch", disable_tqdm=args.disable_tqdm,
         )  # fmt: skip
         first = ContrastiveTrainer(
-            model, settings, train_dataset=train.with_transform(transform),
-            extra_dataset=None if extra is None else extra.with_transform(transform), processing_class=processor,
+            model, settings, train_dataset=transform.apply_to(train),
+            extra_dataset=None if extra is None else transform.apply_to(extra), processing_class=processor,
         )  # fmt: skip
         first.train()
 
     # 4. stage two: the method in args trains the head of the same model
-    evaluation = {"clean": test.with_transform(transform)}
+    evaluation = {"clean": transform.apply_to(test)}
     if triggered is not None:
-        evaluation["poison"] = triggered.with_transform(transform)
+        evaluation["poison"] = transform.apply_to(triggered)
     trainer = RobustTrainer(
-        model=model, args=args, train_dataset=train.with_transform(transform), eval_dataset=evaluation,
+        model=model, args=args, train_dataset=transform.apply_to(train), eval_dataset=evaluation,
         processing_class=processor, compute_metrics=compute_accuracy,
     )  # fmt: skip
     trainer.train()

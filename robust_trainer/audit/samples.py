@@ -5,22 +5,18 @@ from __future__ import annotations
 import base64
 import html
 import io
-import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import datasets
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.Image import Image
 
 from ..data.columns import IMAGE_NAMES, check_dataset
+from ..data.decode import ImageError, decode_image
 from ..reporting.safe_text import plain
 
-#: Formats that are opened; Pillow knows many more, which nobody trains on and which few have looked at.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-#: An image with more pixels is not decoded; all images of a report together may have ALL_PIXELS.
+#: An image with more pixels is not shown; all images of a report together may have ALL_PIXELS.
 MAX_PIXELS, ALL_PIXELS = 50_000_000, 1_500_000_000
 #: The longer side of a thumbnail, in pixels; up to PNG_SIDE it is stored without loss.
 SIDE, PNG_SIDE = 96, 32
@@ -103,40 +99,27 @@ def show(data: datasets.Dataset | None, rows: Sequence[int], size: int, budget: 
     return out
 
 
-def thumbnail(value: Mapping[str, Any] | None, most: int = MAX_PIXELS) -> tuple[Image.Image, int]:
+def thumbnail(value: Mapping[str, Any] | None, most: int = MAX_PIXELS) -> tuple[Image, int]:
     """Returns a copy of at most 96 x 96 pixels, mode L or RGB without metadata, and the number of pixels that were decoded.
 
     Args:
-        value: ``bytes`` and ``path`` of an undecoded `datasets.Image`. Formats other than FORMATS are not tried, a size of more
-            than ``most`` pixels is refused by its header. The first frame of several, turned as its EXIF data says; transparent is
-            white; 16 bits, integers and floats are stretched from their least to their largest value.
+        value: ``bytes`` and ``path`` of an undecoded `datasets.Image`; the picture is that of `decode_image`, what the model sees,
+            but integers and floats of unknown range are stretched from their least to their largest value.
         most: Pixels that are decoded at most.
 
     Raises:
         Unshown: With the reason in words.
     """
-    source = _source(value)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, on odd metadata and large sizes
-            with Image.open(source, formats=FORMATS) as image:
-                width, height = image.size
-                if width * height > most:
-                    raise Unshown(f"too large: {width} x {height} pixels")
-                image.draft(None, (2 * SIDE, 2 * SIDE))
-                decoded = image.width * image.height
-                return _small(image), decoded
-    except Unshown:
-        raise
-    except Image.DecompressionBombError:
-        raise Unshown("too large: more pixels than can be decoded") from None
-    except UnidentifiedImageError:
-        raise Unshown("damaged, or not PNG, JPEG, WebP, GIF, BMP, TIFF or PPM") from None
-    except Exception as error:  # whatever a decoder makes of hostile bytes, the report is written
-        raise Unshown(f"damaged ({type(error).__name__})") from None
+        picture = decode_image(value, most=most, draft=(2 * SIDE, 2 * SIDE), stretch=True)
+    except ImageError as error:
+        raise Unshown(error.reason) from None
+    decoded = picture.width * picture.height
+    picture.thumbnail((SIDE, SIDE))
+    return picture, decoded
 
 
-def encode(image: Image.Image) -> str:
+def encode(image: Image) -> str:
     """Returns an image of mode L or RGB as a data URI: PNG where that is small, else JPEG.
 
     Args:
@@ -149,41 +132,6 @@ def encode(image: Image.Image) -> str:
         buffer, kind = io.BytesIO(), "jpeg"
         image.save(buffer, "JPEG", quality=85)
     return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _small(image: Image.Image) -> Image.Image:
-    if image.mode in ("1", "P", "PA"):
-        image = image.convert("L" if image.mode == "1" else "RGBA")
-    if image.mode.startswith("I") or image.mode == "F":
-        image = image.convert("F")
-        image.thumbnail((SIDE, SIDE))
-        return _levels(ImageOps.exif_transpose(image))
-    clear = "transparency" in image.info
-    image.thumbnail((SIDE, SIDE))
-    image = ImageOps.exif_transpose(image)
-    if clear or image.mode in ("RGBA", "LA", "RGBa", "La"):
-        over = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
-    if image.mode != "L":
-        image = image.convert("RGB")
-    return Image.frombytes(image.mode, image.size, image.tobytes())  # leaves EXIF, comments and profiles behind
-
-
-def _levels(image: Image.Image) -> Image.Image:
-    values = np.asarray(image, dtype=np.float64)
-    values = np.where(np.isfinite(values), values, 0.0)
-    low, high = values.min(), values.max()
-    return Image.fromarray(np.rint(255 * (values - low) / max(high - low, 1e-12)).astype(np.uint8))
-
-
-def _source(value: Mapping[str, Any] | None) -> io.BytesIO | str:
-    if value is None or not (value.get("bytes") or value.get("path")):
-        raise Unshown("missing")
-    if value.get("bytes"):
-        return io.BytesIO(value["bytes"])
-    if not os.path.isfile(value["path"]):
-        raise Unshown("its file was not found on this machine")
-    return str(value["path"])
 
 
 def _file(value: Mapping[str, Any] | None) -> str:

@@ -180,7 +180,7 @@ def _told(result: Audit) -> str:
 def _detect(audited: Audit, prepared: RunState, folder: Path, options: AuditOptions, probs: np.ndarray | None) -> str:
     """Runs the detectors on the saved model, writes their scores, and returns a table of how they agree with the audit."""
     model, processor = load_model(options.run)
-    data = prepared.train.with_transform(ImageTransform(processor, model_channels(model)))
+    data = ImageTransform(processor, model_channels(model)).apply_to(prepared.train)
     evidence = collect_evidence(model, data)
     evidence = evidence if probs is None else replace(evidence, probs=probs)
     flagged = audited.column("flagged").astype(bool)

@@ -106,7 +106,7 @@ def evaluate(argv: Sequence[str]) -> None:
         )
     towards = None if attack.per_class is None else target_of(attack.per_class, names, "per_class")
     transform = ImageTransform(processor, model_channels(model))
-    clean = prepared.test.with_transform(transform)
+    clean = transform.apply_to(prepared.test)
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(
             output_dir=folder, per_device_eval_batch_size=options.batch_size, remove_unused_columns=False, report_to="none",
@@ -114,7 +114,7 @@ def evaluate(argv: Sequence[str]) -> None:
         )  # fmt: skip
         trainer = Trainer(model=model, args=args, compute_metrics=compute_accuracy)
         if prepared.triggered is not None and ATTACK_TARGET in prepared.triggered.column_names:
-            figures = evaluate_backdoor(trainer, clean, prepared.triggered.with_transform(transform))
+            figures = evaluate_backdoor(trainer, clean, transform.apply_to(prepared.triggered))
         else:
             metrics = trainer.predict(clean).metrics or {}
             figures = {"clean_accuracy": metrics["test_accuracy"], "n": len(clean)}

@@ -148,8 +148,8 @@ def pretrain(
         report_to="none", disable_tqdm=args.disable_tqdm, image_mean=args.image_mean, image_std=args.image_std,
     )  # fmt: skip
     trainer = ContrastiveTrainer(
-        model, settings, train_dataset=train.with_transform(transform),
-        extra_dataset=None if extra is None else extra.with_transform(transform), processing_class=processor,
+        model, settings, train_dataset=transform.apply_to(train),
+        extra_dataset=None if extra is None else transform.apply_to(extra), processing_class=processor,
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)

@@ -65,11 +65,11 @@ class Train:
         args = self.args
         if state.pretraining is not None:
             set_seed(args.seed)
+        assert state.transform is not None, "built before"
         tests = {"clean": state.test, **({"poison": state.triggered} if state.triggered is not None else {})}
         trainer = state.trainer = RobustTrainer(
-            model=state.model, args=args, train_dataset=state.train.with_transform(state.transform),
-            processing_class=state.processor,
-            eval_dataset={name: split.with_transform(state.transform) for name, split in tests.items()},
+            model=state.model, args=args, train_dataset=state.transform.apply_to(state.train), processing_class=state.processor,
+            eval_dataset={name: state.transform.apply_to(split) for name, split in tests.items()},
             compute_metrics=compute_accuracy,
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)

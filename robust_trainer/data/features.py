@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 
 from . import columns
-from .pixels import as_array, check_pixels, plain_mode
+from .decode import as_array, check_pixels, decode_image, undecoded
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +75,7 @@ class FeatureReader:
         Args:
             dataset: A `datasets.Dataset`.
         """
-        picked = dataset.with_format(None).select_columns(list(dict.fromkeys(self.columns)))
-        for name, mode in zip(self.columns, self.modes):
-            if isinstance(picked.features[name], datasets.Image):
-                picked = picked.cast_column(name, datasets.Image(mode=mode, decode=False))
-        return picked
+        return undecoded(dataset.with_format(None).select_columns(list(dict.fromkeys(self.columns))))
 
     def __call__(self, batch: Mapping[str, Any], indices: Sequence[int]) -> np.ndarray:
         """Returns the features of a batch, whose rows have these numbers, as (B, d) float64."""
@@ -133,7 +129,7 @@ class FeatureReader:
             if value is None:
                 raise ValueError("it is None: filter such rows out.")
             if isinstance(value, Mapping):
-                array = np.asarray(plain_mode(datasets.Image(mode=self.modes[i]).decode_example(dict(value))))
+                array = np.asarray(decode_image(value, self.modes[i]))
             else:
                 array = as_array(value) if isinstance(value, list) else np.asarray(value)
             if self.pixels[i]:

@@ -13,12 +13,10 @@ import torch
 from torch import Tensor
 
 from . import columns
+from .decode import decode_images, undecoded
 from .mapping import map_columns
 
 IS_POISONED = "is_poisoned"
-#: Channels that carry colour, by the mode of a PIL image; alpha is never painted.
-COLOUR_CHANNELS = {"L": 1, "LA": 1, "RGB": 3, "RGBA": 3}
-_GREY = ("L", "LA")
 _REVISION = 1  # enters the cache fingerprint: raise it when the output for the same settings changes
 
 
@@ -39,7 +37,7 @@ def image_column(dataset: datasets.Dataset, name: str | None = None) -> str:
 
 
 def read_levels(dataset: datasets.Dataset, name: str) -> np.ndarray:
-    """Returns the images as 8-bit levels (N, H, W, C) uint8: C = 1 where every image is grey, else 3 (transparency is dropped).
+    """Returns the images as 8-bit levels (N, H, W, C) uint8: C = 1 where every image is grey, else 3.
 
     Args:
         dataset: A `datasets.Dataset`.
@@ -47,14 +45,15 @@ def read_levels(dataset: datasets.Dataset, name: str) -> np.ndarray:
 
 
     Raises:
-        ValueError: Naming the row, for missing images, other depths than 8 bits, and mixed sizes.
+        ValueError: Naming the row, for images that `decode_image` refuses, and for mixed sizes.
     """
-    feature = dataset.features[name]
-    plain = dataset.with_format(None).select_columns([name]).cast_column(name, datasets.Image(mode=feature.mode, decode=False))
+    mode = dataset.features[name].mode
+    plain = undecoded(dataset.with_format(None).select_columns([name]))
     rows: list[np.ndarray] = []
     for batch in plain.iter(256):
-        for value in batch[name]:
-            rows.append(_levels(value, feature.mode, name, len(rows)))
+        for picture in decode_images(batch[name], mode, column=name, rows=range(len(rows), len(rows) + len(batch[name]))):
+            array = np.asarray(picture)
+            rows.append(array[..., None] if array.ndim == 2 else array)
             if rows[-1].shape[:2] != rows[0].shape[:2]:
                 sizes = " and ".join("{1}x{0}".format(*r.shape) for r in (rows[0], rows[-1]))
                 raise ValueError(f"'{name}' has mixed sizes, {sizes} (rows 0 and {len(rows) - 1}): resize the images to one size.")
@@ -121,63 +120,3 @@ class PixelMap:
         rows = (self.levels[i] for i in indices)
         images = [PIL.Image.fromarray(row[..., 0] if row.shape[2] == 1 else row) for row in rows]
         return {self.image_column: [datasets.Image().encode_example(i) for i in images], IS_POISONED: [True] * len(images)}
-
-
-def _levels(value: Any, mode: str | None, name: str, row: int) -> np.ndarray:
-    """One encoded image as (H, W, 1 or 3) uint8."""
-    try:
-        if value is None or (value["bytes"] is None and value["path"] is None):
-            raise ValueError("image is None: filter such rows out.")
-        image = plain_mode(datasets.Image(mode=mode).decode_example(dict(value)))
-    except (ValueError, OSError) as error:
-        raise ValueError(f"'{name}' in row {row}: {error}") from error
-    array = np.array(image.convert("L" if image.mode in _GREY else "RGB"))
-    return array[..., None] if array.ndim == 2 else array
-
-
-def plain_mode(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Returns the image in mode L, LA, RGB or RGBA: 1 -> L, P -> RGB (RGBA with transparency), these four unchanged.
-
-    Args:
-        image: A PIL image.
-
-
-    Raises:
-        ValueError: For other modes (I;16, F, CMYK, ...), whose pixel range is not 8-bit levels of grey or RGB.
-    """
-    if image.mode in COLOUR_CHANNELS:
-        return image
-    if image.mode == "1":
-        return image.convert("L")
-    if image.mode in ("P", "PA"):
-        return image.convert("RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB")
-    raise ValueError(f"image mode is {image.mode!r}, expected L, LA, RGB, RGBA, 1 or P: convert it first, for instance to 'RGB'.")
-
-
-def as_array(image: list) -> np.ndarray:
-    """Returns a nested list as an array; raises ``ValueError`` where it is ragged or holds no numbers.
-
-    Args:
-        image: Nested lists of numbers.
-    """
-    try:
-        return np.asarray(image)
-    except ValueError as error:
-        raise ValueError("image is a ragged list, expected rows of one length: make it (H, W), (H, W, C) or (C, H, W).") from error
-
-
-def check_pixels(image: np.ndarray) -> None:
-    """Raises ``ValueError`` for NaN or infinite pixels, and for pixels outside [0, 1] (floats) or [0, 255] (integers).
-
-    Args:
-        image: Any array.
-    """
-    if image.dtype.kind not in "fiu" or image.size == 0:
-        raise ValueError(f"image has dtype {image.dtype} and shape {image.shape}: give non-empty floats or 8-bit integers.")
-    low, high, top = image.min(), image.max(), 1 if image.dtype.kind == "f" else 255
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise ValueError("image holds NaN or infinite pixels: repair or remove it.")
-    if low < 0 or high > top:
-        raise ValueError(
-            f"image spans [{low:.4g}, {high:.4g}], expected [0, {top}] for {image.dtype}: rescale it; poison before normalising."
-        )

@@ -2,49 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
+
+from .decode import GREY, ImageError, decode_images, open_image, undecoded
 
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """``batch of rows -> pixel_values and labels``, for ``Dataset.set_transform``; can be pickled for data loader workers.
+    """``batch of rows -> pixel_values and labels``, for `apply_to`; can be pickled for data loader workers.
 
     Args:
         processor: Any transformers image processor.
         channels: 1 turns the images grey, 3 into RGB. Use ``remove_unused_columns=False``.
+        image_column: Of the images, cells as `decode_image` takes them.
+        label_column: Of the labels.
+        image_mode: As `datasets.Image` has it.
     """
 
     processor: Any
     channels: int = 3
     image_column: str = "image"
     label_column: str = "label"
+    image_mode: str | None = None
 
-    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    def apply_to(self, dataset: datasets.Dataset) -> datasets.Dataset:
+        """Returns the data set with this transform, its images decoded by `decode_image` alone.
+
+        Args:
+            dataset: A `datasets.Dataset` with the columns.
+        """
+        mode = getattr(dataset.features.get(self.image_column), "mode", None)
+        return undecoded(dataset).with_transform(self if mode is None else replace(self, image_mode=mode))
+
+    def __call__(self, batch: Mapping[str, Any], rows: Sequence[int] | None = None) -> dict[str, Any]:
         """Returns pixel_values, and labels where the batch has them."""
         mode = "L" if self.channels == 1 else "RGB"
-        images = [image.convert(mode) for image in batch[self.image_column]]
+        pictures = decode_images(batch[self.image_column], self.image_mode, column=self.image_column, rows=rows)
+        images = [picture if picture.mode == mode else picture.convert(mode) for picture in pictures]
         out: dict[str, Any] = {"pixel_values": self.processor(images=images, return_tensors="pt")["pixel_values"]}
         if self.label_column in batch:
             out["labels"] = torch.tensor(batch[self.label_column])
         return out
 
 
-def image_shape(data: datasets.Dataset, column: str = "image", look_at: int = 16) -> tuple[int, int]:
-    """Returns channels (1 when the first images are grey, else 3) and the side in pixels (the larger one of the first image).
+def image_shape(data: datasets.Dataset, column: str = "image", look_at: int = 1024) -> tuple[int, int]:
+    """Returns channels (1 where all images looked at are grey, else 3) and the side in pixels: the median of their larger sides.
 
     Args:
         data: A data set of images.
         column: Of the images.
-        look_at: Rows that are looked at.
+        look_at: Rows that are looked at, spread evenly over the data set; their headers alone are read.
+
+    Raises:
+        ImageError: Naming the row, for what is no image.
     """
-    images = data.select(range(min(look_at, len(data))))[column][:]
-    grey = all(image.mode in ("L", "LA", "1") for image in images)
-    return (1 if grey else 3), max(images[0].size)
+    grey, sides = [], []
+    mode = getattr(data.features[column], "mode", None)
+    rows = np.unique(np.linspace(0, len(data) - 1, look_at).astype(int))
+    part = undecoded(data.with_format(None).select_columns([column])).select(rows)
+    for row, value in zip(rows, (value for batch in part.iter(256) for value in batch[column])):
+        try:
+            with open_image(value) as image:
+                grey.append((mode or image.mode) in GREY)
+                sides.append(max(image.size))
+        except ImageError as error:
+            raise ImageError(f"'{column}' in row {row}: {error}") from None
+    return (1 if all(grey) else 3), int(np.median(sides))
 
 
 def model_channels(model: Any) -> int:

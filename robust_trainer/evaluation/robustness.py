@@ -296,7 +296,7 @@ class _Reader:
             tokens = " Token ids cannot be attacked: give an image model." if "input_ids" in batch else ""
             raise ValueError(
                 f"no '{name}' in the batch, only {[k for k in batch if k != INDEX]}: let a transform make it from the images, as "
-                f"dataset.with_transform(ImageTransform(processor)).{tokens}"
+                f"ImageTransform(processor).apply_to(dataset).{tokens}"
             )
         check_inputs(batch[name], name)
         return batch[name], next(batch[n] for n in self.label_names if n in batch)

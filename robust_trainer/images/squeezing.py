@@ -16,12 +16,12 @@ import PIL.Image
 import PIL.ImageOps
 
 from ..data import columns
+from ..data.decode import decode_image
 from ..data.mapping import map_columns
-from ..data.pixels import plain_mode
 
 #: The names of `make_squeeze`, in the order in which they are applied.
 SQUEEZES = ("bits", "grayscale", "jpeg")
-_REVISION = 1  # enters the cache fingerprint: raise it when the output for the same settings changes
+_REVISION = 2  # enters the cache fingerprint: raise it when the output for the same settings changes
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,15 @@ class Squeeze:
                 raise ValueError(f"{name}={value!r} must be a whole number in [1, {top}]: give for instance {usual}.")
 
     def __call__(self, image: PIL.Image.Image) -> PIL.Image.Image:
-        """Returns the squeezed image: mode L for grey ones (1, L, LA), RGB for others (P, RGB, RGBA); transparency is dropped.
+        """Returns the squeezed picture, mode L for grey ones, else RGB.
 
         Args:
-            image: of any size.
+            image: of any size; or a cell of another kind that `decode_image` takes.
 
         Raises:
-            ValueError: for another mode.
+            ValueError: where it does not.
         """
-        image = plain_mode(image)
-        image = image.convert("L" if image.mode in ("L", "LA") else "RGB")
+        image = decode_image(image)
         if self.bits is not None:
             image = PIL.ImageOps.posterize(image, self.bits)
         if self.grayscale and image.mode == "RGB":
@@ -68,8 +67,8 @@ class Squeeze:
         if self.jpeg_quality is not None:
             file = BytesIO()
             image.save(file, format="JPEG", quality=self.jpeg_quality)
-            image = PIL.Image.open(file)
-        return image.copy()  # it forgets the format, so that it is not stored as JPEG once more
+            image = decode_image(file.getvalue())
+        return image
 
     def __str__(self) -> str:
         parts = [f"{self.bits} bits" if self.bits is not None else "", "grayscale" if self.grayscale else ""]
@@ -164,8 +163,6 @@ class SqueezeMap:
         return {self.image_column: out}
 
     def _one(self, image: Any) -> Any:
-        if image is None:
-            raise ValueError("image is None: filter such rows out.")
         if isinstance(image, PIL.Image.Image):
             return self.squeeze(image)
-        return datasets.Image().encode_example(self.squeeze(datasets.Image(mode=self.image_mode).decode_example(dict(image))))
+        return datasets.Image().encode_example(self.squeeze(decode_image(image, self.image_mode)))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import columns
+from ..data.decode import undecoded
 from ..data.features import FeatureReader
 from ..data.fingerprint import fingerprint
 from ..data.images import InputSpace
@@ -50,9 +51,10 @@ class PixelSource:
             ValueError: Where there is no image column.
         """
         column = image_column(dataset, column)
-        plain = dataset.with_format(None).select_columns([column])
+        plain = undecoded(dataset.with_format(None).select_columns([column]))
         channels = model_channels(model.model) if hasattr(model.model, "config") else 3
-        transform = None if processing_class is None else ImageTransform(processing_class, channels, column, "no label")
+        mode = plain.features[column].mode
+        transform = None if processing_class is None else ImageTransform(processing_class, channels, column, "no label", mode)
         return cls(plain, column, model.space, transform)
 
     def __call__(self, rows: Sequence[int]) -> Tensor:
@@ -60,12 +62,11 @@ class PixelSource:
         part = self.dataset.select(list(rows))
         if self.transform is None:
             return to_pixels(read_levels(part, self.column))
-        return self.space.to_pixels(self.transform(part[:])["pixel_values"]).clamp(0.0, 1.0)
+        return self.space.to_pixels(self.transform(part[:], rows)["pixel_values"]).clamp(0.0, 1.0)
 
     def fingerprint(self) -> str:
         """Returns what tells these images from others, by their encoded bytes (files: by their paths)."""
-        raw = self.dataset.cast_column(self.column, datasets.Image(mode=self.dataset.features[self.column].mode, decode=False))
-        images = (value for batch in raw.iter(1024) for value in batch[self.column])
+        images = (value for batch in self.dataset.iter(1024) for value in batch[self.column])
         return fingerprint(str(v["path"]) if v["bytes"] is None else v["bytes"] for v in images)
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from PIL import Image
 
+from ..data.decode import ImageError, decode_image
 from .atomic_files import write_text
 from .figures import drawable, percent_lines
 from .results import percent, table
@@ -75,13 +75,16 @@ def figures(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     return out
 
 
-def image_uri(image: Image.Image) -> str:
-    """Returns a small copy of the image (longer side at most 96 pixels) as a PNG data URI.
+def image_uri(image: Any) -> str:
+    """Returns a small copy of the picture that the model sees (longer side at most 96 pixels) as a PNG data URI.
 
     Args:
-        image: A PIL image.
+        image: A cell, as `decode_image` takes it; '' where it cannot be read.
     """
-    small = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+    try:
+        small = decode_image(image, stretch=True)
+    except ImageError:
+        return ""
     small.thumbnail((_THUMBNAIL, _THUMBNAIL))
     buffer = io.BytesIO()
     small.save(buffer, "PNG")

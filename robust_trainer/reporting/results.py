@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..data.decode import undecoded
 from ..data.load import label_names
 from ..data.mapping import IS_CORRUPTED
 
@@ -73,9 +74,9 @@ def suspects(trainer: Any, data: Any, count: int = 24) -> list[dict[str, Any]]:
         return []
     names = label_names(data.train)
     order = torch.argsort(trainer.ledger.mean_score, descending=True, stable=True)[:count].tolist()
-    out = []
+    out, images = [], undecoded(data.train)
     for row in trainer.ledger.to_dataset().select(order):
-        sample = data.train[row["index"]]
+        sample = images[row["index"]]
         truth = sample.get("clean_label")
         out.append(
             {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 from typing import Any
 
 import datasets
@@ -13,15 +12,15 @@ import numpy as np
 import PIL.Image
 
 from ...data import columns
+from ...data.decode import as_array, check_pixels, decode_image, is_plain, open_image
 from ...data.label_rules import LabelRule, label_targets
 from ...data.mapping import ATTACK_TARGET, CLEAN_LABEL, IS_CORRUPTED, map_columns, relabelled
-from ...data.pixels import as_array, check_pixels, plain_mode
 from ...data.randomness import key_limits, sample_keys
 from ..rates import log_rates
 
 logger = logging.getLogger(__name__)
 
-_REVISION = 1  # enters the cache fingerprint: raise it when the output for the same settings changes
+_REVISION = 2  # enters the cache fingerprint: raise it when the output for the same settings changes
 
 #: image -> image of the same kind: a PIL image, an array or a nested list.
 Trigger = Callable[[Any], Any]
@@ -44,8 +43,9 @@ def poison(
     """Returns the data set with exactly ``round(rate * N)`` samples given the trigger and the attacker's label.
 
     Adds ``is_corrupted`` (bool) and ``clean_label``; on a second call ``clean_label`` stays the first one's and ``is_corrupted``
-    tells either. Features and format are kept, untouched images keep their bytes (but modes 1 and P are stored as L and RGB in
-    every row, lest the mode tell the poison), poisoned ones are stored as lossless PNG.
+    tells either. Features and format are kept, untouched images keep their bytes (but those that are transparent, or of another
+    mode than L and RGB, are stored in every row as `decode_image` makes them, lest the mode tell the poison), poisoned ones are
+    stored as lossless PNG.
 
     Guarantee: the choice is a function of (seed, row number) alone. So a second call on the same rows needs another seed, or it
     picks the same rows again.
@@ -201,22 +201,17 @@ def _stamp_one(trigger: Trigger, image: Any, hit: bool, mode: str | None) -> Any
     if image is None:
         raise ValueError("image is None: filter such rows out.")
     if isinstance(image, Mapping):  # an undecoded Image: {"bytes", "path"}
-        if not hit and (mode is not None or not _converted(image)):
+        if not hit and (mode is not None or _stays(image)):
             return image
-        # a copy: it forgets the file's name and its lossy format, so that what is stored is the picture, as PNG
-        decoded = datasets.Image(mode=mode).decode_example(dict(image)).copy()
-        return datasets.Image().encode_example(trigger(decoded) if hit else plain_mode(decoded))
+        picture = decode_image(image, mode)
+        return datasets.Image().encode_example(trigger(picture) if hit else picture)
     if isinstance(image, PIL.Image.Image):
-        return trigger(image) if hit else plain_mode(image)
+        return trigger(image) if hit else decode_image(image)
     check_pixels(as_array(image) if isinstance(image, list) else np.asarray(image))
     return trigger(image) if hit else image
 
 
-def _converted(image: Mapping[str, Any]) -> bool:
-    """Whether the file's mode is one that triggers change (1 or P); reads the header only."""
-    if image["bytes"] is None and image["path"] is None:
-        raise ValueError("image has neither bytes nor path: filter such rows out.")
-    if image["bytes"] is None and "://" in image["path"]:
-        return False
-    with PIL.Image.open(BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]) as opened:
-        return opened.mode in ("1", "P", "PA")
+def _stays(image: Mapping[str, Any]) -> bool:
+    """Whether an image without the trigger keeps its bytes: its mode is one that images with it have; reads the header only."""
+    with open_image(image) as opened:
+        return is_plain(opened)

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ...data.decode import as_array, check_pixels, decode_image
 from ...data.fingerprint import fingerprint
-from ...data.pixels import COLOUR_CHANNELS, as_array, check_pixels, plain_mode
 from ...data.randomness import check_seed
 
 _PLACES = ("top-left", "top-right", "bottom-left", "bottom-right", "center")
@@ -24,7 +24,7 @@ _PLACES = ("top-left", "top-right", "bottom-left", "bottom-right", "center")
 class PixelTrigger:
     """An image of the kind that came (PIL image, array or nested list), painted by `paint` on (H, W, C) floats in [0, 1].
 
-    PIL: L, LA, RGB and RGBA stay what they are (alpha untouched); 1 becomes L, P becomes RGB (RGBA with transparency).
+    PIL: what comes out is L or RGB, painted on the picture that `decode_image` makes: a trigger on transparent pixels is seen.
     Arrays and lists: (H, W), (H, W, C) or (C, H, W); the channel axis is the shorter one of first and last, unless
     ``channel_axis`` (0 or -1) says which; every channel is painted. Integers are 8-bit levels 0..255, floats are in [0, 1].
     """
@@ -42,11 +42,10 @@ class PixelTrigger:
     def __call__(self, image: Any) -> Any:
         """Returns the image with the trigger, of the kind that came."""
         if isinstance(image, Image.Image):
-            image = plain_mode(image)
-            array = np.array(image)
-            levels = array[..., None] if array.ndim == 2 else array
-            levels[..., : COLOUR_CHANNELS[image.mode]] = _on_levels(self.paint, levels[..., : COLOUR_CHANNELS[image.mode]])
-            return Image.fromarray(array)
+            array = np.array(decode_image(image))
+            grey = array.ndim == 2
+            painted = _on_levels(self.paint, array[..., None] if grey else array)
+            return Image.fromarray(painted[..., 0] if grey else painted)
         if isinstance(image, list):
             return self(as_array(image)).tolist()
         if not isinstance(image, np.ndarray):
@@ -241,12 +240,8 @@ class BlendTrigger(PixelTrigger):
 
 def _levels(picture: Any) -> np.ndarray:
     """A picture as uint8 (H, W) or (H, W, 3)."""
-    if isinstance(picture, str | os.PathLike):
-        with Image.open(picture) as opened:
-            picture = opened.copy()
-    if isinstance(picture, Image.Image):
-        picture = plain_mode(picture)
-        return np.ascontiguousarray(np.asarray(picture.convert("L" if COLOUR_CHANNELS[picture.mode] == 1 else "RGB")))
+    if isinstance(picture, str | os.PathLike | Image.Image):
+        return np.array(decode_image(picture))
     array = np.asarray(picture)
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
