@@ -101,6 +101,17 @@ def label_column(dataset: Any, name: str | None = None) -> str:
     return candidates[0]
 
 
+def source_row(dataset: datasets.Dataset, row: int) -> int:
+    """Returns the row of the table that a data set was selected from, which is what its user knows; else the row itself.
+
+    Args:
+        dataset: A `datasets.Dataset`.
+        row: Of the data set.
+    """
+    selected = dataset._indices
+    return int(row) if selected is None else int(selected.column(0)[int(row)].as_py())
+
+
 def read_column(dataset: datasets.Dataset, name: str) -> np.ndarray:
     """Returns a column of numbers as an array (N,), in the data set's order, whatever the data set's format is.
 

@@ -169,7 +169,8 @@ def encoded(image, kind, **options):
 @every_row(
     ("value", "reason"),
     [
-        ({"bytes": bomb(60_000), "path": None}, "has more pixels"), ({"bytes": bomb(8_000), "path": None}, "has 8000 x 8000 pixels"),
+        ({"bytes": bomb(60_000), "path": None}, "has more pixels"),
+        ({"bytes": bomb(8_000), "path": None}, "has 8000 x 8000 pixels"),
         ({"bytes": png()[:90], "path": None}, "is cut short"), ({"bytes": b"no image", "path": None}, "is damaged"),
         ({"bytes": b"", "path": ""}, "is empty"), (None, "is missing"), ({"bytes": None, "path": "nowhere/x.png"}, "not found"),
         ({"bytes": None, "path": "/dev/zero"}, "is no file"), ({"bytes": None, "path": "a\0b"}, "not found"),
