@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from ..config import RobustConfig, read_method_settings
@@ -17,6 +17,7 @@ from ..methods.registry import load_plugins
 from ..methods.settings import SETTINGS, parse_assignments
 from ..models.zoo import SMALL
 from ..reporting.suggest import did_you_mean
+from .config_file import read_config
 
 #: The options of TrainingArguments that --help shows; all of them can be given.
 SHOWN = (
@@ -55,8 +56,15 @@ class Parser(HfArgumentParser):
         return super().format_help()
 
     def error(self, message: str) -> NoReturn:
-        """Raises ``ValueError`` with the message."""
-        raise ValueError(message)
+        """Raises ``ValueError`` with the message, in the words of the other ones."""
+        found = re.fullmatch(r"argument (--\w+)\S*: (.*)", message, re.DOTALL)
+        raise ValueError(message if found is None else _mistaken(*found.groups()))
+
+    @property
+    def options(self) -> dict[str, argparse.Action]:
+        """The option of each name, as a file names it."""
+        known, every = set(self.known()), self._option_string_actions
+        return {name: every[f"--{name}"] for name in known if f"--{name}" in every}
 
     def known(self) -> list[str]:
         """Returns the names of all options."""
@@ -98,11 +106,14 @@ def parse(parser: Parser, argv: Sequence[str], *, small: Mapping[str, Any] | Non
         small: Defaults that hold where ``model`` names one of the small models.
 
     Raises:
-        ValueError: In one line, naming the unknown key or the value that does not fit.
+        ValueError: In one line, naming the unknown key, the value that does not fit, or an option with two values.
     """
     argv = list(argv)
     if argv and not argv[0].startswith("-"):
-        argv = read_config(argv[0], parser.known()) + argv[1:]
+        _check_once(parser, argv[1:])
+        argv = read_config(argv[0], parser.options, lambda key: _unknown_option(key, parser.known())) + argv[1:]
+    else:
+        _check_once(parser, argv)
     words, unknown = parser.parse_known_args(argv)
     if unknown:
         raise ValueError(_unknown_option(unknown[0], parser.known()))
@@ -116,40 +127,40 @@ def parse(parser: Parser, argv: Sequence[str], *, small: Mapping[str, Any] | Non
     return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)[: len(list(parser.dataclass_types))]
 
 
-def read_config(path: str, known: Sequence[str]) -> list[str]:
-    """Returns the file's settings as flags; null takes the default.
+def _check_once(parser: Parser, argv: Sequence[str]) -> None:
+    """Raises ``ValueError`` for an option that the words give two values; `--set` may be repeated."""
+    given: dict[str, tuple[str, str]] = {}
+    for i, word in enumerate(argv):
+        name, equals, value = word.partition("=")
+        option = parser._option_string_actions.get(name) if word.startswith("--") else None
+        if option is None or isinstance(option, argparse._AppendAction):
+            continue
+        end = next((j for j in range(i + 1, len(argv)) if argv[j].startswith("--")), len(argv))
+        said = value if equals else " ".join(argv[i + 1 : end])
+        before = given.setdefault(option.dest, (name, said))
+        if before != (name, said):
+            one, two = (" ".join(words).strip() for words in (before, (name, said)))
+            raise ValueError(f"{before[0]} is given twice, {one!r} and {two!r}: give it once.")
 
-    Args:
-        path: A .yaml or .json file.
-        known: Names of all options.
 
-    Raises:
-        ValueError: Naming the file and the key.
-    """
-    if not path.endswith((".yaml", ".yml", ".json")):
-        raise ValueError(f"unexpected argument {path!r}: give a .yaml file first, then options as --name value.")
-    try:
-        with open(path, encoding="utf-8") as file:
-            read = yaml.safe_load(file)  # JSON is YAML
-    except OSError as error:
-        raise ValueError(f"config={path!r} could not be read ({error.strerror}): give an existing .yaml file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"config={path!r} is no YAML ({' '.join(str(error).split())[:150]}): mend the file.") from error
-    if read is None:
-        return []
-    if not isinstance(read, dict):
-        raise ValueError(f"config={path!r} holds a {type(read).__name__}, expected lines of the form 'name: value'.")
-    flags: list[str] = []
-    for key, value in read.items():
-        if key not in known:
-            raise ValueError(f"{path}: " + _unknown_option(str(key), known))
-        if isinstance(value, list):
-            flags += [f"--{key}", *map(str, value)]
-        elif isinstance(value, dict):
-            flags.append(f"--{key}={json.dumps(value)}")
-        elif value is not None:
-            flags.append(f"--{key}={value}")
-    return flags
+#: What argparse calls a type, in words.
+_TYPES: Mapping[str, str] = {"int": "whole number", "float": "number"}
+
+
+def _mistaken(option: str, reason: str) -> str:
+    """Argparse's reason why an option cannot be read, as what was given and what to give."""
+    if found := re.fullmatch(r"invalid (\w+) value: (.*)", reason, re.DOTALL):
+        kind, value = found.groups()
+        return f"{option} {value} is no {_TYPES.get(kind, f'value that it takes ({kind})')}: give one, or leave it out."
+    if found := re.fullmatch(r"invalid choice: (.*) \(choose from (.*)\)", reason, re.DOTALL):
+        value, choices = found.groups()
+        hint = did_you_mean(value.strip("'"), choices.replace("'", "").split(", "))
+        return f"{option} {value} is unknown: {hint}choose one of {choices}."
+    if found := re.match(r"Truthy value expected: got (.*) but expected", reason, re.DOTALL):
+        return f"{option} {found[1]!r} is neither true nor false: give one of them."
+    if reason.startswith("expected"):
+        return f"{option} has no value ({reason}): give one behind it."
+    return f"{option}: {reason}"
 
 
 def _unknown_option(word: str, known: Sequence[str]) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
 from ..corruptions import POISONS
+from ..methods.settings import GivenTwice, parse_json
 from ..perturbations.norms import NORMS
 
 
@@ -54,9 +54,13 @@ def read_settings(option: str, written: str | None, example: str) -> dict[str, A
     text = (written or "").strip()
     pairs = [pair.partition("=") for pair in text.split(",")] if text and not text.startswith("{") else []
     try:
-        settings = {name.strip(): yaml.safe_load(value) for name, _, value in pairs} if pairs else json.loads(text or "{}")
-    except (ValueError, yaml.YAMLError) as error:
+        settings = {name.strip(): yaml.safe_load(value) for name, _, value in pairs} if pairs else parse_json(text or "{}")
+    except GivenTwice as error:
+        raise ValueError(f"{option}: {error}") from None
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{option}={text!r} cannot be read: give for instance {example}.") from error
     if any(not mark or not name.strip() or not value.strip() for name, mark, value in pairs):
         raise ValueError(f"{option}={text!r} are no name=value pairs: give for instance {example}.")
+    if len(settings) < len(pairs):
+        raise ValueError(f"{option}={text!r} gives a name twice: give each one value.")
     return settings

@@ -6,6 +6,7 @@ here, and a field of that name in the object that reads it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
@@ -241,6 +242,31 @@ def find_setting(name: str) -> Setting:
     if name not in SETTINGS:
         raise ValueError(f"unknown setting {name!r}: {did_you_mean(name, SETTINGS)}all are in docs/reference/settings.md.")
     return SETTINGS[name]
+
+
+def parse_json(text: str) -> Any:
+    """Returns what JSON says.
+
+    Args:
+        text: JSON.
+
+    Raises:
+        ValueError: for what is no JSON, and for a name that an object gives twice, of which Python would take the last.
+    """
+    return json.loads(text, object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise GivenTwice(f"{name!r} is given twice, {found[name]!r} and {value!r}: give it once.")
+        found[name] = value
+    return found
+
+
+class GivenTwice(ValueError):
+    """A name that stands twice where each has one value."""
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
