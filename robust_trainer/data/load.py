@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import glob
 import os
 import re
@@ -94,6 +96,11 @@ def kept_rows(count: int, limit: int, seed: int) -> tuple[np.ndarray, np.ndarray
 
 def digits() -> datasets.DatasetDict:
     """Returns scikit-learn's handwritten digits (UCI): grey 8x8 PIL images; 1400 to train and 397 to test, a fixed random split."""
+    return datasets.DatasetDict({name: copy.copy(split) for name, split in _digits().items()})  # what is set on one is its own
+
+
+@functools.cache
+def _digits() -> datasets.DatasetDict:
     bunch = load_digits()
     levels = np.rint(bunch.images * (255.0 / 16.0)).astype(np.uint8)
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(i) for i in range(10)])})
