@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import os
+import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ from transformers import TrainingArguments
 from .methods.conflicts import check_settings
 from .methods.help import field_help, fields_help
 from .methods.recipe import Recipe
-from .methods.settings import FIELDS, SETTINGS, read_settings, settings_of
+from .methods.settings import FIELDS, SETTINGS, GivenTwice, parse_json, read_settings, settings_of
 from .methods.table import get_method
 from .models.spectral import Cap, cap_of
 from .problems import PROBLEM_TYPES
@@ -281,8 +281,10 @@ def read_method_settings(value: Any) -> dict[str, Any] | None:
     """
     if isinstance(value, str):
         try:
-            value = json.loads(value) if value.strip() else None
-        except ValueError:
+            value = parse_json(value) if value.strip() else None
+        except GivenTwice as error:
+            raise ValueError(f"method_settings: {error}") from None
+        except (ValueError, RecursionError):
             raise ValueError(f"method_settings={value!r} is no JSON: give for instance '{{\"rate_decay_share\": 0.3}}'.") from None
     if value is None:
         return None
@@ -300,20 +302,37 @@ def _unknown(owner: str, name: str, value: Any, keywords: Collection[str]) -> st
     )
 
 
-def check_writable(folder: str) -> None:
-    """Refuses a folder that cannot be created or written.
+def check_writable(folder: str, option: str = "output_dir") -> None:
+    """Refuses a folder that cannot be created or written; nothing is left there.
 
     Args:
         folder: a path, which need not exist.
+        option: what it was given as, for the message.
 
     Raises:
         ValueError: in one line, with the first parent that exists.
     """
+    if not folder.strip():
+        raise ValueError(f"{option}={folder!r} is no folder: give one to write to.")
     probe = os.path.abspath(folder)
-    while not os.path.exists(probe):
-        probe = os.path.dirname(probe)
-    if not os.path.isdir(probe) or not os.access(probe, os.W_OK):
-        raise ValueError(f"output_dir={folder!r} is not writable ({probe}): choose a folder that you may write to.")
+    try:
+        while not _exists(probe):
+            probe = os.path.dirname(probe)
+        with tempfile.TemporaryFile(dir=probe) as file:
+            file.write(b"0" * 4096)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        where = f"{option}={folder!r} is not writable ({probe}: {reason})"
+        raise ValueError(f"{where}: choose a folder that you may write to.") from error
+
+
+def _exists(path: str) -> bool:
+    """Whether something is there, be it a link to nowhere; raises ``OSError`` where nothing can ever be there."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def space_settings(args: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,12 +20,12 @@ from ..anomaly import DETECTORS, AnomalyDetector, load_detector, make_detector, 
 from ..anomaly.plots import measure, plot_scores
 from ..anomaly.table_files import is_number
 from ..anomaly.tables import LABELS, AnomalyTable, read_table
-from ..config import check_writable
 from ..reporting.atomic_files import remove_unfinished, replacing, write_text
 from ..reporting.console import command_line, say, show
 from ..reporting.parquet_files import RUN_KEY
 from ..reporting.results import environment, percent
 from ..reporting.safe_text import plain
+from .outputs import OverwriteOptions, check_output
 from .parser import make_parser, parse
 
 #: What the command leaves in its folder.
@@ -70,11 +71,11 @@ def anomaly(argv: Sequence[str]) -> None:
     """
     about = "Find abnormal rows in a table, by a detector that is fitted to the table itself. Detectors: "
     about += "; ".join(f"{name}: {variant.summary}" for name, variant in DETECTORS.items()) + "."
-    parser = make_parser("anomaly", [AnomalyOptions], about, first="DATA")
+    parser = make_parser("anomaly", [AnomalyOptions, OverwriteOptions], about, first="DATA")
     argv, typed = list(argv), list(argv)
     if argv and not argv[0].startswith("-"):
         argv = [f"--data={argv[0]}", *argv[1:]]
-    (options,) = parse(parser, argv)
+    options, output = parse(parser, argv)
     if options.data is None:
         raise ValueError("data is missing: give a table, as in robust-trainer anomaly DATA.csv.")
     if options.load is not None:
@@ -83,7 +84,7 @@ def anomaly(argv: Sequence[str]) -> None:
             raise ValueError(f"{name}={getattr(options, name)!r} has no effect with load={options.load!r}: leave it out.")
         if Path(options.load).resolve().parent == Path(options.output_dir).resolve():
             raise ValueError(f"output_dir={options.output_dir!r} holds the run that load={options.load!r} is of: give another one.")
-    check_writable(options.output_dir)
+    check_output(options.output_dir, (FIGURES,), output.overwrite)
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # on networks this small a second thread costs more than it brings
     started = time.perf_counter()
@@ -213,5 +214,7 @@ def _write(
     fitted = content["options"]["load"] is None
     if fitted:
         save_detector(detector, folder / FITTED)
+    else:
+        shutil.rmtree(folder / FITTED, ignore_errors=True)  # an earlier command's
     write_text(folder / FIGURES, json.dumps(content, indent=2, default=str) + "\n")
     return [SCORES, CURVES, FIGURES, *([f"{FITTED}/"] if fitted else [])]

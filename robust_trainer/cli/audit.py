@@ -16,6 +16,7 @@ from ..audit import Audit, load_ledger, make_audit, write_audit_report, write_cl
 from ..audit.load import load_curves
 from ..audit.result import ACTIONS
 from ..audit.summary import summarise
+from ..config import check_writable
 from ..data.preprocess import ImageTransform, model_channels
 from ..detectors import DETECTORS, collect_evidence, detect
 from ..evaluation.path_table import PathLengths, load_paths
@@ -55,6 +56,9 @@ class AuditOptions:
         metadata={"help": f"File of path lengths (robust-trainer paths). Default: the run's {LENGTHS}, if any; none: without."},
     )
     look: bool = field(default=True, metadata={"help": "Look at the images, to tell triggers from wrong labels."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run the Python code that the run's model brings; only where its author is trusted."}
+    )
     detectors: list[str] | None = field(
         default=None, metadata={"help": f"Other detectors to run on the saved model, to compare: any of {', '.join(AFTERWARDS)}."}
     )
@@ -89,6 +93,8 @@ def audit(argv: Sequence[str]) -> None:
         raise ValueError(f"detector_rate={options.detector_rate} must be in (0, 1): give for instance 0.1.")
     rows, facts = load_ledger(options.run)
     paths = _paths(options)
+    folder = Path(options.output_dir or Path(options.run) / "audit")
+    check_writable(str(folder))
     known = KnownClasses(facts.get("names") or None, f"the ledger of run={options.run!r}")
     prepared = prepare(data, corruption, preprocess, known) if data_known else None
     if prepared is None and options.detectors:
@@ -96,9 +102,8 @@ def audit(argv: Sequence[str]) -> None:
     result = make_audit(rows, facts, prepared and prepared.train, threshold=options.threshold, look=options.look, paths=paths)
     if prepared is not None and options.clean != "none":
         result.plan(options.clean, options.relabel_confidence)  # complains before anything is written
-    folder = Path(options.output_dir or Path(options.run) / "audit")
     command = command_line("audit", argv)
-    written = _write(result, prepared, folder, options, content, command, data.dataset)
+    written = _write(result, prepared, folder, options, content, command, data.dataset or "")
     say(_told(result))
     if options.detectors and prepared is not None:
         say(_detect(result, prepared, folder, options, rows.get("mean_probs")))
@@ -179,7 +184,7 @@ def _told(result: Audit) -> str:
 
 def _detect(audited: Audit, prepared: RunState, folder: Path, options: AuditOptions, probs: np.ndarray | None) -> str:
     """Runs the detectors on the saved model, writes their scores, and returns a table of how they agree with the audit."""
-    model, processor = load_model(options.run)
+    model, processor = load_model(options.run, options.trust_remote_code)
     data = ImageTransform(processor, model_channels(model)).apply_to(prepared.train)
     evidence = collect_evidence(model, data)
     evidence = evidence if probs is None else replace(evidence, probs=probs)

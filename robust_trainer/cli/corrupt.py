@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config import check_writable
 from ..corruptions import POISONS, write_card
 from ..corruptions.crafted.craft_labels import CRAFTED
+from ..data.load import TEST, TRAIN, TRIGGERED
 from ..evaluation.robustness import show_eps
 from ..reporting.atomic_files import write_json
 from ..reporting.console import say, show
@@ -18,10 +18,14 @@ from ..reporting.results import percent
 from .craft import PATH_FILES, CraftLabels, write_paths
 from .craft_options import CraftOptions
 from .options import CorruptionOptions, DataOptions
+from .outputs import OverwriteOptions, check_output
 from .parser import make_parser, parse
 from .poison import PoisonImages
 from .poison_options import PoisonOptions
 from .stages import LoadData, RunState, Stage, data_stages, run_stages
+
+#: What tells a folder that holds a data set.
+MADE = ("corruption.json", "dataset_dict.json", "state.json", TRAIN, TEST, f"{TRAIN}*.parquet")
 
 
 @dataclass
@@ -46,8 +50,10 @@ def corrupt(argv: Sequence[str]) -> None:
         "trigger test_triggered. Poisons: " + "; ".join(f"{p.name}: {p.summary}" for p in POISONS.values())
         + f". Crafted label noise (--craft): {', '.join(CRAFTED)}."
     )  # fmt: skip
-    parser = make_parser("corrupt", [DataOptions, CorruptionOptions, PoisonOptions, CraftOptions, CorruptOutput], about)
-    data, corruption, poison, craft, output = parse(parser, argv)
+    parser = make_parser(
+        "corrupt", [DataOptions, CorruptionOptions, PoisonOptions, CraftOptions, CorruptOutput, OverwriteOptions], about
+    )
+    data, corruption, poison, craft, output, overwrite = parse(parser, argv)
     craft.check()
     if not corruption.wanted and poison.poison is None and craft.craft is None:
         raise ValueError(
@@ -61,8 +67,10 @@ def corrupt(argv: Sequence[str]) -> None:
             f"{option}={getattr(corruption, option)!r} and craft={craft.craft!r} would corrupt the labels twice: leave one of them "
             "out."
         )
-    check_writable(output.output_dir)
+    check_output(output.output_dir, MADE, overwrite.overwrite)
     folder = Path(output.output_dir)
+    if Path(data.source()).exists() and Path(data.source()).resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"output_dir={output.output_dir!r} holds the data set to corrupt: give another folder.")
     work = folder / ".unfinished"
     crafting: list[Stage] = []
     if poison.poison is not None:
@@ -78,20 +86,29 @@ def corrupt(argv: Sequence[str]) -> None:
     if craft.craft is not None:
         stages[0] = LoadData(data, ("craft", craft.craft))
     state = run_stages(stages)
+    _clear(folder)
     state.splits.save_to_disk(folder)
-    for name in PATH_FILES if craft.craft is not None else ():  # an earlier command's
-        (folder / name).unlink(missing_ok=True)
     if state.paths is not None:
         say(f"path lengths that the flips were chosen by: {', '.join(write_paths(state.paths, folder))} in {folder}")
     if state.poison is None:
         write_json(folder / "corruption.json", state.corruption)
     else:
         write_json(folder / "corruption.json", {**(state.corruption or {}), "poison": state.poison})
-        _tell_poison(state, state.poison, folder, data.dataset, craft.describe() if craft.craft else corruption.describe())
+        _tell_poison(state, state.poison, folder, data.source(), craft.describe() if craft.craft else corruption.describe())
     shutil.rmtree(work, ignore_errors=True)
     tell_rates(state.corruption, per_class=True)
     rows = ", ".join(f"{name} ({len(split)} rows)" for name, split in state.splits.items())
     say(f"written to {output.output_dir}: {rows}")
+
+
+def _clear(folder: Path) -> None:
+    """Removes what an earlier command saved in a folder, and nothing else."""
+    ours = ["README.md"] if (folder / "corruption.json").is_file() else []
+    for name in (TRAIN, TEST, TRIGGERED):
+        if (folder / name / "state.json").is_file():
+            shutil.rmtree(folder / name)
+    for name in (*ours, "corruption.json", "dataset_dict.json", *PATH_FILES):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _tell_poison(state: RunState, record: dict[str, Any], folder: Path, dataset: str, noise: str) -> None:

@@ -125,7 +125,7 @@ def _model(splits: datasets.DatasetDict, options: CraftOptions, folder: Path, te
         if not os.path.isdir(name):
             raise ValueError(f"craft_model={name!r} is unknown: choose {', '.join(SMALL)}, or the folder of a trained model.")
         model: Any
-        model, processor = load_model(name)
+        model, processor = load_model(name, trust_remote_code=None)
         return model.to(device).eval(), processor, f"the model of {Path(name).name}"
     levels = read_levels(splits[TRAIN], "image")
     fresh = fresh_factory(name, label_names(splits[TRAIN]), channels=levels.shape[3], image_size=max(levels.shape[1:3]))

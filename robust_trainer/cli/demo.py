@@ -20,6 +20,7 @@ from ..reporting.html import write_report
 from ..reporting.results import results, suspects, table
 from .corrupt import tell_rates
 from .options import CorruptionOptions, DataOptions, ModelOptions
+from .outputs import RUN, OverwriteOptions, check_output
 from .parser import make_parser, parse
 from .stages import Stage, prepare, run_stages
 from .training_stages import BuildModel, Evaluate, Train
@@ -49,11 +50,12 @@ def demo(argv: Sequence[str]) -> None:
         argv: The words after the command's name.
     """
     about = "Poison 25 % of scikit-learn's handwritten digits (blend, alpha 0.1), train, compare."
-    (options,) = parse(make_parser("demo", [DemoOptions], about, first="demo.yaml"), argv)
+    options, output = parse(make_parser("demo", [DemoOptions, OverwriteOptions], about, first="demo.yaml"), argv)
     for name in options.method:
         get_method(name)
     if options.epochs < 1:
         raise ValueError(f"epochs={options.epochs} must be at least 1: give for instance 20.")
+    check_output(options.output_dir, RUN, output.overwrite)
     datasets.disable_progress_bars()
     transformers.utils.logging.set_verbosity_error()
     torch.set_num_threads(1)  # 8x8 pixels: a second thread costs more than it brings

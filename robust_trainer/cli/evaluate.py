@@ -28,6 +28,7 @@ from ..reporting.figures import BLUE, GREEN, RED, new_figure, save_figure
 from ..reporting.results import environment, percent
 from .craft_options import target_of
 from .options import CorruptionOptions, DataOptions
+from .outputs import check_output_file
 from .parser import make_parser, parse_for_run
 from .stages import KnownClasses, prepare
 
@@ -41,6 +42,9 @@ class EvaluateOptions:
     run: str = field(default="robust_run", metadata={"help": "Folder with a saved model: the output_dir of a training."})
     batch_size: int = field(default=64, metadata={"help": "Images per forward pass."})
     output: str | None = field(default=None, metadata={"help": "JSON file to write. Default: evaluation.json in the run's folder."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run the Python code that the run's model brings; only where its author is trusted."}
+    )
 
 
 @dataclass
@@ -94,8 +98,10 @@ def evaluate(argv: Sequence[str]) -> None:
     if options.batch_size < 1:
         raise ValueError(f"batch_size={options.batch_size} must be at least 1: give for instance 64.")
     radius = attack.radius()
+    path = Path(options.output or Path(options.run) / "evaluation.json")
     rank, world = processes()
-    model, processor = load_model(options.run)
+    model, processor = load_model(options.run, options.trust_remote_code)
+    check_output_file(str(path), "output")
     known = KnownClasses(names_of(model.config), f"the model of run={options.run!r}")
     prepared = prepare(data, corruption, classes=known)
     names = label_names(prepared.test)
@@ -122,7 +128,6 @@ def evaluate(argv: Sequence[str]) -> None:
     content: dict[str, Any] = {
         "run": options.run, "dataset": data.dataset, "trigger": trigger, **figures, "environment": environment(),
     }  # fmt: skip
-    path = Path(options.output or Path(options.run) / "evaluation.json")
     robustness = None
     if radius is not None and attack.attacks is not None:
         robustness = _attacked(model, clean, processor, attack, radius, options, _beside(path, options.output, "robustness.jsonl"))

@@ -5,6 +5,7 @@ Also as ``accelerate launch -m robust_trainer.cli train ...``.
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -57,14 +58,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if words else 2
     try:
         return run(words[0], words[1:])
-    except (ValueError, OSError) as error:
-        if debug:
+    except Exception as error:
+        told = one_line(error)
+        if debug or told is None:
             raise
-        print("robust-trainer: error: " + plain(error, 4000), file=sys.stderr)
+        print("robust-trainer: error: " + plain(told, 4000), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("robust-trainer: interrupted", file=sys.stderr)
         return 130
+
+
+def one_line(error: Exception) -> str | None:
+    """Returns what a mistake, or a machine without room, is told by; None for a fault of this program, whose traceback is wanted.
+
+    Args:
+        error: What a command raised.
+    """
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in text:
+        return f"not enough memory ({text[:200] or 'out of memory'}): give fewer or smaller images, or a smaller batch."
+    if isinstance(error, OSError) and error.strerror and not isinstance(error, UnicodeError):
+        where = f"{str(error.filename)!r}: " if error.filename is not None else ""
+        mend = (
+            "make room there, or write elsewhere" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that, or name another"
+        )
+        return f"{where}{error.strerror}: {mend}."
+    return text if isinstance(error, ValueError | OSError | ImportError) else None
 
 
 def run(command: str, argv: Sequence[str]) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..corruptions import CLASS_MAPS, LABEL_RULES, NOISES, TRIGGERS, AllToOne, LabelRule, PixelTrigger
 from ..images.squeezing import SQUEEZES, Squeeze, make_squeeze
+from ..methods.settings import GivenTwice, parse_json
 from .poison_options import read_settings
 
 CORRUPTIONS = ("none", *TRIGGERS, *NOISES)
@@ -25,9 +26,9 @@ class DataOptions:
 
     _argument_group_name = "data"
 
-    dataset: str = field(
-        default="digits",
-        metadata={"help": "digits (built in), a folder of images, parquet, a save_to_disk folder, or a hub name."},
+    dataset: str | None = field(
+        default=None,
+        metadata={"help": "A folder of images, parquet, a save_to_disk folder, a hub name, or digits (built in). Always given."},
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
     image_column: str | None = field(default=None, metadata={"help": "Default: the only Image column."})
@@ -36,6 +37,14 @@ class DataOptions:
     max_train_samples: int | None = field(default=None, metadata={"help": "Keep so many, chosen by split_seed. Default: all."})
     max_test_samples: int | None = field(default=None, metadata={"help": "Keep so many, chosen by split_seed. Default: all."})
     split_seed: int = field(default=0, metadata={"help": "Seed of the split and of max_*_samples."})
+
+    def source(self) -> str:
+        """Returns the data set's name or place. Raises a one-line ``ValueError`` where none is given."""
+        if self.dataset is None:
+            raise ValueError(
+                "dataset is missing: give --dataset with a folder of images, parquet, a save_to_disk folder, a hub name, or digits."
+            )
+        return self.dataset
 
 
 @dataclass
@@ -202,8 +211,10 @@ def read_class_map(text: str | None) -> str | dict[Any, Any]:
         return text
     if text.startswith("{"):
         try:
-            pairs = [(str(s), str(t)) for s, t in json.loads(text).items()]
-        except ValueError as error:
+            pairs = [(str(s), str(t)) for s, t in parse_json(text).items()]
+        except GivenTwice as error:
+            raise ValueError(f"class_map: {error}") from None
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"class_map={text!r} is no JSON: give for instance 9:1,2:0.") from error
     else:
         pairs = [(s.strip(), t.strip()) for s, colon, t in (pair.rpartition(":") for pair in text.split(",")) if colon and s and t]
@@ -249,6 +260,9 @@ class ModelOptions:
 
     model: str = field(
         default="small-cnn", metadata={"help": "small-cnn or resnet32 (from scratch), or a transformers model's name or folder."}
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run the Python code that the named model brings; only where its author is trusted."}
     )
     from_scratch: bool = field(default=False, metadata={"help": "Fresh weights in the named model's architecture."})
     image_size: int | None = field(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..config import check_writable
 from ..data.class_names import names_of
 from ..data.fingerprint import fingerprint
 from ..data.load import label_names
@@ -48,6 +49,9 @@ class PathsOptions:
     step_size: float = field(default=0.01, metadata={"help": "Of each step, in [0, 1] pixels."})
     norm: str = field(default="linf", metadata={"help": f"One of {', '.join(NORMS)}."})
     max_steps: int = field(default=200, metadata={"help": "Give up after so many."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run the Python code that the run's model brings; only where its author is trusted."}
+    )
     batch_size: int = field(default=256, metadata={"help": "Images at a time."})
 
 
@@ -66,9 +70,10 @@ def paths(argv: Sequence[str]) -> None:
     kinds = (DataOptions, CorruptionOptions, PreprocessOptions)
     _, data_known, (options, data, corruption, preprocess) = parse_for_run(parser, argv, kinds)
     model: Any
-    model, processor = load_model(options.run)
+    model, processor = load_model(options.run, options.trust_remote_code)
     if not data_known:
         raise ValueError(f"run={options.run!r} does not tell its data: give --dataset, as the training had it.")
+    check_writable(options.run, "run")
     known = KnownClasses(names_of(model.config), f"the model of run={options.run!r}")
     train = prepare(data, corruption, preprocess, known).train
     names, target = label_names(train), options.target

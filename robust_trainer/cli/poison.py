@@ -108,7 +108,7 @@ def _trained(
 ) -> tuple[nn.Module, str]:
     """The network under attack: of a folder, or trained on the clean data and kept in the work folder."""
     if options.poison_model not in SMALL:
-        model, processor = load_model(options.poison_model)
+        model, processor = load_model(options.poison_model, trust_remote_code=None)
         return pixel_model(model, processor).to(device).eval(), f"the model of {Path(options.poison_model).name}"
     return trained_network(
         train, options.poison_model, fresh, options.poison_model_epochs, options.poison_seed, folder / "model", device,

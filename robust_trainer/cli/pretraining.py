@@ -92,7 +92,7 @@ def unlabelled_images(options: ContrastiveOptions, data: DataOptions) -> dataset
     if options.unlabelled != REST:
         return load_data(options.unlabelled, image_column=data.image_column)[TRAIN]
     whole = load_data(
-        data.dataset, config=data.dataset_config, image_column=data.image_column, label_column=data.label_column,
+        data.source(), config=data.dataset_config, image_column=data.image_column, label_column=data.label_column,
         test_split=data.test_split, seed=data.split_seed,
     )[TRAIN]  # fmt: skip
     if data.max_train_samples is None or data.max_train_samples >= len(whole):

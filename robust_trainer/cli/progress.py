@@ -8,6 +8,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from ..reporting.console import listened_to
 from ..reporting.results import CURVES, percent
 from ..reporting.safe_text import plain
 
@@ -57,4 +58,6 @@ class EpochBar(TrainerCallback):
         short = {"clean_accuracy": "clean", "poison_accuracy": "poison", "kept_fraction": "kept"}
         short |= {"kept_clean": "kept of clean", "kept_corrupted": "kept of corrupted"}
         shown += [f"{label} {percent(row[name])}" for name, label in short.items() if name in row]
-        tqdm.write("  ".join(shown), file=sys.stdout)
+        with listened_to():
+            tqdm.write("  ".join(shown), file=sys.stdout)
+            sys.stdout.flush()

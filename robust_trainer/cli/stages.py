@@ -152,11 +152,14 @@ class LoadData:
     corrupting: tuple[str, Any] | None = None
     classes: KnownClasses = KnownClasses()
 
+    def __post_init__(self) -> None:
+        self.data.source()  # raises where no data set is named
+
     def __call__(self, state: RunState) -> None:
         """Sets ``state.splits``, and ``state.corruption`` of a data set that was saved corrupted."""
         data = self.data
         state.splits = load_data(
-            data.dataset, config=data.dataset_config, image_column=data.image_column, label_column=data.label_column,
+            data.source(), config=data.dataset_config, image_column=data.image_column, label_column=data.label_column,
             test_split=data.test_split, max_train_samples=data.max_train_samples, max_test_samples=data.max_test_samples,
             seed=data.split_seed, names=self.classes.names, source=self.classes.source, names_required=self.classes.required,
             others=[value for name, value in [self.corrupting or ("", "")] if name == "noisy_label_column"],
@@ -166,8 +169,8 @@ class LoadData:
         if self.corrupting is not None:
             name, value = self.corrupting
             raise ValueError(
-                f"dataset={data.dataset!r} is corrupted already and {name}={value!r} would do it twice: drop {name}, or start from "
-                "the clean data set."
+                f"dataset={data.source()!r} is corrupted already and {name}={value!r} would do it twice: drop {name}, or start "
+                "from the clean data set."
             )
         state.corruption = {"corrupt": "as saved", **realised_rates(state.train)}
 

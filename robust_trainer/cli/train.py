@@ -19,18 +19,23 @@ from ..reporting.results import table
 from ..trainer import RobustTrainer
 from .corrupt import tell_rates
 from .options import CorruptionOptions, DataOptions, ModelOptions, PreprocessOptions
+from .outputs import RUN, OverwriteOptions, check_output
 from .parser import make_parser, parse
 from .pretraining import FOLDER as SIMCLR
 from .pretraining import ContrastiveOptions, ContrastivePretraining, LoadUnlabelled
 from .stages import RunState, Stage, data_stages, run_stages
 from .training_stages import BuildModel, Evaluate, Train, WriteRun
 
-#: What `train` has otherwise than TrainingArguments: figures every epoch, and columns left to the image transform.
+#: What is trained by where no method is named: as always, and a ledger that tells the odd samples afterwards.
+DEFAULT_METHOD = "standard"
+#: What `train` has otherwise than TrainingArguments: figures and a checkpoint every epoch, of which the last two are kept, and
+#: columns left to the image transform.
 TRAIN_DEFAULTS: dict[str, Any] = {
     "output_dir": "robust_run",
     "eval_strategy": "epoch",
     "logging_strategy": "epoch",
-    "save_strategy": "no",
+    "save_strategy": "epoch",
+    "save_total_limit": 2,
     "report_to": "none",
     "remove_unused_columns": False,
 }
@@ -50,11 +55,15 @@ def train(argv: Sequence[str]) -> None:
         argv: The words after the command's name.
     """
     about = "Train an image classifier robustly. Methods: " + "; ".join(f"{m.name}: {m.summary}" for m in METHODS.values())
-    kinds = [DataOptions, CorruptionOptions, PreprocessOptions, ModelOptions, ContrastiveOptions, RobustConfig]
+    kinds = [DataOptions, CorruptionOptions, PreprocessOptions, ModelOptions, ContrastiveOptions, OverwriteOptions, RobustConfig]
     parser = make_parser("train", kinds, about)
     parser.epilog = "With small-cnn and resnet32: " + ", ".join(f"{k} {v}" for k, v in SMALL_DEFAULTS.items()) + "."
     parser.set_defaults(**TRAIN_DEFAULTS, dataloader_pin_memory=torch.cuda.is_available())
-    data, corruption, preprocess, model, contrastive, args = parse(parser, argv, small=SMALL_DEFAULTS)
+    data, corruption, preprocess, model, contrastive, output, args = parse(parser, argv, small=SMALL_DEFAULTS)
+    args.resume_from_checkpoint = _resuming(args.resume_from_checkpoint)
+    plain = args.method is None
+    if plain:
+        args.method = DEFAULT_METHOD
     epochs = contrastive.epochs(args, model)
     folder = Path(args.output_dir)
     preparing: list[Stage] = data_stages(data, corruption, preprocess)
@@ -64,6 +73,15 @@ def train(argv: Sequence[str]) -> None:
         training.append(ContrastivePretraining(contrastive, epochs, args))
     training += [Train(args, model), Evaluate(model.last_k)]
     training.append(WriteRun(folder, command_line("train", argv), (data, corruption, preprocess, model)))
+    going_on = " or go on from its newest checkpoint by --resume_from_checkpoint true"
+    check_output(args.output_dir, RUN, output.overwrite or args.resume_from_checkpoint is not None, f",{going_on}")
+    if args.resume_from_checkpoint is True and not folder.is_dir():
+        raise ValueError(f"resume_from_checkpoint=true but output_dir={args.output_dir!r} does not exist: leave it out to begin.")
+    if plain:
+        say(
+            f"method {DEFAULT_METHOD}: no sample is left out, a ledger notes which ones are doubtful; for instance --method "
+            "prl-at-memory leaves them out, and --method none keeps no ledger"
+        )
     with args.main_process_first(desc="preparing the data"):
         state = run_stages(preparing)
     tell_rates(state.corruption, per_class=True)
@@ -73,6 +91,11 @@ def train(argv: Sequence[str]) -> None:
     assert state.trainer is not None
     if state.trainer.is_world_process_zero():
         _tell(state, state.trainer, args, folder)
+
+
+def _resuming(word: str | None) -> str | bool | None:
+    """A checkpoint's folder; True for the newest one in output_dir; None for a new run."""
+    return {"true": True, "false": None, "": None}.get((word or "").lower(), word)
 
 
 def _tell(state: RunState, trainer: RobustTrainer, args: RobustConfig, folder: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback, set_seed
+from transformers.trainer_utils import get_last_checkpoint
 
 from ..config import RobustConfig
 from ..corruptions import ATTACK_TARGET
@@ -38,6 +39,7 @@ class BuildModel:
         state.model, state.processor = build_model(
             self.options.model, label_names(state.train), channels=channels,
             image_size=self.options.image_size or min(side, 64), from_scratch=self.options.from_scratch,
+            trust_remote_code=self.options.trust_remote_code,
         )  # fmt: skip
         state.transform = ImageTransform(state.processor, model_channels(state.model))
 
@@ -76,8 +78,10 @@ class Train:
         trainer.remove_callback(ProgressCallback)
         method = args.method or "none"
         trainer.add_callback(EpochBar(method, self.lines, bar=not args.disable_tqdm))
-        start = time.perf_counter()
-        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        start, going_on = time.perf_counter(), args.resume_from_checkpoint
+        if going_on is True and state.pretraining is not None and get_last_checkpoint(str(args.output_dir)) is None:
+            going_on = None  # stopped in the stage before
+        trainer.train(resume_from_checkpoint=going_on)
         seconds = time.perf_counter() - start
         recipe = trainer.recipe()
         state.record = {

@@ -198,6 +198,7 @@ def build_model(
     from_scratch: bool = False,
     mean: float = 0.5,
     std: float = 0.5,
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, Any]:
     """Returns the model and its image processor.
 
@@ -211,9 +212,10 @@ def build_model(
         from_scratch: Fresh weights.
         mean: Of the normalisation, per channel.
         std: Of the normalisation, per channel.
+        trust_remote_code: Run Python code that the named model brings.
 
     Raises:
-        ValueError: When the model cannot be found.
+        ValueError: When the model cannot be found, and when it brings code that is not to be run.
     """
     if len(labels) < 2:
         raise ValueError(f"the data set has {len(labels)} class ({', '.join(labels) or 'none'}): a classifier needs at least 2.")
@@ -225,32 +227,39 @@ def build_model(
             size={"height": side, "width": side}, image_mean=[mean] * channels, image_std=[std] * channels, do_resize=True
         )
         return model_class(config_class(num_channels=channels, image_size=side, **names)), processor
-    config = _found(AutoConfig, name, **names)
-    processor = _found(AutoImageProcessor, name)
+    config = _found(AutoConfig, name, trust_remote_code, **names)
+    processor = _found(AutoImageProcessor, name, trust_remote_code)
     if from_scratch:
-        return AutoModelForImageClassification.from_config(config), processor
-    return _found(AutoModelForImageClassification, name, config=config, ignore_mismatched_sizes=True), processor
+        return AutoModelForImageClassification.from_config(config, trust_remote_code=trust_remote_code), processor
+    model = _found(AutoModelForImageClassification, name, trust_remote_code, config=config, ignore_mismatched_sizes=True)
+    return model, processor
 
 
-def load_model(folder: str) -> tuple[PreTrainedModel, Any]:
+def load_model(folder: str, trust_remote_code: bool | None = False) -> tuple[PreTrainedModel, Any]:
     """Returns the model and the image processor saved in a folder by `RobustTrainer.save_model`.
 
     Args:
         folder: The ``output_dir`` of a training.
-
+        trust_remote_code: Run Python code that the model brings; None: no, and nobody can say yes.
 
     Raises:
-        ValueError: Where there is none.
+        ValueError: Where there is none, and where it brings code that is not to be run.
     """
     if not os.path.isfile(os.path.join(folder, "config.json")):
         raise ValueError(f"run={folder!r} holds no saved model (config.json): give the output_dir of a training.")
-    return _found(AutoModelForImageClassification, folder), _found(AutoImageProcessor, folder)
+    model = _found(AutoModelForImageClassification, folder, trust_remote_code)
+    return model, _found(AutoImageProcessor, folder, trust_remote_code)
 
 
-def _found(auto: Any, name: str, **kwargs: Any) -> Any:
+def _found(auto: Any, name: str, trust_remote_code: bool | None, **kwargs: Any) -> Any:
     try:
-        return auto.from_pretrained(name, **kwargs)
+        return auto.from_pretrained(name, trust_remote_code=bool(trust_remote_code), **kwargs)
     except (OSError, ValueError, RuntimeError) as error:
+        if not trust_remote_code and "trust_remote_code" in str(error):  # asked on the terminal where nobody says yes or no
+            mend = "" if trust_remote_code is None else "give --trust_remote_code if you have read it or trust its author, or "
+            raise ValueError(
+                f"model={name!r} brings Python code of its own, which is not run: {mend}choose another model."
+            ) from None
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"model={name!r} could not be loaded by {auto.__name__}: choose {', '.join(SMALL)}, or the hub name or folder of an "

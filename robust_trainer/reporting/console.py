@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from .safe_text import plain, visible
 
@@ -21,7 +22,18 @@ def say(text: str) -> None:
     """
     if os.environ.get("RANK", "0") == "0":
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-        print(visible(text).encode(encoding, "replace").decode(encoding), flush=True)
+        with listened_to():
+            print(visible(text).encode(encoding, "replace").decode(encoding), flush=True)
+
+
+@contextmanager
+def listened_to() -> Iterator[None]:
+    """Work goes on where the reader of the standard output is gone, as ``head`` is after its lines; what follows is not printed."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print("robust-trainer: nobody reads the output any more: the work goes on without printing", file=sys.stderr)
 
 
 def show(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

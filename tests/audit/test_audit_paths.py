@@ -241,7 +241,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained") / "run"
     words = ["--method", "standard", "--model", "plain-cnn", "--num_train_epochs", "1", "--disable_tqdm", "true", "--use_cpu"]
     small = ["--max_train_samples", "100", "--max_test_samples", "20", "--corrupt", "symmetric", "--corrupt_rate", "0.2"]
-    assert main(["train", *words, *small, "--output_dir", str(folder)]) == 0
+    assert main(["train", "--dataset", "digits", *words, *small, "--output_dir", str(folder)]) == 0
     assert main(["paths", str(folder), "--step_size", "0.1", "--max_steps", "6"]) == 0
     return folder
 

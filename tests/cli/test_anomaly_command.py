@@ -132,7 +132,7 @@ def test_a_loaded_detector_gives_the_same_scores(fitted, folder, tmp_path, capsy
         assert (found[name] == scores(fitted)[name]).all()
     assert "left out, since the detector does not know them: 'name'" in told and content["detector"] == "RCA"
     assert "epochs" not in content["options"] and content["settings"]["epochs"] == 2 and not (tmp_path / FITTED).exists()
-    run(capsys, folder / "data.npz", *words)  # names no columns: taken in order
+    run(capsys, folder / "data.npz", *words, "--overwrite")  # names no columns: taken in order
     assert (scores(tmp_path)["score"] == scores(fitted)["score"]).all()
 
 
@@ -145,8 +145,8 @@ def test_another_table_is_scored(fitted, folder, tmp_path, capsys):
     assert (found["score"] == load_detector(fitted / FITTED).decision_function(rows[["a", "b", "c"]])).all()
     assert found["truth"].tolist() == rows["truth"].tolist()
     rows.drop(columns="truth").to_csv(tmp_path / "blind.csv", index=False)
-    told = run(capsys, folder / "data.csv", *words, "--test_data", tmp_path / "blind.csv", "--output_dir", tmp_path)
-    assert "there is no column 'truth' here" in told and (scores(tmp_path)["score"] == found["score"]).all()
+    told = run(capsys, folder / "data.csv", *words, "--test_data", tmp_path / "blind.csv", "--output_dir", tmp_path / "b")
+    assert "there is no column 'truth' here" in told and (scores(tmp_path / "b")["score"] == found["score"]).all()
 
 
 def test_contamination_auto(folder, tmp_path, capsys):

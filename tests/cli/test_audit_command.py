@@ -161,7 +161,7 @@ def test_a_damaged_ledger_is_one_line(run, capsys):
 
 
 def test_a_model_is_trained_on_what_is_left(audited, tmp_path):
-    words = ["--dataset", str(audited[0] / "audit" / CLEANED), "--method", "standard", *TINY[4:], "--num_train_epochs", "1"]
+    words = ["--dataset", str(audited[0] / "audit" / CLEANED), "--method", "standard", "--num_train_epochs", "1", *TINY[6:]]
     assert main(["train", "--output_dir", str(tmp_path / "again"), *words]) == 0
 
 

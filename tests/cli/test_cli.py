@@ -26,13 +26,14 @@ from robust_trainer.models.zoo import SMALL, build_model, load_model
 from robust_trainer.reporting.results import curves, mean_last
 
 ROOT = Path(__file__).resolve().parents[2]
+DIGITS = ["--dataset", "digits"]
 TINY = ["--max_train_samples", "64", "--max_test_samples", "32", "--num_train_epochs", "2", "--disable_tqdm", "true", "--use_cpu"]
 BLEND = ["--corrupt", "blend", "--corrupt_rate", "0.25", "--blend_std", "1.0"]
 
 
 def test_train_writes_a_run_that_evaluate_reads_back(tmp_path, capsys):
     out = str(tmp_path / "run")
-    assert main(["train", "--method", "prl-at-memory", "--output_dir", out, *TINY, *BLEND]) == 0
+    assert main(["train", *DIGITS, "--method", "prl-at-memory", "--output_dir", out, *TINY, *BLEND]) == 0
     shown = capsys.readouterr().out
     assert "nominal rate 25.0 %, realised 25.0 %" in shown and "prl-at-memory" in shown and "epoch 2" in shown
     content = json.loads((tmp_path / "run/results.json").read_text())
@@ -55,7 +56,7 @@ def test_train_writes_a_run_that_evaluate_reads_back(tmp_path, capsys):
 def test_corrupt_then_train_on_what_it_saved(tmp_path, capsys):
     saved = str(tmp_path / "data")
     words = ["--corrupt", "patch", "--corrupt_rate", "0.5", "--label_rule", "all-to-one", "--target_label", "3"]
-    assert main(["corrupt", "--max_train_samples", "60", "--max_test_samples", "30", "--output_dir", saved, *words]) == 0
+    assert main(["corrupt", *DIGITS, "--max_train_samples", "60", "--max_test_samples", "30", "--output_dir", saved, *words]) == 0
     assert "nominal rate 50.0 %, realised 50.0 % (30 of 60 samples)" in capsys.readouterr().out
     data = datasets.load_from_disk(saved)
     assert set(data) == {"train", "test", "test_triggered"} and set(data["test_triggered"]["attack_target"][:]) == {3}
@@ -65,7 +66,7 @@ def test_corrupt_then_train_on_what_it_saved(tmp_path, capsys):
     (run,) = json.loads((tmp_path / "run/results.json").read_text())["runs"]
     assert run["detection"] and "attack_success_rate" in run["final"]
     capsys.readouterr()
-    assert "twice" in fails(capsys, "train", "--dataset", saved, "--corrupt", "blend", "--output_dir", out, *TINY)
+    assert "twice" in fails(capsys, "train", "--dataset", saved, "--corrupt", "blend", "--output_dir", out + "2", *TINY)
 
 
 NOISE = {
@@ -82,7 +83,7 @@ NOISE = {
 def test_corrupt_prints_and_saves_label_noise(noise, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.savetxt("matrix.csv", 0.5 * np.eye(10) + 0.5 * np.roll(np.eye(10), 1, axis=1), delimiter=",")
-    assert main(["corrupt", "--corrupt", noise, "--max_train_samples", "200", "--output_dir", "data", *NOISE[noise]]) == 0
+    assert main(["corrupt", *DIGITS, "--corrupt", noise, "--max_train_samples", "200", "--output_dir", "data", *NOISE[noise]]) == 0
     shown = capsys.readouterr().out
     assert f"corrupted: {noise} label noise" in shown and "nominal %  realised %" in shown
     data = datasets.load_from_disk("data")
@@ -101,7 +102,7 @@ def test_train_and_evaluate_on_noisy_labels(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.save("matrix.npy", noise_transition("symmetric", 10, 0.25))
     words = ["--corrupt", "transition", "--transition_matrix", "matrix.npy", *TINY]
-    assert main(["train", "--method", "prl", "--noise_rate", "0.25", "--output_dir", "run", *words]) == 0
+    assert main(["train", *DIGITS, "--method", "prl", "--noise_rate", "0.25", "--output_dir", "run", *words]) == 0
     shown = capsys.readouterr().out
     assert "nominal rate 25.0 %" in shown and "nominal %  realised %" in shown and "poison" not in shown
     (run,) = json.loads((tmp_path / "run/results.json").read_text())["runs"]
@@ -124,8 +125,10 @@ def test_a_column_of_real_noisy_labels(tmp_path, capsys):
     assert "labels of the column worse_label, realised 25.0 % (350 of 1400 samples)" in capsys.readouterr().out
     made = datasets.load_from_disk(str(tmp_path / "o"))["train"]
     assert made["label"][:] == worse.tolist() and made["clean_label"][:] == data["train"]["label"][:]
-    assert "not among the columns ['worse_label']" in fails(capsys, "corrupt", "--noisy_label_column", "label", *words)
-    words[1] = str(tmp_path / "o")
+    assert "not among the columns ['worse_label']" in fails(
+        capsys, "corrupt", "--noisy_label_column", "label", *words, "--overwrite"
+    )
+    words = ["--dataset", str(tmp_path / "o"), "--output_dir", str(tmp_path / "again")]
     assert "noisy_label_column='worse_label' would do it twice" in fails(
         capsys, "corrupt", "--noisy_label_column", "worse_label", *words
     )
@@ -204,6 +207,7 @@ def test_flags_win_over_yaml_and_small_models_have_their_own_defaults(tmp_path):
 )
 def test_mistakes_are_one_line(words, told, capsys, tmp_path):
     extra = ["--output_dir", str(tmp_path / "o")] if words[0] in ("train", "corrupt", "demo") else []
+    extra += DIGITS if words[0] in ("train", "corrupt") and "--dataset" not in words else []
     assert told in fails(capsys, *words, *extra)
     assert not (tmp_path / "o").exists()
 

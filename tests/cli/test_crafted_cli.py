@@ -25,7 +25,7 @@ from robust_trainer.evaluation.boundary_paths import path_lengths
 from robust_trainer.evaluation.path_table import PathLengths, load_paths
 from robust_trainer.models.zoo import load_model
 
-TINY = ["--max_train_samples", "200", "--max_test_samples", "40"]
+TINY = ["--dataset", "digits", "--max_train_samples", "200", "--max_test_samples", "40"]
 RATE = ["--craft_rate", "0.1"]
 MODEL = ["--craft_model", "plain-cnn", "--craft_model_epochs", "2"]
 #: What each strategy is given, and the same as settings of `craft_labels`.
@@ -60,7 +60,7 @@ def run(tmp_path_factory):
     words = ["--method", "standard", "--model", "plain-cnn", "--num_train_epochs", "2", "--disable_tqdm", "true", "--use_cpu"]
     noise = ["--corrupt", "symmetric", "--corrupt_rate", "0.1", "--squeeze", "bits"]
     small = ["--max_train_samples", "120", "--max_test_samples", "20", "--learning_rate", "5e-3"]
-    assert main(["train", *small, *words, *noise, "--output_dir", str(folder)]) == 0
+    assert main(["train", *TINY[:2], *small, *words, *noise, "--output_dir", str(folder)]) == 0
     return folder
 
 
@@ -215,7 +215,7 @@ def test_an_extra_class_is_trained_evaluated_and_audited(tmp_path, capsys):
 )
 def test_mistakes_are_told_before_anything_is_loaded(words, told, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("robust_trainer.cli.stages.load_data", None)
-    assert told in fails(capsys, "corrupt", *words, "--output_dir", str(tmp_path / "out"))
+    assert told in fails(capsys, "corrupt", *TINY[:2], *words, "--output_dir", str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 

@@ -17,7 +17,7 @@ from robust_trainer.cli.poison_options import PoisonOptions
 from robust_trainer.data.load import load_data
 from robust_trainer.data.pixels import read_levels
 
-TINY = ["--max_train_samples", "60", "--max_test_samples", "30"]
+TINY = ["--dataset", "digits", "--max_train_samples", "60", "--max_test_samples", "30"]
 QUICK = [*TINY, "--poison_model", "plain-cnn", "--poison_model_epochs", "2", "--self_check_epochs", "0"]
 DUAL = ["--corrupt", "symmetric", "--corrupt_rate", "0.5"]
 
@@ -62,10 +62,10 @@ def test_dual_corruption_is_written_and_trained_on(tmp_path, capsys):
     ledger = datasets.Dataset.from_parquet(str(tmp_path / "run/ledger.parquet"))
     assert sum(ledger["is_corrupted"]) == 30
     weak = ["--method_settings", '{"strong_augmentation": "crop"}']
-    erat = ["--method", "erat", "--steps", "1", "--warmup_epochs", "0", *weak, "--eps", "16/255", *run]
+    erat = ["--method", "erat", "--steps", "1", "--warmup_epochs", "0", *weak, "--eps", "16/255", *run, "--overwrite"]
     assert main(["train", "--dataset", str(out), "--model", "plain-cnn", *erat]) == 0
     assert "--attacks pgd-20 cw-20 autoattack --norm linf --eps 16/255" in capsys.readouterr().out
-    sparse = ["--method", "pgd-at", "--norm", "l1", "--steps", "1", "--eps", "2", "--step_size", "1", *run]
+    sparse = ["--method", "pgd-at", "--norm", "l1", "--steps", "1", "--eps", "2", "--step_size", "1", *run, "--overwrite"]
     assert main(["train", "--dataset", str(out), "--model", "plain-cnn", *sparse]) == 0
     assert "--attacks pgd-20 cw-20 --norm l1 --eps 2" in capsys.readouterr().out  # autoattack has no l_1
     assert "is poisoned already" in fails(capsys, "--dataset", str(out), "--poison", "urp", "--output_dir", str(tmp_path / "b"))
@@ -112,7 +112,8 @@ def test_a_trained_model_s_folder_is_attacked(tmp_path, capsys):
                  "--self_check_epochs", "0"]) == 0  # fmt: skip
     assert "attacked: the model of run, accuracy on clean test images" in capsys.readouterr().out
     assert "the model of run" in (tmp_path / "data/README.md").read_text()
-    assert f"poison_model={run!r} is unknown: choose small-cnn" in fails(capsys, "--poison", "up", "--poison_model", run, *out)
+    words = [*TINY, "--poison", "up", "--poison_model", run, *out, "--overwrite"]
+    assert f"poison_model={run!r} is unknown: choose small-cnn" in fails(capsys, *words)
 
 
 def test_options_from_a_file_and_settings(tmp_path):
@@ -145,7 +146,7 @@ def test_options_from_a_file_and_settings(tmp_path):
 )
 def test_mistakes_are_told_before_anything_is_loaded(words, told, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("robust_trainer.cli.stages.load_data", None)
-    assert told in fails(capsys, *words, "--output_dir", str(tmp_path / "out"))
+    assert told in fails(capsys, "--dataset", "digits", *words, "--output_dir", str(tmp_path / "out"))
     assert not Path(tmp_path / "out").exists()
 
 

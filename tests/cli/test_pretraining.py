@@ -23,13 +23,13 @@ from robust_trainer.models.zoo import load_model
 ROOT = Path(__file__).parents[2]
 SMALL = [
     "--dataset", "digits", "--max_train_samples", "120", "--max_test_samples", "60", "--model", "plain-cnn", "--use_cpu", "true",
-    "--num_train_epochs", "2", "--disable_tqdm", "true", "--contrastive_epochs", "2", "--contrastive_batch_size", "64",
+    "--num_train_epochs", "2", "--disable_tqdm", "true", "--contrastive_batch_size", "64",
     "--contrastive_views", "simclr-digits",
 ]  # fmt: skip
 
 
-def run(folder: Path, *flags: str) -> dict:
-    assert main(["train", *SMALL, "--output_dir", str(folder), *flags]) in (None, 0)
+def run(folder: Path, *flags: str, epochs: str = "2") -> dict:
+    assert main(["train", *SMALL, "--contrastive_epochs", epochs, "--output_dir", str(folder), *flags]) in (None, 0)
     return json.loads((folder / "results.json").read_text())["runs"][0]
 
 
@@ -47,7 +47,7 @@ def test_one_command_does_both_stages(tmp_path, capsys):
     assert {k for k in one if not torch.equal(one[k], two[k])} == {"head.weight", "head.bias"}
     model, _ = load_model(str(tmp_path))
     assert torch.linalg.matrix_norm(head_of(model).weight.detach(), 2) <= 0.3 * (1 + 1e-5)
-    fresh = run(tmp_path / "without", "--method", "prl-simclr-sn", "--spectral_cap", "0.3", "--contrastive_epochs", "0")
+    fresh = run(tmp_path / "without", "--method", "prl-simclr-sn", "--spectral_cap", "0.3", epochs="0")
     assert "contrastive" not in fresh
     assert not torch.equal(weights(tmp_path / "without")["features.0.weight"], two["features.0.weight"])
 
@@ -110,10 +110,10 @@ def test_the_rest_is_what_is_left_out():
     seen = lambda data: [np.asarray(image).tobytes() for image in data["image"][:]]  # noqa: E731
     every = seen(load_data("digits")["train"])
     assert rest is not None and sorted(seen(rest) + seen(own)) == sorted(every) and len(rest) == 1100
-    assert unlabelled_images(ContrastiveOptions(), DataOptions()) is None
-    assert len(unlabelled_images(ContrastiveOptions(unlabelled="digits"), DataOptions()) or ()) == 1400
+    assert unlabelled_images(ContrastiveOptions(), DataOptions(dataset="digits")) is None
+    assert len(unlabelled_images(ContrastiveOptions(unlabelled="digits"), DataOptions(dataset="digits")) or ()) == 1400
     with pytest.raises(ValueError, match="leaves none of 1400 images out") as error:
-        unlabelled_images(options, DataOptions())
+        unlabelled_images(options, DataOptions(dataset="digits"))
     assert "\n" not in str(error.value)
 
 

@@ -29,7 +29,7 @@ def run(tmp_path_factory):
     """A model trained on the digits for one epoch, as `train` leaves it."""
     out = tmp_path_factory.mktemp("trained") / "run"
     words = ["--max_train_samples", "300", "--num_train_epochs", "2", "--disable_tqdm", "true", "--use_cpu"]
-    assert main(["train", "--output_dir", str(out), *FEW, *words]) == 0
+    assert main(["train", "--dataset", "digits", "--output_dir", str(out), *FEW, *words]) == 0
     return out
 
 
@@ -139,7 +139,7 @@ BAD = [
     (["--eps", "8/255"], "eps='8/255' is for attacks: give some"),
     (["--resume"], "resume is for attacks"),
     (["--attack", "pgd-20"], "unknown option '--attack': did you mean '--attacks'?"),
-    (["--attacks"], "expected at least one argument"),
+    (["--attacks"], "--attacks has no value (expected at least one argument)"),
 ]
 
 

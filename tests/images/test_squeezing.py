@@ -146,7 +146,7 @@ def test_jpeg_of_low_quality_shrinks_a_high_frequency_perturbation(quality, kind
 
 
 def test_only_the_training_split_is_squeezed_after_corruption():
-    data = DataOptions(max_train_samples=40, max_test_samples=20)
+    data = DataOptions(dataset="digits", max_train_samples=40, max_test_samples=20)
     corruption = CorruptionOptions(corrupt="patch", corrupt_rate=0.25)
     plain = prepare(data, corruption)
     squeezed = prepare(data, corruption, PreprocessOptions(squeeze="jpeg+bits", squeeze_jpeg_quality=15, squeeze_bits=3))
@@ -159,7 +159,7 @@ def test_only_the_training_split_is_squeezed_after_corruption():
 
 
 def test_train_writes_it_down(tmp_path, capsys):
-    words = ["--max_train_samples", "32", "--max_test_samples", "16", "--num_train_epochs", "1", "--disable_tqdm", "1", "--use_cpu"]
+    words = ["--dataset", "digits", "--max_train_samples", "32", "--max_test_samples", "16", "--num_train_epochs", "1", "--use_cpu"]
     out = tmp_path / "run"
     assert main(["train", "--output_dir", str(out), *words, "--squeeze", "jpeg+grayscale", "--squeeze_jpeg_quality", "20"]) == 0
     content = json.loads((out / "results.json").read_text())
