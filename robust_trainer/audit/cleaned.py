@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow
 import pyarrow.csv
 
+from ..data.splits import align_labels
 from ..reporting.atomic_files import replacing, write_text
 from ..reporting.parquet_files import write_parquet
 from ..reporting.safe_text import plain
@@ -52,7 +53,13 @@ def write_cleaned(
 
 
 def _like(test: datasets.Dataset, left: datasets.Dataset) -> datasets.Dataset:
-    """The test split with the columns of the other, null where it has none: splits that differ in columns cannot be loaded."""
+    """The test split with the columns of the other, null where it has none: splits that differ in columns cannot be loaded.
+
+    Classes are numbered alike, by name.
+    """
+    for name, feature in left.features.items():
+        if isinstance(feature, datasets.ClassLabel) and test.features.get(name, feature) != feature:
+            test = align_labels(test, feature.names, "the training split", name, f"test: '{name}'")
     table = test.with_format("arrow")[:]
     for name in left.column_names:
         if name not in test.column_names:

@@ -17,7 +17,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from ..config import RobustConfig
 from ..contrastive.trainer import ContrastiveConfig, ContrastiveTrainer
 from ..contrastive.views import VIEWS
-from ..data.load import TRAIN, kept_rows, load_data
+from ..data.load import TRAIN, kept_rows, load_data, load_images
 from ..data.preprocess import ImageTransform
 from ..models.zoo import SMALL
 from ..reporting.atomic_files import write_json
@@ -90,7 +90,7 @@ def unlabelled_images(options: ContrastiveOptions, data: DataOptions) -> dataset
     if options.unlabelled is None:
         return None
     if options.unlabelled != REST:
-        return load_data(options.unlabelled, image_column=data.image_column)[TRAIN]
+        return load_images(options.unlabelled, image_column=data.image_column)
     whole = load_data(
         data.source(), config=data.dataset_config, image_column=data.image_column, label_column=data.label_column,
         test_split=data.test_split, seed=data.split_seed,

@@ -14,6 +14,7 @@ from ..config import RobustConfig
 from ..data.preprocess import image_shape
 from ..evaluation.robustness import show_eps
 from ..methods.table import METHODS
+from ..models.zoo import known_classes
 from ..reporting.console import command_line, say, show
 from ..reporting.results import table
 from ..trainer import RobustTrainer
@@ -23,7 +24,7 @@ from .outputs import RUN, OverwriteOptions, check_output
 from .parser import make_parser, parse
 from .pretraining import FOLDER as SIMCLR
 from .pretraining import ContrastiveOptions, ContrastivePretraining, LoadUnlabelled
-from .stages import RunState, Stage, data_stages, run_stages
+from .stages import KnownClasses, RunState, Stage, data_stages, run_stages
 from .training_stages import BuildModel, Evaluate, Train, WriteRun
 
 #: What is trained by where no method is named: as always, and a ledger that tells the odd samples afterwards.
@@ -66,7 +67,10 @@ def train(argv: Sequence[str]) -> None:
         args.method = DEFAULT_METHOD
     epochs = contrastive.epochs(args, model)
     folder = Path(args.output_dir)
-    preparing: list[Stage] = data_stages(data, corruption, preprocess)
+    # fresh weights know no classes; a model that knows the data's has them in its own order
+    names = None if model.from_scratch else known_classes(model.model, model.trust_remote_code)
+    classes = KnownClasses(names, f"model={model.model!r}", required=False)
+    preparing: list[Stage] = data_stages(data, corruption, preprocess, classes=classes)
     training: list[Stage] = [BuildModel(args, model)]
     if epochs:
         preparing.append(LoadUnlabelled(contrastive, data))

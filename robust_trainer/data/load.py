@@ -82,6 +82,22 @@ def load_data(
     return data
 
 
+def load_images(name: str, *, image_column: str | None = None) -> datasets.Dataset:
+    """Returns the images of a data set's training split, or of its only one: one column, image. Labels are not read.
+
+    Args:
+        name: As for `load_data`.
+        image_column: Default: the only Image column.
+
+    Raises:
+        ValueError: For a name that leads nowhere, and without images.
+    """
+    data = _training_split(digits() if name == "digits" else _load(name, None), name)[TRAIN]
+    image = _checked_image_column(data, image_column)
+    data = data.with_format(None).select_columns(image)
+    return data if image == "image" else data.rename_column(image, "image")
+
+
 def kept_rows(count: int, limit: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns which of ``count`` rows max_train_samples or max_test_samples keeps, and which it leaves out, each in order.
 
@@ -179,12 +195,7 @@ def _splits(
     splits: Any, name: str, test_split: str | None, image_column: str | None, label_column: str | None
 ) -> dict[str, datasets.Dataset]:
     """The splits train and, where there are any, test and test_triggered, with columns image and label."""
-    if isinstance(splits, datasets.Dataset):
-        splits = datasets.DatasetDict({TRAIN: splits})
-    if TRAIN not in splits:
-        if len(splits) != 1:
-            raise ValueError(f"dataset={name!r} has splits {list(splits)} but no 'train': rename the one to train on.")
-        splits = datasets.DatasetDict({TRAIN: next(iter(splits.values()))})
+    splits = _training_split(splits, name)
     if test_split is not None and (test_split not in splits or test_split == TRAIN):
         raise ValueError(
             f"test_split={test_split!r} is not among the other splits: choose one of {[s for s in splits if s != TRAIN]}."
@@ -199,6 +210,17 @@ def _splits(
     if TRIGGERED in splits:
         parts[TRIGGERED] = splits[TRIGGERED]
     return {key: _columns(split, image if image in split.column_names else None, label) for key, split in parts.items()}
+
+
+def _training_split(splits: Any, name: str) -> datasets.DatasetDict:
+    """The splits, with one to train on: where there is a single one, that."""
+    if isinstance(splits, datasets.Dataset):
+        return datasets.DatasetDict({TRAIN: splits})
+    if TRAIN in splits:
+        return splits
+    if len(splits) != 1:
+        raise ValueError(f"dataset={name!r} has splits {list(splits)} but no 'train': rename the one to train on.")
+    return datasets.DatasetDict({TRAIN: next(iter(splits.values()))})
 
 
 def _hold_out(data: datasets.DatasetDict, name: str, seed: int) -> datasets.DatasetDict:
@@ -237,11 +259,16 @@ def _label_column(data: datasets.Dataset, label: str | None) -> str:
     return str(label)
 
 
-def _columns(data: datasets.Dataset, image: str | None, label: str) -> datasets.Dataset:
-    """The columns by the names 'image' and 'label', which the rest of the package relies on."""
+def _checked_image_column(data: datasets.Dataset, image: str | None) -> str:
     image = find_image_column(data, image)
     if not isinstance(data.features[image], datasets.Image):
         raise ValueError(f"image_column={image!r} is {data.features[image]}, expected an Image column: cast_column it first.")
+    return image
+
+
+def _columns(data: datasets.Dataset, image: str | None, label: str) -> datasets.Dataset:
+    """The columns by the names 'image' and 'label', which the rest of the package relies on."""
+    image = _checked_image_column(data, image)
     for old, new in ((image, "image"), (label, "label")):
         if old != new:
             data = (data.remove_columns(new) if new in data.column_names else data).rename_column(old, new)

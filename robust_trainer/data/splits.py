@@ -74,8 +74,8 @@ def gate(
         names, source = own, origin
         if bare:
             _tell_numbers(names)
-    _tell_orders(columns, names, source)
     numbers = {key: class_numbers(labels, names, source, by_name=bare) for key, labels in columns.items()}
+    _tell_orders(columns, names, source)
     _tell_untrained(numbers, names)
     feature = datasets.ClassLabel(names=list(names))
     out = dict(splits)

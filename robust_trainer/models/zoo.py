@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from ..data.class_names import names_of
+
 try:  # without torchvision the plain name answers with a warning
     from transformers import ViTImageProcessorPil as PlainProcessor
 except ImportError:  # transformers before 5.20
@@ -233,6 +235,19 @@ def build_model(
         return AutoModelForImageClassification.from_config(config, trust_remote_code=trust_remote_code), processor
     model = _found(AutoModelForImageClassification, name, trust_remote_code, config=config, ignore_mismatched_sizes=True)
     return model, processor
+
+
+def known_classes(name: str, trust_remote_code: bool | None = False) -> list[str] | None:
+    """Returns the class names that a transformers model was trained with, by number; None where it has none.
+
+    Args:
+        name: As for `build_model`.
+        trust_remote_code: As for `build_model`.
+
+    Raises:
+        ValueError: When the model cannot be found.
+    """
+    return None if name in SMALL else names_of(_found(AutoConfig, name, trust_remote_code))
 
 
 def load_model(folder: str, trust_remote_code: bool | None = False) -> tuple[PreTrainedModel, Any]:

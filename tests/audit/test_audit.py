@@ -810,3 +810,15 @@ def test_cautions_tell_a_poor_witness():
     told = " ".join(_cautions({"seen": np.array([2] * 8 + [0] * 2), "kept": np.array([2] * 8 + [0] * 2), "aum": -np.ones(10)}, 3))
     assert "2 of 10 samples were never visited" in told and "2 times (median)" in told
     assert "trained on every sample" in told and "hardly learned" in told
+
+
+def test_the_test_split_of_a_cleaned_set_is_numbered_by_name(tmp_path):
+    data = forty()
+    names = data.features["label"].names
+    test, turned = data.select(range(12)), [*names[1:], names[0]]
+    words = test.features["label"].int2str(test["label"][:])
+    other = test.remove_columns("label").add_column("label", [turned.index(word) for word in words])
+    other = other.cast_column("label", datasets.ClassLabel(names=turned))
+    folder = write_cleaned(tmp_path, audit_of(data), data, test=other)
+    read = datasets.Dataset.from_parquet(str(folder / "test.parquet"), cache_dir=str(tmp_path / "cache"))
+    assert read.features["label"].names == names and read.features["label"].int2str(read["label"][:]) == words
