@@ -38,6 +38,7 @@ class TextOptions:
     text_column: str = field(default="text", metadata={"help": "Column of the sentences."})
     label_column: str = field(default="label", metadata={"help": "Column of the classes: names or numbers."})
     model: str = field(default="tiny", metadata={"help": "A model's hub name or folder; tiny: a 2-layer BERT from scratch."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run Python code that the model brings."})
     hidden_size: int = field(default=128, metadata={"help": "Width of the tiny BERT."})
     max_length: int = field(default=64, metadata={"help": "Tokens of a sentence that are read."})
     corrupt: str = field(default="none", metadata={"help": "Wrong labels to train on: none, symmetric, pairflip, ..."})
@@ -91,8 +92,9 @@ def main() -> None:
         config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=options.max_length, pad_token_id=0, **size, **labels)
         model = BertForSequenceClassification(config)
     else:
-        tokenizer = AutoTokenizer.from_pretrained(options.model)
-        model = AutoModelForSequenceClassification.from_pretrained(options.model, **labels)
+        trust = options.trust_remote_code  # false: refused in words, where nothing given asks on the terminal
+        tokenizer = AutoTokenizer.from_pretrained(options.model, trust_remote_code=trust)
+        model = AutoModelForSequenceClassification.from_pretrained(options.model, trust_remote_code=trust, **labels)
 
     def tokenize(rows: dict[str, Any]) -> Any:
         return tokenizer(rows["text"], truncation=True, max_length=options.max_length, return_token_type_ids=False)

@@ -100,6 +100,8 @@ def make_parser(command: str, types: Iterable[Any], about: str, first: str = "co
 def parse(parser: Parser, argv: Sequence[str], *, small: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
     """Returns the options, from a YAML or JSON file (a leading argument without dashes) and from flags, which win.
 
+    A flag with the value ``null`` takes the option's default in place of the file's value.
+
     Args:
         parser: Of `make_parser`.
         argv: The words after the command's name.
@@ -111,7 +113,8 @@ def parse(parser: Parser, argv: Sequence[str], *, small: Mapping[str, Any] | Non
     argv = list(argv)
     if argv and not argv[0].startswith("-"):
         _check_once(parser, argv[1:])
-        argv = read_config(argv[0], parser.options, lambda key: _unknown_option(key, parser.known())) + argv[1:]
+        of_file = read_config(argv[0], parser.options, lambda key: _unknown_option(key, parser.known()))
+        argv = _without_defaults(parser, of_file, argv[1:])
     else:
         _check_once(parser, argv)
     words, unknown = parser.parse_known_args(argv)
@@ -127,20 +130,39 @@ def parse(parser: Parser, argv: Sequence[str], *, small: Mapping[str, Any] | Non
     return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)[: len(list(parser.dataclass_types))]
 
 
+def _options_in(parser: Parser, argv: Sequence[str]) -> list[tuple[argparse.Action, str, str, slice]]:
+    """The options that words give: which, as it is written, its value, and the words."""
+    starts = [i for i, word in enumerate(argv) if word.startswith("--")]
+    found = []
+    for start, end in zip(starts, [*starts[1:], len(argv)]):
+        name, equals, value = argv[start].partition("=")
+        if (option := parser._option_string_actions.get(name)) is not None:
+            found.append(
+                (option, name, value if equals else " ".join(argv[start + 1 : end]), slice(start, start + 1 if equals else end))
+            )
+    return found
+
+
 def _check_once(parser: Parser, argv: Sequence[str]) -> None:
     """Raises ``ValueError`` for an option that the words give two values; `--set` may be repeated."""
     given: dict[str, tuple[str, str]] = {}
-    for i, word in enumerate(argv):
-        name, equals, value = word.partition("=")
-        option = parser._option_string_actions.get(name) if word.startswith("--") else None
-        if option is None or isinstance(option, argparse._AppendAction):
-            continue
-        end = next((j for j in range(i + 1, len(argv)) if argv[j].startswith("--")), len(argv))
-        said = value if equals else " ".join(argv[i + 1 : end])
+    for option, name, said, _ in _options_in(parser, argv):
         before = given.setdefault(option.dest, (name, said))
-        if before != (name, said):
+        if before != (name, said) and not isinstance(option, argparse._AppendAction):
             one, two = (" ".join(words).strip() for words in (before, (name, said)))
             raise ValueError(f"{before[0]} is given twice, {one!r} and {two!r}: give it once.")
+
+
+def _without_defaults(parser: Parser, of_file: list[str], argv: Sequence[str]) -> list[str]:
+    """The words of a file and those typed, without the options that are typed as ``null``, which take their defaults."""
+    null = {option.dest for option, _, said, _ in _options_in(parser, argv) if said == "null"}
+    words: list[str] = []
+    for part in (of_file, list(argv)):
+        for option, _, _, place in reversed(_options_in(parser, part)):
+            if option.dest in null:
+                del part[place]
+        words += part
+    return words
 
 
 #: What argparse calls a type, in words.

@@ -132,3 +132,17 @@ def test_an_option_has_one_value(words, message):
         read(*words)
     assert message in str(error.value) and "\n" not in str(error.value)
     assert read("--seed", "3", "--seed", "3")[1].seed == 3  # twice the same is no other meaning
+
+
+def test_null_takes_the_default_in_place_of_the_file_s_value(tmp_path):
+    """Seen before: the text 'null', as a comment in an example says to type it."""
+    (tmp_path / "c.yaml").write_text("dataset: digits\nmethod: prl\nnoise_rate: 0.4\nmax_train_samples: 7\nimage_mean: [0.5, 1]\n")
+    words = ["--noise_rate", "null", "--max_train_samples=null", "--method", "standard", "--image_mean", "null"]
+    data, args = read(str(tmp_path / "c.yaml"), *words)
+    assert (data.dataset, data.max_train_samples, args.method, args.noise_rate, args.image_mean) == (
+        "digits",
+        None,
+        "standard",
+        None,
+        None,
+    )
