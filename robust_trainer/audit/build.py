@@ -19,6 +19,8 @@ from .suspicion import judge, judge_numbers, transition_matrix
 
 #: Fewer visits of a sample than this say little about it.
 FEW_VISITS = 3
+#: Of more classes the transition, which has their square of cells, is not made.
+MOST_TRANSITIONS = 5_000
 #: What the table takes over from the ledger as it is.
 LEDGER_COLUMNS = ("distrusted", "seen", "kept", "mean_score", "ema_score", "last_score", "aum", "forgetting")
 
@@ -94,7 +96,7 @@ def make_audit(
     return Audit(
         table=table, names=names, threshold=float(threshold),
         noise_rate=float(flagged[seen].mean()) if classes and seen.any() else None,
-        transition=transition_matrix(label[seen], suggested[seen], classes) if classes else None,
+        transition=transition_matrix(label[seen], suggested[seen], classes) if 0 < classes <= MOST_TRANSITIONS else None,
         meaning=judged.meaning, cautions=_cautions(rows, classes), groups_told=groups.told, pattern=pattern, run=run,
         paths=paths,
     )  # fmt: skip

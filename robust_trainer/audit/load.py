@@ -1,4 +1,4 @@
-"""The ledger of a finished run: from ledger.parquet, a saved model's folder or its newest checkpoint."""
+"""The ledger of a finished run: from ledger.parquet, a saved model's folder or its newest checkpoint; checked before it is used."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
-import pyarrow
-import pyarrow.parquet as pq
 import safetensors
 import safetensors.torch
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..ledger.ledger import SampleLedger
-from ..reporting.parquet_files import read_run
 from ..reporting.results import curves
-from ..step.checkpoints import STATE_FILE
+from ..reporting.untrusted import MOST_CLASSES, Column, Table, json_mapping
+from ..step.checkpoints import STATE_FILE, folders
 
 LEDGER_FILE = "ledger.parquet"
-_NEEDED = (
-    "index", "label", "seen", "kept", "mean_score", "ema_score", "last_score", "margin", "aum", "forgetting", "rival",
-    "rival_confidence", "distrusted",
-)  # fmt: skip
+#: Counts are of 32 bits at most.
+_MOST = 2**31 - 1
+_FLOAT, _FLAG, _COUNT = Column("number"), Column("boolean"), Column("integer", 0, _MOST)
+#: What facts of a run may hold, where they are told.
+_FACTS: Mapping[str, tuple[type, ...]] = {
+    "names": (list,), "rows": (int,), "fingerprint": (str,), "id": (str,), "settings": (dict,), "method": (str,), "problem": (str,),
+    "label_column": (str, type(None)), "pipeline_tag": (str, type(None)),
+}  # fmt: skip
 
 
 def load_ledger(run: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -34,15 +34,14 @@ def load_ledger(run: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]
         run: A folder with ledger.parquet, or with the state that `RobustTrainer` saves beside its model, or with checkpoints.
 
     Raises:
-        ValueError: For a folder without any of them, and for damaged files.
+        ValueError: For a folder without any of them, and for files that are damaged or hold what no training writes.
     """
     folder = Path(run)
     if not folder.is_dir():
         raise ValueError(f"run={str(run)!r} is no folder: give the output_dir of a training.")
     if (folder / LEDGER_FILE).is_file():
         return _from_parquet(folder / LEDGER_FILE)
-    newest = get_last_checkpoint(str(folder))
-    for place in (folder, *([Path(newest)] if newest else [])):
+    for place in (folder, *folders(folder)):
         if (place / STATE_FILE).is_file():
             return _from_state(place / STATE_FILE)
     raise ValueError(
@@ -58,38 +57,93 @@ def load_curves(run: str | Path) -> list[dict[str, float]]:
         run: Folder of a finished training.
     """
     folder = Path(run)
-    newest = get_last_checkpoint(str(folder))
-    for place in (folder, *([Path(newest)] if newest else [])):
+    for place in (folder, *folders(folder)):
         try:
             return curves(json.loads((place / "trainer_state.json").read_text(encoding="utf-8"))["log_history"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
     return []
 
 
 def _from_parquet(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    try:
-        table, run = pq.read_table(path), read_run(path)
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise ValueError(f"{str(path)!r} is damaged ({' '.join(str(error).split())[:150]}): train again.") from error
-    missing = [name for name in _NEEDED if name not in table.column_names]
-    if missing:
-        raise ValueError(f"{str(path)!r} has no column {', '.join(missing)}: it was made by an earlier version; train again.")
-    data = datasets.Dataset(datasets.table.InMemoryTable(table)).with_format("numpy")
-    return {name: np.asarray(data[name][:]) for name in data.column_names}, run
+    table = Table(path)
+    run = check_facts(table.facts(), path)
+    if run.get("rows", table.rows) != table.rows:
+        raise table.damaged(f"{table.rows} rows, its run had {run['rows']}")
+    return check_rows(table.columns(_columns(run)), path), run
+
+
+def _columns(run: Mapping[str, Any]) -> dict[str, Column]:
+    names = run.get("names") or []
+    label = Column("integer", -1, len(names) - 1 if names else MOST_CLASSES - 1)
+    other = Column("integer", -1, MOST_CLASSES - 1)  # a model may have more outputs than the data set has classes
+    return {
+        "index": _COUNT, "label": label, "predicted": Column("integer", -1, MOST_CLASSES - 1, optional=True), "seen": _COUNT,
+        "kept": _COUNT, "last_score": _FLOAT, "mean_score": _FLOAT, "ema_score": _FLOAT, "aum": _FLOAT, "margin": _FLOAT,
+        "forgetting": Column("integer", -1, _MOST), "rival": other, "rival_confidence": Column("number", 0.0, 1.001),
+        "distrusted": _FLAG, "is_corrupted": Column("boolean", optional=True),
+        "mean_probs": Column("vector", 1, MOST_CLASSES, optional=True),
+    }  # fmt: skip
+
+
+def check_facts(run: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Returns the facts of a run.
+
+    Args:
+        run: As read.
+        path: Of the file, for the message.
+
+    Raises:
+        ValueError: For a fact of another kind than a training writes, and for more names than there can be classes.
+    """
+    for name, kinds in _FACTS.items():
+        if name in run and (not isinstance(run[name], kinds) or isinstance(run[name], bool)):
+            raise ValueError(f"{str(path)!r} is damaged (its run's {name} is a {type(run[name]).__name__}): train again.")
+    names = run.get("names", [])
+    if len(names) > MOST_CLASSES or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{str(path)!r} is damaged (its run's names are no {MOST_CLASSES} texts at most): train again.")
+    return run
+
+
+def check_rows(rows: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
+    """Returns the rows of a ledger.
+
+    Args:
+        rows: As read.
+        path: Of the file, for the message.
+
+    Raises:
+        ValueError: Where the positions are not 0, 1, 2, ..., or a sample was kept more often than seen.
+    """
+    wrong = {
+        "index": np.flatnonzero(rows["index"] != np.arange(len(rows["index"]))),
+        "kept": np.flatnonzero(rows["kept"] > rows["seen"]),
+    }
+    for name, where in wrong.items():
+        if len(where):
+            row = where[0]
+            told = f"row {row} has {name}={rows[name][row]}" + (f", seen={rows['seen'][row]}" if name == "kept" else "")
+            raise ValueError(f"{str(path)!r} is damaged ({told}): train again.")
+    return rows
 
 
 def _from_state(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    mend = "use another checkpoint"
     try:
         state = safetensors.torch.load_file(path)
         with safetensors.safe_open(path, framework="pt") as handle:
-            run: Mapping[str, Any] = json.loads((handle.metadata() or {}).get("run", "{}"))
-    except (safetensors.SafetensorError, ValueError) as error:
-        raise ValueError(f"{str(path)!r} is damaged ({error}): use another checkpoint.") from error
+            metadata = handle.metadata() or {}
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{str(path)!r} is damaged ({error}): {mend}.") from error
+    run = check_facts(json_mapping(metadata.get("run", "{}"), path, mend), path)
     if "ledger.seen" not in state:
         raise ValueError(f"{str(path)!r} holds no ledger (the data was streamed): train on a data set with a length.")
     probs = state.get("ledger.mean_probs")
-    classes = None if probs is None else probs.shape[1]
-    ledger = SampleLedger(len(state["ledger.seen"]), wide=state["ledger.seen"].itemsize > 2, classes=classes, run=run)
+    classes = None if probs is None else int(np.prod(probs.shape[1:]))
+    ledger = SampleLedger(state["ledger.seen"].numel(), wide=state["ledger.seen"].itemsize > 2, classes=classes, run=run)
     ledger.load_state(state)
-    return ledger.rows(), dict(run)
+    rows = ledger.rows()
+    for name, column in _columns(run).items():
+        if column.kind == "integer" and len(rows[name]) and not column.low <= rows[name].min() <= rows[name].max() <= column.high:
+            raise ValueError(f"{str(path)!r} is damaged ({name} from {rows[name].min()} to {rows[name].max()}): {mend}.")
+    return check_rows(rows, path), dict(run)

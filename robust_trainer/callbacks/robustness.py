@@ -22,6 +22,7 @@ from ..evaluation.robustness import Robustness, evaluate_robustness
 from ..models.modes import preserve_state, preserve_weights
 from ..models.problem import number_of_classes
 from ..reporting.atomic_files import write_text
+from ..reporting.untrusted import read_json
 from .best_weights import RECORD, load_best, save_best
 from .robustness_plot import HELD_NATURAL, HELD_ROBUST, NATURAL, ROBUST, best, plot_curves, plot_history, summarise, table, tracked
 
@@ -200,7 +201,9 @@ class RobustnessCallback(TrainerCallback):
         record = self.folder / "best" / RECORD
         if not state.global_step or not record.is_file():
             return None
-        row = json.loads(record.read_text(encoding="utf-8"))
+        row = read_json(record, f"delete the folder {str(record.parent)!r}")
+        if not isinstance(row.get("step"), int | float):
+            raise ValueError(f"{str(record)!r} is damaged (no step in it): delete the folder {str(record.parent)!r}.")
         if row["step"] > state.global_step or row in self.history:  # later: kept by this run before it was interrupted
             return row
         logger.warning("%s is of another run: the best weights are kept anew from step %d.", record.parent, state.global_step)

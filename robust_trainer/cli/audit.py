@@ -81,7 +81,6 @@ def audit(argv: Sequence[str]) -> None:
     parser = make_parser("audit", [AuditOptions, DataOptions, CorruptionOptions, PreprocessOptions], about, first="run_folder")
     kinds = (DataOptions, CorruptionOptions, PreprocessOptions)
     content, data_known, (options, data, corruption, preprocess) = parse_for_run(parser, argv, kinds)
-    content = content if content and "runs" in content else None  # a script's own results.json
     if options.clean not in (*ACTIONS, "none"):
         raise ValueError(f"clean={options.clean!r} is unknown: choose one of {', '.join(ACTIONS)}, none.")
     for name in options.detectors or ():

@@ -64,6 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print("robust-trainer: error: " + plain(told, 4000), file=sys.stderr)
         return 2
+    except MemoryError:
+        if debug:
+            raise
+        print("robust-trainer: error: the memory of this machine is not enough: give fewer or smaller samples.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("robust-trainer: interrupted", file=sys.stderr)
         return 130

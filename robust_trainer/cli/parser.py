@@ -16,7 +16,9 @@ from ..config import RobustConfig, read_method_settings
 from ..methods.registry import load_plugins
 from ..methods.settings import SETTINGS, parse_assignments
 from ..models.zoo import SMALL
+from ..reporting.results import check_results
 from ..reporting.suggest import did_you_mean
+from ..reporting.untrusted import read_json
 from .config_file import read_config
 
 #: The options of TrainingArguments that --help shows; all of them can be given.
@@ -215,15 +217,25 @@ def parse_for_run(parser: Parser, argv: Sequence[str], kinds: Sequence[Any]) -> 
 
 
 def stored(run: str) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-    """The run's results.json and the options in it; None and {} where there is none.
+    """The run's results.json and the options in it; None and {} where there is none, or a script's own.
 
     Args:
         run: Folder of a finished training.
+
+    Raises:
+        ValueError: For one that is damaged.
     """
+    path = Path(run) / "results.json"
     try:
-        content = json.loads((Path(run) / "results.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = read_json(path, "train again, or take the file away")
+    except OSError:
         return None, {}
-    if not isinstance(content, dict):
+    if "runs" not in content:
         return None, {}
-    return content, content.get("options", {})
+    check_results(content, str(path))
+    for name, value in content["options"].items():
+        if not isinstance(value, str | int | float | None) and not (
+            isinstance(value, list) and all(isinstance(word, str) for word in value)
+        ):
+            raise ValueError(f"{str(path)!r} is damaged (options.{name} is a {type(value).__name__}): train again.")
+    return content, content["options"]

@@ -11,7 +11,13 @@ import pandas as pd
 from ..reporting.atomic_files import replacing
 from ..reporting.figures import drawable, literal, new_figure, save_figure
 from ..reporting.safe_text import plain
+from ..reporting.untrusted import Column, Table
 
+_MEND = "write one with to_parquet"
+_WHOLE = Column("integer", -1, 2**31)
+_COLUMNS = {
+    "path_length": _WHOLE, "path_margin": Column("number"), "label": _WHOLE, "target": _WHOLE, "path_ended": _WHOLE,
+}  # fmt: skip
 #: ``steps`` of a sample that has no path, since its label is the target already.
 NO_PATH = -1
 
@@ -28,6 +34,7 @@ class PathLengths:
     ``max_steps`` + 1: not within so many; -1: the label is the target. margin (N,): z_y - max_{k != y} z_k (targeted:
     max_{k != t} z_k - z_t) at the start, in logits. labels, targets (N,): targets -1 for untargeted. ended (N,): the prediction at
     the end. step_size in [0, 1] pixels; the l_inf (l_2) distance to the boundary is at most ``steps * step_size``.
+    run: the id of the run whose model and data they are of, None where it is not known.
     """
 
     steps: np.ndarray
@@ -39,6 +46,7 @@ class PathLengths:
     norm: str
     max_steps: int
     class_names: tuple[str, ...] = ()
+    run: str | None = None
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -118,6 +126,7 @@ class PathLengths:
         table = self.to_pandas()
         table.attrs = {
             "step_size": self.step_size, "norm": self.norm, "max_steps": self.max_steps, "class_names": list(self.class_names),
+            "run": self.run,
         }  # fmt: skip
         with replacing(path) as new:
             table.to_parquet(new)
@@ -155,13 +164,15 @@ def load_paths(path: str | Path) -> PathLengths:
         ValueError: For another file.
     """
     try:
-        table = pd.read_parquet(path)
-        facts = table.attrs
-        steps, start, labels, targets, ended = (
-            table[k].to_numpy() for k in ("path_length", "path_margin", "label", "target", "path_ended")
-        )
-        rest = (facts["step_size"], facts["norm"], facts["max_steps"], tuple(facts["class_names"]))
-        return PathLengths(steps, start, labels, targets, ended, *rest)
+        table = Table(path, _MEND)
+        facts = table.facts(b"PANDAS_ATTRS")
+        columns = table.columns(_COLUMNS)
+        names, run = facts["class_names"], facts.get("run")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("its class names are no texts")
+        if not isinstance(run, str | None) or not isinstance(facts["norm"], str):
+            raise ValueError("its run or norm is no text")
+        rest = (facts["step_size"], facts["norm"], facts["max_steps"], tuple(names), run)
+        return PathLengths(*columns.values(), *rest)
     except (OSError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())[:150]
-        raise ValueError(f"paths={str(path)!r} is no file of path lengths ({reason}): write one with to_parquet.") from error
+        raise ValueError(f"paths={str(path)!r} is no file of path lengths ({plain(error, 150)}): {_MEND}.") from error

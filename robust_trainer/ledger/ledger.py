@@ -226,7 +226,7 @@ class SampleLedger:
             state: of a ledger with the same columns.
 
         Raises:
-            ValueError: for one of a data set of another size, or without some column.
+            ValueError: for one of a data set of another size, without some column, or with one of another shape.
         """
         missing = [name for name in self.columns if f"ledger.{name}" not in state]
         if missing:
@@ -240,7 +240,13 @@ class SampleLedger:
                 f"the checkpoint's ledger has {size} rows but train_dataset has {len(self)}: resume with the same data set."
             )
         for name, column in self.columns.items():
-            column.copy_(state[f"ledger.{name}"])
+            saved = state[f"ledger.{name}"]
+            if saved.shape != column.shape or saved.is_floating_point() != column.is_floating_point():
+                raise ValueError(
+                    f"the checkpoint's ledger is damaged ({name} is {tuple(saved.shape)} of {saved.dtype}, expected "
+                    f"{tuple(column.shape)} of {column.dtype}): resume from another checkpoint."
+                )
+            column.copy_(saved)
 
 
 def auroc(scores: Tensor, positive: Tensor) -> float | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
@@ -269,7 +270,7 @@ def load_model(folder: str, trust_remote_code: bool | None = False) -> tuple[Pre
 def _found(auto: Any, name: str, trust_remote_code: bool | None, **kwargs: Any) -> Any:
     try:
         return auto.from_pretrained(name, trust_remote_code=bool(trust_remote_code), **kwargs)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError, MemoryError, SafetensorError) as error:
         if not trust_remote_code and "trust_remote_code" in str(error):  # asked on the terminal where nobody says yes or no
             mend = "" if trust_remote_code is None else "give --trust_remote_code if you have read it or trust its author, or "
             raise ValueError(

@@ -35,13 +35,3 @@ def write_parquet(data: datasets.Dataset, path: str | Path, run: Mapping[str, An
             part = plain[start : start + ROWS]
             writer.write_table(embed_table_storage(part).cast(schema))
     return Path(path)
-
-
-def read_run(path: str | Path) -> dict[str, Any]:
-    """The facts of the run that `write_parquet` was given, empty where it was given none.
-
-    Args:
-        path: File to read.
-    """
-    content = (pq.read_schema(path).metadata or {}).get(RUN_KEY)
-    return json.loads(content) if content else {}

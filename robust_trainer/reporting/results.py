@@ -120,6 +120,54 @@ def results(runs: Sequence[Mapping[str, Any]], command: str, data: Any, *options
     }  # fmt: skip
 
 
+def check_results(content: Mapping[str, Any], path: str) -> None:
+    """Refuses a results.json in which a figure or a name is of another kind than `results` writes.
+
+    Args:
+        content: As read.
+        path: Of the file, for the message.
+
+    Raises:
+        ValueError: In one line, with the place and what is there.
+    """
+    number, text = (int, float), (str,)
+
+    def check(place: str, value: Any, kinds: tuple[type, ...]) -> None:
+        if not isinstance(value, kinds) or isinstance(value, bool) and bool not in kinds:
+            told = repr(value)[:60]
+            raise ValueError(f"{path!r} is damaged ({place} is {told}): train again, or take the file away.")
+
+    def figures(place: str, row: Any, least: Sequence[str] = ()) -> None:
+        check(place, row, (dict,))
+        for name in [*row, *least]:
+            check(f"{place}.{name}", row.get(name), number)
+
+    for name, kinds in (("command", text), ("options", (dict,)), ("environment", (dict,)), ("runs", (list,))):
+        check(name, content.get(name), kinds)
+    for name in ("robust_trainer", "date"):
+        check(f"environment.{name}", content["environment"].get(name), text)
+    for name in ("train_samples", "test_samples"):
+        check(name, content.get(name), (int,))
+    corruption = content.get("corruption")
+    check("corruption", corruption, (dict, type(None)))
+    for name in ("overall", "corrupted", "nominal") if corruption else ():
+        check(f"corruption.{name}", corruption.get(name), (*number, type(None)) if name == "nominal" else number)
+    for i, run in enumerate(content["runs"]):
+        place = f"runs[{i}]"
+        check(place, run, (dict,))
+        check(f"{place}.method", run.get("method"), text)
+        check(f"{place}.settings", run.get("settings"), (dict,))
+        for name in ("seed", "epochs", "batch_size", "learning_rate", "parameters", "seconds"):
+            check(f"{place}.{name}", run.get(name), number)
+        check(f"{place}.curves", run.get("curves"), (list,))
+        for j, row in enumerate(run["curves"]):
+            figures(f"{place}.curves[{j}]", row, ["epoch"])
+        figures(f"{place}.final", run.get("final"))
+        figures(f"{place}.mean_last_k", run.get("mean_last_k") or {}, ["k"] if run.get("mean_last_k") else [])
+        figures(f"{place}.detection", run.get("detection") or {})
+        check(f"{place}.distrusted", run.get("distrusted", 0), (int, type(None)))
+
+
 def percent(value: float | None) -> str:
     """Returns a fraction in percent, '-' for none.
 

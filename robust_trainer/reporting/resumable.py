@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers.utils import logging
 
 from .atomic_files import replacing, write_text
+from .untrusted import read_json
 
 _IDENTITY = "task.json"
 
@@ -34,7 +36,7 @@ class Work:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         identity, path = json.loads(json.dumps(self.identity)), self.folder / _IDENTITY
-        if path.is_file() and (before := json.loads(path.read_text())) != identity:
+        if path.is_file() and (before := read_json(path, f"delete the folder {str(self.folder)!r}")) != identity:
             wrong = sorted(k for k in {*before, *identity} if before.get(k) != identity.get(k))[0]
             raise ValueError(
                 f"{str(self.folder)!r} holds {self.what} begun with {wrong}={before.get(wrong)!r}, now {identity.get(wrong)!r}: "
@@ -47,9 +49,17 @@ class Work:
 
         Args:
             name: Name of the part.
+
+        Raises:
+            ValueError: For a damaged file.
         """
         path = None if self.folder is None else self.folder / f"{name}.safetensors"
-        return safetensors.torch.load_file(path) if path is not None and path.is_file() else None
+        if path is None or not path.is_file():
+            return None
+        try:
+            return safetensors.torch.load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{str(path)!r} is damaged ({error}): delete it, and it is made anew.") from error
 
     def save(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Keeps a part; whole or not at all.

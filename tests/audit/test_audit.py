@@ -31,7 +31,8 @@ from robust_trainer.data.load import load_data
 from robust_trainer.ledger.fingerprint import class_names
 from robust_trainer.ledger.ledger import SampleLedger
 from robust_trainer.reporting.atomic_files import replacing
-from robust_trainer.reporting.parquet_files import ROWS, read_run, write_parquet
+from robust_trainer.reporting.parquet_files import ROWS, write_parquet
+from robust_trainer.reporting.untrusted import Table
 from robust_trainer.step.checkpoints import STATE_FILE
 
 # ---- suspicion -----------------------------------------------------------------------------------------------------------
@@ -786,7 +787,8 @@ def test_parquet_files_hold_the_images_and_the_facts(tmp_path, monkeypatch):
     (tmp_path / "a.png").unlink()
     back = datasets.Dataset.from_parquet(str(path))
     assert back.features == features and back[19]["image"].size == (4, 4) and back["label"][:] == [0, 1] * 10
-    assert read_run(path) == {"names": ["x"], "n": 3} and read_run(write_parquet(data.select([]), tmp_path / "b.parquet")) == {}
+    assert Table(path).facts() == {"names": ["x"], "n": 3}
+    assert Table(write_parquet(data.select([]), tmp_path / "b.parquet")).facts() == {}
     empty = pq.read_table(tmp_path / "b.parquet")
     assert len(empty) == 0 and empty.column_names == ["image", "label"]
 

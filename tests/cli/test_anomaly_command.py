@@ -23,7 +23,7 @@ from robust_trainer.anomaly.plots import measure, plot_curves, plot_scores
 from robust_trainer.anomaly.tables import read_table
 from robust_trainer.cli.anomaly import CURVES, FIGURES, FITTED, SCORES
 from robust_trainer.cli.main import main
-from robust_trainer.reporting.parquet_files import read_run
+from robust_trainer.reporting.untrusted import Table
 
 FEW = ["--detector", "rca-e", "--epochs", "2"]
 EXAMPLE = str(Path(__file__).parents[2] / "examples" / "anomaly_detection.py")
@@ -93,7 +93,7 @@ def test_it_writes_its_files(fitted, folder):
     assert data["columns"] == ["a", "b", "c"] and data["cells_missing"] == 2 and data["abnormal"] == 8
     assert content["measured"] == pytest.approx(measure(found["truth"].to_numpy(), found["score"], found["predicted"]))
     assert content["measured"]["auc"] > 0.9 and "torch" in content["environment"] and "--id_column name" in content["command"]
-    assert read_run(fitted / SCORES)["threshold"] == content["threshold"] and not blank(fitted / CURVES)
+    assert Table(fitted / SCORES).facts()["threshold"] == content["threshold"] and not blank(fitted / CURVES)
     detector = load_detector(fitted / FITTED)
     rows = read_table(folder / "data.csv", label_column="truth", exclude=["name"]).features
     assert (detector.decision_function(rows) == found["score"]).all() and (detector.predict(rows) == found["predicted"]).all()

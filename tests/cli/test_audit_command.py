@@ -22,6 +22,7 @@ from robust_trainer.cli.audit import CARD, CLEANED, DETECTED, FIGURES, REPORT, T
 from robust_trainer.cli.main import main
 from robust_trainer.data.load import load_data
 from robust_trainer.reporting import parquet_files as files
+from robust_trainer.reporting.untrusted import Table
 
 NOISE = ["--corrupt", "symmetric", "--corrupt_rate", "0.3"]
 SIZE = ["--max_train_samples", "160", "--max_test_samples", "32"]
@@ -168,7 +169,7 @@ def test_a_model_is_trained_on_what_is_left(audited, tmp_path):
 def test_a_set_of_which_nothing_is_left(run, capsys):
     """The figures are written all the same; there is no cleaned set."""
     rows = datasets.Dataset.from_parquet(str(run / "ledger.parquet"))
-    facts = files.read_run(run / "ledger.parquet")
+    facts = Table(run / "ledger.parquet").facts()
     low = rows.remove_columns("aum").add_column("aum", np.full(160, -50, np.float32).tolist())
     files.write_parquet(low.select_columns(rows.column_names), run / "ledger.parquet", facts)
     assert "flags all 160 samples" in fails(capsys, "audit", str(run))
