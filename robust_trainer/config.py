@@ -17,6 +17,7 @@ from .methods.help import field_help, fields_help
 from .methods.recipe import Recipe
 from .methods.settings import FIELDS, SETTINGS, GivenTwice, parse_json, read_settings, settings_of
 from .methods.table import get_method
+from .models.saved_networks import check_export
 from .models.spectral import Cap, cap_of
 from .problems import PROBLEM_TYPES
 from .reporting.suggest import did_you_mean
@@ -54,6 +55,9 @@ def _with_fields(cls: type[_Config]) -> type[_Config]:
         if name not in cls.__annotations__:
             cls.__annotations__[name] = SETTINGS[name].annotation()
             setattr(cls, name, _setting(name))
+    for name in SETTINGS:
+        if name not in FIELDS:  # no field, but what is set on the arguments later (by a search's trial) counts
+            setattr(cls, name, None)
     return cls
 
 
@@ -71,6 +75,9 @@ class RobustConfig(TrainingArguments):
         method_settings: the method's other settings, a dict or its JSON: ``{"rate_decay_share": 0.3}``.
         problem_type: one of `robust_trainer.problems.PROBLEM_TYPES`, as ``regression``; None: the model's config's.
         ledger_predictions: keep each sample's mean predicted probabilities in the ledger, 4 bytes per class and sample.
+        export: what a method of several networks saves as the model: ``best``, the network of the lower loss on the samples that
+            the run trusts; ``peer0``, ``peer1``; ``average``, the mean of the weights; ``ensemble``, all as one `PeerModel`, which
+            this package alone opens. The other networks are saved beside it.
         image_mean: per-channel mean of the input normalisation; None: the image processor's.
         image_std: per-channel standard deviation of the input normalisation; None: the image processor's.
     """
@@ -108,6 +115,10 @@ class RobustConfig(TrainingArguments):
         default=False,
         metadata={"help": "Keep each sample's mean predicted probabilities in the ledger, 4 bytes per class and sample."},
     )
+    export: str = field(
+        default="best",
+        metadata={"help": "What a method of several networks saves as the model: best, peer0, peer1, average, or ensemble."},
+    )
     image_mean: list[float] | None = field(
         default=None, metadata={"help": "Per-channel mean of the input normalisation; default: the image processor's."}
     )
@@ -122,6 +133,7 @@ class RobustConfig(TrainingArguments):
         for name in FIELDS:
             setattr(self, name, SETTINGS[name].read(getattr(self, name)))
         recipe = self.recipe()
+        check_export(self.export)
         if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
             raise ValueError(f"problem_type={self.problem_type!r} is unknown: choose one of {', '.join(PROBLEM_TYPES)}.")
         for name in ("image_mean", "image_std"):
@@ -138,7 +150,7 @@ class RobustConfig(TrainingArguments):
         Raises:
             ValueError: for a setting given in both, with two values.
         """
-        fields = {name: getattr(self, name) for name in FIELDS if getattr(self, name) is not None}
+        fields = {name: row.read(value) for name, row in SETTINGS.items() if (value := getattr(self, name)) is not None}
         return merge_settings(fields, read_method_settings(self.method_settings) or {}, "as a field", "in method_settings")
 
     def switches(self) -> tuple[bool, Cap | None]:

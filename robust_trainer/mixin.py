@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.utils import find_labels, logging
+from transformers.utils import logging
 
 from . import audit as audits
 from .callbacks.spectral_cap import SpectralCap
@@ -25,10 +25,13 @@ from .ledger.ledger import SampleLedger
 from .losses.evaluation import plain_loss
 from .methods.objective import with_objective
 from .methods.recipe import Recipe
+from .methods.search import searching, start_trial
 from .methods.validation import find_adapter, number_of_rows, validate_datasets, validate_evaluation, validate_setup
 from .models.heads import LinearProbe, head_of, training_mode
-from .models.peers import PeerModel, clip_each, each_reported, make_peers
+from .models.peer_training import clip_each, each_reported, exporting, folders_of, inspect_network
+from .models.peers import PeerModel, build_networks, with_peers
 from .models.problem import number_of_classes, problem_of, returns_losses
+from .models.saved_networks import check_export
 from .per_sample_gradients.norms import SampleGradients
 from .perturbations.collapse import collapse
 from .perturbations.inputs import Forward, InputAdapter
@@ -59,6 +62,7 @@ class RobustTrainerMixin(Trainer):
 
     _robust_step: RobustStep | None = None
     _linear_probe: LinearProbe | None = None
+    _trained: weakref.ref[nn.Module] | None = None
     _make_adapter: Callable[[Mapping[str, Any]], InputAdapter] | None = None
 
     def __init__(self, *args: Any, recipe: Recipe | str | None = None, method: str | None = None, **kwargs: Any):
@@ -76,10 +80,10 @@ class RobustTrainerMixin(Trainer):
         self._auroc_epoch = -1
         if args or "model" in kwargs:
             model, rest = (args[0], args[1:]) if args else (kwargs.pop("model"), ())
-            args = (self._with_peers(model, kwargs.get("args", rest[0] if rest else None)), *rest)
+            given = kwargs.get("args", rest[0] if rest else None)
+            args = (with_peers(model, self._find_recipe(given), getattr(given, "seed", 0), head_of), *rest)
         super().__init__(*args, **kwargs)
-        if isinstance(self.model, PeerModel) and self.args.label_names is None:
-            self.label_names = find_labels(type(self.model.peers[0]))
+        inspect_network(self)
         if self.recipe() is not None and returns_losses(self.model):
             self.label_names, self.can_return_loss = [], True  # evaluations have a loss without labels
             self._problem = UNLABELLED
@@ -129,27 +133,20 @@ class RobustTrainerMixin(Trainer):
 
     # ---- the model: several networks, a frozen backbone ----------------------------------------------------------------------
 
-    def _with_peers(self, model: Any, args: Any) -> Any:
-        recipe = self._find_recipe(args)
-        if recipe is None or recipe.num_networks == 1 or not isinstance(model, nn.Module) or isinstance(model, PeerModel):
-            return model
-        return make_peers(model, recipe.num_networks, getattr(args, "seed", 0), head_of if recipe.freeze_backbone else None)
-
     def call_model_init(self, trial: Any = None) -> nn.Module:
-        """Returns a new model, of several networks where the method trains several; called once for each of them."""
-        recipe = self.recipe()
-        model = super().call_model_init(trial)
-        if recipe is None or recipe.num_networks == 1 or isinstance(model, PeerModel):
-            return model
-        # called once per network: the random state moves on, so that they start from other weights
-        return PeerModel.of(
-            [model, *(super(RobustTrainerMixin, self).call_model_init(trial) for _ in range(1, recipe.num_networks))]
-        )
+        """Returns a new model, of several networks where the method in force trains several; called once for each of them."""
+        start_trial(self, trial)
+        recipe, build = self.recipe(), partial(super().call_model_init, trial)
+        return build() if recipe is None else build_networks(build, recipe.num_networks, self._trained)
+
+    def hyperparameter_search(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns the Trainer's result; method and settings are as before the search, in each trial but for what it sets."""
+        with searching(self):
+            return super().hyperparameter_search(*args, **kwargs)
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None and isinstance(self.model, PeerModel):
-            names = list(inspect.signature(self.model.peers[0].forward).parameters)
-            self._signature_columns: Any = list(dict.fromkeys([*names, "label", "label_ids", *self.label_names]))
+            self._signature_columns: Any = self.model.signature_columns(self.label_names)
         super()._set_signature_columns_if_needed()
 
     def compute_loss_context_manager(self) -> Any:
@@ -173,6 +170,7 @@ class RobustTrainerMixin(Trainer):
         freeze_backbone, cap = frozen_and_capped(self.args, self.recipe())
         callbacks: list[TrainerCallback] = []
         bare = self.accelerator.unwrap_model(self.model)
+        check_export(getattr(self.args, "export", "best"), len(bare.peers) if isinstance(bare, PeerModel) else 1)
         with LinearProbe(bare) if freeze_backbone else nullcontext() as self._linear_probe:
             try:
                 step = self._robust_step = self._set_up(bare)
@@ -188,7 +186,7 @@ class RobustTrainerMixin(Trainer):
                 for callback in callbacks:
                     self.remove_callback(callback)
                 self._micro_inputs, self._step_plan, self._place, self._bare = [], None, None, None
-                self._training, self._linear_probe = False, None
+                self._training, self._linear_probe, self._trained = False, None, weakref.ref(bare)
 
     def _set_up(self, bare: nn.Module) -> RobustStep | None:
         """The state of one training, None without a method. All that the user gave is checked here, before the first step."""
@@ -352,16 +350,11 @@ class RobustTrainerMixin(Trainer):
         metric_key_prefix: str = "eval",
     ) -> Any:  # fmt: skip
         """Returns the Trainer's result; of several networks the metrics of their mean and, as ``peer<i>_...``, of each."""
-        loss_only = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
-        bare = self.accelerator.unwrap_model(self.model)
-        peers = isinstance(bare, PeerModel) and not returns_losses(bare)
         if self.recipe() is not None:
-            validate_evaluation(self, dataloader, metric_key_prefix, bare)
-        if not peers or loss_only or self.compute_metrics is None or self.args.batch_eval_metrics:
-            return super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        with each_reported(self):
-            output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys or [], metric_key_prefix)
-        return output._replace(predictions=output.predictions[0])
+            validate_evaluation(self, dataloader, metric_key_prefix, self.accelerator.unwrap_model(self.model))
+        with each_reported(self, prediction_loss_only) as several:
+            output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        return output._replace(predictions=output.predictions[0]) if several else output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs what the Trainer logs and, with the training loss, the means of what the method did since the last time."""
@@ -394,21 +387,27 @@ class RobustTrainerMixin(Trainer):
             checkpoints.mark(self, output_dir)  # only the Trainer's own state is still to come
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
+        folder = output_dir or self.args.output_dir or "."
+        with exporting(self, folder):
+            super()._save(output_dir, state_dict)
         if self.args.should_save:
-            folder = output_dir or self.args.output_dir or "."
             checkpoints.save(folder, self._robust_step) if self._robust_step is not None else checkpoints.clear(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        recipe = self.recipe()
+        recipe, load = self.recipe(), super()._load_from_checkpoint
         checkpoints.check_method(resume_from_checkpoint, recipe)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if recipe is not None and model is None and isinstance(self.model, nn.Module):
-            checkpoints.load_renamed_weights(resume_from_checkpoint, self.model)
+        if model is not None:
+            return load(resume_from_checkpoint, model)
+        for folder, network in folders_of(resume_from_checkpoint, self.model):
+            load(folder, network)
+            if recipe is not None and isinstance(network, nn.Module):
+                checkpoints.load_renamed_weights(folder, network)
 
     def _load_best_model(self) -> None:
+        best, sharded = self.state.best_model_checkpoint, self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if best is not None and not sharded and len(folders_of(best, self.model)) > 1:
+            return self._load_from_checkpoint(best)
         super()._load_best_model()
-        best = self.state.best_model_checkpoint
         if self._robust_step is not None and best is not None and isinstance(self.model, nn.Module):
             checkpoints.load_renamed_weights(best, self.model)
 

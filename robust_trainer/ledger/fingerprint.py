@@ -144,7 +144,8 @@ def new_ledger(trainer: Any, recipe: Recipe, problem: Problem, classes: int | No
         "rows": size, "fingerprint": data_fingerprint(data, label), "label_column": label, "seed": args.seed,
     }  # fmt: skip
     wide = SampleLedger.needs_wide(classes if problem.one_class else 1, epochs)
-    ledger = SampleLedger(size, args.device, wide=wide, classes=classes if predictions else None, run=run)
+    kept = classes if predictions else None
+    ledger = SampleLedger(size, args.device, wide=wide, classes=kept, networks=recipe.num_networks, run=run)
     if problem.one_class and recipe.class_floor > 0 and recipe.selection is not None:
         labels = given_labels(data, label, classes)
         ledger.given = None if labels is None else torch.from_numpy(labels)

@@ -43,6 +43,7 @@ class SampleLedger:
         wide: counts in 32 bits (57 bytes a row), for 2**15 classes or epochs and more.
         classes: to keep the running mean of each sample's predicted probabilities as well, ``mean_probs`` (N, classes), 4 bytes
             each; None: not kept.
+        networks: M; of several, each one's loss at the last visit is kept, ``network_loss`` (N, M), 4 bytes each.
         run: facts about the training, for the files that the ledger is written to.
     """
 
@@ -53,6 +54,7 @@ class SampleLedger:
         ema_decay: float = 0.5,
         wide: bool = False,
         classes: int | None = None,
+        networks: int = 1,
         run: Mapping[str, Any] | None = None,
     ):
         self.ema_decay = ema_decay
@@ -66,6 +68,8 @@ class SampleLedger:
         self._columns["keep"] = torch.ones(size, dtype=torch.bool, device=device)
         if classes is not None:
             self._columns["mean_probs"] = torch.zeros(size, classes, device=device)
+        if networks > 1:
+            self._columns["network_loss"] = torch.zeros(size, networks, device=device)
         self.before_read: Callable[[], None] | None = None
         self.truth: Tensor | None = None
         self.given: Tensor | None = None
@@ -114,7 +118,7 @@ class SampleLedger:
     @torch.no_grad()
     def record(
         self, index: Tensor, scores: Tensor, weights: Tensor, labels: Tensor, predicted: Tensor, epoch: int,
-        filter_active: bool = True, margins: Tensor | None = None, probs: Tensor | None = None,
+        filter_active: bool = True, margins: Tensor | None = None, probs: Tensor | None = None, losses: Tensor | None = None,
     ) -> None:  # fmt: skip
         """Writes one step, gathered over the processes, without a host sync; a sample counts once an epoch.
 
@@ -128,6 +132,7 @@ class SampleLedger:
             filter_active: whether being left out counts as distrust, which it does not while a ramp has hardly begun.
             margins: of `margins.trace` (B, 5), for class labels.
             probs: predicted probabilities (B, C), for a ledger that keeps their means.
+            losses: of each of several networks (B, M).
         """
         counts, remembered = self._counts[index], self._scores[index]
         fresh = (counts[:, 4] != epoch).unsqueeze(1)  # not yet seen in this epoch
@@ -153,10 +158,23 @@ class SampleLedger:
         if (every := self._columns.get("mean_probs")) is not None and probs is not None:
             means = every[index]
             every[index] = torch.where(fresh, means + (probs - means) / (seen + 1).unsqueeze(1), means)
+        if (each := self._columns.get("network_loss")) is not None and losses is not None:
+            each[index] = losses.float()
 
     def distrusted(self) -> Tensor:
         """Returns which samples were left out in more than half of the visits that `doubt` counts, bool (N,)."""
         return self.columns["doubt"] > 0
+
+    def network_losses(self) -> list[float] | None:
+        """Returns each of several networks' mean loss, at the last visits, on the samples that are not distrusted; else None.
+
+        Where all that was seen is distrusted, on all that was seen; None before the first visit.
+        """
+        losses, seen = self.columns.get("network_loss"), self.columns["seen"] > 0
+        if losses is None or not bool(seen.any()):
+            return None
+        trusted = seen & ~self.distrusted()
+        return losses[trusted if bool(trusted.any()) else seen].double().mean(0).tolist()
 
     def detection(self) -> dict[str, float]:
         """Returns AUROC, precision and recall of distrust against the known truth; empty when the truth is not known.

@@ -27,6 +27,7 @@ class StepRecord:
         labels: the samples' classes (B,), -1 where targets are no classes.
         index: positions in the data set (B,).
         epoch, filter_active: as `SampleLedger.record` takes them.
+        losses: of each of several networks (B, M).
     """
 
     logits: Tensor
@@ -36,6 +37,7 @@ class StepRecord:
     index: Tensor
     epoch: int
     filter_active: bool
+    losses: Tensor | None = None
 
 
 @dataclass
@@ -92,14 +94,18 @@ def record(
     row = torch.stack([entry.score, weight, predicted], 1)
     if single:
         row = torch.cat([row, trace(logits, entry.labels, ledger.rival[entry.index])], 1)
+    width = row.shape[1]
+    if entry.losses is not None:
+        row = torch.cat([row, entry.losses], 1)
     row, index, labels = gather(row), gather(entry.index), gather(entry.labels)
     probs = None
     if estimator is not None or ledger.mean_probs is not None:
         probs = gather(logits.float().softmax(-1).mean(0))
     if estimator is not None and probs is not None:
         estimator.update(index, probs, labels, entry.epoch)
-    margins = row[:, 3:] if single else None
-    ledger.record(index, row[:, 0], row[:, 1], labels, row[:, 2], entry.epoch, entry.filter_active, margins, probs)
+    margins = row[:, 3:width] if single else None
+    losses = row[:, width:] if entry.losses is not None else None
+    ledger.record(index, row[:, 0], row[:, 1], labels, row[:, 2], entry.epoch, entry.filter_active, margins, probs, losses)
     if ledger.truth is not None:
         truth = ledger.truth[entry.index].float()
         means.add("kept_corrupted", (weight * truth).sum(), truth.sum())

@@ -347,10 +347,12 @@ def _validate_unlabelled(trainer: Trainer, recipe: Recipe, problem: Problem) -> 
 def _validate_peers(trainer: Trainer, recipe: Recipe, model: nn.Module) -> None:
     """Raises ``ValueError`` where the model has not the networks that the method trains."""
     have = len(model.peers) if isinstance(model, PeerModel) else 1
-    if recipe.num_networks > 1 and have != recipe.num_networks:
+    if have != recipe.num_networks:
+        trains = f"num_networks={recipe.num_networks} networks" if recipe.num_networks > 1 else "one network"
+        mend = "PeerModel.of([...])" if recipe.num_networks > 1 else "one network, such as model.peers[0]"
         raise ValueError(
-            f"method '{recipe.name}' trains num_networks={recipe.num_networks} networks, the model has {have}: "
-            "name the method when the RobustTrainer is built, or pass PeerModel.of([...])."
+            f"method '{recipe.name}' trains {trains}, the model has {have}: name the method when the RobustTrainer is built, "
+            f"or pass {mend}."
         )
     groups = getattr(trainer.optimizer, "param_groups", None)
     if have > 1 and groups is not None:

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..data.class_names import names_of
+from .peers import load_networks
 
 try:  # without torchvision the plain name answers with a warning
     from transformers import ViTImageProcessorPil as PlainProcessor
@@ -255,7 +256,7 @@ def load_model(folder: str, trust_remote_code: bool | None = False) -> tuple[Pre
     """Returns the model and the image processor saved in a folder by `RobustTrainer.save_model`.
 
     Args:
-        folder: The ``output_dir`` of a training.
+        folder: The ``output_dir`` of a training; where it trained several networks, the model is a `PeerModel` of all of them.
         trust_remote_code: Run Python code that the model brings; None: no, and nobody can say yes.
 
     Raises:
@@ -263,7 +264,7 @@ def load_model(folder: str, trust_remote_code: bool | None = False) -> tuple[Pre
     """
     if not os.path.isfile(os.path.join(folder, "config.json")):
         raise ValueError(f"run={folder!r} holds no saved model (config.json): give the output_dir of a training.")
-    model = _found(AutoModelForImageClassification, folder, trust_remote_code)
+    model: Any = load_networks(folder, lambda one: _found(AutoModelForImageClassification, one, trust_remote_code))
     return model, _found(AutoImageProcessor, folder, trust_remote_code)
 
 

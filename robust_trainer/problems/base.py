@@ -151,7 +151,7 @@ class Problem(ABC):
         """Returns the outputs of M networks (M, B, C).
 
         Args:
-            outputs: what the model returned; of several networks a mapping with ``peer_logits`` (B, M, C).
+            outputs: what the model returned; of several networks a mapping with ``peer_logits`` (B, M, C) or (B, M).
             logits: the logits among them, None where there are none.
             targets: (B,) or (B, K).
             method: the method's name, for the message.
@@ -160,7 +160,11 @@ class Problem(ABC):
             ValueError: where the outputs do not fit the targets.
         """
         stacked = outputs.get("peer_logits") if isinstance(outputs, dict) else None
-        rows = stacked.transpose(0, 1) if stacked is not None else self._one_network(logits)
+        if stacked is not None and stacked.dim() == 2:  # one output each may come squeezed
+            each = [own for z in stacked.unbind(1) if (own := self._one_network(z)) is not None]
+            rows: Tensor | None = torch.cat(each)
+        else:
+            rows = stacked.transpose(0, 1) if stacked is not None else self._one_network(logits)
         if rows is None or rows.dim() != 3 or rows.shape[1] != len(targets):
             got = "none" if rows is None else str(tuple(rows.shape[1:]))
             raise ValueError(

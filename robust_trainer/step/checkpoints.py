@@ -21,6 +21,7 @@ from transformers.utils import logging
 from ..ledger.fingerprint import check_same_data
 from ..methods.recipe import Recipe
 from ..methods.settings import PARTS, defaults
+from ..models.saved_networks import FOLDER
 from ..reporting.atomic_files import replacing, write_json
 from .plan import RobustStep
 
@@ -32,6 +33,8 @@ MARK = "checkpoint_files.json"
 #: The Trainer's last file.
 TRAINER_STATE = "trainer_state.json"
 _FOLDER = re.compile(r"checkpoint-(\d+)")
+#: A file of the folder, or of the networks' folders in it.
+_INSIDE = re.compile(rf"({FOLDER}/(\d+/)?)?[^/\\]+")
 _WEIGHTS = ("model*.safetensors", "adapter_model*.safetensors", "pytorch_model*", "adapter_model*.bin")
 #: What torch and safetensors say of a disk that takes no more.
 _FULL = re.compile(r"PytorchStreamWriter|inline_container|iostream|I/O|No space", re.IGNORECASE)
@@ -157,8 +160,9 @@ def mark(trainer: Any, folder: str) -> None:
     """
     trainer.accelerator.wait_for_everyone()
     if trainer.args.should_save:
-        names = sorted(p for p in Path(folder).iterdir() if p.is_file() and p.name not in (MARK, TRAINER_STATE))
-        files = {path.name: path.stat().st_size for path in names if not path.name.endswith(".unfinished")}
+        found = [*Path(folder).iterdir(), *Path(folder, FOLDER).rglob("*")]
+        names = sorted(p for p in found if p.is_file() and p.name not in (MARK, TRAINER_STATE))
+        files = {p.relative_to(folder).as_posix(): p.stat().st_size for p in names if not p.name.endswith(".unfinished")}
         write_json(os.path.join(folder, MARK), {"files": files, "processes": trainer.args.world_size})
 
 
@@ -237,7 +241,7 @@ def _marked(folder: Path) -> dict[str, int] | None:
     """The files and sizes of the mark, None without a readable one: an earlier version or the plain Trainer wrote none."""
     try:
         files = json.loads((folder / MARK).read_text(encoding="utf-8"))["files"]
-        return {str(name): int(size) for name, size in files.items() if os.path.basename(name) == name}
+        return {str(name): int(size) for name, size in files.items() if _INSIDE.fullmatch(name)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 

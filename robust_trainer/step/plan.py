@@ -218,7 +218,8 @@ class RobustStep:
             return
         labels = self.run.problem.ledger_labels(planned.batch.targets)
         active = recipe.selection is not None and recipe.selection.filter_active(progress)
-        entry = StepRecord(logits.detach(), score, weight, labels, index, int(progress.epoch), active)
+        losses = recipe.objective(output, output.network_targets()).float().T if recipe.num_networks > 1 else None
+        entry = StepRecord(logits.detach(), score, weight, labels, index, int(progress.epoch), active, losses)
         if not self.pending.accepts(entry):
             self.record_pending()
         self.pending.waiting.append(entry)

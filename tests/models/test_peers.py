@@ -136,7 +136,7 @@ def test_evaluation_reports_the_mean_and_each_peer(tmp_path, make):
 
 
 def test_saved_peers_load_as_one_model(tmp_path):
-    trainer = robust(tmp_path, vit(), method="co-prl", max_steps=2)
+    trainer = robust(tmp_path, vit(), method="co-prl", max_steps=2, export="ensemble")
     trainer.train()
     trainer.save_model(str(tmp_path / "saved"))
     loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "saved").eval()
@@ -195,6 +195,11 @@ def test_refusals(tmp_path):
         robust(tmp_path, vit(), method="co-prl", trainer={"compute_loss_func": lambda o, y, **k: y}).train()
     with pytest.raises(ValueError, match=r"give two or more networks of one class"):
         PeerModel.of([vit(), resnet()])
+    with pytest.raises(ValueError, match=r"method 'prl' trains one network, the model has 2: .* such as model.peers\[0\]"):
+        robust(tmp_path, PeerModel.of([vit(), vit()]), method="prl").train()
+    one = vit()
+    with pytest.raises(ValueError, match=r"networks 0 and 1 share their weights \(vit\..*\): build each one anew"):
+        PeerModel.of([one, one])
     trainer = RobustTrainer(vit(), TrainingArguments(**settings(tmp_path)), train_dataset=images())
     trainer._find_recipe = lambda args: METHODS["co-prl"]()
     with pytest.raises(ValueError, match=r"num_networks=2 networks, the model has 1: name the method when"):

@@ -1,0 +1,236 @@
+"""What a training of several networks leaves on disk: one model that opens anywhere, and the others beside it."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import peft
+import pytest
+import safetensors.torch
+import torch
+from helpers.toy import CLASSES, SIZE, Logits, images, logits_module, robust, vit
+from PIL import Image
+from transformers import AutoConfig, AutoModelForImageClassification, TrainerCallback, ViTForImageClassification
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+from robust_trainer import RobustConfig, RobustTrainer
+from robust_trainer.models.peers import PeerModel, load_networks
+from robust_trainer.models.saved_networks import Export, network_folders
+from robust_trainer.models.zoo import PlainProcessor, load_model
+
+
+def trained(tmp_path, model=None, steps=4, **kwargs):
+    trainer = robust(tmp_path, vit() if model is None else model, method="co-prl", max_steps=steps, **kwargs)
+    trainer.train()
+    return trainer
+
+
+def alike(a, b):
+    theirs = b.state_dict()
+    return all(torch.equal(v, theirs[k]) for k, v in a.state_dict().items())
+
+
+def opened(folder):
+    return AutoModelForImageClassification.from_pretrained(folder)
+
+
+class Unknown:
+    """An import system in which robust_trainer is not installed."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "robust_trainer":
+            raise ImportError(name)
+
+
+def test_the_better_network_is_saved_as_an_ordinary_model(tmp_path, monkeypatch):
+    trainer = trained(tmp_path)
+    trainer.save_model(str(tmp_path / "saved"))
+    losses = trainer.ledger.network_losses()
+    best = losses.index(min(losses))
+    monkeypatch.setattr(sys, "meta_path", [Unknown(), *sys.meta_path])
+    settings = json.loads((tmp_path / "saved/config.json").read_text())
+    assert settings["model_type"] in CONFIG_MAPPING_NAMES and "robust" not in json.dumps(settings)
+    model = opened(tmp_path / "saved")
+    assert type(model) is ViTForImageClassification and model.config.num_labels == CLASSES
+    assert alike(model, trainer.model.peers[best])
+    assert alike(opened(tmp_path / f"saved/peers/{1 - best}"), trainer.model.peers[1 - best])
+    record = json.loads((tmp_path / "saved/peers/peers.json").read_text())
+    assert record == {"networks": 2, "export": "best", "exported": best, "trusted_loss": losses}
+
+
+def test_better_is_the_lower_loss_on_trusted_samples(tmp_path):
+    """Network 1 is spoilt, so 0 is taken, and the other way round; wrong labels that both distrust do not count."""
+    for spoilt in (0, 1):
+        twins = PeerModel.of([vit(), vit()])
+        with torch.no_grad():
+            twins.peers[spoilt].classifier.bias += 5 * torch.randn(CLASSES, generator=torch.Generator().manual_seed(1))
+        trainer = robust(
+            tmp_path / str(spoilt), twins, images(32), method="co-prl", learning_rate=0.0, drop_schedule="constant", noise_rate=0.3
+        )  # fmt: skip
+        trainer.train()
+        losses, ledger = trainer.ledger.network_losses(), trainer.ledger
+        assert losses.index(min(losses)) == 1 - spoilt
+        trusted = ~ledger.distrusted()
+        assert 0 < int(trusted.sum()) < 32
+        data = images(32)
+        with torch.no_grad():
+            each = [peer.eval()(data["pixel_values"][:], labels=None).logits for peer in trainer.model.peers]
+        own = [torch.nn.functional.cross_entropy(z[trusted], data["labels"][:][trusted]) for z in each]
+        assert losses == pytest.approx([float(loss) for loss in own], rel=1e-4)
+
+
+def test_what_else_can_be_asked_for(tmp_path):
+    trainer = trained(tmp_path, data=images(16))
+    states = [peer.state_dict() for peer in trainer.model.peers]
+    for export in ("peer0", "peer1", "average", "ensemble", "best"):  # one after the other in one folder
+        trainer.args.export = export
+        trainer.save_model(str(tmp_path / "saved"))
+        model = opened(tmp_path / "saved")
+        if export == "ensemble":
+            assert isinstance(model, PeerModel) and alike(model, trainer.model) and not (tmp_path / "saved/peers").exists()
+            continue
+        whole = load_networks(str(tmp_path / "saved"), opened)
+        assert isinstance(whole, PeerModel) and alike(whole, trainer.model)
+        if export == "average":
+            for name, value in model.state_dict().items():
+                assert torch.allclose(value, (states[0][name] + states[1][name]) / 2, atol=1e-6)
+        elif export != "best":
+            assert alike(model, trainer.model.peers[int(export[4])])
+    robust(tmp_path, vit()).save_model(str(tmp_path / "saved"))  # one network, into the same folder
+    assert isinstance(load_networks(str(tmp_path / "saved"), opened), ViTForImageClassification)
+    assert not (tmp_path / "saved/peers").exists()
+
+
+def test_modules_and_adapters_are_saved_as_one_of_them_would_be(tmp_path):
+    trainer = trained(tmp_path / "plain", logits_module(), export="peer1")
+    trainer.save_model(str(tmp_path / "plain"))
+    one = Logits()
+    one.load_state_dict(safetensors.torch.load_file(tmp_path / "plain/model.safetensors"))
+    assert alike(one, trainer.model.peers[1]) and not (tmp_path / "plain/config.json").exists()
+
+    vit().save_pretrained(tmp_path / "base")
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj", "query"], modules_to_save=["classifier"])
+
+    def adapted():
+        return peft.get_peft_model(opened(tmp_path / "base"), lora)
+
+    saved = {"output_dir": str(tmp_path / "lora"), "save_strategy": "steps", "save_steps": 2}
+    args = RobustConfig(**trainer.args.to_dict() | saved)
+    trainer = RobustTrainer(model_init=adapted, args=args, train_dataset=images())
+    trainer.train()
+    trainer.save_model()
+    one = peft.PeftModel.from_pretrained(opened(tmp_path / "base"), tmp_path / "lora")
+    x = images()["pixel_values"][:]
+    with torch.no_grad():
+        assert torch.equal(one.eval()(x).logits, trainer.model.peers[1].eval()(x).logits)
+    again = RobustTrainer(model_init=adapted, args=args, train_dataset=images())
+    again.train(resume_from_checkpoint=str(tmp_path / "lora/checkpoint-2"))
+    assert alike(trainer.model, again.model)
+
+
+class Stop(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == 3
+
+
+@pytest.mark.parametrize("export", ["best", "average"])
+def test_a_checkpoint_resumes_bit_for_bit_whatever_it_exports(tmp_path, export):
+    common = dict(method="co-teaching", export=export, save_strategy="steps", save_steps=2, max_steps=6, data=images(24))
+    straight = robust(tmp_path / "straight", vit(dropout=0.1), **common)
+    straight.train()
+    robust(tmp_path / "broken", vit(dropout=0.1), trainer={"callbacks": [Stop()]}, **common).train()
+    resumed = robust(tmp_path / "broken", vit(dropout=0.1), **common)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "broken/checkpoint-2"))
+    assert alike(straight.model, resumed.model)
+    assert all(torch.equal(v, resumed.ledger.columns[k]) for k, v in straight.ledger.columns.items())
+
+
+def test_a_checkpoint_without_one_network_is_incomplete(tmp_path):
+    trained(tmp_path, save_strategy="steps", save_steps=2)
+    (other,) = (tmp_path / "checkpoint-4/peers").glob("[01]")
+    (other / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes()[:-8])
+    told = rf"checkpoint-4'? is incomplete \(peers/{other.name}/model.safetensors is damaged: .*checkpoint-2"
+    with pytest.raises(ValueError, match=told):
+        robust(tmp_path, vit(), method="co-prl", max_steps=6).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+
+
+def test_the_best_checkpoint_is_loaded_into_every_network(tmp_path):
+    trainer = robust(
+        tmp_path, vit(), method="co-prl", max_steps=4, save_strategy="steps", save_steps=2, eval_strategy="steps", eval_steps=2,
+        load_best_model_at_end=True, metric_for_best_model="eval_loss", greater_is_better=True, learning_rate=0.05,
+        trainer={"eval_dataset": images(16)},
+    )  # fmt: skip
+    trainer.train()
+    best = trainer.state.best_model_checkpoint
+    assert alike(trainer.model, load_networks(best, opened))
+    other = next(str(path) for path in tmp_path.glob("checkpoint-*") if str(path) != best)
+    assert not alike(trainer.model, load_networks(other, opened))
+
+
+def test_the_package_itself_opens_all_networks(tmp_path):
+    processor = PlainProcessor(size={"height": SIZE, "width": SIZE}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    trainer = trained(tmp_path, trainer={"processing_class": processor})
+    trainer.save_model()
+    model, _ = load_model(str(tmp_path))
+    x = images()["pixel_values"][:]
+    with torch.no_grad():
+        assert torch.equal(model.eval()(x).logits, trainer.model.eval()(x).logits)
+
+
+def test_refused_in_one_line(tmp_path, caplog):
+    with pytest.raises(ValueError, match=r"export='mean' is unknown: choose one of best, average, ensemble, peer0, peer1"):
+        robust(tmp_path, method="co-prl", export="mean")
+    for method in ("prl", None):
+        keep = {"image_mean": None, "image_std": None}
+        with pytest.raises(ValueError, match=r"export='average' is for several networks, the model is one: leave export out"):
+            robust(tmp_path, method=method, export="average", **keep).train()
+    with pytest.raises(ValueError, match=r"export='peer2' but there are 2 networks: choose one of peer0 to peer1"):
+        robust(tmp_path, method="co-prl", export="peer2").train()
+    trainer = trained(tmp_path, data=images(16))
+    trainer.save_model()
+    record = tmp_path / "peers/peers.json"
+    for damaged in ("{", '{"networks": 1e9, "exported": 0}', '{"networks": 2, "exported": 7}', "[]"):
+        record.write_text(damaged)
+        with pytest.raises(ValueError, match=r"peers.json' is damaged"):
+            network_folders(tmp_path)
+    record.write_text('{"networks": 3, "exported": 0}')
+    with pytest.raises(ValueError, match=r"is missing: .* was saved with 3 networks, copy the whole folder"):
+        network_folders(tmp_path)
+    assert Export("best", [float("nan"), 2.0]).number() == 1
+
+
+PROCESS = """
+    import sys
+
+    class Unknown:
+        def find_spec(self, name, path=None, target=None):
+            if name.split(".")[0] == "robust_trainer":
+                raise ImportError(name)
+
+    sys.meta_path.insert(0, Unknown())
+    from transformers import pipeline
+
+    found = pipeline("image-classification", model=sys.argv[1], device="cpu")(sys.argv[2])
+    print(max(found, key=lambda row: row["score"])["label"])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["co-prl", "decouple", "erat", "prl"])
+def test_a_process_that_does_not_know_the_package_opens_the_model(tmp_path, method):
+    processor = PlainProcessor(size={"height": SIZE, "width": SIZE}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    trainer = robust(tmp_path, vit(), method=method, max_steps=2, trainer={"processing_class": processor})
+    trainer.train()
+    trainer.save_model()
+    Image.new("RGB", (SIZE, SIZE), "red").save(tmp_path / "red.png")
+    command = [sys.executable, "-c", textwrap.dedent(PROCESS), str(tmp_path), str(tmp_path / "red.png")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    model = opened(tmp_path).eval()
+    x = torch.tensor([1.0, -1.0, -1.0]).view(1, 3, 1, 1).expand(1, 3, SIZE, SIZE)
+    with torch.no_grad():
+        assert done.stdout.split()[-1] == model.config.id2label[int(model(x).logits.argmax())]
+    assert AutoConfig.from_pretrained(Path(tmp_path)).model_type == "vit"
