@@ -56,15 +56,16 @@ def _images(data: datasets.Dataset, name: str) -> Inputs | None:
         except Unshown:
             return None
 
-    first = [image for row in range(min(len(data), 16)) if (image := picture(row)) is not None]
-    if not first:
+    spread = np.unique(np.linspace(0, len(data) - 1, 64).astype(int))
+    seen = [image for row in spread if (image := picture(row)) is not None]
+    if not seen:
         return None
-    width, height = first[0].size
-    if any(image.size != (width, height) for image in first):
-        width = height = max(max(image.size) for image in first)
+    width, height = seen[0].size
+    if any(image.size != (width, height) for image in seen):
+        width = height = max(max(image.size) for image in seen)
     scale = min(1.0, SIDE / max(width, height))
     size = (max(round(width * scale), 1), max(round(height * scale), 1))
-    mode = "RGB" if any(image.mode == "RGB" for image in first) else "L"
+    mode = "RGB" if any(image.mode == "RGB" for image in seen) else "L"
     shape = (size[1], size[0], 3 if mode == "RGB" else 1)
 
     def read(rows: np.ndarray) -> np.ndarray:

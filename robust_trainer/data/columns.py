@@ -101,14 +101,14 @@ def label_column(dataset: Any, name: str | None = None) -> str:
     return candidates[0]
 
 
-def source_row(dataset: datasets.Dataset, row: int) -> int:
+def source_row(dataset: Any, row: int) -> int:
     """Returns the row of the table that a data set was selected from, which is what its user knows; else the row itself.
 
     Args:
-        dataset: A `datasets.Dataset`.
+        dataset: A data set.
         row: Of the data set.
     """
-    selected = dataset._indices
+    selected = dataset._indices if isinstance(dataset, datasets.Dataset) else None
     return int(row) if selected is None else int(selected.column(0)[int(row)].as_py())
 
 

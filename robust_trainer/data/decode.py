@@ -119,8 +119,9 @@ def decode_images(
             try:
                 out.append(_decode(value, mode))
             except ImageError as error:
-                place = f"in row {rows[i]}" if rows is not None else f"(number {i + 1} of a batch of {len(values)})"
-                raise ImageError(f"'{column}' {place}: {error}") from None
+                of_batch = f" (number {i + 1} of a batch of {len(values)})" if len(values) > 1 else ""
+                place = of_batch if rows is None else f" in row {rows[i]}"
+                raise ImageError(f"'{column}'{place}: {error}", error.reason) from None
     return out
 
 

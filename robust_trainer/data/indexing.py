@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..problems import SINGLE_LABEL, Problem
+from .columns import source_row
+from .decode import ImageError
 from .labels import check_labels
 
 #: Key of the positions in a batch; named so that no user column is called the same.
@@ -40,11 +42,19 @@ class Indexed(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> _Example:
-        return _Example(self.dataset[index], int(index))
+        try:
+            return _Example(self.dataset[index], int(index))
+        except ImageError as error:
+            raise ImageError(f"row {source_row(self.dataset, index)}: {error}") from None
 
     def __getitems__(self, indices: Sequence[int]) -> list[_Example]:
         fetch = getattr(self.dataset, "__getitems__", None)
-        rows = fetch(indices) if fetch is not None else [self.dataset[i] for i in indices]
+        try:
+            rows = fetch(indices) if fetch is not None else [self.dataset[i] for i in indices]
+        except ImageError:
+            for i in indices:  # one by one, so that the row is known
+                self[i]
+            raise
         return [_Example(row, int(i)) for row, i in zip(rows, indices)]
 
 

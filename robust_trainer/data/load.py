@@ -17,6 +17,7 @@ from sklearn.datasets import load_digits
 from transformers.utils import logging
 
 from .columns import image_column as find_image_column
+from .readable import check_readable
 from .splits import TEST, TRAIN, TRIGGERED, gate, labelled_splits
 
 logger = logging.get_logger(__name__)
@@ -44,7 +45,7 @@ def load_data(
 ) -> datasets.DatasetDict:
     """Returns a data set with splits 'train' and 'test' (and 'test_triggered' where saved), columns 'image' and 'label'.
 
-    All splits pass `splits.gate`: they number their classes alike.
+    All splits pass `splits.gate`: they number their classes alike; and `check_readable`: their images can be used.
 
     Args:
         name: 'digits' (scikit-learn's 1797 real handwritten digits, no network), a folder made by ``save_to_disk``, a parquet file
@@ -64,7 +65,7 @@ def load_data(
         others: More columns of class labels, to be numbered along.
 
     Raises:
-        ValueError: For a name that leads nowhere and for missing or unusable columns.
+        ValueError: For a name that leads nowhere, for missing or unusable columns, and naming row and file, for unusable images.
     """
     for field, value in (("max_train_samples", max_train_samples), ("max_test_samples", max_test_samples)):
         if value is not None and value < 1:
@@ -74,11 +75,14 @@ def load_data(
         _splits(loaded, name, test_split, image_column, label_column), names=names, source=source, required=names_required,
         others=others,
     )  # fmt: skip
-    if TEST not in data:
+    whole = TEST not in data  # rows of both parts are named as in the one table
+    if whole:
         data = _hold_out(data, name, seed)
     for key, limit in ((TRAIN, max_train_samples), (TEST, max_test_samples), (TRIGGERED, max_test_samples)):
         if limit is not None and key in data and limit < len(data[key]):
             data[key] = data[key].select(kept_rows(len(data[key]), limit, seed)[0])
+    for key, split in data.items():
+        check_readable(split, "image", "" if whole and key in (TRAIN, TEST) else f"split '{key}': ")
     return data
 
 
