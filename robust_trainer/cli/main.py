@@ -80,7 +80,10 @@ def one_line(error: Exception) -> str | None:
     Args:
         error: What a command raised.
     """
-    text = " ".join(str(error).split())
+    text = str(error)
+    if "\nOriginal Traceback (most recent call last):\n" in text:  # raised in a data loader's worker, which hands on its text alone
+        text = text.strip().rpartition("\n")[2].partition(": ")[2]
+    text = " ".join(text.split())
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in text:
         return f"not enough memory ({text[:200] or 'out of memory'}): give fewer or smaller images, or a smaller batch."
     if isinstance(error, OSError) and error.strerror and not isinstance(error, UnicodeError):

@@ -2,10 +2,13 @@
 
 import datasets
 import numpy as np
+import pytest
+import torch
 from helpers.pictures import EPS, encoded
 from PIL import Image
 
-from robust_trainer.cli.main import main
+from robust_trainer.cli.main import main, one_line
+from robust_trainer.data.decode import ImageError, decode_images
 from robust_trainer.data.load import load_data
 
 
@@ -36,18 +39,31 @@ def test_commands_name_the_file(tmp_path, monkeypatch, capsys):
         assert told.count("\n") == 0 and file in told and why in told and f"split '{file.split('/')[0]}': 'image' in row" in told
 
 
+class Broken(torch.utils.data.Dataset):
+    """One row, which cannot be read."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return decode_images([b"no image"])
+
+
+def test_an_error_of_a_data_loaders_worker_is_one_line_too():
+    with pytest.raises(ImageError) as caught:
+        next(iter(torch.utils.data.DataLoader(Broken(), num_workers=1)))
+    assert one_line(caught.value) == (
+        "'image': image is damaged, or no PNG, JPEG, WebP, GIF, BMP, TIFF or PPM: replace or convert it."
+    )
+
+
 def test_rows_held_out_for_testing_are_those_of_the_one_table(tmp_path):
     levels = [np.random.default_rng(i).integers(0, 256, (8, 8, 3), dtype=np.uint8) for i in range(20)]
     cells = [{"bytes": encoded(Image.fromarray(x)), "path": None} for x in levels]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
-    for row in (4, 13):
+    for row, limit in ((4, None), (13, 19)):
         damaged = [c if i != row else {"bytes": c["bytes"][:99], "path": None} for i, c in enumerate(cells)]
         table = datasets.Dataset.from_dict({"image": damaged, "label": [i % 2 for i in range(20)]}, features=features)
         table.to_parquet(str(tmp_path / f"{row}.parquet"))
-        for limit in (None, 19):
-            try:
-                load_data(str(tmp_path / f"{row}.parquet"), max_train_samples=limit)
-            except ValueError as error:
-                assert str(error).startswith(f"'image' in row {row}: image is cut short")
-            else:
-                raise AssertionError(row)
+        with pytest.raises(ValueError, match=f"^'image' in row {row}: image is cut short"):
+            load_data(str(tmp_path / f"{row}.parquet"), max_train_samples=limit)
