@@ -12,6 +12,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 from PIL import Image
 from sklearn.datasets import load_digits
 from transformers.utils import logging
@@ -168,7 +169,7 @@ def _load_folder(name: str, path: str) -> Any:
     tables = sorted(glob.glob(os.path.join(path, "**", "*.parquet"), recursive=True))
     if tables:
         try:
-            return datasets.load_dataset("parquet", data_files=_by_split(path, tables))
+            return datasets.DatasetDict({split: _one_split(name, split, files) for split, files in _by_split(path, tables).items()})
         except datasets.exceptions.DatasetGenerationError as error:
             reason = " ".join(str(error.__cause__ or error).split())[:200]
             raise ValueError(
@@ -181,6 +182,20 @@ def _load_folder(name: str, path: str) -> Any:
         f"dataset={name!r} holds neither images, nor parquet files, nor a save_to_disk data set: give one subfolder of images "
         "per class, or train.parquet and test.parquet."
     )
+
+
+def _one_split(name: str, split: str, files: list[str]) -> datasets.Dataset:
+    """The rows of parquet files; each split on its own, since loaded together all take the class names of the first."""
+    columns = {file: datasets.Features.from_arrow_schema(pq.read_schema(file)) for file in files}
+    for file, features in columns.items():
+        for column, feature in features.items():
+            first = columns[files[0]].get(column)
+            if isinstance(feature, datasets.ClassLabel) and isinstance(first, datasets.ClassLabel) and feature.names != first.names:
+                raise ValueError(
+                    f"dataset={name!r}: {os.path.basename(files[0])} and {os.path.basename(file)} number the classes of {column!r} "
+                    "differently: write them anew with one list of names, or each as a split of its own."
+                )
+    return datasets.load_dataset("parquet", data_files={split: files})[split]
 
 
 def _by_split(folder: str, tables: Sequence[str]) -> dict[str, list[str]]:

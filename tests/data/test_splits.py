@@ -61,6 +61,17 @@ def test_names_in_another_order_are_matched_by_name(load, said):
     assert len(said) == 1 and "split 'test'" in said[0] and "by name" in said[0]
 
 
+def test_parquet_files_have_names_of_their_own(tmp_path):
+    """Loaded together they all take the first one's names, whose numbers are other classes: seen before, without a word."""
+    split([0, 1, 2], ClassLabel(names=NAMES)).to_parquet(str(tmp_path / "train.parquet"))
+    split([0, 1, 2], ClassLabel(names=NAMES[::-1])).to_parquet(str(tmp_path / "test.parquet"))
+    data = load_data(str(tmp_path))
+    assert by_name(data["train"]) == NAMES and by_name(data["test"]) == NAMES[::-1]
+    split([0, 1, 2], ClassLabel(names=NAMES[::-1])).to_parquet(str(tmp_path / "train-2.parquet"))
+    with pytest.raises(ValueError, match="train-2.parquet and train.parquet number the classes of 'label' differently"):
+        load_data(str(tmp_path))
+
+
 def test_equal_splits_pass_as_they_are_and_nothing_is_said(load, said):
     labels = ClassLabel(names=NAMES)
     before = DatasetDict(train=split([0, 1, 2], labels), test=split([2, 0], labels))
