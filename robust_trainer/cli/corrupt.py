@@ -12,6 +12,7 @@ from ..corruptions import POISONS, write_card
 from ..corruptions.crafted.craft_labels import CRAFTED
 from ..data.load import TEST, TRAIN, TRIGGERED
 from ..evaluation.robustness import show_eps
+from ..models.zoo import known_classes
 from ..reporting.atomic_files import write_json
 from ..reporting.console import say, show
 from ..reporting.results import percent
@@ -22,7 +23,7 @@ from .outputs import OverwriteOptions, check_output
 from .parser import make_parser, parse
 from .poison import PoisonImages
 from .poison_options import PoisonOptions
-from .stages import LoadData, RunState, Stage, data_stages, run_stages
+from .stages import KnownClasses, LoadData, RunState, Stage, data_stages, run_stages
 
 #: What tells a folder that holds a data set.
 MADE = ("corruption.json", "dataset_dict.json", "state.json", TRAIN, TEST, f"{TRAIN}*.parquet")
@@ -82,9 +83,10 @@ def corrupt(argv: Sequence[str]) -> None:
         crafting.append(PoisonImages(poison, work))
     if craft.craft is not None:
         crafting.append(CraftLabels(craft, work / "labels"))
-    stages = data_stages(data, corruption, None, *crafting)
+    classes = _classes_of_models(poison.poison_model if poison.poison else None, craft.craft_model if craft.craft else None)
+    stages = data_stages(data, corruption, None, *crafting, classes=classes)
     if craft.craft is not None:
-        stages[0] = LoadData(data, ("craft", craft.craft))
+        stages[0] = LoadData(data, ("craft", craft.craft), classes)
     state = run_stages(stages)
     _clear(folder)
     state.splits.save_to_disk(folder)
@@ -109,6 +111,18 @@ def _clear(folder: Path) -> None:
             shutil.rmtree(folder / name)
     for name in (*ours, "corruption.json", "dataset_dict.json", *PATH_FILES):
         (folder / name).unlink(missing_ok=True)
+
+
+def _classes_of_models(poison_model: str | None, craft_model: str | None) -> KnownClasses:
+    """The classes of the trained models that are looked at: the data are numbered as these number them."""
+    known: list[KnownClasses] = []
+    for option, name in (("poison_model", poison_model), ("craft_model", craft_model)):
+        names = known_classes(name, None) if name is not None and Path(name).is_dir() else None
+        if names is not None:
+            known.append(KnownClasses(names, f"{option}={name!r}"))
+    if len(known) == 2 and known[0].names != known[1].names:
+        raise ValueError(f"{known[0].source} and {known[1].source} number their classes differently: give one model for both.")
+    return known[0] if known else KnownClasses()
 
 
 def _tell_poison(state: RunState, record: dict[str, Any], folder: Path, dataset: str, noise: str) -> None:

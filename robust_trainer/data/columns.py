@@ -6,6 +6,9 @@ from typing import Any
 
 import datasets
 import numpy as np
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 IMAGE_NAMES = ("pixel_values", "image", "images", "img", "pixels", "x")
 LABEL_NAMES = ("label", "labels")
@@ -133,6 +136,8 @@ def read_column(dataset: datasets.Dataset, name: str) -> np.ndarray:
 def read_labels(dataset: datasets.Dataset, name: str, num_classes: int | None = None) -> tuple[np.ndarray, int]:
     """Returns the labels (N,) as int64 and the number of classes C: ``num_classes``, the ClassLabel's, or the largest label + 1.
 
+    The last is a guess. It is said where numbers below the largest are missing, and refused where most of them are.
+
     Args:
         dataset: A `datasets.Dataset`.
         name: Of the column.
@@ -140,7 +145,7 @@ def read_labels(dataset: datasets.Dataset, name: str, num_classes: int | None = 
 
 
     Raises:
-        ValueError: For strings, other non-integers, and labels outside [0, C).
+        ValueError: For strings, other non-integers, labels outside [0, C), and numbers that hardly can be all of 0 to C - 1.
     """
     feature = dataset.features[name]
     dtype = getattr(feature, "dtype", None)
@@ -149,7 +154,7 @@ def read_labels(dataset: datasets.Dataset, name: str, num_classes: int | None = 
     if not isinstance(feature, datasets.ClassLabel | datasets.Value) or not str(dtype).startswith(("int", "uint")):
         raise ValueError(f"'{name}' is {feature}, expected one integer class label a row: cast it with dataset.cast_column.")
     labels = read_column(dataset, name).astype(np.int64)
-    classes = num_classes or (feature.num_classes if isinstance(feature, datasets.ClassLabel) else int(labels.max()) + 1)
+    classes = num_classes or (feature.num_classes if isinstance(feature, datasets.ClassLabel) else _counted(labels, name))
     outside = np.flatnonzero((labels < 0) | (labels >= classes))
     if outside.size:
         row = int(outside[0])
@@ -158,3 +163,22 @@ def read_labels(dataset: datasets.Dataset, name: str, num_classes: int | None = 
             "filter these rows out, or correct the labels or num_classes."
         )
     return labels, classes
+
+
+def _counted(labels: np.ndarray, name: str) -> int:
+    """The largest label + 1, where the labels look like 0, 1, 2, ..."""
+    found = np.unique(labels)
+    classes = int(found[-1]) + 1
+    if classes > 2 * len(found):
+        some = ", ".join(map(str, found[:5].tolist())) + (", ..." if len(found) > 5 else "")
+        raise ValueError(
+            f"'{name}' holds {len(found)} numbers up to {found[-1]} ({some}) and names no classes, so their number is unknown: "
+            f"number them with dataset.class_encode_column('{name}'), or give num_classes."
+        )
+    if found[0] >= 0 and classes > len(found):
+        missing = ", ".join(map(str, np.setdiff1d(np.arange(classes), found)[:5].tolist()))
+        logger.warning(
+            f"'{name}' names no classes and has no row of {missing}: {classes} classes are counted; "
+            f"give num_classes, or number them with dataset.class_encode_column('{name}'), if there are not so many."
+        )
+    return classes

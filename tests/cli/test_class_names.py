@@ -126,6 +126,18 @@ def test_corrupt_saves_splits_of_one_numbering(data, tmp_path):
     assert saved["test_triggered"]["attack_target"][:] == ((np.asarray(truth["label"][:]) + 1) % 10).tolist()
 
 
+def test_labels_are_crafted_by_the_models_order(data, run, tmp_path):
+    """The same flips of the same images, whatever order the data set has its names in."""
+    words = ["--craft", "adversarial-path", "--craft_model", str(run), "--craft_rate", "0.2", "--max_train_samples", "30"]
+    words += ["--max_test_samples", "10", "--craft_settings", "max_steps=2"]
+    found = []
+    for name in ("plain", "turned"):
+        assert main(["corrupt", "--dataset", str(data / name), "--output_dir", str(tmp_path / name), *words]) == 0
+        found.append(datasets.load_from_disk(str(tmp_path / name))["train"])
+    assert label_names(found[0]) == label_names(found[1]) == WORDS
+    assert found[0]["label"][:] == found[1]["label"][:] != found[0]["clean_label"][:]
+
+
 def test_images_for_pre_training_need_no_labels(data, tmp_path):
     images = datasets.load_from_disk(str(data / "plain"))["train"].select(range(7))
     images.remove_columns("label").save_to_disk(str(tmp_path / "bare"))
