@@ -134,7 +134,7 @@ def cell(
     tests = {"clean": to_images(test, 0.5, 0.5)}
     if kind in TRIGGERS:
         tests["poison"] = to_images(trigger_all(test, TRIGGERS[kind], label_rule="multi-target", keep_in_memory=True), 0.5, 0.5)
-    left = to_images(ours.clean(rows), 0.5, 0.5)
+    left = to_images(ours.clean(rows, force=True), 0.5, 0.5)
     kept = torch.from_numpy(~truth)
     pure = Images(images.pixels[kept], images.labels[kept])
     models = {

@@ -53,7 +53,7 @@ def cell(args: argparse.Namespace, data: datasets.Dataset, tests: dict[str, Imag
     standard = train(args, images, names, seed, args.epochs, method="standard")
     assert robust.ledger is not None
     facts = {k: v for k, v in robust.ledger.run.items() if k != "fingerprint"}  # the run's data are these rows as tensors
-    left = to_images(make_audit(robust.ledger.rows(), facts, rows).clean(rows), 0.5, 0.5)
+    left = to_images(make_audit(robust.ledger.rows(), facts, rows).clean(rows, force=True), 0.5, 0.5)
     kept = torch.from_numpy(~detect("spectral", evidence_of(standard), rate=rate, seed=seed).flagged)
     signed = Images(images.pixels[kept], images.labels[kept])
     models: dict[str, Any] = {

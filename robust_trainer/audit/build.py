@@ -8,19 +8,24 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow
+import torch
 
 from ..evaluation.path_table import PathLengths
-from ..ledger.fingerprint import check_same_data, data_fingerprint
+from ..ledger.fingerprint import check_same_data, data_fingerprint, given_labels
+from ..reporting.safe_text import plain
+from ..selection.allocation import CLASS_FLOOR, class_floors
 from .boundary import check_paths
 from .groups import make_groups
 from .inputs import open_inputs
-from .result import GROUPS, Audit
+from .result import GROUPS, Audit, Caution
 from .suspicion import judge, judge_numbers, transition_matrix
 
 #: Fewer visits of a sample than this say little about it.
 FEW_VISITS = 3
 #: Of more classes the transition, which has their square of cells, is not made.
 MOST_TRANSITIONS = 5_000
+#: Where more than this share of the samples was never visited, nothing is cleaned. Classes that a caution names.
+UNSEEN_SHARE, CLASSES_TOLD = 0.01, 20
 #: What the table takes over from the ledger as it is.
 LEDGER_COLUMNS = ("distrusted", "seen", "kept", "mean_score", "ema_score", "last_score", "aum", "forgetting")
 
@@ -59,16 +64,18 @@ def make_audit(
         check_data(data, size, run)
     if paths is not None:
         check_paths(paths, rows["label"])
+    rows = _with_labels(rows, data, run)
     names = _all_names(tuple(run.get("names") or ()), rows)
     classes = len(names)
     rate = run.get("settings", {}).get("noise_rate")
     judged = judge(rows, classes) if classes else judge_numbers(rows, rate if isinstance(rate, float) else None)
     suspicion, label = judged.suspicion, rows["label"].astype(np.int64)
+    visited = rows["seen"] > 0
     doubted, rival = suspicion >= threshold, rows["rival"].astype(np.int64)
     leaning = (rows["aum"] < 0) & (rows["seen"] > 0) if classes else doubted
     suggested, confidence = judged.suggested, judged.confidence
     inputs = open_inputs(data) if look else None
-    groups = make_groups(inputs, label, rival, suggested, confidence, doubted, leaning, classes, seed)
+    groups = make_groups(inputs, label, rival, suggested, confidence, doubted, leaning, classes, seed, visited)
     suspicion = np.where(groups.carries, (1.0 + suspicion) / 2.0, suspicion)
     flagged = (suspicion >= threshold) | groups.carries
     if classes:
@@ -92,30 +99,74 @@ def make_audit(
     pattern = None
     if groups.pattern is not None and inputs is not None and inputs.kind == "images":
         pattern = groups.pattern.difference.reshape(inputs.shape)
-    seen = rows["seen"] > 0
     return Audit(
         table=table, names=names, threshold=float(threshold),
-        noise_rate=float(flagged[seen].mean()) if classes and seen.any() else None,
-        transition=transition_matrix(label[seen], suggested[seen], classes) if 0 < classes <= MOST_TRANSITIONS else None,
-        meaning=judged.meaning, cautions=_cautions(rows, classes), groups_told=groups.told, pattern=pattern, run=run,
+        noise_rate=float(flagged[visited].mean()) if classes and visited.any() else None,
+        transition=transition_matrix(label[visited], suggested[visited], classes) if 0 < classes <= MOST_TRANSITIONS else None,
+        meaning=judged.meaning, cautions=_cautions(rows, classes, flagged) + _class_cautions(label, flagged, names),
+        groups_told=groups.told, pattern=pattern, run=run,
         paths=paths,
     )  # fmt: skip
 
 
-def _cautions(rows: Mapping[str, np.ndarray], classes: int) -> tuple[str, ...]:
+def _with_labels(rows: Mapping[str, np.ndarray], data: Any, run: Mapping[str, Any]) -> Mapping[str, np.ndarray]:
+    """The rows with the data set's labels where the ledger has none because training never saw the sample."""
+    unseen = (rows["seen"] == 0) & (rows["label"] < 0)
+    labels = given_labels(data, run.get("label_column")) if unseen.any() and (rows["label"] >= 0).any() else None
+    return rows if labels is None else {**rows, "label": np.where(unseen, labels, rows["label"]).astype(rows["label"].dtype)}
+
+
+def _cautions(rows: Mapping[str, np.ndarray], classes: int, flagged: np.ndarray | None = None) -> tuple[Caution, ...]:
     """What makes the run a poor witness, in words."""
     seen = rows["seen"]
     visited, out = seen > 0, []
+    flagged = np.zeros(len(seen), dtype=bool) if flagged is None else flagged
     if not visited.all():
-        out.append(f"{int((~visited).sum()):,} of {len(seen):,} samples were never visited in training; their suspicion is 0.")
+        words = f"{int((~visited).sum()):,} of {len(seen):,} samples were never visited in training: nothing is known of them."
+        out.append(Caution.blocking(words) if (~visited).mean() > UNSEEN_SHARE else Caution(words))
     if not visited.any():
         return tuple(out)
     if np.median(seen[visited]) < FEW_VISITS:
-        out.append(f"Samples were visited {int(np.median(seen[visited]))} times (median): train for longer to know more of them.")
+        words = f"Samples were visited {int(np.median(seen[visited]))} times (median): train for longer to know more of them."
+        out.append(Caution(words))
     if (rows["kept"] == seen).all():
-        out.append("This run trained on every sample; what it has learned by heart is not doubted. A run that filters tells more.")
-    if classes > 1 and float(np.mean(rows["aum"][visited] > 0)) < 0.5:
-        out.append("The model preferred the given label for fewer than half of the samples: it hardly learned.")
+        words = "This run trained on every sample; what it has learned by heart is not doubted. A run that filters tells more."
+        out.append(Caution(words))
+    trusted = visited & ~flagged
+    if flagged[visited].mean() > 0.5:
+        words = f"More than half of the samples, {int(flagged[visited].sum()):,}, are flagged: the run cannot be relied on."
+        out.append(Caution.blocking(words))
+    elif classes > 1 and float(np.mean(rows["aum"][trusted] > 0)) < 0.5:
+        words = "Of the samples that are not flagged the model preferred the given label for fewer than half: it hardly learned."
+        out.append(Caution.blocking(words))
+    return tuple(out)
+
+
+def _class_cautions(label: np.ndarray, flagged: np.ndarray, names: tuple[str, ...]) -> tuple[Caution, ...]:
+    """Which classes the flags all but empty: rare ones, which a run knows too little of, and others, which tell of a bad run."""
+    sizes = np.bincount(label[label >= 0], minlength=len(names))
+    if not names or not sizes.any():
+        return ()
+    left = np.bincount(label[(label >= 0) & ~flagged], minlength=len(sizes))
+    floors = class_floors(torch.from_numpy(sizes), CLASS_FLOOR).numpy()
+    lost = (sizes > 0) & (left < np.clip(sizes // 4, 1, CLASS_FLOOR)) & ((floors == 0) | (sizes >= sizes[sizes > 0].mean()))
+    few = (left < floors) & ~lost
+
+    def told(chosen: np.ndarray) -> str:
+        every = np.flatnonzero(chosen)
+        shown = [f"{plain(names[c], 60)} ({left[c]:,} of {sizes[c]:,})" for c in every[:CLASSES_TOLD]]
+        return ", ".join(shown) + (f" and {len(every) - len(shown)} more" if len(every) > len(shown) else "")
+
+    out = []
+    if lost.any():
+        out.append(Caution.blocking(f"Hardly any sample is left unflagged of class {told(lost)}: the run did not learn them."))
+    if few.any():
+        out.append(
+            Caution(
+                f"Few samples are left unflagged of class {told(few)}: rare classes are learned last, so right labels look wrong. "
+                f"A cleaned set keeps the least suspicious, {CLASS_FLOOR} of a class at most (class_floor)."
+            )
+        )
     return tuple(out)
 
 

@@ -14,13 +14,14 @@ from ..data.splits import align_labels
 from ..reporting.atomic_files import replacing, write_text
 from ..reporting.parquet_files import write_parquet
 from ..reporting.safe_text import plain
+from ..selection.allocation import CLASS_FLOOR
 from .model_card import escape
 from .result import DROPPED, GROUPS, KEPT, RELABELLED, Audit
 
 
 def write_cleaned(
     folder: str | Path, audit: Audit, data: datasets.Dataset, action: str = "drop", confidence: float = 0.8, *,
-    test: datasets.Dataset | None = None, source: str = "", command: str = "",
+    test: datasets.Dataset | None = None, source: str = "", command: str = "", class_floor: int = CLASS_FLOOR, force: bool = False,
 ) -> Path:  # fmt: skip
     """Writes the cleaned data set as the Hub takes it, and returns the folder: parquet files, README.md (its card), removed.csv.
 
@@ -37,18 +38,21 @@ def write_cleaned(
         test: The test split, kept as it is.
         source: The data set's name.
         command: What made it, for the card.
+        class_floor: As of `Audit.plan`.
+        force: As of `Audit.clean`.
 
     Raises:
         ValueError: As `Audit.clean`.
     """
     folder = Path(folder)
-    left, done = audit.clean(data, action, confidence), audit.plan(action, confidence)
+    left = audit.clean(data, action, confidence, class_floor=class_floor, force=force)
+    done = audit.plan(action, confidence, class_floor)
     write_parquet(left, folder / "train.parquet")
     if test is not None:
         write_parquet(_like(test, left), folder / "test.parquet")
     with replacing(folder / "removed.csv") as new:
         pyarrow.csv.write_csv(_changes(audit, done), new)
-    write_text(folder / "README.md", dataset_card(audit, action, confidence, test is not None, source, command))
+    write_text(folder / "README.md", dataset_card(audit, action, confidence, test is not None, source, command, class_floor))
     return folder
 
 
@@ -79,8 +83,9 @@ def _changes(audit: Audit, done: np.ndarray) -> pyarrow.Table:
 
 
 def dataset_card(
-    audit: Audit, action: str = "drop", confidence: float = 0.8, test: bool = False, source: str = "", command: str = ""
-) -> str:
+    audit: Audit, action: str = "drop", confidence: float = 0.8, test: bool = False, source: str = "", command: str = "",
+    class_floor: int = CLASS_FLOOR,
+) -> str:  # fmt: skip
     """Returns the card of a cleaned set, Markdown with front matter: what was removed, what was relabelled, and why.
 
     Args:
@@ -90,13 +95,15 @@ def dataset_card(
         test: Whether there is a test split.
         source: The data set's name.
         command: What made it, as it was typed.
+        class_floor: As of `Audit.plan`.
     """
-    done = audit.plan(action, confidence)
+    done = audit.plan(action, confidence, class_floor)
+    spared = int((audit.column("flagged").astype(bool) & (done == KEPT)).sum())
     group, label, run = audit.column("group"), audit.column("label").astype(np.int64), audit.run
     dropped, relabelled = int((done == DROPPED).sum()), int((done == RELABELLED).sum())
     rows = [["rows before", f"{len(done)}"], ["rows left", f"{len(done) - dropped}"], ["dropped", f"{dropped}"],
             ["relabelled", f"{relabelled}" + (f" (confidence {confidence:g} or more)" if action == "relabel" else "")],
-            ["flagged from a suspicion of", f"{audit.threshold:g}"],
+            ["flagged and left in, lest a class lose all", f"{spared}"], ["flagged from a suspicion of", f"{audit.threshold:g}"],
             ["estimated share of wrong labels before", "none" if audit.noise_rate is None else f"{100 * audit.noise_rate:.1f} %"],
             ["source", source or "not told"], ["fingerprint of the source", run.get("fingerprint", "unknown")],
             ["training that distrusted them", f"{run.get('method', 'unknown')} {json.dumps(run.get('settings', {}), default=str)}"],
@@ -110,6 +117,7 @@ def dataset_card(
     front = json.dumps([{"config_name": "default", "data_files": files}])
     by_class = f"## Given labels\n\n{_table(['class', 'rows before', 'dropped', 'relabelled'], classes)}\n" if classes else ""
     more = f"\nThe {len(worst)} classes with most changes, of {len(counts)}.\n" if len(worst) < len(counts) else ""
+    cautions = "".join(f"{_told(caution)}\n\n" for caution in audit.cautions)
     return f"""---
 configs: {front}
 tags: ["robust-trainer", "cleaned"]
@@ -126,11 +134,12 @@ looked at them one by one: `removed.csv` lists each with its suspicion, so that 
 
 {audit.meaning} {_told(audit.groups_told)}
 
-{_table(["group", "dropped", "relabelled"], why)}
+{cautions}{_table(["group", "dropped", "relabelled"], why)}
 
 {by_class}{more}
 Groups: mislabelled, another class is suggested with confidence 1/2 or more; triggered, the input carries a pattern that distrusted
-samples share; perturbed, an image far noisier than the trusted ones; unclear, the rest.
+samples share; perturbed, an image far noisier than the trusted ones; unclear, the rest; unseen,
+never visited in training, and left in.
 """
 
 

@@ -10,7 +10,7 @@ from .inputs import Inputs, noise_levels
 from .patterns import FEWEST, Pattern, shared_pattern
 from .result import GROUPS
 
-FINE, MISLABELLED, TRIGGERED, PERTURBED, UNCLEAR = range(len(GROUPS))
+FINE, MISLABELLED, TRIGGERED, PERTURBED, UNCLEAR, UNSEEN = range(len(GROUPS))
 #: Samples that are compared with one another, fewer where they have more than so many numbers together (1.2 GB of memory), and
 #: doubted ones beyond them that are looked at.
 COMPARED, NUMBERS, MORE = 20_000, 60_000_000, 50_000
@@ -32,14 +32,15 @@ class Groups:
 
 def make_groups(
     inputs: Inputs | None, label: np.ndarray, rival: np.ndarray, suggested: np.ndarray, confidence: np.ndarray, doubted: np.ndarray,
-    leaning: np.ndarray, classes: int, seed: int = 0,
+    leaning: np.ndarray, classes: int, seed: int = 0, seen: np.ndarray | None = None,
 ) -> Groups:  # fmt: skip
     """The groups of samples with given labels, rivals, suggestions and doubts (all (N,)).
 
     A doubted sample is ``triggered`` where it carries a shared pattern, else ``perturbed`` where it is an image far noisier than
     the trusted ones, else ``mislabelled`` where another class is suggested with confidence 1/2 or more, else ``unclear``. The
     pattern is looked for among the ``leaning``, of whom the model preferred another class on average; whoever carries it is
-    ``triggered``, doubted or not. Without inputs triggers are not told from wrong labels, so all doubted samples are ``unclear``.
+    ``triggered``, doubted or not. A sample that was never visited, and carries none, is ``unseen``. Without inputs triggers are not
+    told from wrong labels, so all doubted samples are ``unclear``.
     Of more than 20,000 samples (fewer if they are large) that many are compared, drawn by ``seed``.
 
     Args:
@@ -52,9 +53,12 @@ def make_groups(
         leaning: Whether the model leaned to another class (N,).
         classes: Number of classes C.
         seed: Seed of every draw.
+        seen: Whether the sample was visited in training (N,), None: all were.
     """
     carries = np.zeros(len(label), dtype=bool)
     group = np.where(doubted, UNCLEAR, FINE)
+    if seen is not None:
+        group[~seen & ~doubted] = UNSEEN
     if inputs is None:
         return Groups(group, carries, "No inputs at hand: wrong labels, triggers and perturbations are not told apart.")
     known = np.flatnonzero(label >= 0) if classes else np.arange(len(label))

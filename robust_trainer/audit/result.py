@@ -9,17 +9,39 @@ from typing import Any
 
 import datasets
 import numpy as np
+import torch
 
 from ..data.columns import check_dataset
 from ..data.mapping import CLEAN_LABEL, IS_CORRUPTED
 from ..evaluation.path_table import PathLengths
+from ..ledger.fingerprint import check_same_data, content_columns, data_fingerprint, given_labels
 from ..reporting.parquet_files import write_parquet
+from ..reporting.safe_text import plain
+from ..selection.allocation import CLASS_FLOOR, class_floors
+from ..selection.ranking import smallest
 
 #: The groups of the column ``group``, in the order of their numbers.
-GROUPS = ("fine", "mislabelled", "triggered", "perturbed", "unclear")
+GROUPS = ("fine", "mislabelled", "triggered", "perturbed", "unclear", "unseen")
 ACTIONS = ("drop", "relabel")
 #: What was done to a sample.
 KEPT, DROPPED, RELABELLED = range(3)
+
+
+class Caution(str):
+    """Why an audit tells less than others, in words; one that ``blocks`` forbids a cleaned set, since what it drops is a guess."""
+
+    blocks = False
+
+    @classmethod
+    def blocking(cls, words: str) -> Caution:
+        """Returns a caution that forbids a cleaned set.
+
+        Args:
+            words: What is found, and what to do.
+        """
+        caution = cls(words)
+        caution.blocks = True
+        return caution
 
 
 @dataclass(frozen=True)
@@ -33,7 +55,7 @@ class Audit:
         noise_rate: Estimated share of wrong labels in [0, 1], None where targets are numbers.
         transition: (C, C), row i: how the samples whose label should be i are labelled, sums to 1.
         meaning: Of suspicion.
-        cautions: Why this audit tells less than others.
+        cautions: Why this audit tells less than others; each a `Caution`, or a text, which forbids nothing.
         groups_told: What the groups rest on, in words.
         pattern: What triggered samples have more or less of than others, (H, W, channels) in [-1, 1] pixels, None without one.
         run: Method, settings, fingerprint of the data and other facts of the run.
@@ -70,21 +92,30 @@ class Audit:
         rows = np.flatnonzero(self.column("flagged"))
         return rows[np.argsort(-self.column("suspicion")[rows], kind="stable")]
 
-    def plan(self, action: str = "drop", confidence: float = 0.8) -> np.ndarray:
+    @property
+    def blocked(self) -> tuple[str, ...]:
+        """The cautions that forbid a cleaned set."""
+        return tuple(caution for caution in self.cautions if getattr(caution, "blocks", False))
+
+    def plan(self, action: str = "drop", confidence: float = 0.8, class_floor: int = CLASS_FLOOR) -> np.ndarray:
         """What becomes of each sample, (N,): KEPT, DROPPED or RELABELLED.
 
         Args:
             action: drop: the flagged ones go. relabel: those whose suggested label is another class of the data get it, where it is
                 sure enough, and the other flagged ones go; triggered ones go in any case, since the trigger would stay.
             confidence: In (0, 1]: from this confidence on a suggestion is sure enough.
+            class_floor: Where classes differ in size (`allocation.class_floors`), so many samples of each given class stay as they
+                are, the least suspicious of the flagged ones where it needs these; triggered ones never do. 0: none has to.
 
         Raises:
-            ValueError: For an unknown action, a confidence out of range, and relabelling where targets are no classes.
+            ValueError: For an unknown action, a number out of range, and relabelling where targets are no classes.
         """
         if action not in ACTIONS:
             raise ValueError(f"clean={action!r} is unknown: choose one of {', '.join(ACTIONS)}.")
         if not isinstance(confidence, int | float) or not 0.0 < confidence <= 1.0:
             raise ValueError(f"relabel_confidence={confidence!r} must be in (0, 1]: give for instance 0.8.")
+        if not isinstance(class_floor, int) or isinstance(class_floor, bool) or class_floor < 0:
+            raise ValueError(f"class_floor={class_floor!r} must be a whole number >= 0: give for instance {CLASS_FLOOR}.")
         flagged = self.column("flagged").astype(bool)
         out = np.where(flagged, DROPPED, KEPT)
         if action == "relabel":
@@ -95,36 +126,98 @@ class Audit:
             sure = self.column("suggested_confidence") >= confidence
             triggered = self.column("group") == GROUPS.index("triggered")
             out[flagged & other & sure & ~triggered] = RELABELLED
+        out[self._spared(out, class_floor)] = KEPT
         return out
 
-    def clean(self, data: datasets.Dataset, action: str = "drop", confidence: float = 0.8) -> datasets.Dataset:
+    def _spared(self, done: np.ndarray, class_floor: int) -> np.ndarray:
+        """Positions of the samples that stay although they are flagged, lest too few of their class are left."""
+        label = self.column("label").astype(np.int64)
+        sizes = np.bincount(label[label >= 0])
+        kept = np.bincount(label[(label >= 0) & (done == KEPT)], minlength=len(sizes))
+        missing = class_floors(torch.from_numpy(sizes), class_floor) - torch.from_numpy(kept)
+        rows = np.flatnonzero((label >= 0) & (done != KEPT) & (self.column("group") != GROUPS.index("triggered")))
+        suspicion = torch.from_numpy(self.column("suspicion")[rows].astype(np.float64))
+        return rows[smallest(suspicion, torch.from_numpy(label[rows]), missing.clamp_min(0)).numpy()]
+
+    def clean(
+        self, data: datasets.Dataset, action: str = "drop", confidence: float = 0.8, *, class_floor: int = CLASS_FLOOR,
+        force: bool = False,
+    ) -> datasets.Dataset:  # fmt: skip
         """Returns the data set that is left, in its order and with its columns; `plan` says what is done.
+
+        Guarantee: without ``force`` and with a ``class_floor`` above 0 no given class is lost.
 
         Args:
             data: The run's, row i for row i of the audit.
             action: As of `plan`.
             confidence: As of `plan`.
+            class_floor: As of `plan`; 0 lets classes be lost.
+            force: Cleans although a caution says that the run knows too little (`blocked`).
 
         Raises:
-            ValueError: As `plan`, for what is no data set, and where nothing is left.
+            ValueError: As `plan`; for what is no data set or not the one that was audited; where a caution forbids it; and where
+                nothing, or nobody of a class, is left.
         """
-        done = self.plan(action, confidence)
+        done = self.plan(action, confidence, class_floor)
         check_dataset(data)
         data = data.with_format(None)
         if len(data) != len(done):
             raise ValueError(f"data has {len(data)} rows, the audit {len(done)}: pass the data set that was audited, in its order.")
+        self._check_same(data)
         if bool((done == DROPPED).all()):
             raise ValueError(f"threshold={self.threshold} flags all {len(done)} samples, so the cleaned set is empty: raise it.")
+        if reason := self.refusal(done, class_floor, force):
+            raise ValueError(f"no cleaned set: {reason}")
         if bool((done == RELABELLED).any()):
-            name = self.run.get("label_column") or ("label" if "label" in data.column_names else "labels")
-            if name not in data.column_names:
-                raise ValueError(f"label column {name!r} is not among {data.column_names}: pass the data set that was audited.")
+            name = self._label_column(data)
+            if name is None:
+                wanted = self.run.get("label_column") or "labels"
+                raise ValueError(f"label column {wanted!r} is not among {data.column_names}: pass the data set that was audited.")
             old, feature = np.asarray(data.select_columns(name).with_format("numpy")[:][name]), data.features[name]
             labels = np.where(done == RELABELLED, self.column("suggested_label"), old)
             place = data.column_names
             data = data.remove_columns(name).add_column(name, labels.tolist()).cast_column(name, feature).select_columns(place)
             data = _known_anew(data, name, done == RELABELLED)
         return data.select(np.flatnonzero(done != DROPPED))
+
+    def refusal(self, done: np.ndarray, class_floor: int = CLASS_FLOOR, force: bool = False) -> str:
+        """Returns why there is to be no cleaned set, and what to do; '' where nothing speaks against it, or nothing would be left.
+
+        Args:
+            done: Of `plan`.
+            class_floor: As of `plan`.
+            force: As of `clean`.
+        """
+        if bool((done == DROPPED).all()):
+            return ""
+        if self.blocked and not force:
+            return f"{' '.join(self.blocked)} Train for longer, or clean all the same with force=True (--force true)."
+        if lost := self._lost(done) if class_floor else []:
+            more = f" and {len(lost) - 10} more" if len(lost) > 10 else ""
+            return f"nobody would be left of class {', '.join(lost[:10])}{more}; where that is meant give class_floor=0."
+        return ""
+
+    def _lost(self, done: np.ndarray) -> list[str]:
+        """Names of the classes of which nobody is left, neither by its own label nor by a new one."""
+        label, left = self.column("label").astype(np.int64), done != DROPPED
+        new = np.where(done == RELABELLED, self.column("suggested_label"), label)
+        gone = np.setdiff1d(label[label >= 0], new[left])
+        return [plain(self.names[c], 60) if c < len(self.names) else str(c) for c in gone.tolist()]
+
+    def _label_column(self, data: datasets.Dataset) -> str | None:
+        return next((n for n in (self.run.get("label_column"), "label", "labels") if n in data.column_names), None)
+
+    def _check_same(self, data: datasets.Dataset) -> None:
+        """Raises ``ValueError`` where rows are not the table's: by their labels, and by their content where that is known."""
+        mend = "pass the data set that was audited, in its order."
+        own, labels = self.column("label").astype(np.int64), given_labels(data, self._label_column(data))
+        if labels is not None and len(wrong := np.flatnonzero((own >= 0) & (labels != own))):
+            row = int(wrong[0])
+            raise ValueError(
+                f"{len(wrong)} of {len(own)} labels disagree with the audit (row {row}: {labels[row]}, audited {own[row]}): {mend}"
+            )
+        if self.run.get("columns") == content_columns(data):  # else the run saw other columns of the same rows
+            check_same_data(self.run, len(data), data_fingerprint(data, self.run.get("label_column")))
 
     def to_parquet(self, path: str | Path) -> Path:
         """Writes the table, whole or not at all, and returns its path.

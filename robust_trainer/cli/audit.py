@@ -26,6 +26,8 @@ from ..reporting.atomic_files import remove_unfinished, write_text
 from ..reporting.console import command_line, say, show
 from ..reporting.parquet_files import write_parquet
 from ..reporting.results import environment, percent
+from ..reporting.safe_text import plain
+from ..selection.allocation import CLASS_FLOOR
 from .options import CorruptionOptions, DataOptions, PreprocessOptions
 from .parser import make_parser, parse_for_run
 from .paths import LENGTHS, is_stale
@@ -50,6 +52,15 @@ class AuditOptions:
     threshold: float = field(default=0.5, metadata={"help": "Suspicion in (0, 1) from which a sample is flagged."})
     clean: str = field(default="drop", metadata={"help": "The cleaned data set: drop flagged samples, relabel sure ones, or none."})
     relabel_confidence: float = field(default=0.8, metadata={"help": "For clean=relabel: from this confidence on, (0, 1]."})
+    class_floor: int = field(
+        default=CLASS_FLOOR,
+        metadata={
+            "help": "Where classes differ in size: so many samples of each stay in the cleaned set at least; 0: classes may go."
+        },
+    )
+    force: bool = field(
+        default=False, metadata={"help": "Write the cleaned set although a caution says that the run knows too little for it."}
+    )
     per_class: int = field(default=8, metadata={"help": "Samples shown per class in the report."})
     paths: str | None = field(
         default=None,
@@ -99,14 +110,18 @@ def audit(argv: Sequence[str]) -> None:
     if prepared is None and options.detectors:
         raise ValueError(f"detectors need the data, which run={options.run!r} does not tell: give --dataset.")
     result = make_audit(rows, facts, prepared and prepared.train, threshold=options.threshold, look=options.look, paths=paths)
+    refusal = ""
     if prepared is not None and options.clean != "none":
-        result.plan(options.clean, options.relabel_confidence)  # complains before anything is written
+        done = result.plan(options.clean, options.relabel_confidence, options.class_floor)  # complains before anything is written
+        refusal = result.refusal(done, options.class_floor, options.force)
     command = command_line("audit", argv)
-    written = _write(result, prepared, folder, options, content, command, data.dataset or "")
+    written = _write(result, prepared, folder, options, content, command, data.dataset or "", refusal)
     say(_told(result))
     if options.detectors and prepared is not None:
         say(_detect(result, prepared, folder, options, rows.get("mean_probs")))
         written.append(DETECTED)
+    if refusal:
+        say(f"no cleaned data set: {plain(refusal, 3000)}")
     if prepared is None:
         say("no data set known, so no pictures, groups or cleaned data: give --dataset, as the training had it")
     say(f"written to {folder}: {', '.join(written)}")
@@ -126,8 +141,9 @@ def _paths(options: AuditOptions) -> PathLengths | None:
 
 
 def _write(
-    result: Audit, prepared: RunState | None, folder: Path, options: AuditOptions, content: Any, command: str, source: str
-) -> list[str]:
+    result: Audit, prepared: RunState | None, folder: Path, options: AuditOptions, content: Any, command: str, source: str,
+    refusal: str,
+) -> list[str]:  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     remove_unfinished(folder)
     remove_unfinished(folder / CLEANED)
@@ -140,10 +156,10 @@ def _write(
     )
     write_model_card(folder / CARD, result, content=content, command=command)
     write_text(folder / FIGURES, json.dumps(_figures(result, command), indent=2, default=str) + "\n")
-    if train is not None and prepared is not None and options.clean != "none":
+    if train is not None and prepared is not None and options.clean != "none" and not refusal:
         write_cleaned(
             folder / CLEANED, result, train, options.clean, options.relabel_confidence, test=prepared.test,
-            source=source.rstrip("/").rpartition("/")[2], command=command,
+            source=source.rstrip("/").rpartition("/")[2], command=command, class_floor=options.class_floor, force=options.force,
         )  # fmt: skip
         written.append(f"{CLEANED}/")
     else:
@@ -166,6 +182,7 @@ def _figures(result: Audit, command: str) -> dict[str, Any]:
     return {
         "command": command, "samples": summary.n, "flagged": summary.flagged, "threshold": result.threshold,
         "noise_rate": result.noise_rate, "groups": {name: n for name, n, _ in summary.groups}, "groups_told": result.groups_told,
+        "cautions": list(result.cautions), "cautions_that_forbid_cleaning": list(result.blocked),
         "known_truth": dict(summary.known), "classes": list(result.names),
         "paths": None if result.paths is None else {"step_size": result.paths.step_size, "norm": result.paths.norm,
                                                    "max_steps": result.paths.max_steps},
@@ -178,7 +195,7 @@ def _told(result: Audit) -> str:
     summary = summarise(result)
     rows = [[name, value] for name, value in (*summary.facts, *summary.known)]
     rows += [[name, f"{n} ({share} %)"] for name, n, share in summary.groups]
-    return "\n".join([show(["figure", "value"], rows), result.groups_told, *result.cautions])
+    return "\n".join([show(["figure", "value"], rows), result.groups_told, *(plain(caution, 2000) for caution in result.cautions)])
 
 
 def _detect(audited: Audit, prepared: RunState, folder: Path, options: AuditOptions, probs: np.ndarray | None) -> str:

@@ -29,6 +29,15 @@ def label_column(data: Any, label_names: Sequence[str]) -> str | None:
     return next((n for n in (*label_names, "labels", "label") if n in columns), None)
 
 
+def content_columns(data: Any) -> list[str] | None:
+    """Returns the columns whose content counts for `data_fingerprint`, in order; None for what is no `datasets.Dataset`.
+
+    Args:
+        data: the data set.
+    """
+    return [n for n in sorted(data.column_names) if n not in NOT_CONTENT] if isinstance(data, datasets.Dataset) else None
+
+
 def data_fingerprint(data: Any, label: str | None) -> str:
     """Returns 16 hexadecimal digits: of the number of rows, all labels, and the content of 64 rows.
 
@@ -45,7 +54,7 @@ def data_fingerprint(data: Any, label: str | None) -> str:
         if label in data.column_names:
             content.append(_content(data.select_columns([label]).with_format("arrow")[:].column(0)))
         rows = np.unique(np.linspace(0, len(data) - 1, SAMPLES).astype(int))
-        kept = [n for n in sorted(data.column_names) if n not in NOT_CONTENT]
+        kept = content_columns(data) or []
         table: Any = data.select_columns(kept).with_format("arrow").select(rows)[:] if kept else None
         for key in kept:
             content += [key, _content(table.column(key))]
@@ -142,6 +151,7 @@ def new_ledger(trainer: Any, recipe: Recipe, problem: Problem, classes: int | No
         "id": new_run_id(), "method": recipe.name, "settings": dict(recipe.settings), "problem": problem.name,
         "names": class_names(data, trainer.label_names, config, classes) if problem.one_class else [],
         "rows": size, "fingerprint": data_fingerprint(data, label), "label_column": label, "seed": args.seed,
+        "columns": content_columns(data),
     }  # fmt: skip
     wide = SampleLedger.needs_wide(classes if problem.one_class else 1, epochs)
     kept = classes if predictions else None

@@ -111,6 +111,23 @@ def test_thresholds_and_other_folders(run, capsys, tmp_path):
     assert ((suspicion >= 0.7) | (groups == 2)).tolist() == few.tolist()
 
 
+def test_nothing_is_cleaned_by_a_run_that_saw_a_part_unless_forced(trained, capsys, tmp_path):
+    folder, data = tmp_path / "short", str(trained.parent / "data")
+    words = ["--method", "prl", "--max_steps", "4", "--per_device_train_batch_size", "16", *TINY, *NOISE]
+    assert main(["train", "--dataset", data, "--output_dir", str(folder), *words]) == 0
+    told = audit(capsys, folder)
+    assert not (folder / "audit" / CLEANED).exists() and (folder / "audit" / REPORT).exists() and f"{CLEANED}/" not in told
+    assert "no cleaned data set: 96 of 160 samples were never visited" in told and "--force true" in told
+    figures = json.loads((folder / "audit" / FIGURES).read_text())
+    assert figures["groups"]["unseen"] == 96 and len(figures["cautions_that_forbid_cleaning"]) >= 1
+    assert "never visited" in (folder / "audit" / CARD).read_text() and "never visited" in (folder / "audit" / REPORT).read_text()
+    told = audit(capsys, folder, "--force", "true")
+    left = load_data(str(folder / "audit" / CLEANED))["train"]
+    assert f"{CLEANED}/" in told and len(left) >= 96 and "never visited" in (folder / "audit" / CLEANED / "README.md").read_text()
+    audit(capsys, folder)  # the forced set of an earlier audit goes
+    assert not (folder / "audit" / CLEANED).exists()
+
+
 def test_detectors_are_run_to_compare(run, capsys):
     told = audit(capsys, run, "--detectors", "spectral", "spectral-code", "--clean", "none")
     found = datasets.Dataset.from_parquet(str(run / "audit" / DETECTED))
