@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..models.modes import no_bars
+from ..models.peer_training import exported, folders_of
+from ..models.saved_networks import Export
 from ..reporting.atomic_files import replacing, write_text
 from ..step.checkpoints import _names_in
 
@@ -21,26 +23,43 @@ from ..step.checkpoints import _names_in
 RECORD = "chosen_by.json"
 
 
-def save_best(folder: str | Path, model: nn.Module, processor: Any, row: Mapping[str, float]) -> None:
+def save_best(
+    folder: str | Path, model: nn.Module, processor: Any, row: Mapping[str, float], errors: Sequence[float] | None = None
+) -> None:
     """Writes the model (``save_pretrained``; else, or for an adapter besides, model.safetensors), the processor and the row.
+
+    Of several networks the one that errs least is the model, and the others lie beside it.
 
     Args:
         folder: The folder ``best``.
         model: The model that is trained.
         processor: The model's image processor, None for none.
         row: Of the log, that chose the weights.
+        errors: Of each of several networks, None for one.
     """
     folder = Path(folder)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     saves: list[Any] = [part for part in (model, processor) if hasattr(part, "save_pretrained")]
-    with no_bars():
+    with no_bars(), exported(model, Export("best", errors)):
         for part in saves:
             part.save_pretrained(str(folder))
-    if not isinstance(model, PreTrainedModel):
-        with replacing(folder / "model.safetensors") as new:
-            safetensors.torch.save_model(model, str(new))
+    for place, network in folders_of(str(folder), model):
+        if not isinstance(network, PreTrainedModel):
+            with replacing(Path(place, "model.safetensors")) as new:
+                safetensors.torch.save_model(network, str(new))
     write_text(folder / RECORD, json.dumps(dict(row), indent=1) + "\n")
+
+
+def _load(network: nn.Module, folder: str) -> None:
+    single = Path(folder, "model.safetensors")
+    if single.is_file() and _names_in(folder) <= set(network.state_dict()):
+        safetensors.torch.load_model(network, str(single))
+    else:  # sharded, or under the hub's names
+        assert isinstance(network, PreTrainedModel)
+        with no_bars():
+            saved = type(network).from_pretrained(folder, config=network.config, dtype=next(network.parameters()).dtype)
+        network.load_state_dict(saved.state_dict())
 
 
 def load_best(model: nn.Module, folder: str | Path) -> None:
@@ -50,17 +69,10 @@ def load_best(model: nn.Module, folder: str | Path) -> None:
         model: The model that is trained.
         folder: The folder ``best``.
     """
-    folder = Path(folder)
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     if not distributed or torch.distributed.get_rank() == 0:
-        single = folder / "model.safetensors"
-        if single.is_file() and _names_in(str(folder)) <= set(model.state_dict()):
-            safetensors.torch.load_model(model, str(single))
-        else:  # sharded, or under the hub's names
-            assert isinstance(model, PreTrainedModel)
-            with no_bars():
-                saved = type(model).from_pretrained(folder, config=model.config, dtype=next(model.parameters()).dtype)
-            model.load_state_dict(saved.state_dict())
+        for place, network in folders_of(str(folder), model):
+            _load(network, place)
     if distributed:
         for value in model.state_dict().values():
             torch.distributed.broadcast(value, 0)

@@ -20,6 +20,7 @@ from ..data.images import input_space
 from ..data.mapping import IS_CORRUPTED
 from ..evaluation.robustness import Robustness, evaluate_robustness
 from ..models.modes import preserve_state, preserve_weights
+from ..models.peers import PeerModel
 from ..models.problem import number_of_classes
 from ..reporting.atomic_files import write_text
 from ..reporting.untrusted import read_json
@@ -160,9 +161,12 @@ class RobustnessCallback(TrainerCallback):
             if self.oracle_final and (earlier is None or row[ROBUST] > earlier[ROBUST]):
                 self._oracle = (row["step"], {k: v.detach().cpu().clone() for k, v in model.state_dict().items()})
             if self.keep_best and (self.kept is None or row[HELD_ROBUST] > self.kept[HELD_ROBUST]):
-                self.kept = row
+                self.kept, errors = row, None
+                if isinstance(model, PeerModel):
+                    held = [self._accuracies(peer, self.held_out, "during", self.max_samples) for peer in model.peers]
+                    errors = [1 - float(result.worst_case) for result in held]
                 if state.is_world_process_zero:
-                    save_best(self.folder / "best", model, self._space["processing_class"], row)
+                    save_best(self.folder / "best", model, self._space["processing_class"], row, errors)
         self.history.append(row)
         logger.info("step %d: %s", state.global_step, figures)
         if self.log is not None:

@@ -362,6 +362,8 @@ def _validate_peers(trainer: Trainer, recipe: Recipe, model: nn.Module) -> None:
                 f"the optimizer given does not hold all weights of the {have} peers: leave optimizers out, or build it from "
                 "PeerModel.of([...])."
             )
+    if have > 1 and getattr(trainer.args, "export", "best") == "ensemble" and hasattr(model.peers[0], "peft_config"):
+        raise ValueError("export='ensemble' saves no PEFT adapters that could be opened again: choose best, peer0 or average.")
     if have > 1 and (trainer.compute_loss_func is not None or recipe.gradients):
         what = "compute_loss_func" if trainer.compute_loss_func is not None else "per-sample gradients"
         raise ValueError(f"{what} and a model of {have} peers do not go together: train one network.")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import EvalPrediction
 from transformers.utils import can_return_loss, find_labels
 
@@ -64,6 +64,24 @@ def folders_of(folder: str, model: Any) -> list[tuple[str, Any]]:
 
 
 @contextmanager
+def exported(model: nn.Module, export: Export) -> Iterator[None]:
+    """Within it ``save_pretrained`` of several networks writes one that opens anywhere, and the others beside it.
+
+    Args:
+        model: unwrapped; one network is saved as it is.
+        export: which one.
+    """
+    if not isinstance(model, PeerModel):
+        yield
+        return
+    model.export = export
+    try:
+        yield
+    finally:
+        model.export = None
+
+
+@contextmanager
 def exporting(trainer: Any, folder: str) -> Iterator[None]:
     """Within it the Trainer saves of several networks what ``export`` asks for; which is the best its ledger tells.
 
@@ -72,17 +90,11 @@ def exporting(trainer: Any, folder: str) -> Iterator[None]:
         folder: that it saves to.
     """
     bare = trainer.accelerator.unwrap_model(trainer.model)
-    if not isinstance(bare, PeerModel):
-        if trainer.args.should_save:
-            clear_networks(folder)
-        yield
-        return
+    if not isinstance(bare, PeerModel) and trainer.args.should_save:
+        clear_networks(folder)
     losses = trainer.ledger.network_losses() if trainer.ledger is not None else None
-    bare.export = Export(getattr(trainer.args, "export", "best"), losses)
-    try:
+    with exported(bare, Export(getattr(trainer.args, "export", "best"), losses)):
         yield
-    finally:
-        bare.export = None
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from robust_trainer.callbacks.robustness import RobustnessCallback, hold_out, pl
 from robust_trainer.callbacks.robustness_plot import best, plot_history
 from robust_trainer.evaluation.robustness import Robustness, evaluate_robustness
 from robust_trainer.models.modes import preserve_state, preserve_weights
+from robust_trainer.models.peers import make_peers
 
 EPS = 0.1
 
@@ -235,6 +236,22 @@ def test_best_reloads_to_the_accuracy_recorded(tmp_path, make):
     found = evaluate_robustness(loaded, TEST, "pgd-2", EPS, progress=False, **NORMALISATION)
     assert best_by_held_out["final"] == {"natural": found.clean_accuracy, "pgd-2": found.worst_case}
     assert any(not torch.equal(a, b) for a, b in zip(loaded.parameters(), trainer.model.parameters()))
+
+
+def test_the_best_of_several_networks_opens_anywhere(tmp_path):
+    """The network that errs less on the held-out data is the model, and `load_best` fills both."""
+    callback = tracker(every_steps=4)
+    trainer = train(tmp_path, callback, vit(), method="co-prl", max_steps=4)
+    loaded = ViTForImageClassification.from_pretrained(tmp_path / "best")
+    errors = []
+    for peer in trainer.model.peers:
+        found = evaluate_robustness(peer, HELD, "pgd-2", EPS, progress=False, max_samples=callback.max_samples, **NORMALISATION)
+        errors.append(1 - found.worst_case)
+    better = trainer.model.peers[errors.index(min(errors))].state_dict()
+    assert all(torch.equal(v, better[k]) for k, v in loaded.state_dict().items())
+    again = make_peers(vit(), 2, seed=5)
+    load_best(again, tmp_path / "best")
+    assert all(torch.equal(v, trainer.model.state_dict()[k]) for k, v in again.state_dict().items())
 
 
 def test_borrowed_weights_come_back_after_an_error():

@@ -15,7 +15,7 @@ from robust_trainer.methods.settings import FIELDS, PARTS, SETTINGS, parse_assig
 
 def test_the_fields_are_those_of_the_table():
     own = {f.name for f in dataclasses.fields(RobustConfig)} - {f.name for f in dataclasses.fields(TrainingArguments)}
-    beside = {"method", "method_settings", "problem_type", "ledger_predictions", "image_mean", "image_std"}
+    beside = {"method", "method_settings", "problem_type", "ledger_predictions", "export", "image_mean", "image_std"}
     assert own == {*FIELDS, *beside} and len(FIELDS) <= 22
 
 
