@@ -20,6 +20,8 @@ from ..data.preprocess import ImageTransform, model_channels
 from ..evaluation.accuracy import compute_accuracy, evaluate_backdoor
 from ..evaluation.per_class import class_robustness
 from ..evaluation.robustness import CLEAN, DEFAULT_EPS, WORST, Robustness, evaluate_robustness, show_eps
+from ..models.peers import PeerModel
+from ..models.saved_networks import in_words, read_record
 from ..models.zoo import load_model
 from ..perturbations.norms import NORMS, find_norm
 from ..reporting.atomic_files import write_json
@@ -101,6 +103,7 @@ def evaluate(argv: Sequence[str]) -> None:
     path = Path(options.output or Path(options.run) / "evaluation.json")
     rank, world = processes()
     model, processor = load_model(options.run, options.trust_remote_code)
+    saved = read_record(options.run)
     check_output_file(str(path), "output")
     known = KnownClasses(names_of(model.config), f"the model of run={options.run!r}")
     prepared = prepare(data, corruption, classes=known)
@@ -124,10 +127,16 @@ def evaluate(argv: Sequence[str]) -> None:
         else:
             metrics = trainer.predict(clean).metrics or {}
             figures = {"clean_accuracy": metrics["test_accuracy"], "n": len(clean)}
+        if saved is not None:
+            alone, _ = load_model(options.run, options.trust_remote_code, alone=True)
+            trainer = Trainer(alone, args, compute_metrics=compute_accuracy)
+            figures["saved_model_accuracy"] = (trainer.predict(clean).metrics or {})["test_accuracy"]
     trigger = (prepared.corruption or {}).get("trigger", "as saved" if prepared.triggered is not None else None)
     content: dict[str, Any] = {
         "run": options.run, "dataset": data.dataset, "trigger": trigger, **figures, "environment": environment(),
     }  # fmt: skip
+    if isinstance(model, PeerModel):
+        content |= {"networks": len(model.peers), "export": saved}
     robustness = None
     if radius is not None and attack.attacks is not None:
         robustness = _attacked(model, clean, processor, attack, radius, options, _beside(path, options.output, "robustness.jsonl"))
@@ -149,6 +158,9 @@ def evaluate(argv: Sequence[str]) -> None:
         written += f", {plot(robustness, _beside(path, options.output, 'robustness.png'))}"
     if classes is not None:
         say(f"\nPGD-40 class by class, {classes.norm}, eps {show_eps(classes.eps)}\n{show(*classes.rows())}")
+    if isinstance(model, PeerModel):
+        one = "" if saved is None else f"; saved_model_accuracy: of {in_words(saved)} alone, which model.safetensors holds"
+        say(f"the figures are of the mean of {len(model.peers)} networks{one}")
     say(f"{figures['n']} test images of {data.dataset}, trigger {trigger or 'none'}; written to {written}")
 
 

@@ -14,6 +14,7 @@ from ..config import RobustConfig
 from ..data.preprocess import image_shape
 from ..evaluation.robustness import show_eps
 from ..methods.table import METHODS
+from ..models.saved_networks import in_words
 from ..models.zoo import known_classes
 from ..reporting.console import command_line, say, show
 from ..reporting.results import table
@@ -102,6 +103,14 @@ def _resuming(word: str | None) -> str | bool | None:
     return {"true": True, "false": None, "": None}.get((word or "").lower(), word)
 
 
+def _why(saved: dict[str, Any]) -> str:
+    """Why it is that network."""
+    losses = saved["trusted_loss"]
+    if saved["export"] != "best" or losses is None:
+        return ""
+    return f" (loss on trusted samples {', '.join('nan' if loss is None else f'{loss:.3f}' for loss in losses)})"
+
+
 def _tell(state: RunState, trainer: RobustTrainer, args: RobustConfig, folder: Path) -> None:
     """Prints the results, where they are, and which commands look at them further."""
     record = state.record
@@ -116,6 +125,11 @@ def _tell(state: RunState, trainer: RobustTrainer, args: RobustConfig, folder: P
     if isinstance(args.noise_rate, str):
         say(f"noise rate, estimated while training: {trainer.estimated_noise_rate or 'none, nobody was dropped'}")
     say(f"written to {folder}: {', '.join(written)}")
+    if (saved := record.get("export")) is not None:
+        say(
+            f"model.safetensors is {in_words(saved)} of {saved['networks']}{_why(saved)}; the figures are of the mean of all, "
+            f"which robust-trainer evaluate {folder} opens"
+        )
     if trainer.ledger is not None:
         say(f"which samples it distrusted: robust-trainer audit {folder}")
     recipe = trainer.recipe()

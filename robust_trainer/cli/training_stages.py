@@ -15,6 +15,7 @@ from ..corruptions import ATTACK_TARGET
 from ..data.load import label_names
 from ..data.preprocess import ImageTransform, image_shape, model_channels
 from ..evaluation.accuracy import compute_accuracy, evaluate_backdoor
+from ..models.saved_networks import read_record
 from ..models.zoo import build_model
 from ..reporting.atomic_files import write_json
 from ..reporting.html import write_report
@@ -153,6 +154,8 @@ class WriteRun:
         trainer.save_model(str(self.folder))
         if not trainer.is_world_process_zero():
             return
+        if (saved := read_record(self.folder)) is not None:
+            state.record["export"] = saved
         content = results([state.record], self.command, state, *self.options)
         write_json(self.folder / "results.json", content)
         if trainer.ledger is not None:

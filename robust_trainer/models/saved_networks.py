@@ -170,6 +170,15 @@ def read_record(folder: Any) -> dict[str, Any] | None:
     return record
 
 
+def in_words(record: dict[str, Any]) -> str:
+    """Returns which network was exported, for a line of text.
+
+    Args:
+        record: of `read_record`.
+    """
+    return "their average" if record["exported"] is None else f"network {record['exported']}"
+
+
 def network_folders(folder: Any) -> list[str] | None:
     """Returns the folder of each network, in order; None for a folder of one model.
 

@@ -252,20 +252,24 @@ def known_classes(name: str, trust_remote_code: bool | None = False) -> list[str
     return None if name in SMALL else names_of(_found(AutoConfig, name, trust_remote_code))
 
 
-def load_model(folder: str, trust_remote_code: bool | None = False) -> tuple[PreTrainedModel, Any]:
+def load_model(folder: str, trust_remote_code: bool | None = False, alone: bool = False) -> tuple[PreTrainedModel, Any]:
     """Returns the model and the image processor saved in a folder by `RobustTrainer.save_model`.
 
     Args:
         folder: The ``output_dir`` of a training; where it trained several networks, the model is a `PeerModel` of all of them.
         trust_remote_code: Run Python code that the model brings; None: no, and nobody can say yes.
+        alone: Of several networks the exported one, as a program that does not know this package opens it.
 
     Raises:
         ValueError: Where there is none, and where it brings code that is not to be run.
     """
     if not os.path.isfile(os.path.join(folder, "config.json")):
         raise ValueError(f"run={folder!r} holds no saved model (config.json): give the output_dir of a training.")
-    model: Any = load_networks(folder, lambda one: _found(AutoModelForImageClassification, one, trust_remote_code))
-    return model, _found(AutoImageProcessor, folder, trust_remote_code)
+
+    def load(one: str) -> Any:
+        return _found(AutoModelForImageClassification, one, trust_remote_code)
+
+    return load(folder) if alone else load_networks(folder, load), _found(AutoImageProcessor, folder, trust_remote_code)
 
 
 def _found(auto: Any, name: str, trust_remote_code: bool | None, **kwargs: Any) -> Any:

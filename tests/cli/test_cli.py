@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -51,6 +52,22 @@ def test_train_writes_a_run_that_evaluate_reads_back(tmp_path, capsys):
         assert found[name] == pytest.approx(run["final"][name])
     assert main(["evaluate", out, "--corrupt", "none", "--output", str(tmp_path / "clean.json")]) == 0
     assert "poison_accuracy" not in json.loads((tmp_path / "clean.json").read_text())
+
+
+def test_a_run_of_two_networks_says_which_one_is_the_model(tmp_path, capsys):
+    out = str(tmp_path / "run")
+    assert main(["train", *DIGITS, "--method", "co-prl", "--output_dir", out, *TINY]) == 0
+    record = json.loads((tmp_path / "run/results.json").read_text())["runs"][0]
+    best = record["export"]["exported"]
+    assert f"model.safetensors is network {best} of 2 (loss on trusted samples " in capsys.readouterr().out
+    assert main(["evaluate", out]) == 0
+    found = json.loads((tmp_path / "run/evaluation.json").read_text())
+    assert found["clean_accuracy"] == pytest.approx(record["final"]["clean_accuracy"]) and found["networks"] == 2
+    assert f"mean of 2 networks; saved_model_accuracy: of network {best} alone" in capsys.readouterr().out
+    shutil.copytree(out, tmp_path / "one", ignore=shutil.ignore_patterns("peers", "checkpoint-*", "evaluation.json"))
+    assert main(["evaluate", str(tmp_path / "one")]) == 0
+    alone = json.loads((tmp_path / "one/evaluation.json").read_text())
+    assert alone["clean_accuracy"] == found["saved_model_accuracy"] and "networks" not in alone
 
 
 def test_corrupt_then_train_on_what_it_saved(tmp_path, capsys):
