@@ -33,12 +33,12 @@ from .models.peers import PeerModel, build_networks, with_peers
 from .models.problem import number_of_classes, problem_of, returns_losses
 from .models.saved_networks import check_export
 from .per_sample_gradients.norms import SampleGradients
-from .perturbations.collapse import collapse
 from .perturbations.inputs import Forward, InputAdapter
 from .problems import SINGLE_LABEL, UNLABELLED, Problem
 from .selection.noise_rate import RateEstimate
 from .step import checkpoints
 from .step.dataset_scores import EpochScan, score_dataset
+from .step.first_batch import check_first_batch, unplanned
 from .step.plan import RobustStep
 from .step.records import MicroBatch, StepPlan
 from .step.set_up import indexed_loader, make_run, model_access
@@ -77,7 +77,6 @@ class RobustTrainerMixin(Trainer):
         self._bare: tuple[nn.Module, nn.Module] | None = None
         self._training = False
         self._problem: Problem = SINGLE_LABEL
-        self._auroc_epoch = -1
         if args or "model" in kwargs:
             model, rest = (args[0], args[1:]) if args else (kwargs.pop("model"), ())
             given = kwargs.get("args", rest[0] if rest else None)
@@ -210,7 +209,6 @@ class RobustTrainerMixin(Trainer):
             run.ledger = new_ledger(self, recipe, problem, classes, size, getattr(bare, "config", None))
         step = RobustStep(run)
         step.outer.recorder = recorder
-        self._auroc_epoch = 0
         logger.info(f"robust method '{recipe.name}': {dict(recipe.settings)}")
         return step
 
@@ -262,6 +260,8 @@ class RobustTrainerMixin(Trainer):
         self._place = next((i for i, batch in enumerate(self._micro_inputs) if batch is inputs), None)
         if self._place is None:  # called directly, outside the loop: a step of its own
             self._micro_inputs, self._step_plan, self._place = [inputs], None, 0
+        if INDEX in inputs:  # the step is planned from the batch as it came, whose positions are nobody else's business
+            inputs = {k: v for k, v in inputs.items() if k != INDEX}
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
         finally:
@@ -277,11 +277,11 @@ class RobustTrainerMixin(Trainer):
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """Returns the method's loss in a training step, and the Trainer's own in an evaluation; arguments as the Trainer's."""
         step, place = self._robust_step, self._place
-        if INDEX in inputs and step is not None:
-            inputs = {k: v for k, v in inputs.items() if k != INDEX}
         # model.training alone also holds in a prediction step right after a training step; of a frozen backbone it is False
         training = (model.training or self._linear_probe is not None) and torch.is_grad_enabled()
         if step is None or place is None or not training:
+            if step is not None and training and self._training:
+                raise ValueError(unplanned(self, step.run.recipe.name))
             base = super().compute_loss
             if step is not None or self.recipe() is not None:
                 if step is None:  # nothing was trained yet
@@ -292,6 +292,7 @@ class RobustTrainerMixin(Trainer):
         progress, bare = self._progress(), self._unwrapped(model)
         forward: Forward = lambda moved: bare(**moved)  # noqa: E731 - under the same autocast as the wrapped model's
         if self._step_plan is None:
+            check_first_batch(self, step, bare, inputs, self._micro_inputs[place])
             self._step_plan = self._plan(step, bare, forward, progress)
         plan = self._step_plan
         if plan.perturbed_weights is not None:
@@ -343,7 +344,11 @@ class RobustTrainerMixin(Trainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         if grad_norm is None and self._robust_step is not None and self._robust_step.run.recipe.clip_norm is not None:
             grad_norm = self._clip_grad_norm(model)  # max_grad_norm=0 switches the Trainer's own clipping off, not the method's
-        return super()._get_grad_norm(model, grad_norm)
+        norm = super()._get_grad_norm(model, grad_norm)
+        scaled = self.is_fsdp_enabled or self.is_deepspeed_enabled or self.accelerator.scaler is not None  # they skip by themselves
+        if self._robust_step is not None and not scaled:
+            self._robust_step.guard.skip([*model.parameters()], norm, self.optimizer)
+        return norm
 
     def evaluation_loop(
         self, dataloader: Any, description: str, prediction_loss_only: bool | None = None, ignore_keys: list[str] | None = None,
@@ -358,16 +363,9 @@ class RobustTrainerMixin(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs what the Trainer logs and, with the training loss, the means of what the method did since the last time."""
-        step = self._robust_step
-        if step is not None and "loss" in logs:
-            logs.update(step.take_logs())
-            if (warning := step.weights.warning()) is not None:
-                logger.warning(warning)
-            logs.update(collapse(self.state.log_history, logs))
-            epoch = int(self.state.epoch or 0)
-            if step.run.ledger is not None and epoch > self._auroc_epoch:
-                self._auroc_epoch = epoch
-                logs.update({f"filter_{name}": value for name, value in step.run.ledger.detection().items()})
+        if self._robust_step is not None and {"loss", "train_loss"} & logs.keys():
+            for message in self._robust_step.log(logs, self.state.log_history, int(self.state.epoch or 0)):
+                logger.warning(message)
         super().log(logs, start_time)
 
     # ---- checkpoints ---------------------------------------------------------------------------------------------------------
@@ -414,5 +412,5 @@ class RobustTrainerMixin(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None and self._robust_step is not None:
             checkpoints.load(checkpoint, self._robust_step)
-            self._auroc_epoch = int(self.state.epoch or 0)
+            self._robust_step.detected_epoch = int(self.state.epoch or 0)
         super()._load_optimizer_and_scheduler(checkpoint)

@@ -15,18 +15,19 @@ from ..reporting.parquet_files import write_parquet
 from .margins import LOGIT_MARGIN, MARGIN, QUANTA, follow_rival, forgotten
 
 _SCORES = ("last_score", "mean_score", "ema_score", "aum", "margin")
-_COUNTS = ("seen", "kept", "label", "predicted", "epoch", "doubt", "forgetting", "rival", "rival_confidence")
-_START = (0, 0, -1, -1, -1, 0, -1, -1, 0)
+_COUNTS = ("seen", "kept", "label", "predicted", "epoch", "doubt", "forgetting", "rival", "rival_confidence", "nonfinite")
+_START = (0, 0, -1, -1, -1, 0, -1, -1, 0, 0)
 #: Below this, class numbers and epochs fit into 16 bits.
 _NARROW = 2**15
 
 
 class SampleLedger:
-    """Scores and decisions per sample: 39 bytes a row, kept on the training device, equal on every process.
+    """Scores and decisions per sample: 41 bytes a row, kept on the training device, equal on every process.
 
     Columns: last_score, mean_score (running mean over all epochs), ema_score, seen and kept (counts), label (given),
     predicted (class, at the last visit), epoch (of the last visit), keep (decision in force, methods with memory), doubt (visits
     where the filter left the sample out, minus those where it kept it, since it drops at least half of its final share).
+    nonfinite counts the visits in which score or outputs were NaN or infinite.
     For class labels also aum and margin (running means of the given label's margin in logits and in probabilities), forgetting,
     rival and rival_confidence (`margins`): of the step's first forward, so on the inputs as they came in methods that attack.
 
@@ -40,7 +41,7 @@ class SampleLedger:
         size: rows of the data set.
         device: of the training.
         ema_decay: weight of the past in ``ema_score``, in [0, 1).
-        wide: counts in 32 bits (57 bytes a row), for 2**15 classes or epochs and more.
+        wide: counts in 32 bits (61 bytes a row), for 2**15 classes or epochs and more.
         classes: to keep the running mean of each sample's predicted probabilities as well, ``mean_probs`` (N, classes), 4 bytes
             each; None: not kept.
         networks: M; of several, each one's loss at the last visit is kept, ``network_loss`` (N, M), 4 bytes each.
@@ -119,6 +120,7 @@ class SampleLedger:
     def record(
         self, index: Tensor, scores: Tensor, weights: Tensor, labels: Tensor, predicted: Tensor, epoch: int,
         filter_active: bool = True, margins: Tensor | None = None, probs: Tensor | None = None, losses: Tensor | None = None,
+        finite: Tensor | None = None,
     ) -> None:  # fmt: skip
         """Writes one step, gathered over the processes, without a host sync; a sample counts once an epoch.
 
@@ -133,6 +135,7 @@ class SampleLedger:
             margins: of `margins.trace` (B, 5), for class labels.
             probs: predicted probabilities (B, C), for a ledger that keeps their means.
             losses: of each of several networks (B, M).
+            finite: whose outputs were finite in all of the step's forwards, above 0 (B,); None: whose score is.
         """
         counts, remembered = self._counts[index], self._scores[index]
         fresh = (counts[:, 4] != epoch).unsqueeze(1)  # not yet seen in this epoch
@@ -151,7 +154,8 @@ class SampleLedger:
             events = forgotten(events, seen, counts[:, 3] == counts[:, 2], predicted == labels)
             rival, confidence = follow_rival(rival, confidence, seen, margins)
         now = torch.full_like(seen, epoch)
-        new_counts = torch.stack([seen + 1, kept, labels, predicted, now, doubt, events, rival, confidence], 1)
+        nonfinite = counts[:, 9] + ~(scores.isfinite() if finite is None else scores.isfinite() & (finite > 0))
+        new_counts = torch.stack([seen + 1, kept, labels, predicted, now, doubt, events, rival, confidence, nonfinite], 1)
         # plain assignment, so that a sample that occurs twice in one step counts once
         self._counts[index] = torch.where(fresh, new_counts.to(counts.dtype), counts)
         self._scores[index] = torch.where(fresh, torch.stack([scores, mean, ema, aum, margin], 1), remembered)
@@ -202,7 +206,7 @@ class SampleLedger:
         rows.update({name: c[name] for name in ("last_score", "mean_score", "ema_score")})
         known = (c["seen"] > 0) & (c["rival"] >= 0)
         rows.update({name: np.where(known, c[name], np.float32(np.nan)) for name in ("aum", "margin")})
-        rows.update({name: c[name].astype(np.int32) for name in ("forgetting", "rival")})
+        rows.update({name: c[name].astype(np.int32) for name in ("forgetting", "rival", "nonfinite")})
         rows["rival_confidence"] = c["rival_confidence"].astype(np.float32) / QUANTA
         if "mean_probs" in c:
             rows["mean_probs"] = c["mean_probs"]

@@ -26,7 +26,7 @@ class StepRecord:
         score: (B,). weight: (B,), the rule's, mean over the networks.
         labels: the samples' classes (B,), -1 where targets are no classes.
         index: positions in the data set (B,).
-        epoch, filter_active: as `SampleLedger.record` takes them.
+        epoch, filter_active, finite: as `SampleLedger.record` takes them.
         losses: of each of several networks (B, M).
     """
 
@@ -38,6 +38,7 @@ class StepRecord:
     epoch: int
     filter_active: bool
     losses: Tensor | None = None
+    finite: Tensor | None = None
 
 
 @dataclass
@@ -92,6 +93,9 @@ def record(
     # class predictions; -1 where the targets are numbers
     predicted = logits.mean(0).argmax(-1).float() if single else torch.full_like(entry.score, -1.0)
     row = torch.stack([entry.score, weight, predicted], 1)
+    if entry.finite is not None:
+        row = torch.cat([row, entry.finite.to(row.dtype).unsqueeze(1)], 1)
+    first = row.shape[1]
     if single:
         row = torch.cat([row, trace(logits, entry.labels, ledger.rival[entry.index])], 1)
     width = row.shape[1]
@@ -103,9 +107,9 @@ def record(
         probs = gather(logits.float().softmax(-1).mean(0))
     if estimator is not None and probs is not None:
         estimator.update(index, probs, labels, entry.epoch)
-    margins = row[:, 3:width] if single else None
+    margins, finite = row[:, first:width] if single else None, row[:, 3] if entry.finite is not None else None
     losses = row[:, width:] if entry.losses is not None else None
-    ledger.record(index, row[:, 0], row[:, 1], labels, row[:, 2], entry.epoch, entry.filter_active, margins, probs, losses)
+    ledger.record(index, row[:, 0], row[:, 1], labels, row[:, 2], entry.epoch, entry.filter_active, margins, probs, losses, finite)
     if ledger.truth is not None:
         truth = ledger.truth[entry.index].float()
         means.add("kept_corrupted", (weight * truth).sum(), truth.sum())

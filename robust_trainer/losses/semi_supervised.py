@@ -71,7 +71,7 @@ class SemiSupervised:
         Args:
             logits: of weakly augmented samples, (M, B, C).
         """
-        return (logits.detach().float() / self.temperature).softmax(-1)
+        return (logits.detach().float() / self.temperature).softmax(-1).nan_to_num(nan=0.0)
 
     def terms(
         self, views: Sequence[ForwardOutput], perturbations: int, targets: Tensor, pseudo: Tensor | None, objective: Objective

@@ -9,6 +9,7 @@ import datasets
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 from transformers import Trainer
+from transformers.models.auto import modeling_auto as auto
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
@@ -135,6 +136,7 @@ def validate_setup(trainer: Trainer, recipe: Recipe, size: int | None, problem: 
         ValueError: in one line, for what the method cannot work with.
     """
     _validate_rule(recipe)
+    _validate_task(recipe, problem, model)
     _validate_problem(trainer, recipe, problem)
     _validate_peers(trainer, recipe, model)
     if recipe.semi_supervised is not None:
@@ -178,6 +180,44 @@ def validate_setup(trainer: Trainer, recipe: Recipe, size: int | None, problem: 
     uneven = getattr(trainer.accelerator, "even_batches", True) is False
     if recipe.selection is not None and uneven and trainer.accelerator.num_processes > 1:
         raise ValueError("accelerator_config.even_batches=False: ranks over processes need equal batches; set it to True.")
+
+
+#: What transformers' models answer, other than one question a sample.
+_TASKS: Mapping[str, Mapping[str, Any]] = {
+    "a label for each token": auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    "a span of the text": auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
+    "the next token": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    "the masked tokens": auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    "a text": auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    "a class for each pixel": auto.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES,
+    "a set of segments": auto.MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES,
+    "a set of boxes": auto.MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
+    "a depth for each pixel": auto.MODEL_FOR_DEPTH_ESTIMATION_MAPPING_NAMES,
+    "the masked patches": auto.MODEL_FOR_MASKED_IMAGE_MODELING_MAPPING_NAMES,
+    "a transcript": auto.MODEL_FOR_CTC_MAPPING_NAMES,
+}
+
+
+def _validate_task(recipe: Recipe, problem: Problem, model: nn.Module) -> None:
+    """Raises ``ValueError`` for transformers' models of tasks that have not one label a sample, which no known problem fits."""
+    network: Any = model.peers[0] if isinstance(model, PeerModel) else model
+    network = network.get_base_model() if hasattr(network, "peft_config") else getattr(network, "_orig_mod", network)
+    name = type(network).__name__
+    if recipe.perturbation is not None and name in auto.MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES.values():
+        raise ValueError(
+            f"{name} reads several texts a sample, the attack of method '{recipe.name}' moves one: use a method without an attack "
+            "(prl, spl, nce-rce)."
+        )
+    task = next((task for task, models in _TASKS.items() if _is_named(name, models)), None)
+    if task is not None and problem.objective is not None and problem.labelled:
+        raise ValueError(
+            f"{name} answers with {task}, method '{recipe.name}' weighs samples of one label: use a sequence, image or audio "
+            "classification model, or method=None."
+        )
+
+
+def _is_named(name: str, models: Mapping[str, Any]) -> bool:
+    return any(name == own if isinstance(own, str) else name in own for own in models.values())
 
 
 def _validate_rule(recipe: Recipe) -> None:

@@ -30,7 +30,7 @@ def head_of(model: nn.Module) -> nn.Linear:
     if isinstance(model, PeerModel):
         raise ValueError(f"model is a PeerModel of {len(model.peers)} networks, each with a head: use heads_of(model).")
     inner: Any = model
-    while not hasattr(inner, "config") and isinstance(getattr(inner, "module", None), nn.Module):
+    while getattr(inner, "config", None) is None and isinstance(getattr(inner, "module", None), nn.Module):
         inner = inner.module  # wrapped for distributed training
     config: Any = getattr(inner, "config", None)
     named = number_of_classes(inner)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
@@ -40,13 +41,14 @@ def problem_of(model: nn.Module, asked: str | None) -> Problem:
             raise ValueError(f"problem_type={asked!r} but {type(model).__name__} has no labels, only its own losses: leave it out.")
         return UNLABELLED
     models = [model, *(model.peers if isinstance(model, PeerModel) else [])]
-    configs: list[Any] = [m.config for m in models if hasattr(m, "config")]
+    configs: list[Any] = [c for m in models if (c := getattr(m, "config", None)) is not None]  # a module may have config = None
     named = next((c.problem_type for c in configs if getattr(c, "problem_type", None) is not None), None)
     if asked is not None and named is not None and asked != named:
         raise ValueError(f"problem_type={asked!r} in the arguments but {named!r} in the model's config: give one of them.")
     if asked is not None:
         for config in configs:
-            config.problem_type = asked
+            with suppress(AttributeError):  # a dict, or frozen: no transformers head, so nobody reads it there
+                config.problem_type = asked
     if asked is None and named is None:
         return REGRESSION if number_of_classes(model) == 1 else SINGLE_LABEL  # as transformers' own heads decide it
     kinds = {name: problem for name, problem in PROBLEMS.items() if problem.labelled}

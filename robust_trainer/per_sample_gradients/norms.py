@@ -69,7 +69,7 @@ class SampleGradients:
         weights = weights.detach().to(wide(losses))
         left = weights != 0
         mask = None if weights.device.type == "cpu" and bool((left | tape.squared.isfinite()).all()) else left
-        value = (losses.detach() * weights if mask is None else torch.where(mask, losses.detach() * weights, 0)).sum()
+        value = torch.where(left, losses.detach() * weights, 0).sum()
         zeros = [_Weighted.apply(ghost, self._buffers, weights, mask, *parameters) for ghost, parameters in reversed(tape.ghosts)]
         return value + torch.stack(zeros).sum()
 

@@ -187,6 +187,11 @@ class EmbeddingAdapter:
     def join(self, batches: Sequence[MicroBatch], norm: str, in_l2: Tensor | None = None) -> tuple[Tensor, EmbeddingSpace]:
         """As `InputAdapter.join`."""
         shapes = [batch.inputs["input_ids"].shape for batch in batches]
+        if len(shapes[0]) != 2:
+            raise ValueError(
+                f"input_ids have shape {tuple(shapes[0])}, an attack moves texts of shape (B, T), one a sample: use a method "
+                "without an attack (prl, spl, nce-rce)."
+            )
         longest = max(shape[1] for shape in shapes)
         device = batches[0].inputs["input_ids"].device
         masks = []

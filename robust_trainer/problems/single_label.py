@@ -37,6 +37,12 @@ class SingleLabel(Problem):
 
     def check_labels(self, name: str, labels: Any, outputs: int | None, index: Sequence[int]) -> None:
         """Raises ``ValueError`` for labels that are not integers of shape (B,) in [0, outputs)."""
+        several = isinstance(labels, Tensor) and labels.dim() > 1 and not labels.is_floating_point()
+        if several and bool((labels > 1).any()):
+            raise ValueError(
+                f"'{name}' is {described(labels)}, several class numbers a sample (of tokens, pixels?), expected one, shape (B,): "
+                "robust methods weigh samples of one label; use a sequence or image classification model, or method=None."
+            )
         if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dim() != 1:
             raise ValueError(
                 f"'{name}' is {described(labels)}, expected integer class labels of shape (B,): robust methods need one class "

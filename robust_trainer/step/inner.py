@@ -174,6 +174,7 @@ class InnerMaximization:
             own = make_objective("auto", {}, self.problem)
             losses = INNER[self.attack.inner_loss](output, targets, clean, self.recipe.objective, own)
             (grad,) = torch.autograd.grad(losses.sum() * self.gradient_scale, leaf)
+        grad = grad.nan_to_num(0.0, 0.0, 0.0)  # one sample's NaN must not spoil a perturbation that the batch shares
         return grad, ForwardOutput(output.logits.detach(), output.targets, output.index, problem=output.problem)
 
 

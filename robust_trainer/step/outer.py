@@ -17,6 +17,7 @@ from ..models.outputs import logits_of
 from ..per_sample_gradients.norms import SampleGradients
 from ..perturbations.inputs import Forward
 from ..types import ForwardOutput
+from .nonfinite import finite_samples, without
 from .records import MicroBatch, PlannedBatch
 
 
@@ -91,7 +92,7 @@ class OuterMinimization:
     ) -> Tensor:
         """Returns the sum over the networks of sum(weight x loss) / divisor, scalar; its value is their mean, which is logged.
 
-        Guarantee: a dropped sample's NaN or infinity reaches neither the loss nor the gradient.
+        Guarantee: the NaN or infinity of a sample of weight 0 reaches neither the loss nor, through its outputs, the gradient.
 
         Args:
             outputs: of `outputs`.
@@ -104,10 +105,11 @@ class OuterMinimization:
             return self.recorder.loss(recorded[0], weights[0] / divisor)
         relabel = self.recipe.relabel if self.recipe.outer_filter else None
         targets = relabel(outputs[0]) if relabel is not None else outputs[0].network_targets()
-        # a dropped sample's NaN or infinity must reach neither the loss nor, through 0 * NaN, the gradient
-        if self.recipe.selection is not None:
-            kept = (weights > 0).unsqueeze(-1)
-            outputs = [replace(o, logits=torch.where(kept, o.logits, torch.zeros_like(o.logits))) for o in outputs]
+        # the NaN or infinity of a sample without weight must reach neither the loss nor, through 0 * NaN, the gradient
+        used = weights > 0
+        outputs = without(outputs, used)
+        if targets.is_floating_point():
+            targets = torch.where(used.unsqueeze(-1), targets, torch.zeros_like(targets))
         if self.recipe.adversarial_loss is None:
             losses = self.recipe.objective(outputs[0], targets)
         else:
@@ -115,14 +117,15 @@ class OuterMinimization:
             losses = torch.stack(list(terms.values())).sum(0)
             if means is not None:
                 for name, term in terms.items():
-                    means.add(f"loss_{name}", (term.detach() * weights).sum(), weights.sum())
-        total = (torch.where(weights > 0, losses * weights, torch.zeros_like(losses)).sum(1) / divisor).sum()
+                    means.add(f"loss_{name}", torch.where(used, term.detach() * weights, 0.0).sum(), weights.sum())
+        total = (torch.where(used & losses.isfinite(), losses * weights, torch.zeros_like(losses)).sum(1) / divisor).sum()
         return total if len(losses) == 1 else total - (total * (1.0 - 1.0 / len(losses))).detach()
 
     def add_gradients(
         self, outputs: list[ForwardOutput], weights: Tensor, parameters: Sequence[Parameter], sums: list[Tensor]
     ) -> None:
         """Adds to ``sums`` the gradient of sum(weight x loss) with respect to each of the parameters; their ``grad`` stays."""
+        weights = torch.where(finite_samples(outputs), weights, torch.zeros_like(weights))
         loss = self.loss(outputs, weights, torch.ones((), device=weights.device))
         for total, gradient in zip(sums, torch.autograd.grad(loss, parameters, allow_unused=True)):
             if gradient is not None:

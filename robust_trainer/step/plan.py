@@ -17,11 +17,13 @@ from ..data.randomness import keyed_seed
 from ..ledger.pending import PendingRecords, StepRecord, record
 from ..models.outputs import read_output
 from ..perturbations.awp import PerturbedWeights, WeightPerturbation, sum_over_processes
+from ..perturbations.collapse import collapse
 from ..perturbations.inputs import EmbeddingAdapter, Forward, InputAdapter, PixelAdapter
-from ..types import ForwardOutput, Progress
+from ..types import ForwardOutput, Objective, Progress
 from .class_floor import ClassFloor
 from .dataset_scores import DatasetScores, EpochSelection
 from .inner import InnerMaximization
+from .nonfinite import NonfiniteGuard, finite_samples, without
 from .outer import OuterMinimization
 from .records import InnerResult, MicroBatch, ModelAccess, MovedInputs, PlannedBatch, Run, SampleWeights, StepPlan, StepWeights
 from .semi_supervised import SemiSupervisedStep
@@ -45,6 +47,9 @@ class RobustStep:
         self.adapter: InputAdapter | None = None
         self.inner: InnerMaximization | None = None
         self.semi_supervised: SemiSupervisedStep | None = None
+        self.guard = NonfiniteGuard()
+        self.begun = False  # the first batch was looked at
+        self.detected_epoch = 0  # that the ledger's detection was last logged of
         if run.ledger is not None:
             run.ledger.before_read = self.record_pending
 
@@ -66,6 +71,14 @@ class RobustStep:
             )  # fmt: skip
         if recipe.semi_supervised is not None and isinstance(adapter, PixelAdapter):
             self.semi_supervised = SemiSupervisedStep(recipe.semi_supervised, recipe.objective, adapter, self.read)
+
+    def set_objective(self, objective: Objective) -> None:
+        """Says what is minimised on labels, before an adapter is set.
+
+        Args:
+            objective: the loss of each sample.
+        """
+        self.run.recipe = self.outer.recipe = replace(self.run.recipe, objective=objective)
 
     # ---- before the training forwards ----------------------------------------------------------------------------------------
 
@@ -188,20 +201,24 @@ class RobustStep:
         output, recorded = self.outer.with_gradient_norms(outputs[0])
         scores = run.recipe.score(output)
         weights = plan.weights if plan.weights is not None else self._decide_late(planned, scores, progress)
-        sample = weights.samples[place]
+        finite = finite_samples([output, *outputs[1:]])
+        self.guard.take(finite)
+        sample = weights.samples[place].only(finite)
         if self.semi_supervised is not None:
+            outputs = without(outputs, finite)
             loss = self.semi_supervised.loss(outputs, planned.pseudo, sample, weights, progress, run.means)
         else:
             loss = self.outer.loss(outputs, sample.training, weights.kept.clamp_min(1.0), recorded, run.means)
-        self._record(output, scores, sample, planned, progress)
+        self._record(output, scores, sample, planned, progress, finite.all(0))
         return loss * run.processes
 
     # ---- records -------------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def _record(
-        self, output: ForwardOutput, scores: Tensor, sample: SampleWeights, planned: PlannedBatch, progress: Progress
-    ) -> None:
+        self, output: ForwardOutput, scores: Tensor, sample: SampleWeights, planned: PlannedBatch, progress: Progress,
+        finite: Tensor,
+    ) -> None:  # fmt: skip
         recipe, inner, weights, logits = self.run.recipe, planned.inner, sample.rule, output.logits
         if inner is not None:
             logits = inner.first.logits
@@ -219,7 +236,7 @@ class RobustStep:
         labels = self.run.problem.ledger_labels(planned.batch.targets)
         active = recipe.selection is not None and recipe.selection.filter_active(progress)
         losses = recipe.objective(output, output.network_targets()).float().T if recipe.num_networks > 1 else None
-        entry = StepRecord(logits.detach(), score, weight, labels, index, int(progress.epoch), active, losses)
+        entry = StepRecord(logits.detach(), score, weight, labels, index, int(progress.epoch), active, losses, finite)
         if not self.pending.accepts(entry):
             self.record_pending()
         self.pending.waiting.append(entry)
@@ -231,6 +248,28 @@ class RobustStep:
         entry, run = self.pending.flush(), self.run
         if entry is not None and run.ledger is not None:
             record(entry, run.ledger, run.means, self.weights.rate_estimator(), run.problem.one_class, run.gather)
+
+    def log(self, logs: dict[str, float], history: list[dict[str, float]], epoch: int) -> list[str]:
+        """Adds to what the Trainer logs what the method did since the last time, and returns what is to be said.
+
+        Args:
+            logs: of a log with the training loss, or at the training's end.
+            history: the logs so far.
+            epoch: finished epochs.
+
+        Raises:
+            ValueError: where a whole batch was NaN or infinite.
+        """
+        nonfinite, told = self.guard.report(self.run.total, self.run.processes, self.run.ledger)
+        logs.update(nonfinite)
+        if "loss" not in logs:
+            return [told] if told else []
+        logs.update(self.take_logs())
+        logs.update(collapse(history, logs))
+        if self.run.ledger is not None and epoch > self.detected_epoch:
+            self.detected_epoch = epoch
+            logs.update({f"filter_{name}": value for name, value in self.run.ledger.detection().items()})
+        return [message for message in (told, self.weights.warning()) if message]
 
     def take_logs(self) -> dict[str, float]:
         """Returns the running means since the last call, over all processes (one host sync), and the estimated noise rate."""

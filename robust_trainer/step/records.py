@@ -178,6 +178,10 @@ class SampleWeights:
     rule: Tensor
     training: Tensor
 
+    def only(self, finite: Tensor) -> SampleWeights:
+        """Returns the weights with 0 for all other samples than these, bool (M, B)."""
+        return SampleWeights(*(torch.where(finite, own, torch.zeros_like(own)) for own in (self.rule, self.training)))
+
 
 @dataclass(frozen=True)
 class StepWeights:

@@ -93,7 +93,7 @@ class SemiSupervisedStep:
         labelled, apart = self.semi.terms(outputs, kinds, outputs[0].network_targets(), pseudo, self.objective)
         kept = step.kept.clamp_min(1.0)
         loss = (torch.where(weights > 0, labelled * weights, torch.zeros_like(labelled)).sum(1) / kept).sum()
-        means.add("loss_labelled", (labelled.detach() * weights).sum(), weights.sum())
+        means.add("loss_labelled", torch.where(weights > 0, labelled.detach() * weights, 0.0).sum(), weights.sum())
         if apart is None or step.dropped is None:
             return loss
         rest = 1.0 - weights

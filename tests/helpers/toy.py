@@ -110,11 +110,11 @@ def curve(trainer) -> list[tuple[float, float]]:
 def batches(trainer):
     """The batches that the trainer sees, in its order."""
     seen = []
-    own = trainer.compute_loss
+    own = trainer.training_step
 
-    def spy(model, inputs, **kwargs):
+    def spy(model, inputs, *args, **kwargs):
         seen.append({k: v.clone() for k, v in inputs.items()})
-        return own(model, inputs, **kwargs)
+        return own(model, inputs, *args, **kwargs)
 
-    trainer.compute_loss = spy
+    trainer.training_step = spy
     return seen

@@ -194,8 +194,8 @@ def test_prl_on_precomputed_features_is_the_same_head(tmp_path):
     with torch.no_grad():
         h = net.features(torch.stack(list(data["pixel_values"])))
     y, order = torch.as_tensor(data["labels"][:]), []
-    own = trainer.compute_loss
-    trainer.compute_loss = lambda m, inputs, **kw: (order.append(inputs["_robust_index"].clone()), own(m, inputs, **kw))[1]
+    own = trainer.training_step
+    trainer.training_step = lambda m, inputs, *a: (order.append(inputs["_robust_index"].clone()), own(m, inputs, *a))[1]
     trainer.train()
     w, b, owed = net.head.weight.detach().clone(), net.head.bias.detach().clone(), 0.0
     for rows in order:

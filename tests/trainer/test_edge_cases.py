@@ -1,17 +1,19 @@
 """Bugs found in review, each with the test that failed before its mend."""
 
 import logging
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
 import pytest
 import torch
 from helpers.tables import every_row
-from helpers.toy import NORMALISATION, Logits, config, images, logits_module, robust, settings, vit
+from helpers.toy import NORMALISATION, Logits, config, curve, images, logits_module, robust, settings, vit
 from transformers import Trainer, TrainingArguments
 
 from robust_trainer import RobustConfig, RobustTrainer
 from robust_trainer.ledger.ledger import auroc
+from robust_trainer.models.heads import head_of
 
 
 class Rows(torch.utils.data.Dataset):
@@ -64,6 +66,61 @@ def test_a_method_cannot_be_bypassed_silently(tmp_path):
         args = RobustConfig(**settings(tmp_path, method="prl", **NORMALISATION))
         with pytest.raises(ValueError, match=told):
             cls(vit(), args, train_dataset=images(16)).train()
+
+
+@every_row("case", ["own loss", "twice", "own step", "changed batch", "popped labels"])
+def test_what_a_method_would_not_see_is_told_in_one_line(tmp_path, case):
+    """A model without ``**kwargs`` under a compute_loss of the user's; and calls that a planned step does not expect."""
+
+    class Mine(RobustTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            if case == "own loss":
+                assert sorted(inputs) == ["labels", "pixel_values"]
+                return torch.nn.functional.cross_entropy(model(inputs["pixel_values"]), inputs["labels"])
+            if case == "twice":
+                super().compute_loss(model, inputs)
+            if case == "changed batch":
+                inputs = {**inputs, "pixel_values": inputs["pixel_values"] * 0.5}
+            if case == "popped labels":
+                inputs.pop("labels")
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            if case == "own step":
+                model.train()
+                loss = self.compute_loss(model, self._prepare_inputs(inputs))
+                self.accelerator.backward(loss)
+                return loss.detach()
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    told = {
+        "own loss": "Mine overrides compute_loss without calling super",
+        "twice": "Mine calls compute_loss twice for a batch, or not from Trainer.training_step",
+        "own step": "Mine calls compute_loss twice for a batch, or not from Trainer.training_step",
+        "changed batch": "Mine changes 'pixel_values' of the batch before super",
+        "popped labels": "Mine changes 'labels' of the batch before super",
+    }
+    args = RobustConfig(**settings(tmp_path, method="prl", noise_rate=0.2))
+    with pytest.raises(ValueError, match=told[case]) as caught:
+        Mine(logits_module(), args, train_dataset=images(16)).train()
+    assert "\n" not in str(caught.value)
+
+
+@every_row("config", [None, {}, {"num_labels": 4}, SimpleNamespace(), "text"])
+@every_row("method", ["prl", "co-prl"])
+def test_a_module_whose_config_is_none_or_no_config(tmp_path, config, method):
+    class Configured(Logits):
+        def __init__(self):
+            super().__init__()
+            self.config = config
+
+    if method == "prl" and isinstance(config, dict | str):
+        return  # the Trainer itself sets config.use_cache, with or without a method
+    trainer = robust(
+        tmp_path, Configured(), images(16), method=method, noise_rate=0.2, problem_type="single_label_classification", max_steps=2,
+    )  # fmt: skip
+    trainer.train()
+    assert len(curve(trainer)) == 2 and head_of(Configured()).out_features == 4
 
 
 def test_a_column_named_sample_index_reaches_the_model(tmp_path):
