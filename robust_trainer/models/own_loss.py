@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .outputs import logits_of
 from ..problems import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Problem
 from ..problems.base import full_precision
 from ..types import ForwardOutput
+from .outputs import logits_of
 
 #: torch's losses of logits and labels, which give one number for each sample with ``reduction="none"``.
 _CRITERIA = (F.cross_entropy, F.binary_cross_entropy_with_logits, F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)

@@ -11,9 +11,9 @@ from transformers import Trainer
 from transformers.utils import logging
 
 from ..data.indexing import INDEX
-from ..models.own_loss import find_own_loss
 from ..losses.standard import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
 from ..methods.recipe import Recipe
+from ..models.own_loss import find_own_loss
 from ..models.peers import PeerModel
 from ..problems import Problem
 from .plan import RobustStep
