@@ -27,6 +27,7 @@ class DetectionOptions:
     exclude: list[str] = field(default_factory=list, metadata={"help": "Columns to leave out."})
     detectors: list[str] = field(default_factory=lambda: ["rca", "robust-realnvp"], metadata={"help": ", ".join(DETECTORS)})
     contamination: float = field(default=0.1, metadata={"help": "The share of abnormal rows, a guess."})
+    epochs: int | None = field(default=None, metadata={"help": "Passes over the rows. Default: the detector's own."})
     seed: int = field(default=0, metadata={"help": "Seed of the split and of the detectors."})
     output_dir: str = field(default="runs/anomaly_detection", metadata={"help": "Folder to write to."})
 
@@ -57,8 +58,9 @@ def main() -> None:
 
     # 2. fit and score
     columns, scores, thresholds = {"row": held_out, **({} if truth is None else {"truth": truth})}, {}, {}
+    passes = {} if options.epochs is None else {"epochs": options.epochs}
     for name in options.detectors:
-        detector = make_detector(name, contamination=options.contamination, random_state=options.seed).fit(old)
+        detector = make_detector(name, contamination=options.contamination, random_state=options.seed, **passes).fit(old)
         scores[name], thresholds[name] = detector.decision_function(new), detector.threshold_
         predicted = (scores[name] > detector.threshold_).astype(int)  # as detector.predict(new)
         columns |= {f"{name}_score": scores[name], f"{name}_predicted": predicted}

@@ -349,7 +349,7 @@ def example(monkeypatch, *words):
 
 
 def test_the_example_runs(tmp_path, capsys, monkeypatch):
-    example(monkeypatch, "--detectors", "ae", "vae", "--output_dir", tmp_path)
+    example(monkeypatch, "--detectors", "ae", "vae", "--epochs", "3", "--output_dir", tmp_path)
     told = capsys.readouterr().out
     assert "1000 rows of 2 columns" in told and "missing cells" in told and "vae: abnormal" in told and "auc" in told
     found = pandas.read_parquet(tmp_path / "scores.parquet")
@@ -358,6 +358,6 @@ def test_the_example_runs(tmp_path, capsys, monkeypatch):
 
 
 def test_the_example_runs_on_a_file_without_truth(folder, tmp_path, capsys, monkeypatch):
-    example(monkeypatch, folder / "blind.csv", "--exclude", "name", "--detectors", "ae", "--output_dir", tmp_path)
+    example(monkeypatch, folder / "blind.csv", "--exclude", "name", "--detectors", "ae", "--epochs", "3", "--output_dir", tmp_path)
     assert "auc" not in capsys.readouterr().out and not blank(tmp_path / "curves.png")
     assert list(pandas.read_parquet(tmp_path / "scores.parquet")) == ["row", "ae_score", "ae_predicted"]

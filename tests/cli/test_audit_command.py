@@ -258,7 +258,7 @@ def test_a_killed_audit_leaves_whole_files(how, name, audited, capsys, tmp_path)
     run = Path(shutil.copytree(audited[0], tmp_path / "run"))
     folder = run / "audit"
     before = files_of(folder)
-    words = ["audit", str(run), "--threshold", "0.4"]
+    words = ["audit", str(run), "--threshold", "0.4", "--look", "false", "--per_class", "1"]
     assert killed(words, lambda: how(name), tmp_path / "log.txt") == -signal.SIGKILL
     after = files_of(folder)
     unfinished = [path for path in after if path.endswith(".unfinished")]

@@ -266,6 +266,7 @@ def test_classes_by_number_and_name():
 # ---- paths ---------------------------------------------------------------------------------------------------------------
 
 QUICK = ["--step_size", "0.05", "--max_steps", "12", "--batch_size", "50"]
+FEW_STEPS = ["--step_size", "0.1", "--max_steps", "4", "--batch_size", "50"]
 
 
 @pytest.fixture
@@ -309,32 +310,32 @@ def test_finished_batches_are_taken_again(copied, capsys, monkeypatch):
         return walk_out(*given)
 
     monkeypatch.setattr(adversarial_paths, "walk_out", counted)
-    assert main(["paths", str(copied), *QUICK]) == 130
+    assert main(["paths", str(copied), *FEW_STEPS]) == 130
     assert walked == [50, 50] and not (copied / "paths.parquet").exists()
     before = {p.name: p.stat().st_mtime_ns for p in (copied / "paths").glob("*.safetensors")}
     stop = 3
-    assert main(["paths", str(copied), *QUICK]) == 0 and walked == [50, 50, 20]
+    assert main(["paths", str(copied), *FEW_STEPS]) == 0 and walked == [50, 50, 20]
     after = {p.name: p.stat().st_mtime_ns for p in (copied / "paths").glob("*.safetensors")}
     assert set(before) == {"0.safetensors", "1.safetensors"} and before.items() < after.items()
-    assert main(["paths", str(copied), *QUICK]) == 0 and len(walked) == 3
+    assert main(["paths", str(copied), *FEW_STEPS]) == 0 and len(walked) == 3
     stop = 6
-    assert main(["paths", str(copied), *QUICK, "--target", "cyclic"]) == 0 and len(walked) == 6
+    assert main(["paths", str(copied), *FEW_STEPS, "--target", "cyclic"]) == 0 and len(walked) == 6
     assert "begun anew" in capsys.readouterr().out
     assert (load_paths(copied / "paths.parquet").targets >= 0).all()
 
 
 def test_another_model_begins_anew(copied, capsys):
-    assert main(["paths", str(copied), *QUICK]) == 0
+    assert main(["paths", str(copied), *FEW_STEPS]) == 0
     assert not paths_command.is_stale(copied)
     model, processor = load_model(str(copied))
     torch.nn.init.zeros_(model.head.weight)
     model.save_pretrained(copied)
     assert paths_command.is_stale(copied)
     capsys.readouterr()
-    assert main(["audit", str(copied), "--clean", "none"]) == 0
+    assert main(["audit", str(copied), "--clean", "none", "--look", "false", "--per_class", "1"]) == 0
     assert "is of another model than the run's and is left out" in capsys.readouterr().out
     assert "path_length" not in datasets.Dataset.from_parquet(str(copied / "audit/audit.parquet")).column_names
-    assert main(["paths", str(copied), *QUICK, "--target", "3", "--norm", "l2"]) == 0
+    assert main(["paths", str(copied), *FEW_STEPS, "--target", "3", "--norm", "l2"]) == 0
     shown = capsys.readouterr().out
     found = load_paths(copied / "paths.parquet")
     assert "begun anew" in shown and not paths_command.is_stale(copied) and found.norm == "l2"
@@ -360,7 +361,7 @@ def test_runs_that_do_not_tell_enough(copied, tmp_path, capsys):
     assert "holds no saved model" in fails(capsys, "paths", str(tmp_path / "none"))
     (copied / "results.json").unlink()
     assert "does not tell its data: give --dataset" in fails(capsys, "paths", str(copied))
-    words = ["--dataset", "digits", "--max_train_samples", "120", *QUICK]
+    words = ["--dataset", "digits", "--max_train_samples", "120", *FEW_STEPS]
     assert main(["paths", str(copied), *words]) == 0
     assert len(load_paths(copied / "paths.parquet")) == 120
 

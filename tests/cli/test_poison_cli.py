@@ -18,6 +18,7 @@ from robust_trainer.data.load import load_data
 from robust_trainer.data.pixels import read_levels
 
 TINY = ["--dataset", "digits", "--max_train_samples", "60", "--max_test_samples", "30"]
+FEWER = ["--max_train_samples", "20", "--max_test_samples", "10"]
 QUICK = [*TINY, "--poison_model", "plain-cnn", "--poison_model_epochs", "2", "--self_check_epochs", "0"]
 DUAL = ["--corrupt", "symmetric", "--corrupt_rate", "0.5"]
 
@@ -62,10 +63,10 @@ def test_dual_corruption_is_written_and_trained_on(tmp_path, capsys):
     ledger = datasets.Dataset.from_parquet(str(tmp_path / "run/ledger.parquet"))
     assert sum(ledger["is_corrupted"]) == 30
     weak = ["--method_settings", '{"strong_augmentation": "crop"}']
-    erat = ["--method", "erat", "--steps", "1", "--warmup_epochs", "0", *weak, "--eps", "16/255", *run, "--overwrite"]
+    erat = ["--method", "erat", "--steps", "1", "--warmup_epochs", "0", *weak, "--eps", "16/255", *run, *FEWER, "--overwrite"]
     assert main(["train", "--dataset", str(out), "--model", "plain-cnn", *erat]) == 0
     assert "--attacks pgd-20 cw-20 autoattack --norm linf --eps 16/255" in capsys.readouterr().out
-    sparse = ["--method", "pgd-at", "--norm", "l1", "--steps", "1", "--eps", "2", "--step_size", "1", *run, "--overwrite"]
+    sparse = ["--method", "pgd-at", "--norm", "l1", "--steps", "1", "--eps", "2", "--step_size", "1", *run, *FEWER, "--overwrite"]
     assert main(["train", "--dataset", str(out), "--model", "plain-cnn", *sparse]) == 0
     assert "--attacks pgd-20 cw-20 --norm l1 --eps 2" in capsys.readouterr().out  # autoattack has no l_1
     assert "is poisoned already" in fails(capsys, "--dataset", str(out), "--poison", "urp", "--output_dir", str(tmp_path / "b"))

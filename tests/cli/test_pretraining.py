@@ -22,14 +22,25 @@ from robust_trainer.models.zoo import load_model
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
-    "--dataset", "digits", "--max_train_samples", "120", "--max_test_samples", "60", "--model", "plain-cnn", "--use_cpu", "true",
-    "--num_train_epochs", "2", "--disable_tqdm", "true", "--contrastive_batch_size", "64",
+    "--max_train_samples", "60", "--max_test_samples", "30", "--model", "plain-cnn", "--use_cpu", "true",
+    "--num_train_epochs", "2", "--disable_tqdm", "true", "--contrastive_batch_size", "32",
     "--contrastive_views", "simclr-digits",
 ]  # fmt: skip
 
 
-def run(folder: Path, *flags: str, epochs: str = "2") -> dict:
-    assert main(["train", *SMALL, "--contrastive_epochs", epochs, "--output_dir", str(folder), *flags]) in (None, 0)
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+    """160 digits to train on and 30 to test, saved."""
+    folder = str(tmp_path_factory.mktemp("data") / "digits")
+    load_data("digits", max_train_samples=160, max_test_samples=30).save_to_disk(folder)
+    return folder
+
+
+def run(data: str, folder: Path, *flags: str, epochs: str = "2") -> dict:
+    assert main(["train", "--dataset", data, *SMALL, "--contrastive_epochs", epochs, "--output_dir", str(folder), *flags]) in (
+        None,
+        0,
+    )
     return json.loads((folder / "results.json").read_text())["runs"][0]
 
 
@@ -37,32 +48,36 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return dict(load_model(str(folder))[0].state_dict())
 
 
-def test_one_command_does_both_stages(tmp_path, capsys):
-    record = run(tmp_path, "--method", "prl-simclr-sn", "--spectral_cap", "0.3", "--unlabelled", "rest", "--corrupt", "pairflip")
+def test_one_command_does_both_stages(data, tmp_path, capsys):
+    record = run(
+        data, tmp_path, "--method", "prl-simclr-sn", "--spectral_cap", "0.3", "--unlabelled", "rest", "--corrupt", "pairflip"
+    )
     first = record["contrastive"]
-    assert (first["images"], first["unlabelled"], first["epochs"]) == (120, 1280, 2)
+    assert (first["images"], first["unlabelled"], first["epochs"]) == (60, 100, 2)
     assert [row["epoch"] for row in first["losses"]] == [1, 2] and first["losses"][1]["loss"] < first["losses"][0]["loss"]
-    assert "SimCLR: 1400 images, 2 epochs, loss" in capsys.readouterr().out
+    assert "SimCLR: 160 images, 2 epochs, loss" in capsys.readouterr().out
     one, two = weights(tmp_path / "simclr"), weights(tmp_path)
     assert {k for k in one if not torch.equal(one[k], two[k])} == {"head.weight", "head.bias"}
     model, _ = load_model(str(tmp_path))
     assert torch.linalg.matrix_norm(head_of(model).weight.detach(), 2) <= 0.3 * (1 + 1e-5)
-    fresh = run(tmp_path / "without", "--method", "prl-simclr-sn", "--spectral_cap", "0.3", epochs="0")
+    fresh = run(data, tmp_path / "without", "--method", "prl-simclr-sn", "--spectral_cap", "0.3", epochs="0")
     assert "contrastive" not in fresh
     assert not torch.equal(weights(tmp_path / "without")["features.0.weight"], two["features.0.weight"])
 
 
-def test_a_finished_first_stage_is_taken_up(tmp_path, capsys):
+def test_a_finished_first_stage_is_taken_up(data, tmp_path, capsys):
     flags = ("--method", "spl-simclr", "--save_strategy", "epoch")
-    run(tmp_path, *flags)
+    run(data, tmp_path, *flags)
     before = weights(tmp_path)
     stamp = (tmp_path / "simclr" / "model.safetensors").stat().st_mtime_ns
     resume = ("--resume_from_checkpoint", str(min(tmp_path.glob("checkpoint-*"), key=lambda f: int(f.name[11:]))))
-    run(tmp_path, *flags, *resume)
+    run(data, tmp_path, *flags, *resume)
     after = weights(tmp_path)
     assert (tmp_path / "simclr" / "model.safetensors").stat().st_mtime_ns == stamp
     assert all(torch.equal(before[k], after[k]) for k in before)
-    assert main(["train", *SMALL, "--output_dir", str(tmp_path), *flags, *resume, "--contrastive_epochs", "3"]) == 2
+    assert (
+        main(["train", "--dataset", data, *SMALL, "--output_dir", str(tmp_path), *flags, *resume, "--contrastive_epochs", "3"]) == 2
+    )
     assert "was pre-trained with epochs=2.0, now 3.0: resume with the same settings." in capsys.readouterr().err
 
 
@@ -103,13 +118,13 @@ def test_when_the_first_stage_runs(tmp_path):
         assert told in str(error.value) and "\n" not in str(error.value)
 
 
-def test_the_rest_is_what_is_left_out():
+def test_the_rest_is_what_is_left_out(data):
     options = ContrastiveOptions(unlabelled="rest")
-    rest = unlabelled_images(options, DataOptions(dataset="digits", max_train_samples=300, split_seed=4))
-    own = load_data("digits", max_train_samples=300, seed=4)["train"]
-    seen = lambda data: [np.asarray(image).tobytes() for image in data["image"][:]]  # noqa: E731
-    every = seen(load_data("digits")["train"])
-    assert rest is not None and sorted(seen(rest) + seen(own)) == sorted(every) and len(rest) == 1100
+    rest = unlabelled_images(options, DataOptions(dataset=data, max_train_samples=50, split_seed=4))
+    own = load_data(data, max_train_samples=50, seed=4)["train"]
+    seen = lambda rows: [np.asarray(image).tobytes() for image in rows["image"][:]]  # noqa: E731
+    every = seen(load_data(data)["train"])
+    assert rest is not None and sorted(seen(rest) + seen(own)) == sorted(every) and len(rest) == 110
     assert unlabelled_images(ContrastiveOptions(), DataOptions(dataset="digits")) is None
     assert len(unlabelled_images(ContrastiveOptions(unlabelled="digits"), DataOptions(dataset="digits")) or ()) == 1400
     with pytest.raises(ValueError, match="leaves none of 1400 images out") as error:

@@ -28,7 +28,19 @@ FEW = ["--max_test_samples", "24"]
 def run(tmp_path_factory):
     """A model trained on the digits for one epoch, as `train` leaves it."""
     out = tmp_path_factory.mktemp("trained") / "run"
-    words = ["--max_train_samples", "300", "--num_train_epochs", "2", "--disable_tqdm", "true", "--use_cpu"]
+    words = [
+        "--max_train_samples",
+        "160",
+        "--num_train_epochs",
+        "2",
+        "--per_device_train_batch_size",
+        "8",
+        "--learning_rate",
+        "5e-3",
+        "--disable_tqdm",
+        "true",
+        "--use_cpu",
+    ]
     assert main(["train", "--dataset", "digits", "--output_dir", str(out), *FEW, *words]) == 0
     return out
 
