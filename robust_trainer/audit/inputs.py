@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -92,21 +93,24 @@ def _texts(data: datasets.Dataset, names: list[str]) -> Inputs:
 
 
 def _numbers(data: Any) -> Inputs | None:
-    example = data[0]
-    if not hasattr(example, "items"):
+    spread = np.unique(np.linspace(0, len(data) - 1, 64).astype(int))
+    examples = [data[int(row)] for row in spread]
+    if not all(hasattr(example, "items") for example in examples):
         return None
-    arrays = {key: _array(value) for key, value in example.items()}
-    key = next((k for k, v in arrays.items() if v is not None and FEWEST <= v.size <= MOST), None)
-    if key is None:
+    shapes: Counter[tuple[str, tuple[int, ...]]] = Counter()
+    for example in examples:
+        arrays = {key: _array(value) for key, value in example.items()}
+        shapes.update((key, v.shape) for key, v in arrays.items() if v is not None and FEWEST <= v.size <= MOST)
+    if not shapes:
         return None
-    shape = arrays[key].shape  # type: ignore[union-attr]
+    key, shape = shapes.most_common(1)[0][0]  # of several that all rows have, the first
 
     def read(rows: np.ndarray) -> np.ndarray:
         values = [_array(data[int(row)][key]) for row in rows]
         fits = [v if v is not None and v.shape == shape else np.full(shape, np.nan) for v in values]
         return np.stack(fits).reshape(len(rows), -1).astype(np.float32)
 
-    sample = read(np.unique(np.linspace(0, len(data) - 1, 64).astype(int)))
+    sample = read(spread)
     finite = sample[np.isfinite(sample)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     scale = max(high - low, 1e-12)

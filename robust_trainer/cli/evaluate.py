@@ -15,8 +15,8 @@ from ..attacks.autoattack import NAMES, check_name, read_eps
 from ..attacks.records import processes, record_files
 from ..corruptions import ATTACK_TARGET
 from ..data.class_names import names_of
-from ..data.load import label_names
-from ..data.preprocess import ImageTransform, model_channels
+from ..data.load import TEST, label_names
+from ..data.preprocess import ImageTransform, model_channels, tell_unseen
 from ..evaluation.accuracy import compute_accuracy, evaluate_backdoor
 from ..evaluation.per_class import class_robustness
 from ..evaluation.robustness import CLEAN, DEFAULT_EPS, WORST, Robustness, evaluate_robustness, show_eps
@@ -115,6 +115,7 @@ def evaluate(argv: Sequence[str]) -> None:
         )
     towards = None if attack.per_class is None else target_of(attack.per_class, names, "per_class")
     transform = ImageTransform(processor, model_channels(model))
+    tell_unseen({TEST: prepared.test}, model_channels(model))
     clean = transform.apply_to(prepared.test)
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(

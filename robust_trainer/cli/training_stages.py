@@ -13,10 +13,10 @@ from transformers.trainer_utils import get_last_checkpoint
 from ..config import RobustConfig
 from ..corruptions import ATTACK_TARGET
 from ..data.load import label_names
-from ..data.preprocess import ImageTransform, image_shape, model_channels
+from ..data.preprocess import ImageTransform, image_shape, model_channels, tell_unseen
 from ..evaluation.accuracy import compute_accuracy, evaluate_backdoor
 from ..models.saved_networks import read_record
-from ..models.zoo import build_model
+from ..models.zoo import SMALL, build_model
 from ..reporting.atomic_files import write_json
 from ..reporting.html import write_report
 from ..reporting.results import curves, mean_last, results, suspects
@@ -37,11 +37,14 @@ class BuildModel:
         """Sets ``state.model``, ``processor`` and ``transform``."""
         set_seed(self.args.seed)
         channels, side = image_shape(state.train)
+        side = min(side, 64)
         state.model, state.processor = build_model(
             self.options.model, label_names(state.train), channels=channels,
-            image_size=self.options.image_size or min(side, 64), from_scratch=self.options.from_scratch,
+            image_size=self.options.image_size or side, from_scratch=self.options.from_scratch,
             trust_remote_code=self.options.trust_remote_code,
         )  # fmt: skip
+        chosen = side if self.options.image_size is None and self.options.model in SMALL else None
+        tell_unseen(state.splits, model_channels(state.model), chosen)
         state.transform = ImageTransform(state.processor, model_channels(state.model))
 
 

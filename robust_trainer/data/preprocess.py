@@ -9,8 +9,13 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from transformers.utils import logging
 
 from .decode import GREY, ImageError, decode_images, open_image, undecoded
+from .readable import LOOKED_AT
+from .splits import TRAIN
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class ImageTransform:
         return out
 
 
-def image_shape(data: datasets.Dataset, column: str = "image", look_at: int = 1024) -> tuple[int, int]:
+def image_shape(data: datasets.Dataset, column: str = "image", look_at: int = LOOKED_AT) -> tuple[int, int]:
     """Returns channels (1 where all images looked at are grey, else 3) and the side in pixels: the median of their larger sides.
 
     Args:
@@ -62,6 +67,33 @@ def image_shape(data: datasets.Dataset, column: str = "image", look_at: int = 10
     Raises:
         ImageError: Naming the row, for what is no image.
     """
+    grey, sides = _headers(data, column, look_at)
+    return (1 if all(grey) else 3), int(np.median(sides))
+
+
+def tell_unseen(splits: Mapping[str, datasets.Dataset], channels: int, side: int | None = None) -> None:
+    """Says in one line each what a model does not see of images: colours where it takes one channel, and very different sizes.
+
+    Args:
+        splits: Of a data set, with a column image.
+        channels: That the model takes.
+        side: In pixels, that a network was made for after the training images; None where it was not.
+    """
+    for name, data in splits.items():
+        grey, sides = _headers(data, "image", LOOKED_AT)
+        if channels == 1 and not all(grey):
+            logger.warning(f"split '{name}' has colour images and the model takes one channel: it sees them grey.")
+        elif channels == 1 and name == TRAIN and len(grey) < len(data):
+            logger.warning(f"{len(grey)} of {len(data)} images were looked at, all of them grey: the model takes one channel.")
+        if side is not None and name == TRAIN and max(sides) > 2 * min(sides):
+            logger.warning(
+                f"the images of split '{name}' are {min(sides)} to {max(sides)} pixels wide or high: all are resized to {side}; "
+                "image_size sets it."
+            )
+
+
+def _headers(data: datasets.Dataset, column: str, look_at: int) -> tuple[list[bool], list[int]]:
+    """Of rows spread evenly: whether the image is grey, and its larger side."""
     grey, sides = [], []
     mode = getattr(data.features[column], "mode", None)
     rows = np.unique(np.linspace(0, len(data) - 1, look_at).astype(int))
@@ -73,7 +105,7 @@ def image_shape(data: datasets.Dataset, column: str = "image", look_at: int = 10
                 sides.append(max(image.size))
         except ImageError as error:
             raise ImageError(f"'{column}' in row {row}: {error}") from None
-    return (1 if all(grey) else 3), int(np.median(sides))
+    return grey, sides
 
 
 def model_channels(model: Any) -> int:

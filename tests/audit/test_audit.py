@@ -824,3 +824,14 @@ def test_the_test_split_of_a_cleaned_set_is_numbered_by_name(tmp_path):
     folder = write_cleaned(tmp_path, audit_of(data), data, test=other)
     read = datasets.Dataset.from_parquet(str(folder / "test.parquet"), cache_dir=str(tmp_path / "cache"))
     assert read.features["label"].names == names and read.features["label"].int2str(read["label"][:]) == words
+
+
+def test_inputs_are_not_those_of_the_first_row_alone():
+    """A first row of another length, or without numbers, hides no others."""
+    rng = np.random.default_rng(0)
+    rows = [{"x": rng.random(20), "label": i % 2} for i in range(30)]
+    for first in ({"x": rng.random(17), "label": 0}, {"x": np.zeros(3), "label": 0}, {"x": None, "label": 0}):
+        inputs = open_inputs([first, *rows])
+        assert inputs is not None and inputs.shape == (20,)
+        read = inputs.read(np.arange(31))
+        assert np.isnan(read[0]).all() and np.isfinite(read[1:]).all()
