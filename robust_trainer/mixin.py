@@ -41,7 +41,7 @@ from .step.dataset_scores import EpochScan, score_dataset
 from .step.first_batch import check_first_batch, unplanned
 from .step.plan import RobustStep
 from .step.records import MicroBatch, StepPlan
-from .step.set_up import indexed_loader, make_run, model_access
+from .step.set_up import epoch_ending, indexed_loader, make_run, model_access
 from .types import Progress, decides_epochs
 
 logger = logging.get_logger(__name__)
@@ -312,7 +312,7 @@ class RobustTrainerMixin(Trainer):
         recipe = step.run.recipe
         if self._make_adapter is not None and step.adapter is None:
             step.set_adapter(self._make_adapter(batches[0].inputs))
-        return step.plan(model_access(bare, forward, recipe, self.args.device), batches, progress)
+        return step.plan(model_access(bare, forward, recipe, self.args.device), batches, progress, epoch_ending(self, step.run))
 
     def _unwrapped(self, model: nn.Module) -> nn.Module:
         """The model inside its wrappers."""

@@ -1,18 +1,21 @@
 """Random numbers that are a function of a key alone, so that no order, batch, process or interpreter changes them.
 
-Two schemes, for two uses:
+Three schemes, for three uses:
 - a stream of numbers for one purpose: `keyed_generator`, or `keyed_seed` for what takes a seed. A key is a word for the purpose and
-  the numbers that it depends on, as in ``keyed_generator("random start", seed, step, rank)``;
+  the numbers that it depends on, as in ``keyed_generator("epoch order", seed, epoch)``;
+- many numbers for each sample of a training step, on its device, however the step is cut: `RowDraws`, vectorised;
 - one number for each row of a data set, drawn for any rows in any order: `sample_keys` and `uniforms`, vectorised.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 TOP_KEY = np.uint64(2**64 - 1)
 
@@ -40,6 +43,60 @@ def keyed_generator(*key: int | str, device: torch.device | str = "cpu") -> torc
     Guarantee: no other generator moves, the global ones included. What it draws differs between kinds of device.
     """
     return torch.Generator(device).manual_seed(keyed_seed(*key))
+
+
+class RowDraws:
+    """Random numbers of B rows, float32 tensors (B, *shape), the next ones at every call.
+
+    Guarantee: a row's numbers are a function of the key, the row's number, the shape and which call it is, alone. So whatever cuts
+    the rows into batches or over processes draws the same, on every device up to the rounding of `normal`; no generator moves and
+    no device is waited for. Entry e of a row, counted through the shape with the last axis fastest, does not depend on the first
+    axis' size: a padded sequence starts like a shorter one.
+
+    Args:
+        rows: the rows' numbers (B,), in [0, 2^31), on the device where the numbers are wanted.
+        *key: as `keyed_seed` takes it.
+    """
+
+    def __init__(self, rows: Tensor, *key: int | str):
+        self.rows, self.key, self.calls = rows, key, 0
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Returns (B, *shape) multiples of 2^-24 in [0, 1)."""
+        return self._bits(shape).float().mul_(2.0**-24)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Returns (B, *shape) standard normal numbers, none beyond 5.5."""
+        return torch.erfinv(self._bits(shape).float().add_(0.5 - 2**23).mul_(2.0**-23)).mul_(2**0.5)
+
+    def copy(self) -> RowDraws:
+        """Returns draws whose next numbers are these draws' next numbers."""
+        twin = RowDraws(self.rows, *self.key)
+        twin.calls = self.calls
+        return twin
+
+    def _bits(self, shape: tuple[int, ...]) -> Tensor:
+        """24 random bits for each number: the hash of the row's hash and the entry's, which the key has salted."""
+        salt = keyed_seed(*self.key, self.calls)
+        self.calls += 1
+        rows = _hash32_(self.rows.int() ^ _signed32(salt))
+        entries = _hash32_(torch.arange(math.prod(shape), dtype=torch.int32, device=rows.device) ^ _signed32(salt >> 31))
+        bits = _hash32_(rows.unsqueeze(1) ^ entries)
+        return (bits.bitwise_right_shift_(8).bitwise_and_(0xFFFFFF)).view(len(rows), *shape)
+
+
+def _signed32(number: int) -> int:
+    """The number's lowest 32 bits as an int32 has them."""
+    return (number + 2**31) % 2**32 - 2**31
+
+
+def _hash32_(bits: Tensor) -> Tensor:
+    """A bijection of int32 numbers, in place, after which every bit depends on every bit; products wrap around."""
+    for _ in range(2):
+        bits ^= (bits >> 16) & 0xFFFF
+        bits *= 0x45D9F3B
+    bits ^= (bits >> 16) & 0xFFFF
+    return bits
 
 
 def sample_keys(seed: int, indices: Any) -> np.ndarray:

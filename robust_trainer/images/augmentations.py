@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..data.images import InputSpace
+from ..data.randomness import RowDraws, keyed_seed
 from .autoaugment import auto_augment
 from .load_kornia import load_kornia
 
@@ -35,7 +36,7 @@ SLACK = 1e-3
 class Augmentation:
     """A callable (B, C, H, W) -> (B, C, H, W), float32 in [0, 1]: crop, erasing, flip and policy, in this order.
 
-    Draws from torch's global CPU generator on every device (`augment` seeds it).
+    Draws on the CPU for every device, by default from a seed that it takes from torch's global CPU generator.
 
     Args:
         crop: the share of each side (rounded down, at least a pixel) by which an image is shifted at most, up or down and left or
@@ -60,28 +61,31 @@ class Augmentation:
     erase_area: tuple[float, float] = (0.02, 0.33)
     erase_ratio: tuple[float, float] = (0.3, 3.3)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, draws: RowDraws | None = None) -> Tensor:
         """Returns the augmented images.
 
         Args:
             x: (B, C, H, W) float32 pixels in [0, 1].
+            draws: of B rows, on the CPU.
         """
+        if draws is None:
+            draws = RowDraws(torch.arange(len(x), device="cpu"), int(torch.randint(2**62, (), device="cpu")))
         if self.policy and x.shape[1] not in (1, 3):
             raise ValueError(f"autoaugment takes images of 1 or 3 channels, these have {x.shape[1]}: choose crop-flip.")
         if self.crop:
-            x = self._shifted(x)
+            x = self._shifted(x, draws)
         if self.erase:
-            x = self._erased(x)
+            x = self._erased(x, draws)
         if self.flip:
-            mirror = (torch.rand(len(x), 1, 1, 1, device="cpu") < 0.5).to(x.device, non_blocking=True)
+            mirror = (draws.uniform(1, 1, 1) < 0.5).to(x.device, non_blocking=True)
             x = torch.where(mirror, x.flip(3), x)
-        return auto_augment(x) if self.policy else x
+        return auto_augment(x, draws) if self.policy else x
 
-    def _shifted(self, x: Tensor) -> Tensor:
+    def _shifted(self, x: Tensor, draws: RowDraws) -> Tensor:
         """A window of each image, black outside; one gather."""
         height, width = x.shape[-2:]
         most = [max(1, int(self.crop * side)) for side in (height, width)]
-        shift = torch.stack([(u * (2 * m + 1)).long() - m for u, m in zip(torch.rand(2, len(x), device="cpu"), most)])
+        shift = torch.stack([(u * (2 * m + 1)).long() - m for u, m in zip(draws.uniform(2).T, most)])
         down, right = shift.to(x.device, non_blocking=True).unsqueeze(2)
         rows, columns = down + torch.arange(height, device=x.device), right + torch.arange(width, device=x.device)
         index = rows.clamp(0, height - 1).unsqueeze(2) * width + columns.clamp(0, width - 1).unsqueeze(1)
@@ -89,9 +93,9 @@ class Augmentation:
         out = x.flatten(2).gather(2, index.view(len(x), 1, -1).expand(-1, x.shape[1], -1))
         return out.view_as(x) * inside.unsqueeze(1)
 
-    def _erased(self, x: Tensor) -> Tensor:
+    def _erased(self, x: Tensor, draws: RowDraws) -> Tensor:
         height, width = x.shape[-2:]
-        hit, area, ratio, top, left = torch.rand(5, len(x), device="cpu")
+        hit, area, ratio, top, left = draws.uniform(5).T
         area = (self.erase_area[0] + area * (self.erase_area[1] - self.erase_area[0])) * (height * width)
         low, high = (math.log(r) for r in self.erase_ratio)
         ratio = (low + ratio * (high - low)).exp()
@@ -133,13 +137,16 @@ def make_augmentation(name: str) -> Augmentation:
 
 
 @torch.no_grad()
-def augment(augmentation: Callable[[Tensor], Tensor], x: Tensor, space: InputSpace, seed: int, setting: str) -> Tensor:
+def augment(
+    augmentation: Callable[[Tensor], Tensor], x: Tensor, space: InputSpace, seed: int, setting: str, rows: Tensor | None = None
+) -> Tensor:
     """Returns augmented x, in the model's units and x's dtype as x is; exactly x where nothing is to be done.
 
     No gradient passes.
 
-    Guarantee: what the augmentation draws from torch's generators depends on ``seed`` alone; they are as before afterwards
-    (Python's and numpy's, and Apple's MPS, are not touched).
+    Guarantee: what is drawn for an image by an `Augmentation` depends on ``seed`` and its row alone, whatever batch it is in. What
+    another callable draws from torch's generators, for a whole batch, depends on ``seed`` and the first row alone. The generators
+    are as before afterwards (Python's and numpy's, and Apple's MPS, are not touched).
 
     Args:
         augmentation: an `Augmentation`, or any callable on (B, C, H, W) float32 pixels in [0, 1], which is checked; that waits for
@@ -148,13 +155,17 @@ def augment(augmentation: Callable[[Tensor], Tensor], x: Tensor, space: InputSpa
         space: the inputs' normalisation.
         seed: of the draws.
         setting: name of the setting that the augmentation came by, for the messages of `check`.
+        rows: the images' numbers (B,), on the CPU; by default their places in x.
     """
     if augmentation == _SETTINGS["none"]:
         return x
     pixels = space.to_pixels(x).clamp_(0.0, 1.0)
-    with seeded_generators(seed, x.device):
-        augmented = augmentation(pixels)
-    if not isinstance(augmentation, Augmentation):
+    rows = torch.arange(len(x), device="cpu") if rows is None else rows
+    if isinstance(augmentation, Augmentation):
+        augmented = augmentation(pixels, RowDraws(rows, "augmentation", seed))
+    else:
+        with seeded_generators(keyed_seed("augmentation", seed, int(rows[0])), x.device):
+            augmented = augmentation(pixels)
         check(augmented, x, setting)
     return space.from_pixels(augmented.clamp(0.0, 1.0)).to(x.dtype)
 

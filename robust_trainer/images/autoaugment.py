@@ -9,6 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ..data.randomness import RowDraws
 from .load_kornia import load_kornia
 
 #: The 25 sub-policies of Cubuk et al. 2018 for CIFAR-10: twice (operation, its probability, its level 0..9).
@@ -44,7 +45,7 @@ CIFAR10 = (
 Operation = Callable[[Tensor, Tensor], Tensor]
 
 
-def auto_augment(x: Tensor) -> Tensor:
+def auto_augment(x: Tensor, draws: RowDraws) -> Tensor:
     """Returns each image through a sub-policy drawn for it, (B, C, H, W) in [0, 1].
 
     Strengths at level m are those of usual implementations: shear 0.3 m/9, translation 150/331 m/9 of the
@@ -52,19 +53,19 @@ def auto_augment(x: Tensor) -> Tensor:
     8 - 4 m/9 bits, solarize from 256 (1 - m/9). Kornia's own AutoAugment draws one sub-policy for a whole batch and has other
     strengths (a shear of up to 54 degrees, a shift of half the side, no random signs). Deviations: bilinear sampling and black
     outside, where ERAT's code has bicubic shears and grey; whole-pixel shifts; no rounding to 8 bits in between.
-    Draws come from torch's global CPU generator, for every device, so that the groups are known without asking the device.
 
     Args:
         x: (B, C, H, W) pixels in [0, 1], C = 1 or 3.
+        draws: of B rows, on the CPU, so that the groups are known without asking x's device.
 
     References:
         Cubuk et al. 2019, "AutoAugment: learning augmentation strategies from data".
     """
     names, codes, probabilities, strengths = _table()
     operations = _operations()
-    policy = torch.randint(len(CIFAR10), (len(x),), device="cpu")
+    policy = (draws.uniform() * len(CIFAR10)).long()
     for stage in (0, 1):
-        draw, sign = torch.rand(2, len(x), device="cpu")
+        draw, sign = draws.uniform(2).T
         chosen = torch.where(draw < probabilities[policy, stage], codes[policy, stage], len(names))
         counts = torch.bincount(chosen, minlength=len(names) + 1).tolist()
         order = chosen.argsort(stable=True)[: len(x) - counts[-1]]

@@ -28,6 +28,8 @@ class StepRecord:
         index: positions in the data set (B,).
         epoch, filter_active, finite: as `SampleLedger.record` takes them.
         losses: of each of several networks (B, M).
+        repeats: how many of the last samples count nowhere, of this process and, of one micro-batch, of all; only where there are
+            several processes, whose records do not wait.
     """
 
     logits: Tensor
@@ -39,6 +41,7 @@ class StepRecord:
     filter_active: bool
     losses: Tensor | None = None
     finite: Tensor | None = None
+    repeats: tuple[int, int] = (0, 0)
 
 
 @dataclass
@@ -88,11 +91,12 @@ def record(
         single: whether each sample has one class label.
         gather: concatenates over the processes, which all call this at the same steps.
     """
-    logits, weight = entry.logits, entry.weight
-    means.add("kept_fraction", weight.sum(), weight.numel())
+    own, all_repeats = len(entry.weight) - entry.repeats[0], entry.repeats[1]
+    logits, weight = entry.logits, entry.weight[:own]
+    means.add("kept_fraction", weight.sum(), own)
     # class predictions; -1 where the targets are numbers
     predicted = logits.mean(0).argmax(-1).float() if single else torch.full_like(entry.score, -1.0)
-    row = torch.stack([entry.score, weight, predicted], 1)
+    row = torch.stack([entry.score, entry.weight, predicted], 1)
     if entry.finite is not None:
         row = torch.cat([row, entry.finite.to(row.dtype).unsqueeze(1)], 1)
     first = row.shape[1]
@@ -101,16 +105,21 @@ def record(
     width = row.shape[1]
     if entry.losses is not None:
         row = torch.cat([row, entry.losses], 1)
-    row, index, labels = gather(row), gather(entry.index), gather(entry.labels)
+
+    def real(rows: Tensor) -> Tensor:
+        everyone = gather(rows)
+        return everyone[: len(everyone) - all_repeats]
+
+    row, index, labels = real(row), real(entry.index), real(entry.labels)
     probs = None
     if estimator is not None or ledger.mean_probs is not None:
-        probs = gather(logits.float().softmax(-1).mean(0))
+        probs = real(logits.float().softmax(-1).mean(0))
     if estimator is not None and probs is not None:
         estimator.update(index, probs, labels, entry.epoch)
     margins, finite = row[:, first:width] if single else None, row[:, 3] if entry.finite is not None else None
     losses = row[:, width:] if entry.losses is not None else None
     ledger.record(index, row[:, 0], row[:, 1], labels, row[:, 2], entry.epoch, entry.filter_active, margins, probs, losses, finite)
     if ledger.truth is not None:
-        truth = ledger.truth[entry.index].float()
+        truth = ledger.truth[entry.index[:own]].float()
         means.add("kept_corrupted", (weight * truth).sum(), truth.sum())
         means.add("kept_clean", (weight * (1 - truth)).sum(), (1 - truth).sum())

@@ -178,8 +178,8 @@ def validate_setup(trainer: Trainer, recipe: Recipe, size: int | None, problem: 
     if config is not None and (getattr(config, "sp_enabled", False) or getattr(config, "cp_enabled", False)):
         raise ValueError(f"method '{recipe.name}' needs whole samples: switch sequence and context parallelism off.")
     uneven = getattr(trainer.accelerator, "even_batches", True) is False
-    if recipe.selection is not None and uneven and trainer.accelerator.num_processes > 1:
-        raise ValueError("accelerator_config.even_batches=False: ranks over processes need equal batches; set it to True.")
+    if uneven and trainer.accelerator.num_processes > 1:
+        raise ValueError("accelerator_config.even_batches=False: processes share every step; set it to True.")
 
 
 #: What transformers' models answer, other than one question a sample.

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from ..data.randomness import keyed_seed
+from ..data.randomness import RowDraws
 
 
 class Draws(Protocol):
@@ -309,9 +309,9 @@ class Ball:
         """Returns ``delta`` after a step of ``size`` (downhill where below 0) and the projection on the ball."""
         return self.project(delta.add(self.direction(grad), alpha=size))
 
-    def random_start(self, like: Tensor, generator: torch.Generator) -> Tensor:
+    def random_start(self, like: Tensor, draws: Draws) -> Tensor:
         """Returns a random point of the ball for each row of ``like``: see the norms' own methods."""
-        return self.rule.random_start(like, self.eps, GeneratorDraws(generator, len(like), like.device), self.per_token)
+        return self.rule.random_start(like, self.eps, draws, self.per_token)
 
 
 @dataclass(frozen=True)
@@ -341,34 +341,27 @@ class HybridBall:
         """As `Ball.project`."""
         return self.pick(self.linf.project(delta), self.l2.project(delta))
 
-    def random_start(self, like: Tensor, generator: torch.Generator) -> Tensor:
-        """As `Ball.random_start`; both balls draw from the generator's state of now."""
-        twin = generator.clone_state()
-        return self.pick(self.linf.random_start(like, twin), self.l2.random_start(like, generator))
+    def random_start(self, like: Tensor, draws: RowDraws) -> Tensor:
+        """As `Ball.random_start`; both balls draw from the draws' state of now."""
+        twin = draws.copy()
+        return self.pick(self.linf.random_start(like, twin), self.l2.random_start(like, draws))
 
 
 AnyBall = Ball | HybridBall
 
 
-def draw_in_l2(index: Tensor, seed: int, step: int) -> Tensor:
-    """Returns which samples of the step are perturbed in the l_2 ball, bool like ``index`` (B,): each with probability 1/2.
+def draw_in_l2(rows: Tensor, seed: int, step: int) -> Tensor:
+    """Returns which samples of the step are perturbed in the l_2 ball, bool (B,): each with probability 1/2.
 
-    Guarantee: a function of seed, step and index alone; it depends neither on how a step is cut into micro-batches and over
+    Guarantee: a function of seed, step and row alone; it depends neither on how a step is cut into micro-batches and over
     processes, nor on what was drawn before.
+
+    Args:
+        rows: the samples' places in the step (B,).
+        seed: of the run.
+        step: the optimizer step.
 
     References:
         ERAT eq. 7.
     """
-    key = keyed_seed("hybrid", seed, step)
-    bits = _mix((index.long() ^ (key >> 32)) & _MASK)
-    return _mix(bits ^ (key & _MASK)) >= 2**31
-
-
-_MASK = 0xFFFFFFFF
-
-
-def _mix(bits: Tensor) -> Tensor:
-    """A bijection of [0, 2^32) after which every bit depends on every bit; no product leaves the range of int64."""
-    for _ in range(2):
-        bits = (((bits >> 16) ^ bits) * 0x45D9F3B) & _MASK
-    return (bits >> 16) ^ bits
+    return RowDraws(rows, "hybrid", seed, step).uniform() < 0.5

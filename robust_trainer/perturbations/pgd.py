@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..data.randomness import RowDraws
 from .inputs import Space
 from .norms import NORMS, AnyBall, Ball, HybridBall
 
@@ -95,15 +96,22 @@ class Perturbation:
         assert in_l2 is not None
         return HybridBall(space.ball("linf", self.eps), space.ball("l2", self.eps_l2), in_l2)
 
-    def start(self, x: Tensor, space: Space, ball: AnyBall, generator: torch.Generator) -> Tensor:
-        """The first delta, in pixels: (B, ...) for scope ``sample``, (1, ...) for scope ``batch``; zeros without a random start."""
+    def start(self, x: Tensor, space: Space, ball: AnyBall, draws: RowDraws) -> Tensor:
+        """The first delta, in pixels: (B, ...) for scope ``sample``, (1, ...) for scope ``batch``; zeros without a random start.
+
+        Args:
+            x: (B, ...) in the model's units.
+            space: x's units and range.
+            ball: of `ball`.
+            draws: of as many rows as delta has.
+        """
         rows = x if self.scope == "sample" else x[:1]
         if not self.random_start:
             return torch.zeros_like(rows, dtype=torch.float32)
         if not isinstance(self.start_std, str):
-            delta = torch.randn(rows.shape, generator=generator, device=x.device) * self.start_std
+            delta = draws.normal(*rows.shape[1:]) * self.start_std
         else:
-            delta = ball.random_start(rows.float(), generator)
+            delta = ball.random_start(rows.float(), draws)
         return delta if self.scope == "batch" else space.clip(x, delta)
 
     def step(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.randomness import keyed_generator
+from ..data.randomness import RowDraws
 from ..ledger.means import RunningMeans
 from ..losses.adversarial import INNER, needs_clean
 from ..losses.standard import make_objective
@@ -19,7 +19,7 @@ from ..perturbations.norms import draw_in_l2
 from ..perturbations.pgd import Perturbation
 from ..problems import Problem
 from ..types import ForwardOutput, Progress
-from .records import FirstForward, InnerResult, MicroBatch
+from .records import FirstForward, InnerResult, MicroBatch, places
 
 #: Of the probe for catastrophic overfitting: samples, steps, and the step as a share of eps (Rice et al. 2020 use PGD-10, eps / 4).
 PROBE_SAMPLES, PROBE_STEPS, PROBE_SHARE = 64, 10, 0.25
@@ -40,7 +40,6 @@ class InnerMaximization:
         first_forward: the samples' weights from the outputs of the first forward (`WeightDecider.of_first_forward`).
         total: sums a tensor over the processes.
         seed: of the run.
-        rank: this process's number.
         gradient_scale: keeps half-precision gradients from underflow.
     """
 
@@ -52,7 +51,6 @@ class InnerMaximization:
     first_forward: Callable[[list[ForwardOutput], list[MicroBatch], Progress], list[FirstForward]]
     total: Callable[[Tensor], Tensor]
     seed: int = 0
-    rank: int = 0
     gradient_scale: float = 1.0
     _checked: bool = False
 
@@ -84,19 +82,21 @@ class InnerMaximization:
         clean: Sequence[Tensor | None], labelled: list[Tensor] | None, first: list[FirstForward] | None,
     ) -> tuple[list[Tensor], list[FirstForward]]:  # fmt: skip
         """The rows that one loop finds for each micro-batch, and its first forward where none was made before."""
-        in_l2 = self._in_l2(batches, progress) if attack.norm == "hybrid" else None
+        rows = places(batches, batches[0].targets.device)
+        in_l2 = draw_in_l2(rows, self.seed, progress.global_step) if attack.norm == "hybrid" else None
         x, space = self.adapter.join(batches, attack.norm, in_l2)
         if not self._checked:
             space.check(x)
             self._checked = True
         ball = attack.ball(space, in_l2)
-        delta = attack.start(x, space, ball, self._generator(x, progress))
+        # a shared perturbation has one start, whose row is 0 on every process
+        starts = rows if attack.scope == "sample" else torch.zeros(1, dtype=torch.long, device=x.device)
+        delta = attack.start(x, space, ball, RowDraws(starts, "random start", self.seed, progress.global_step))
         keep = None
         for number in range(attack.steps):
             moved = x if number == 0 and not attack.random_start else attack.apply(x, delta, space)
-            rows = self.adapter.split(moved, batches)
             gradients, outputs = [], []
-            for place, (batch, row) in enumerate(zip(batches, rows)):
+            for place, (batch, row) in enumerate(zip(batches, self.adapter.split(moved, batches))):
                 gradient, output = self._gradient(bare, batch, row, clean[place], None if labelled is None else labelled[place])
                 gradients.append(gradient)
                 outputs.append(output)
@@ -107,22 +107,16 @@ class InnerMaximization:
             delta = attack.step(x, delta, _stack(gradients, x), keep, space, ball, self.total)
         return self.adapter.split(attack.apply(x, delta, space), batches), first or []
 
-    def _in_l2(self, batches: list[MicroBatch], progress: Progress) -> Tensor:
-        """The samples (B,) of the step that are perturbed in the l_2 ball; without an index a sample is its place in the step."""
-        index = [batch.index for batch in batches if batch.index is not None]
-        if len(index) < len(batches):
-            count = sum(len(batch.targets) for batch in batches)
-            index = [torch.arange(count, device=batches[0].targets.device) + self.rank * count]
-        return draw_in_l2(torch.cat(index), self.seed, progress.global_step)
-
     @torch.no_grad()
     def probe(
         self, bare: Forward, batch: MicroBatch, adversarial: Tensor, progress: Progress, means: RunningMeans,
         labelled: Tensor | None = None,
     ) -> None:  # fmt: skip
-        """Adds to ``means`` the accuracy on the step's own examples and under PGD-10, on a micro-batch's first 64 samples.
+        """Adds to ``means`` the accuracy on the step's own examples and under PGD-10, on the step's first 64 samples.
 
-        Beside them that of naming the commonest label, which no attack lowers. Of norm ``both`` the l_inf examples are looked at.
+        Of several micro-batches only the first is looked at. Of several processes all take part, those that have none of the 64
+        samples with one that does not count. Beside the two accuracies that of naming the commonest label, which no attack lowers.
+        Of norm ``both`` the l_inf examples are looked at.
 
         Args:
             bare: the forward of the unwrapped model.
@@ -136,18 +130,21 @@ class InnerMaximization:
             Wong, Rice and Kolter 2020, "Fast is better than free" (catastrophic overfitting: single-step examples are classified
             ever better, PGD's no more).
         """
-        count = min(PROBE_SAMPLES, len(batch))
-        some, of_some = _first(batch, count), None if labelled is None else [labelled[:, :count]]
-        right = self._outputs(bare, [some], [adversarial[:count]])[0].logits.mean(0).argmax(-1) == some.targets
-        means.add("fgsm_accuracy", right.sum(), count)
-        means.add("majority_accuracy", some.targets.bincount().max(), count)
+        own = min(max(PROBE_SAMPLES - batch.place, 0), batch.real)
+        count = max(own, 1)
+        some, of_some = _first(batch, count, own), None if labelled is None else [labelled[:, :count]]
+        output = self._outputs(bare, [some], [adversarial[:count]])[0]
+        right = output.logits.mean(0).argmax(-1) == some.targets
+        means.add("fgsm_accuracy", right[:own].sum(), own)
+        labels = self.total(torch.nn.functional.one_hot(some.targets[:own], output.logits.shape[-1]).sum(0).float())
+        means.add("majority_accuracy", labels.max(), labels.sum())
         attack = self.attack.single()[0]
         size, size_l2 = PROBE_SHARE * attack.eps, PROBE_SHARE * attack.eps_l2
         strong = replace(attack, steps=PROBE_STEPS, step_size=size, step_size_l2=size_l2)
         probing = replace(self, attack=strong, first_forward=_move_everybody, _checked=True)
         x = probing.perturb(bare, [some], progress, of_some)[0].adversarial
         right = self._outputs(bare, [some], [x])[0].logits.mean(0).argmax(-1) == some.targets
-        means.add("pgd_accuracy", right.sum(), count)
+        means.add("pgd_accuracy", right[:own].sum(), own)
 
     def _outputs(self, bare: Forward, batches: list[MicroBatch], moved: list[Tensor] | None = None) -> list[ForwardOutput]:
         """Forwards without gradients, on the inputs as they came or where they were moved to."""
@@ -155,10 +152,6 @@ class InnerMaximization:
             if moved is None:
                 return [self.read(bare(batch.inputs), batch) for batch in batches]
             return [self.read(self.adapter.forward(bare, batch.inputs, x), batch) for batch, x in zip(batches, moved)]
-
-    def _generator(self, x: Tensor, progress: Progress) -> torch.Generator:
-        rank = 0 if self.attack.scope == "batch" else self.rank
-        return keyed_generator("random start", self.seed, progress.global_step, rank, device=x.device)
 
     def _gradient(
         self, bare: Forward, batch: MicroBatch, x: Tensor, clean: Tensor | None, labelled: Tensor | None
@@ -179,7 +172,7 @@ class InnerMaximization:
 
 
 def _move_everybody(outputs: list[ForwardOutput], batches: list[MicroBatch], progress: Progress) -> list[FirstForward]:
-    ones = [torch.ones(output.logits.shape[:2], device=output.logits.device) for output in outputs]
+    ones = [b.without_repeats(torch.ones(o.logits.shape[:2], device=o.logits.device)) for o, b in zip(outputs, batches)]
     return [FirstForward(one, output.logits, one, None) for one, output in zip(ones, outputs)]
 
 
@@ -201,8 +194,9 @@ def _stack(grads: list[Tensor], like: Tensor) -> Tensor:
     return torch.cat([torch.nn.functional.pad(grad, (0, 0, 0, like.shape[1] - grad.shape[1])) for grad in grads])
 
 
-def _first(batch: MicroBatch, count: int) -> MicroBatch:
-    """The micro-batch's first samples."""
+def _first(batch: MicroBatch, count: int, real: int) -> MicroBatch:
+    """The micro-batch's first samples, of which only the first ``real`` count."""
     size = len(batch)
     inputs = {k: v[:count] if isinstance(v, Tensor) and v.dim() and len(v) == size else v for k, v in batch.inputs.items()}
-    return MicroBatch(inputs, batch.targets[:count], None if batch.index is None else batch.index[:count])
+    index = None if batch.index is None else batch.index[:count]
+    return replace(batch, inputs=inputs, targets=batch.targets[:count], index=index, repeats=count - real)

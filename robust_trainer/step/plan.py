@@ -25,7 +25,18 @@ from .dataset_scores import DatasetScores, EpochSelection
 from .inner import InnerMaximization
 from .nonfinite import NonfiniteGuard, finite_samples, without
 from .outer import OuterMinimization
-from .records import InnerResult, MicroBatch, ModelAccess, MovedInputs, PlannedBatch, Run, SampleWeights, StepPlan, StepWeights
+from .records import (
+    InnerResult,
+    MicroBatch,
+    ModelAccess,
+    MovedInputs,
+    PlannedBatch,
+    Run,
+    SampleWeights,
+    StepPlan,
+    StepWeights,
+    placed,
+)
 from .semi_supervised import SemiSupervisedStep
 from .weights import WeightDecider
 
@@ -67,7 +78,7 @@ class RobustStep:
         if recipe.perturbation is not None:
             self.inner = InnerMaximization(
                 recipe, recipe.perturbation, adapter, run.problem, self.read, self.weights.of_first_forward, run.total, run.seed,
-                run.rank, run.gradient_scale,
+                run.gradient_scale,
             )  # fmt: skip
         if recipe.semi_supervised is not None and isinstance(adapter, PixelAdapter):
             self.semi_supervised = SemiSupervisedStep(recipe.semi_supervised, recipe.objective, adapter, self.read)
@@ -82,18 +93,20 @@ class RobustStep:
 
     # ---- before the training forwards ----------------------------------------------------------------------------------------
 
-    def plan(self, model: ModelAccess, batches: list[MicroBatch], progress: Progress) -> StepPlan:
+    def plan(self, model: ModelAccess, batches: list[MicroBatch], progress: Progress, ending: int | None = None) -> StepPlan:
         """Perturbs every micro-batch of the step and decides what can be decided before the training forward.
 
         Args:
             model: the unwrapped model.
             batches: all micro-batches of this process.
             progress: where training stands.
+            ending: samples of the epoch that the step ends, None for other steps (`records.placed`).
 
         Returns:
             The step's plan, complete but for the weights where a single micro-batch's training forward decides.
         """
         self._open_epoch(progress)
+        batches = placed(batches, self.run, ending)
         progress, recipe = self._with_rate(progress), self.run.recipe
         labels = self.weights.known_weights(batches, "outer") if self.semi_supervised is not None else None
         labelled = [weight > 0 for weight in labels] if labels is not None else None
@@ -138,7 +151,7 @@ class RobustStep:
         if adapter is None:
             return [PlannedBatch(batch) for batch in batches]
         if self.semi_supervised is not None:
-            seed = keyed_seed("augmentation", self.run.seed, progress.global_step, self.run.rank)
+            seed = keyed_seed("augmentation", self.run.seed, progress.global_step)
             with model.crafting():
                 inputs = self.semi_supervised.inputs(model.forward, batches, inner, progress, seed, recipe.selection is not None)
             return [
@@ -229,14 +242,17 @@ class RobustStep:
             scores = inner.first.scores
         if recipe.ledger_score is not None:
             scores = recipe.ledger_score(output)
-        score, weight, index = scores.mean(0), weights.mean(0), planned.batch.index
-        if self.run.ledger is None or index is None:
-            self.run.means.add("kept_fraction", weight.sum(), weight.numel())
+        score, weight, batch = scores.mean(0), weights.mean(0), planned.batch
+        if self.run.ledger is None or batch.index is None:
+            self.run.means.add("kept_fraction", weight[: batch.real].sum(), batch.real)
             return
-        labels = self.run.problem.ledger_labels(planned.batch.targets)
+        labels = self.run.problem.ledger_labels(batch.targets)
         active = recipe.selection is not None and recipe.selection.filter_active(progress)
         losses = recipe.objective(output, output.network_targets()).float().T if recipe.num_networks > 1 else None
-        entry = StepRecord(logits.detach(), score, weight, labels, index, int(progress.epoch), active, losses, finite)
+        repeats = (batch.repeats, batch.all_repeats)
+        entry = StepRecord(
+            logits.detach(), score, weight, labels, batch.index, int(progress.epoch), active, losses, finite, repeats
+        )
         if not self.pending.accepts(entry):
             self.record_pending()
         self.pending.waiting.append(entry)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -32,10 +32,12 @@ class Run:
         classes: the model's classes (or outputs), 0 until the first forward where its config does not name them.
         labels_checked: whether the collator knew the classes and has checked every label.
         ledger: what is remembered of each sample; None for a streaming data set.
-        processes: how many train together. rank: this one's number. seed: of the run.
+        processes: how many train together. rank: this one's number, for its share of what all have; no random number depends on it.
+        seed: of the run.
         gather: concatenates a tensor over the processes. total: sums one over them.
         gradient_scale: keeps half-precision gradients from underflow.
         max_epochs: epochs that the training will take.
+        epoch_samples: samples of an epoch, None where nobody knows.
         states: what rules and decisions carry from step to step, by place and name; all of it is in checkpoints.
         means: what is logged.
     """
@@ -53,6 +55,7 @@ class Run:
     total: Callable[[Tensor], Tensor] = lambda t: t
     gradient_scale: float = 1.0
     max_epochs: float = 1.0
+    epoch_samples: int | None = None
     states: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     means: RunningMeans = field(default_factory=RunningMeans)
 
@@ -76,14 +79,38 @@ class ModelAccess:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One micro-batch: the model's inputs without labels and index, the targets (B,) or (B, K), the positions (B,) or None."""
+    """One micro-batch of this process.
+
+    Attributes:
+        inputs: the model's, without labels and index.
+        targets: (B,) or (B, K).
+        index: the positions in the data set (B,), None where the batch carries none.
+        place: of its first sample in the optimizer step, in the order in which one process would see them all.
+        repeats: how many of its last samples only fill up the last step of an epoch, which processes share evenly; they count
+            nowhere.
+        all_repeats: the same over all processes.
+    """
 
     inputs: dict[str, Any]
     targets: Tensor
     index: Tensor | None
+    place: int = 0
+    repeats: int = 0
+    all_repeats: int = 0
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    @property
+    def real(self) -> int:
+        """How many of its first samples are no repeats."""
+        return len(self) - self.repeats
+
+    def without_repeats(self, weights: Tensor) -> Tensor:
+        """Returns weights (..., B), 0 for the repeats."""
+        if not self.repeats:
+            return weights
+        return torch.where(torch.arange(len(self), device=weights.device) < self.real, weights, torch.zeros_like(weights))
 
     @property
     def positions(self) -> Tensor:
@@ -91,6 +118,33 @@ class MicroBatch:
         if self.index is None:
             raise ValueError("the batch carries no sample index: train through trainer.train(), or use a method without memory.")
         return self.index
+
+
+def placed(batches: Sequence[MicroBatch], run: Run, ending: int | None) -> list[MicroBatch]:
+    """Returns an optimizer step's micro-batches with their places in it and their repeats.
+
+    A loader deals out the micro-batches of one process's order by turns, and fills the last turn up with samples from the start.
+
+    Args:
+        batches: of this process, in their order; those of one turn have one size.
+        run: whose processes share the step.
+        ending: samples of the epoch that the step ends; None for a step in its middle.
+    """
+    first, out = 0, []
+    for number, batch in enumerate(batches, 1):
+        size = run.processes * len(batch)
+        fill = -ending % size if ending is not None and number == len(batches) else 0
+        after = (run.processes - 1 - run.rank) * len(batch)  # samples of the turn that come after this process's
+        repeats = min(max(fill - after, 0), len(batch))
+        out.append(replace(batch, place=first + run.rank * len(batch), repeats=repeats, all_repeats=fill))
+        first += size
+    return out
+
+
+def places(batches: Sequence[MicroBatch], device: torch.device | str) -> Tensor:
+    """Returns the places of the micro-batches' samples in the optimizer step (B,), on a device, which is not waited for."""
+    ranges = [torch.arange(batch.place, batch.place + len(batch), device=device) for batch in batches]
+    return torch.cat(ranges) if len(ranges) > 1 else ranges[0]
 
 
 @dataclass(frozen=True)
@@ -172,15 +226,17 @@ class SampleWeights:
 
     Attributes:
         rule: what the rule says; this is recorded.
-        training: what counts in the loss: 0 for samples held out for the noise rate's estimate, too.
+        training: what counts in the loss: 0 for samples held out for the noise rate's estimate, too, and for repeats.
+        rest: what is left of weight 1; 0 for repeats.
     """
 
     rule: Tensor
     training: Tensor
+    rest: Tensor
 
     def only(self, finite: Tensor) -> SampleWeights:
         """Returns the weights with 0 for all other samples than these, bool (M, B)."""
-        return SampleWeights(*(torch.where(finite, own, torch.zeros_like(own)) for own in (self.rule, self.training)))
+        return SampleWeights(*(torch.where(finite, own, torch.zeros_like(own)) for own in (self.rule, self.training, self.rest)))
 
 
 @dataclass(frozen=True)

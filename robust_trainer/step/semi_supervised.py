@@ -14,7 +14,7 @@ from ..ledger.means import RunningMeans
 from ..losses.semi_supervised import SemiSupervised
 from ..perturbations.inputs import Forward, PixelAdapter
 from ..types import ForwardOutput, Objective, Progress
-from .records import InnerResult, MicroBatch, SampleWeights, SemiSupervisedInputs, StepWeights
+from .records import InnerResult, MicroBatch, SampleWeights, SemiSupervisedInputs, StepWeights, places
 
 
 @dataclass
@@ -53,18 +53,18 @@ class SemiSupervisedStep:
         if not self._checked and not inner:  # with an attack the inner maximisation has looked
             space.check(x)
             self._checked = True
-        formal = semi.formal(progress)
-        strong = adapter.split(augment(semi.strong, x, space, seed, "strong_augmentation"), batches)
+        formal, rows = semi.formal(progress), places(batches, "cpu")
+        strong = adapter.split(augment(semi.strong, x, space, seed, "strong_augmentation", rows), batches)
         seconds: list[list[Tensor]] = [[] for _ in batches]
         kinds = len(inner[0].adversarial) // len(batches[0]) if inner else 0
         for kind in range(kinds):
             moved = torch.cat([result.adversarial.chunk(kinds)[kind] for result in inner])
-            augmented = augment(semi.strong, moved, space, seed + 1 + kind, "strong_augmentation")
+            augmented = augment(semi.strong, moved, space, seed + 1 + kind, "strong_augmentation", rows)
             for second, plain, changed in zip(seconds, adapter.split(moved, batches), adapter.split(augmented, batches)):
                 second += [plain, changed] if formal else [changed]
         pseudo: list[Tensor | None] = [None] * len(batches)
         if formal and dropping:
-            weak = adapter.split(augment(semi.weak, x, space, seed - 1, "weak_augmentation"), batches)
+            weak = adapter.split(augment(semi.weak, x, space, seed - 1, "weak_augmentation", rows), batches)
             with torch.no_grad():
                 pseudo = [
                     semi.pseudo_labels(self.read(adapter.forward(bare, batch.inputs, row), batch).logits)
@@ -96,6 +96,7 @@ class SemiSupervisedStep:
         means.add("loss_labelled", torch.where(weights > 0, labelled.detach() * weights, 0.0).sum(), weights.sum())
         if apart is None or step.dropped is None:
             return loss
-        rest = 1.0 - weights
-        means.add("loss_unlabelled", (apart.detach() * rest).sum(), rest.sum())
-        return loss + self.semi.weight(progress) * ((apart * rest).sum(1) / step.dropped.clamp_min(1.0)).sum()
+        rest = sample.rest
+        apart = torch.where(rest > 0, apart * rest, torch.zeros_like(apart))
+        means.add("loss_unlabelled", apart.detach().sum(), rest.sum())
+        return loss + self.semi.weight(progress) * (apart.sum(1) / step.dropped.clamp_min(1.0)).sum()

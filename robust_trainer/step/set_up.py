@@ -70,6 +70,23 @@ def model_access(model: nn.Module, forward: Forward, recipe: Recipe, device: tor
     return ModelAccess(forward, crafting, training_forward, moved)
 
 
+def epoch_ending(trainer: Any, run: Run) -> int | None:
+    """Returns the samples of the epoch if the loader has just given its last batch of it, else None.
+
+    One process, and ``dataloader_drop_last``, repeat no samples, so they are not asked.
+
+    Args:
+        trainer: whose loader gives the batches.
+        run: of the training.
+    """
+    state = trainer.accelerator.gradient_state
+    if run.processes == 1 or trainer.args.dataloader_drop_last or not state.in_dataloader or not state.end_of_dataloader:
+        return None
+    if run.ledger is not None:
+        return run.epoch_samples
+    return state.remainder if state.remainder > 0 else None  # of a stream the last step's samples, where process 0 reads for all
+
+
 def indexed_loader(trainer: Any, run: Run, sampler: Callable[[Any], Any], batch_size: int, description: str, training: bool) -> Any:
     """Returns a loader of the training set whose batches carry the positions of their samples.
 
@@ -89,6 +106,13 @@ def indexed_loader(trainer: Any, run: Run, sampler: Callable[[Any], Any], batch_
     names = list(dict.fromkeys([*trainer.label_names, "labels", "label"]))
     main = getattr(trainer.accelerator.unwrap_model(trainer.model), "main_input_name", "pixel_values")
     drop_last = trainer.args.dataloader_drop_last
+
+    def ordered(_: Any) -> Any:
+        order = sampler(data)
+        if training:
+            run.epoch_samples = len(order) if hasattr(order, "__len__") else None
+        return order
+
     trainer.data_collator = IndexCollator(collate, names, run.classes or None, main, run.problem)
     trainer.args.dataloader_drop_last = drop_last and training
     try:
@@ -96,7 +120,7 @@ def indexed_loader(trainer: Any, run: Run, sampler: Callable[[Any], Any], batch_
             dataset=Indexed(data),
             description=description,
             batch_size=batch_size,
-            sampler_fn=lambda _: sampler(data),
+            sampler_fn=ordered,
             is_training=training,
         )
     finally:

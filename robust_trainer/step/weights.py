@@ -84,14 +84,24 @@ class WeightDecider:
         rule, run = self.run.recipe.selection, self.run
         if not isinstance(rule, BatchRule):
             return _everybody(batches)
-        own = torch.cat(list(scores), 1)
-        classes = torch.cat([run.problem.classes_of(batch.targets) for batch in batches])
-        everyone = run.gather(own.T.contiguous()).T.contiguous()
+        everyone = self._of_all([score.T for score in scores], batches).T.contiguous()
+        classes = self._of_all([run.problem.classes_of(batch.targets) for batch in batches], batches)
         if place not in run.states:
-            run.states[place] = rule.new_state(run.classes, own.shape[0], own.device)
-        weights = rule.weights(everyone, run.gather(classes), progress, run.states[place])
-        mine = weights[:, run.rank * own.shape[1] : (run.rank + 1) * own.shape[1]]
-        return self.floor.raised(mine.split([score.shape[1] for score in scores], 1), scores, batches)
+            run.states[place] = rule.new_state(run.classes, len(everyone), everyone.device)
+        weights = rule.weights(everyone, classes, progress, run.states[place])
+        padded = torch.nn.functional.pad(weights, (0, batches[-1].all_repeats))
+        parts = padded.split([run.processes * len(batch) for batch in batches], 1)
+        mine = [part.chunk(run.processes, 1)[run.rank] for part in parts]
+        return self.floor.raised(mine, scores, batches)
+
+    def _of_all(self, rows: Sequence[Tensor], batches: Sequence[MicroBatch]) -> Tensor:
+        """The rows (B, ...) of the step's micro-batches on all processes, in the order of one process and without repeats."""
+        run = self.run
+        if run.processes == 1:
+            return torch.cat(list(rows))
+        every = run.gather(torch.cat(list(rows)).contiguous()).unflatten(0, (run.processes, -1))
+        parts = every.split([len(batch) for batch in batches], 1)
+        return torch.cat([part.flatten(0, 1)[: part.shape[1] * run.processes - b.all_repeats] for part, b in zip(parts, batches)])
 
     # ---- what becomes of them --------------------------------------------------------------------------------------------
 
@@ -106,10 +116,10 @@ class WeightDecider:
             FirstForward(
                 scores=score,
                 logits=output.logits,
-                inner_weights=weight if recipe.inner_filter else torch.ones_like(weight),
+                inner_weights=batch.without_repeats(weight if recipe.inner_filter else torch.ones_like(weight)),
                 outer_weights=weight if self._clean_decides else None,
             )
-            for score, output, weight in zip(scores, outputs, weights)
+            for score, output, weight, batch in zip(scores, outputs, weights, batches)
         ]
 
     def settle(self, batches: Sequence[MicroBatch], weights: Sequence[Tensor]) -> StepWeights:
@@ -126,12 +136,12 @@ class WeightDecider:
             if estimator is not None:
                 # the estimate of the noise rate needs samples whose labels no update has seen
                 training = torch.where(estimator.hold_out(batch.positions), torch.zeros_like(weight), weight)
-            samples.append(SampleWeights(weight, training))
-        whole = torch.cat([sample.training for sample in samples], 1)
+            samples.append(SampleWeights(weight, batch.without_repeats(training), batch.without_repeats(1.0 - training)))
+        whole = torch.cat([sample.training[:, : batch.real] for sample, batch in zip(samples, batches)], 1)
         rule, total = self.run.recipe.selection, self.run.total
         kept = total(rule.divisor(whole) if isinstance(rule, BatchRule) else whole.sum(1))
         semi = self.run.recipe.semi_supervised is not None
-        return StepWeights(samples, kept, total((1.0 - whole).sum(1)) if semi else None)
+        return StepWeights(samples, kept, total(sum(sample.rest.sum(1) for sample in samples)) if semi else None)
 
     # ---- the noise rate --------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from helpers.toy import CHANNELS, CLASSES, SIZE, resnet
 
-from robust_trainer.data.randomness import keyed_generator
+from robust_trainer.data.randomness import RowDraws
 
 BATCH, STEPS, SEED, LR, MOMENTUM, DECAY = 8, 5, 3, 0.02, 0.9, 5e-3
 
@@ -74,13 +74,13 @@ OUTER["fast-at"] = OUTER["pgd-at"]
 
 
 def start(step, shape, eps, random_start, start_std):
-    """The library's random numbers, drawn again: they belong to the seed, the step and the process."""
-    g = keyed_generator("random start", SEED, step, 0)
+    """The library's random numbers, drawn again: they belong to the seed, the step and the place in it."""
+    draws = RowDraws(torch.arange(shape[0]), "random start", SEED, step)
     if not random_start:
         return torch.zeros(shape)
     if start_std is not None:
-        return torch.randn(shape, generator=g) * start_std
-    return (torch.rand(shape, generator=g) * 2 - 1) * eps
+        return draws.normal(*shape[1:]) * start_std
+    return (draws.uniform(*shape[1:]) * 2 - 1) * eps
 
 
 def attack(model, pixels, y, delta, inner, own, eps, step_size, steps, norm="linf", mode="eval", keep=None):

@@ -42,7 +42,10 @@ def start_server() -> str:
 
         def stop():
             server.stdin.close()
-            server.wait(10)
+            try:
+                server.wait(10)
+            except subprocess.TimeoutExpired:
+                server.kill()
             shutil.rmtree(folder, ignore_errors=True)
 
         atexit.register(stop)
@@ -62,7 +65,7 @@ def serve(address: str) -> None:
                 if key.fileobj == 0:
                     for child in children:
                         os.kill(child, signal.SIGKILL)
-                    return
+                    os._exit(0)  # at once: taking down all that was imported takes seconds
                 if key.fileobj is listener:
                     import_all()
                     ready.register(Connection(listener.accept()[0].detach()), selectors.EVENT_READ)

@@ -1,6 +1,7 @@
 """Perturbations whose norm is drawn for each sample: bit for bit the single norms' in one loop, and the draw the sample's own."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from helpers.toy import images as toy_images
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from robust_trainer.data.images import InputSpace
-from robust_trainer.data.randomness import keyed_generator, keyed_seed
+from robust_trainer.data.randomness import RowDraws
 from robust_trainer.ledger.means import RunningMeans
 from robust_trainer.losses.adversarial import INNER, needs_clean
 from robust_trainer.losses.standard import make_objective
@@ -23,7 +24,7 @@ from robust_trainer.perturbations.pgd import NORM_CHOICES, Perturbation
 from robust_trainer.problems import SINGLE_LABEL
 from robust_trainer.selection.scores import make_score
 from robust_trainer.step.inner import PROBE_STEPS, InnerMaximization, _own_guess
-from robust_trainer.step.records import FirstForward, MicroBatch
+from robust_trainer.step.records import FirstForward, MicroBatch, placed, places
 from robust_trainer.types import ForwardOutput, Progress
 
 MEAN, STD = (0.3, 0.5, 0.6), (0.1, 0.5, 1.3)
@@ -61,7 +62,10 @@ def cut(batch, sizes):
     """The same samples as micro-batches."""
     parts = [batch.targets.split(sizes), batch.index.split(sizes)]
     inputs = {key: value.split(sizes) for key, value in batch.inputs.items()}
-    return [MicroBatch({k: v[i] for k, v in inputs.items()}, parts[0][i], parts[1][i]) for i in range(len(sizes))]
+    one = SimpleNamespace(processes=1, rank=0)
+    return placed(
+        [MicroBatch({k: v[i] for k, v in inputs.items()}, parts[0][i], parts[1][i]) for i in range(len(sizes))], one, None
+    )
 
 
 def inner_of(attack, adapter=FRONT, keep=None, **kwargs):
@@ -86,7 +90,7 @@ def craft(attack, model, batches, adapter=FRONT, now=NOW, labelled=None, **kwarg
     """What the step's samples become, and which of them are in the l_2 ball."""
     batches = batches if isinstance(batches, list) else [batches]
     parts = crafted_parts(attack, model, batches, adapter, now, labelled, **kwargs)
-    return torch.cat(parts), inner_of(attack, adapter, **kwargs)._in_l2(batches, now)
+    return torch.cat(parts), draw_in_l2(places(batches, "cpu"), 3, now.global_step)
 
 
 def singles(attack):
@@ -149,8 +153,8 @@ def test_a_slow_loop_over_single_samples(random_start):
     model, batch, pixels = images(6, torch.float64)
     got, second = craft(attack, model, batch)
     assert 0 < second.sum() < 6
-    g = keyed_generator("random start", 3, NOW.global_step, 0)
-    begin = torch.randn(pixels.shape, generator=g).double() * 0.01 if random_start else torch.zeros_like(pixels)
+    draws = RowDraws(torch.arange(6), "random start", 3, NOW.global_step)
+    begin = draws.normal(*pixels.shape[1:]).double() * 0.01 if random_start else torch.zeros_like(pixels)
     for i in range(6):
 
         def probabilities(image):
@@ -181,7 +185,7 @@ def test_the_methods_of_the_ball_are_those_of_each_row():
     for one, mask in ((linf, ~second), (l2, second)):
         assert torch.equal(ball.direction(x)[mask], one.direction(x)[mask])
         assert torch.equal(ball.project(x)[mask], one.project(x)[mask])
-        starts = [b.random_start(x, torch.Generator().manual_seed(4))[mask] for b in (ball, one)]
+        starts = [b.random_start(x, RowDraws(torch.arange(5), 4))[mask] for b in (ball, one)]
         assert torch.equal(*starts) and starts[0].abs().max() > 0
 
 
@@ -194,23 +198,10 @@ def test_step_sizes_follow_their_own_radius():
 # ---- the draw ---------------------------------------------------------------------------------------------------------
 
 
-def slow_draw(index, seed, step):
-    """The hash on Python's integers."""
-
-    def mix(bits):
-        for _ in range(2):
-            bits = ((bits >> 16) ^ bits) * 0x45D9F3B % 2**32
-        return (bits >> 16) ^ bits
-
-    key = keyed_seed("hybrid", seed, step)
-    return mix(mix((index ^ (key >> 32)) % 2**32) ^ (key % 2**32)) >= 2**31
-
-
-def test_the_draw_is_the_hash_and_fair():
+def test_the_draw_is_fair():
     index = torch.arange(20_000)
     draws = torch.stack([draw_in_l2(index, 3, step) for step in range(20)])
     assert draws.dtype == torch.bool
-    assert draws[4, :50].tolist() == [slow_draw(i, 3, 4) for i in range(50)]
     # shares within 4.5 standard deviations of 1/2: of every step, of every sample's first bits, and of agreement between neighbours
     assert (draws.float().mean(1) - 0.5).abs().max() < 4.5 * 0.5 / 20_000**0.5
     agree = (draws[1:] == draws[:-1]).float().mean(1), (draws[:, 1:] == draws[:, :-1]).float().mean(1)
@@ -221,31 +212,28 @@ def test_the_draw_is_the_hash_and_fair():
     assert abs(float(often.var()) - 5) < 0.25
 
 
-def test_the_draw_belongs_to_the_sample_and_the_step():
+@every_row("attack", ["hybrid", "started"])
+def test_draws_belong_to_the_place_in_the_step_and_to_the_step(attack):
+    """However a step is cut into micro-batches and over processes."""
+    attack = HYBRID if attack == "hybrid" else replace(HYBRID, random_start=True)
     model, batch, _ = images(40)
-    whole, second = craft(HYBRID, model.double(), double(batch))
-    for sizes, rank in (([40], 1), ([10, 30], 0), ([7, 7, 26], 2)):
-        got, same = craft(HYBRID, model, cut(double(batch), sizes), rank=rank)
+    whole, second = craft(attack, model.double(), double(batch))
+    for sizes in ([10, 30], [7, 7, 26]):
+        got, same = craft(attack, model, cut(double(batch), sizes))
         assert torch.equal(same, second) and torch.allclose(got, whole, atol=1e-5)
-    order = torch.randperm(40)
-    shuffled = MicroBatch({"pixel_values": batch.inputs["pixel_values"][order]}, batch.targets[order], batch.index[order])
-    got, drawn = craft(HYBRID, model, double(shuffled))
-    assert torch.equal(drawn, second[order]) and torch.allclose(got, whole[order], atol=1e-5)
+    for rank in (0, 1):  # two micro-batches of each of two processes
+        mine = [cut(double(batch), [8] * 5)[part] for part in (rank, 2 + rank)]
+        mine = placed(mine, SimpleNamespace(processes=2, rank=rank), None)
+        rows = places(mine, "cpu")
+        assert rows.tolist() == [*range(8 * rank, 8 * rank + 8), *range(16 + 8 * rank, 24 + 8 * rank)]
+        got, same = craft(attack, model, mine)
+        assert torch.equal(same, second[rows]) and torch.allclose(got, whole[rows], atol=1e-5)
     steps = torch.stack([craft(HYBRID, model, double(batch), now=replace(NOW, global_step=s))[1] for s in (5, 6, 7)])
     assert torch.equal(steps[0], second) and 8 < (steps[0] != steps[1]).sum() < 32 and not torch.equal(steps[1], steps[2])
 
 
 def double(batch):
     return MicroBatch({k: v.double() for k, v in batch.inputs.items()}, batch.targets, batch.index)
-
-
-def test_without_an_index_the_place_in_the_step_decides():
-    _, batch, _ = images(12)
-    bare = [replace(part, index=None) for part in cut(batch, [5, 7])]
-    for rank in (0, 2):
-        drawn = inner_of(HYBRID, rank=rank)._in_l2(bare, NOW)
-        assert torch.equal(drawn, draw_in_l2(torch.arange(12) + 12 * rank, 3, NOW.global_step))
-    assert torch.equal(inner_of(HYBRID)._in_l2([replace(batch, index=None)], NOW), inner_of(HYBRID)._in_l2(bare, NOW))
 
 
 # ---- losses, labels ---------------------------------------------------------------------------------------------------
@@ -403,12 +391,12 @@ def test_nothing_waits_for_the_device(front):
         where, batch = EmbeddingAdapter.of([model]), MicroBatch(inputs, inputs.pop("labels"), torch.arange(6))
     count = len(batch.targets)
     inner, keep = inner_of(replace(HYBRID, random_start=True), where), torch.ones(count)
-    generator = torch.Generator().manual_seed(0)
     with Ops() as ops:
-        second = inner._in_l2([batch], NOW)
+        rows = places([batch], "cpu")
+        second = draw_in_l2(rows, 3, NOW.global_step)
         x, space = where.join([batch], "hybrid", second)
         ball = inner.attack.ball(space, second)
-        delta = inner.attack.start(x, space, ball, generator)
+        delta = inner.attack.start(x, space, ball, RowDraws(rows, "random start"))
         inner.attack.apply(x, inner.attack.step(x, delta, torch.ones_like(x), keep, space, ball, lambda t: t), space)
     assert "aten.where" in ops.names and not ops.names & waiting
     with Ops() as ops:

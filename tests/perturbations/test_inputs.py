@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from robust_trainer.data.randomness import RowDraws
 from robust_trainer.perturbations.inputs import EmbeddingAdapter, EmbeddingSpace
 from robust_trainer.perturbations.norms import NORMS
 from robust_trainer.perturbations.pgd import Perturbation
@@ -83,7 +84,7 @@ def test_padding_is_not_moved_and_every_token_has_its_ball(norm):
     attack = Perturbation(0.3, steps=2, step_size=0.2, norm=norm, scope="sample", random_start=True)
     ball = attack.ball(space)
     assert ball.per_token
-    delta = attack.start(x, space, ball, torch.Generator().manual_seed(0))
+    delta = attack.start(x, space, ball, RowDraws(torch.arange(len(x)), 0))
     padded = space.mask.expand_as(x) == 0
     for _ in range(2):
         assert not delta[padded].any()

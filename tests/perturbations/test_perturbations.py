@@ -4,6 +4,7 @@ from helpers.tables import every_row
 from helpers.toy import CLASSES, Logits
 
 from robust_trainer.data.images import InputSpace
+from robust_trainer.data.randomness import RowDraws
 from robust_trainer.perturbations.norms import Ball
 from robust_trainer.perturbations.pgd import Perturbation
 
@@ -20,10 +21,11 @@ def setup(b=6):
     return model, pixels, (pixels - mean) / std, torch.randint(CLASSES, (b,)), mean, std
 
 
-def craft(attack, model, x, y, keep, generator=None):
+def craft(attack, model, x, y, keep):
     """What step/inner.py does, on one process."""
     ball = attack.ball(SPACE)
-    delta = attack.start(x, SPACE, ball, generator or torch.Generator().manual_seed(0)).double()
+    rows = torch.arange(len(x) if attack.scope == "sample" else 1)
+    delta = attack.start(x, SPACE, ball, RowDraws(rows, 0)).double()
     for _ in range(attack.steps):
         leaf = attack.apply(x, delta, SPACE).requires_grad_(True)
         (grad,) = torch.autograd.grad(torch.nn.functional.cross_entropy(model(leaf), y, reduction="sum"), leaf)
@@ -99,14 +101,13 @@ def test_shared_perturbation_is_the_mean_of_the_kept_signs():
     keep = torch.tensor([1, 1, 0, 1, 0, 0.0])
     attack = Perturbation(0.05)
     ball = attack.ball(SPACE)
-    c = attack.step(x, attack.start(x, SPACE, ball, torch.Generator()), grad, keep, SPACE, ball, lambda t: t)
+    c = attack.step(x, attack.start(x, SPACE, ball, RowDraws(torch.zeros(1), 0)), grad, keep, SPACE, ball, lambda t: t)
     expected = 0.05 * grad[keep > 0].sign().mean(0, keepdim=True)
     assert torch.allclose(c, expected) and c.abs().max() <= 0.05 + 1e-7
 
 
 def test_random_start_fills_the_ball():
-    g = torch.Generator().manual_seed(0)
-    cube = Ball("linf", 0.1).random_start(torch.zeros(200, 3, 4, 4), g)
+    cube = Ball("linf", 0.1).random_start(torch.zeros(200, 3, 4, 4), RowDraws(torch.arange(200), 0))
     assert 0.099 < cube.abs().max() <= 0.1 and abs(float(cube.mean())) < 0.003
-    sphere = Ball("l2", 2.0).random_start(torch.zeros(500, 3, 4, 4), g).flatten(1).norm(dim=1)
+    sphere = Ball("l2", 2.0).random_start(torch.zeros(500, 3, 4, 4), RowDraws(torch.arange(500), 1)).flatten(1).norm(dim=1)
     assert sphere.max() <= 2.0 + 1e-5 and abs(float(sphere.mean()) - 1.0) < 0.1

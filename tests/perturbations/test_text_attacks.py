@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from robust_trainer import RobustTrainer
-from robust_trainer.data.randomness import keyed_generator
+from robust_trainer.data.randomness import RowDraws
 from robust_trainer.models.peers import PeerModel
 from robust_trainer.perturbations.inputs import EmbeddingAdapter
 from robust_trainer.step.records import MicroBatch
@@ -113,12 +113,11 @@ def reference(method, norm, eps, step_size, steps, uniform, beta=4.0, updates=3,
 
         delta = torch.zeros(*ids.shape, WIDTH)
         if uniform:
-            g = keyed_generator("random start", SEED, update, 0)  # the library's numbers, drawn again
+            draws = RowDraws(torch.arange(size), "random start", SEED, update)  # the library's numbers, drawn again
             if norm == "linf":
-                delta = (torch.rand(delta.shape, generator=g) * 2 - 1) * eps
+                delta = (draws.uniform(*delta.shape[1:]) * 2 - 1) * eps
             else:
-                noise = torch.randn(delta.shape, generator=g)
-                radius = torch.rand(ids.numel(), generator=g).view(*ids.shape, 1)
+                noise, radius = draws.normal(*delta.shape[1:]), draws.uniform(ids.shape[1], 1)
                 delta = noise / noise.norm(dim=-1, keepdim=True) * radius * eps
             delta = delta * real
         for _ in range(steps):

@@ -30,16 +30,11 @@ SHARP = {  # settings that make every room of the method work within a few steps
     "normclip": dict(clip_norm=0.5),
     "ignormclip": dict(sample_clip_norm=0.5),
     **{name: dict(steps=2, eps=0.05) for name, row in METHODS.items() if row.settings.get("steps", 1) > 1},
-    # a random start is drawn per process
-    "nrat-awp": dict(steps=2, eps=0.05, random_start=False),
-    "prl+trades": dict(noise_rate=0.25, steps=2, eps=0.05, inner_loss="ce", random_start=False),
+    "prl+trades": dict(noise_rate=0.25, steps=2, eps=0.05, inner_loss="ce"),
     **{name: dict(eps=0.05, collapse_check_steps=3) for name in ("fast-at", "fast-at-awp")},
     "rebalanced": dict(warmup_epochs=1.0),
     "erat": dict(steps=2, warmup_epochs=1.0, lambda_ramp_epochs=0.01),  # the epoch is counted in micro-batches: no ramp
 }
-#: Augmentations are drawn per process.
-ALIKE = {"erat": dict(strong_augmentation="none", weak_augmentation="none")}
-
 
 #: One row of each way to decide, to perturb and to step.
 STEPPING = (
@@ -73,7 +68,7 @@ def run(method, size, n, tmp_path):
     def work(out):
         trainer = robust(
             out, vit(), images(n), method=method, per_device_train_batch_size=size, num_train_epochs=3, learning_rate=1e-3,
-            ddp_find_unused_parameters=False, **SHARP.get(method, {}), **ALIKE.get(method, {}),
+            ddp_find_unused_parameters=False, **SHARP.get(method, {}),
         )  # fmt: skip
         trainer.train()
         return trainer, [ready(trainer.state.log_history), trainer.ledger.to_dataset().to_dict()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...perturbations.norms import GeneratorDraws
 from .task import Task, fit
 
 
@@ -13,7 +14,8 @@ def class_noise(task: Task) -> Tensor:
 
     The direction is that of the norm's random start: uniform. It depends on the task's seed and the images' shape alone.
     """
-    noise = task.ball.random_start(torch.empty(task.classes, *task.images.shape[1:]), task.generator(0))
+    like = torch.empty(task.classes, *task.images.shape[1:])
+    noise = task.ball.random_start(like, GeneratorDraws(task.generator(0), task.classes, like.device))
     if task.ball.norm == "linf":
         return noise
     return noise * (task.ball.eps / task.ball.size(noise).clamp_min(torch.finfo(noise.dtype).tiny))

@@ -1,0 +1,234 @@
+"""Two and three processes against one: the same weights, losses and decisions, for every row of the table of methods.
+
+    python benchmarks/process_equality.py --output equality.jsonl                     # every row; a stopped run goes on
+    python benchmarks/process_equality.py --rows erat trades --processes 3 --lengths uneven --dtype float64
+
+Each row trains a small convolutional network (no BatchNorm, whose statistics are a process's own, and no dropout) for 24 steps of
+12 samples: by one process with batches of 12, by two of 6, by three of 4; ``2x2`` are two processes that accumulate two batches of
+3. 96 samples are divided evenly; of 91 the last step of an epoch has 7, and loaders repeat samples to give every process its share.
+Told: the largest relative difference of a weight tensor (2-norms) and of a step's loss, and whether all that the ledger has decided
+and counted of each sample is equal. Processes are forked, over gloo, on the CPU. --check exits with 1 where a difference is over
+1e-5 or a decision differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import multiprocessing
+import os
+import sys
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from common import add_result, read_results
+from torch import Tensor, nn
+from transformers import PrinterCallback, TrainerCallback, ViTConfig, ViTForImageClassification
+
+from robust_trainer import METHODS, RobustConfig, RobustTrainer
+from robust_trainer.methods.settings import FIELDS
+
+BAR, BATCH, EPOCHS, LENGTHS = 1e-5, 12, 3, {"even": 96, "uneven": 91}
+CUTS = {"1": (1, 1), "2": (2, 1), "3": (3, 1), "2x2": (2, 2)}
+CLASSES, CHANNELS, SIZE = 4, 3, 8
+#: Settings with which every part of a row is at work within the 24 steps; others are the row's own.
+OWN: dict[str, dict[str, Any]] = {
+    "normclip": dict(clip_norm=0.5),
+    "ignormclip": dict(sample_clip_norm=0.5),
+    "prl-at-memory": dict(drop_ramp_steps=5),
+    "rebalanced": dict(warmup_epochs=1.0),
+    "decouple": dict(warmup_epochs=1.0),
+    "erat": dict(warmup_epochs=1.0, lambda_ramp_epochs=0.5, lambda_u=5.0),
+}
+
+
+def settings_of(row: str) -> dict[str, Any]:
+    """A row's settings: what its parts need, to be at work, and few attack steps."""
+    own, out = METHODS[row].settings, dict(OWN.get(row, {}))
+    if "noise_rate" in own:
+        out["noise_rate"] = 0.25
+    if own.get("drop_schedule") == "ramp" and "drop_ramp_steps" not in out:
+        out["drop_ramp_epochs"] = 1
+    if own.get("steps", 1) > 1:
+        out["steps"] = 3
+    if "collapse_check_steps" in own:
+        out["collapse_check_steps"] = 3
+    return out
+
+
+class Net(nn.Module):
+    """A convolution and a linear layer, from pixels to logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(CHANNELS, 6, 3, padding=1)
+        self.head = nn.Linear(6 * 4, CLASSES)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        hidden = nn.functional.adaptive_avg_pool2d(self.conv(pixel_values).relu(), 2)
+        return self.head(hidden.flatten(1))
+
+
+def network(row: str) -> nn.Module:
+    """The row's network; a small ViT where a head is told from a backbone."""
+    torch.manual_seed(0)
+    if not METHODS[row].settings.get("freeze_backbone"):
+        return Net()
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, image_size=SIZE, patch_size=4,
+        num_channels=CHANNELS, num_labels=CLASSES, hidden_dropout_prob=0.0,
+    )  # fmt: skip
+    return ViTForImageClassification(config)
+
+
+def samples(count: int, dtype: torch.dtype) -> datasets.Dataset:
+    """Images whose classes differ by a bright quarter, a quarter of the labels wrong."""
+    random = np.random.default_rng(0)
+    clean = random.integers(0, CLASSES, count)
+    x = random.uniform(0.2, 0.7, (count, CHANNELS, SIZE, SIZE))
+    for image, label in zip(x, clean):
+        image[:, 4 * (label // 2) : 4 * (label // 2) + 4, 4 * (label % 2) : 4 * (label % 2) + 4] += 0.3
+    wrong = random.permutation(count) < count // 4
+    rows = {"pixel_values": 2 * x - 1, "labels": np.where(wrong, (clean + 1) % CLASSES, clean)}
+    features = datasets.Features(
+        pixel_values=datasets.Array3D((CHANNELS, SIZE, SIZE), str(dtype).removeprefix("torch.")), labels=datasets.Value("int64")
+    )
+    return (
+        datasets.Dataset.from_dict(rows, features=features)
+        .with_format("numpy")
+        .with_transform(
+            lambda batch: {
+                "pixel_values": list(torch.tensor(np.asarray(batch["pixel_values"]), dtype=dtype)),
+                "labels": [int(label) for label in batch["labels"]],
+            }
+        )
+    )
+
+
+class Losses(TrainerCallback):
+    """What is logged of every step."""
+
+    def __init__(self) -> None:
+        self.rows: list[list[float]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if "loss" in logs:
+            self.rows.append([logs["loss"], logs["grad_norm"], logs["kept_fraction"], logs.get("fgsm_accuracy", 0.0)])
+
+
+def train(row: str, length: str, dtype: str, processes: int, accumulation: int, folder: str) -> dict[str, Any]:
+    """Trains in this process, alone or with those that it shares a process group with; what is compared."""
+    settings = settings_of(row)
+    losses, rest = Losses(), {name: settings.pop(name) for name in [*settings] if name not in FIELDS}
+    args = RobustConfig(
+        output_dir=folder, method=row, method_settings=rest or None, per_device_train_batch_size=BATCH // processes // accumulation,
+        gradient_accumulation_steps=accumulation, num_train_epochs=EPOCHS, learning_rate=0.05, optim="sgd",
+        optim_args="momentum=0.9",
+        lr_scheduler_type="constant", logging_steps=1, logging_nan_inf_filter=False, report_to=[], disable_tqdm=True,
+        save_strategy="no", use_cpu=True, dataloader_pin_memory=False, seed=3, ddp_find_unused_parameters=False,
+        remove_unused_columns=False, image_mean=[0.5] * CHANNELS, image_std=[0.5] * CHANNELS, **settings,
+    )  # fmt: skip
+    kind = getattr(torch, dtype)
+    trainer = RobustTrainer(network(row).to(kind), args, train_dataset=samples(LENGTHS[length], kind), callbacks=[losses])
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    ledger = trainer.ledger.columns
+    decided = ("seen", "kept", "predicted", "forgetting", "label")
+    out = {
+        "weights": {name: value.double() for name, value in trainer.model.state_dict().items()},
+        "losses": torch.tensor(losses.rows, dtype=torch.float64),
+        "decided": {name: ledger[name].double() for name in decided if name in ledger},
+    }
+    trainer.accelerator.wait_for_everyone()
+    return out
+
+
+def differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Two trainings' largest relative differences, and the decisions that differ."""
+    weights = max(float((other["weights"][k] - w).norm() / w.norm().clamp_min(1e-30)) for k, w in one["weights"].items())
+    a, b = one["losses"], other["losses"]
+    same = a.shape == b.shape
+    loss = float(((a - b).abs() / a.abs().clamp_min(1e-3))[:, :2].max()) if same else float("inf")
+    decided = sum(int((other["decided"][name] != column).sum()) for name, column in one["decided"].items())
+    decided += int((a[:, 2:] - b[:, 2:]).abs().gt(1e-6).sum()) if same else 1
+    return {"weights": weights, "loss": loss, "decisions": decided, "steps": len(a)}
+
+
+def _child(work: Any, rank: int, processes: int, meeting: str, file: str) -> None:
+    torch.set_num_threads(1)
+    if processes > 1:
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+        os.environ.update({name: str(value) for name, value in names.items()}, MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+        torch.distributed.init_process_group(
+            "gloo", init_method=f"file://{meeting}", rank=rank, world_size=processes, timeout=timedelta(seconds=60)
+        )
+    out = work()
+    if rank == 0:
+        torch.save(out, file)
+    os._exit(0)
+
+
+def run(row: str, length: str, dtype: str, cut: str) -> dict[str, Any]:
+    """`train` in processes of its own."""
+    processes, accumulation = CUTS[cut]
+    with tempfile.TemporaryDirectory() as folder:
+        work = functools.partial(train, row, length, dtype, processes, accumulation, folder)
+        file, meeting = os.path.join(folder, "out.pt"), os.path.join(folder, "meeting")
+        fork = multiprocessing.get_context("fork")  # of a process that has trained nothing
+        children = [fork.Process(target=_child, args=(work, rank, processes, meeting, file)) for rank in range(processes)]
+        for child in children:
+            child.start()
+        for child in children:
+            child.join(300)
+        failed = [child.exitcode for child in children if child.exitcode != 0]
+        for child in children:
+            child.kill()
+        if failed:
+            raise SystemExit(f"{row}, {length}, {cut} processes: a process ended with {failed[0]} (None: hung for 300 s).")
+        return torch.load(file, weights_only=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="ROW")
+    parser.add_argument("--processes", nargs="+", default=["2", "3", "2x2"], choices=[cut for cut in CUTS if cut != "1"])
+    parser.add_argument("--lengths", nargs="+", default=list(LENGTHS), choices=list(LENGTHS))
+    parser.add_argument("--dtype", nargs="+", default=["float32"], choices=["float32", "float64"])
+    parser.add_argument("--output", type=Path, default=Path("process_equality.jsonl"), help="finished rows, as JSON lines")
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    names = ("row", "length", "dtype", "processes")
+    done = {tuple(found[name] for name in names): found for found in read_results(args.output)}
+    head = f"{'row':16} {'processes':>9} {'length':>7} {'dtype':>8} {'weights':>9} {'loss':>9} {'decisions':>9}"
+    print(head, flush=True)
+    bad = 0
+    for row in args.rows:
+        for length in args.lengths:
+            for dtype in args.dtype:
+                one = None
+                for cut in args.processes:
+                    key = (row, length, dtype, cut)
+                    if key not in done:
+                        one = run(row, length, dtype, "1") if one is None else one
+                        done[key] = {**dict(zip(names, key)), **differences(one, run(row, length, dtype, cut))}
+                        add_result(args.output, done[key])
+                    found = done[key]
+                    wrong = not (found["weights"] <= BAR and found["loss"] <= BAR) or found["decisions"] > 0
+                    bad += wrong
+                    decided = "equal" if not found["decisions"] else f"{found['decisions']} differ"
+                    print(
+                        f"{row:16} {cut:>9} {length:>7} {dtype:>8} {found['weights']:9.1e} {found['loss']:9.1e} {decided:>9}"
+                        + (" <" if wrong else ""),
+                        flush=True,
+                    )
+    print(f"{bad} over {BAR:g} or with other decisions")
+    sys.exit(1 if bad and args.check else 0)
+
+
+if __name__ == "__main__":
+    main()
