@@ -43,7 +43,7 @@ from robust_trainer.corruptions import corrupt_labels
 from robust_trainer.evaluation.robustness import evaluate_robustness
 from robust_trainer.methods.table import get_method
 from robust_trainer.methods.units import fraction
-from robust_trainer.models.zoo import SmallCNN, SmallCNNConfig
+from robust_trainer.models.small_networks import SmallCNN, SmallCNNConfig
 
 
 def resnet18(channels: int, classes: int) -> nn.Module:

@@ -23,7 +23,7 @@ from robust_trainer.corruptions.crafted.scores import log_density
 from robust_trainer.data.load import load_data
 from robust_trainer.data.pixels import read_levels
 from robust_trainer.evaluation.boundary_paths import path_lengths
-from robust_trainer.models.zoo import PlainCNN, PlainCNNConfig
+from robust_trainer.models.small_networks import PlainCNN, PlainCNNConfig
 
 
 def points(path: str) -> tuple[np.ndarray, np.ndarray]:

@@ -40,7 +40,7 @@ from robust_trainer.data.pixels import read_pixels
 from robust_trainer.evaluation.boundary_paths import PathLengths, path_lengths
 from robust_trainer.evaluation.per_class import class_robustness
 from robust_trainer.models.pixel_model import PixelModel, pixel_model
-from robust_trainer.models.zoo import PlainCNN, PlainCNNConfig
+from robust_trainer.models.small_networks import PlainCNN, PlainCNNConfig
 
 MEAN, STD = [0.5], [0.5]
 EXPERIMENTS = ("strategies", "extra", "paths", "density", "single")

@@ -192,7 +192,7 @@ def test_a_disk_without_room_is_found_too(tmp_path, monkeypatch):
 
 CODE = """
 from pathlib import Path
-from robust_trainer.models.zoo import PlainCNN, PlainCNNConfig
+from robust_trainer.models.small_networks import PlainCNN, PlainCNNConfig
 Path({mark!r}).write_text("run")
 class MineConfig(PlainCNNConfig):
     model_type = "mine"

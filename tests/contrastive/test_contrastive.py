@@ -22,7 +22,8 @@ from robust_trainer.contrastive.views import VIEWS, SimCLRViews, make_views, two
 from robust_trainer.data.images import InputSpace
 from robust_trainer.data.randomness import keyed_seed
 from robust_trainer.models.peers import PeerModel
-from robust_trainer.models.zoo import SMALL, ResNet32Config, SmallCNNConfig, build_model, load_model
+from robust_trainer.models.small_networks import ResNet32Config, SmallCNNConfig
+from robust_trainer.models.zoo import SMALL, build_model, load_model
 
 OFF = dict(crop_scale=None, flip=False, jitter=0.0, grey=0.0)
 

@@ -1,11 +1,11 @@
 """What a training of several networks leaves on disk: one model that opens anywhere, and the others beside it."""
 
+import ast
 import json
 import os
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import peft
 import pytest
@@ -13,13 +13,14 @@ import safetensors.torch
 import torch
 from helpers.toy import CLASSES, SIZE, Logits, images, logits_module, robust, vit
 from PIL import Image
-from transformers import AutoConfig, AutoModelForImageClassification, TrainerCallback, ViTForImageClassification
+from transformers import AutoModelForImageClassification, TrainerCallback, ViTForImageClassification
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from robust_trainer import RobustConfig, RobustTrainer
 from robust_trainer.models.peers import PeerModel, load_networks
 from robust_trainer.models.saved_networks import Export, network_folders
-from robust_trainer.models.zoo import PlainProcessor, load_model
+from robust_trainer.models.small_networks import SmallCNN
+from robust_trainer.models.zoo import PlainProcessor, build_model, load_model
 
 
 def trained(tmp_path, model=None, steps=4, **kwargs):
@@ -202,6 +203,20 @@ def test_refused_in_one_line(tmp_path, caplog):
     assert Export("best", [float("nan"), 2.0]).number() == 1
 
 
+def test_a_small_network_brings_its_code(tmp_path):
+    """The file that is saved with it needs torch and transformers alone, and here the package's own class is opened."""
+    model, _ = build_model("small-cnn", [str(i) for i in range(CLASSES)], image_size=SIZE)
+    trainer = trained(tmp_path, model, steps=1, data=images(16))
+    trainer.save_model()
+    tree = ast.parse((tmp_path / "small_networks.py").read_text())
+    froms = {node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level}
+    assert froms == {"__future__", "collections", "typing", "torch", "transformers"}
+    assert not any(isinstance(node, ast.ImportFrom) and node.level for node in ast.walk(tree))
+    settings = json.loads((tmp_path / "config.json").read_text())
+    assert settings["auto_map"]["AutoModelForImageClassification"] == "small_networks.SmallCNN"
+    assert type(opened(tmp_path)) is SmallCNN and isinstance(load_networks(str(tmp_path), opened), PeerModel)
+
+
 PROCESS = """
     import sys
 
@@ -213,24 +228,29 @@ PROCESS = """
     sys.meta_path.insert(0, Unknown())
     from transformers import pipeline
 
-    found = pipeline("image-classification", model=sys.argv[1], device="cpu")(sys.argv[2])
+    opened = pipeline("image-classification", model=sys.argv[1], device="cpu", trust_remote_code=sys.argv[3] == "code")
+    found = opened(sys.argv[2])
     print(max(found, key=lambda row: row["score"])["label"])
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["co-prl", "decouple", "erat", "prl"])
-def test_a_process_that_does_not_know_the_package_opens_the_model(tmp_path, method):
+@pytest.mark.parametrize(
+    "method,name", [("co-prl", "vit"), ("decouple", "vit"), ("erat", "vit"), ("prl", "vit"), ("co-teaching", "small-cnn")]
+)
+def test_a_process_that_does_not_know_the_package_opens_the_model(tmp_path, method, name):
     processor = PlainProcessor(size={"height": SIZE, "width": SIZE}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    trainer = robust(tmp_path, vit(), method=method, max_steps=2, trainer={"processing_class": processor})
+    own = vit() if name == "vit" else build_model(name, [f"c{i}" for i in range(CLASSES)], image_size=SIZE)[0]
+    trainer = robust(tmp_path, own, method=method, max_steps=2, trainer={"processing_class": processor})
     trainer.train()
     trainer.save_model()
     Image.new("RGB", (SIZE, SIZE), "red").save(tmp_path / "red.png")
     command = [sys.executable, "-c", textwrap.dedent(PROCESS), str(tmp_path), str(tmp_path / "red.png")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    command.append("code" if name == "small-cnn" else "none")
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
     assert done.returncode == 0, done.stderr[-2000:]
     model = opened(tmp_path).eval()
     x = torch.tensor([1.0, -1.0, -1.0]).view(1, 3, 1, 1).expand(1, 3, SIZE, SIZE)
     with torch.no_grad():
         assert done.stdout.split()[-1] == model.config.id2label[int(model(x).logits.argmax())]
-    assert AutoConfig.from_pretrained(Path(tmp_path)).model_type == "vit"
