@@ -18,6 +18,7 @@ from sklearn.datasets import load_digits
 from transformers.utils import logging
 
 from .columns import image_column as find_image_column
+from .image_folder import load_image_folder
 from .readable import check_readable
 from .splits import TEST, TRAIN, TRIGGERED, gate, labelled_splits
 
@@ -26,7 +27,6 @@ logger = logging.get_logger(__name__)
 _TEST_NAMES = ("test", "validation", "valid", "val", "eval")
 _LABEL_NAMES = ("label", "labels", "fine_label", "target", "class", "y")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 def load_data(
@@ -175,9 +175,8 @@ def _load_folder(name: str, path: str) -> Any:
             raise ValueError(
                 f"dataset={name!r} has parquet files that cannot be loaded together ({reason}): give all the same columns."
             ) from error
-    for _, _, files in os.walk(path):
-        if any(file.lower().endswith(_IMAGES) for file in files):
-            return datasets.load_dataset("imagefolder", data_dir=path)
+    if (images := load_image_folder(name, path)) is not None:
+        return images
     raise ValueError(
         f"dataset={name!r} holds neither images, nor parquet files, nor a save_to_disk data set: give one subfolder of images "
         "per class, or train.parquet and test.parquet."

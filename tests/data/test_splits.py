@@ -250,3 +250,70 @@ def test_one_split_by_itself():
     assert align_labels(rows, ["dog", "emu", "cat"]) is rows
     with pytest.raises(ValueError, match=re.escape("'label' is 'cat' in row 2")):
         align_labels(rows, ["dog", "emu"])
+
+
+# ---- folders of images -------------------------------------------------------------------------------------------------------
+
+
+def of_folder(place, *folders, names=("0.png", "1.png", "2.PNG", "3.png", "4.png", "5.png")):
+    """What is loaded of images in these folders; each is as bright as its number, and so is its test of being the right one."""
+    where = {}
+    for folder in folders:
+        (place / folder).mkdir(parents=True, exist_ok=True)
+        for file in names:
+            where[len(where)] = folder
+            Pictures.new("L", (4, 4), len(where) - 1).save(place / folder / file)
+    data = load_data(str(place))
+    rows = {k: [(where[image.getpixel((0, 0))], name) for image, name in zip(v["image"], by_name(v))] for k, v in data.items()}
+    assert all(folder.rpartition("/")[2] == name for part in rows.values() for folder, name in part)
+    return {k: {folder for folder, _ in part} for k, part in rows.items()}, sum(map(len, rows.values()))
+
+
+def test_a_class_named_as_a_split_leaks_nothing(tmp_path):
+    """Seen before: the images of test/train were trained on."""
+    found, count = of_folder(tmp_path, "train/cat", "train/train", "test/cat", "test/train")
+    assert found == {"train": {"train/cat", "train/train"}, "test": {"test/cat", "test/train"}} and count == 24
+
+
+def test_folders_of_splits_in_capitals_are_splits(tmp_path):
+    """Seen before: all images in one heap, a fifth of which at random was the test set."""
+    found, count = of_folder(tmp_path, "Train/a", "Train/b", "TEST/a", "TEST/b")
+    assert found == {"train": {"Train/a", "Train/b"}, "test": {"TEST/a", "TEST/b"}} and count == 24
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("cat", "test"),
+        ("train", "boat"),
+        ("a", "val.d"),
+        ("x/y/a", "x/y/b"),
+        ("t-shirt [1]", "*"),
+        ("a", "b", ".hidden/c"),
+    ],
+)
+def test_classes_of_any_name(folders, tmp_path):
+    """Seen before: "label_column=None was not found", where a class is named as a split."""
+    found, _ = of_folder(tmp_path, *folders)
+    assert set().union(*found.values()) == {folder for folder in folders if not folder.startswith(".")}
+
+
+def test_longer_names_of_splits(tmp_path):
+    found, _ = of_folder(tmp_path, "digits_training/a", "digits_training/b", "digits-testing/b")
+    assert found == {"train": {"digits_training/a", "digits_training/b"}, "test": {"digits-testing/b"}}
+
+
+@pytest.mark.parametrize(
+    "folders, told",
+    [
+        (("a", "a/more", "b"), "'a/0.png' and 'a/more/0.png' lie at different depths"),
+        (("train/a", "train/b", "extra"), "has 'extra/0.png' beside folders of splits"),
+        (("train/a", "training/a"), "has the folders 'train' and 'training', both of split 'train'"),
+        (("train", "train/a"), "'train/0.png' lies in no folder of a class"),
+        ((".",), "'0.png' lies in no folder of a class"),
+    ],
+)
+def test_folders_whose_classes_are_not_known(folders, told, tmp_path):
+    with pytest.raises(ValueError) as error:
+        of_folder(tmp_path / "images", *folders)
+    assert told in str(error.value) and "\n" not in str(error.value)
