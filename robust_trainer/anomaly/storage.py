@@ -17,7 +17,7 @@ import robust_trainer
 
 from ..models.modes import no_bars
 from ..models.peers import PeerModel
-from ..reporting.atomic_files import replacing, write_text
+from ..reporting.atomic_files import replacing_files, write_text
 from .detectors import RCA, RobustRealNVP
 from .estimator import AnomalyDetector
 from .preparation import Preparation
@@ -46,17 +46,15 @@ def save_detector(detector: AnomalyDetector, folder: str | Path) -> Path:
     if not isinstance(settings["random_state"], int | None):
         raise ValueError(f"random_state={settings['random_state']!r} cannot be saved: give a whole number.")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with no_bars():
-        detector.model_.save_pretrained(folder)
     prepared = {name: getattr(detector.preparation_, name) for name in _ARRAYS}
-    with replacing(folder / ARRAYS) as new:
-        safetensors.numpy.save_file({**prepared, "decision_scores": detector.decision_scores_}, new)
     facts: dict[str, Any] = {
         "detector": type(detector).__name__, "settings": settings, "threshold": detector.threshold_, "seed": detector.seed_,
         "names": [str(n) for n in getattr(detector, "feature_names_in_", ())], "robust_trainer": robust_trainer.__version__,
     }  # fmt: skip
-    write_text(folder / FACTS, json.dumps(facts, indent=2) + "\n")
+    with replacing_files(folder, FACTS) as new, no_bars():
+        detector.model_.save_pretrained(new)
+        safetensors.numpy.save_file({**prepared, "decision_scores": detector.decision_scores_}, new / ARRAYS)
+        write_text(new / FACTS, json.dumps(facts, indent=2) + "\n")
     return folder
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from transformers import PreTrainedModel
 from ..models.modes import no_bars
 from ..models.peer_training import exported, folders_of
 from ..models.saved_networks import Export
-from ..reporting.atomic_files import replacing, write_text
+from ..reporting.atomic_files import replacing_files, write_text
 from ..step.checkpoints import _names_in
 
 #: Beside the weights: the row of the log that chose them.
@@ -37,18 +36,16 @@ def save_best(
         row: Of the log, that chose the weights.
         errors: Of each of several networks, None for one.
     """
-    folder = Path(folder)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     saves: list[Any] = [part for part in (model, processor) if hasattr(part, "save_pretrained")]
-    with no_bars(), exported(model, Export("best", errors)):
-        for part in saves:
-            part.save_pretrained(str(folder))
-    for place, network in folders_of(str(folder), model):
-        if not isinstance(network, PreTrainedModel):
-            with replacing(Path(place, "model.safetensors")) as new:
-                safetensors.torch.save_model(network, str(new))
-    write_text(folder / RECORD, json.dumps(dict(row), indent=1) + "\n")
+    with replacing_files(folder, RECORD, alone=True) as new:
+        new.mkdir(exist_ok=True)
+        with no_bars(), exported(model, Export("best", errors)):
+            for part in saves:
+                part.save_pretrained(str(new))
+        for place, network in folders_of(str(new), model):
+            if not isinstance(network, PreTrainedModel):
+                safetensors.torch.save_model(network, str(Path(place, "model.safetensors")))
+        write_text(new / RECORD, json.dumps(dict(row), indent=1) + "\n")
 
 
 def _load(network: nn.Module, folder: str) -> None:

@@ -202,6 +202,7 @@ def _write(
     """Writes what the command leaves, each file whole or not at all, and returns its names."""
     folder.mkdir(parents=True, exist_ok=True)
     remove_unfinished(folder)
+    (folder / FIGURES).unlink(missing_ok=True)  # an earlier command's figures are not of these scores
     columns = {"row": np.arange(len(table.rows)), "id": table.ids, **scored, "truth": table.truth}
     facts = {key: content[key] for key in ("command", "detector", "settings", "data", "threshold")}
     scores = pa.table({name: values for name, values in columns.items() if values is not None})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,12 @@ from ..ledger.ledger import auroc
 from ..models.zoo import load_model
 from ..reporting.atomic_files import remove_unfinished, write_text
 from ..reporting.console import command_line, say, show
+from ..reporting.locks import hold
 from ..reporting.parquet_files import write_parquet
 from ..reporting.results import environment, percent
 from ..reporting.safe_text import plain
 from ..selection.allocation import CLASS_FLOOR
+from .identity import check_same_run
 from .options import CorruptionOptions, DataOptions, PreprocessOptions
 from .parser import make_parser, parse_for_run
 from .paths import LENGTHS, is_stale
@@ -102,9 +104,11 @@ def audit(argv: Sequence[str]) -> None:
     if options.detector_rate is not None and not 0.0 < options.detector_rate < 1.0:
         raise ValueError(f"detector_rate={options.detector_rate} must be in (0, 1): give for instance 0.1.")
     rows, facts = load_ledger(options.run)
-    paths = _paths(options)
+    check_same_run(options.run, content, facts.get("id"), "the ledger")
+    paths = _paths(options, facts)
     folder = Path(options.output_dir or Path(options.run) / "audit")
     check_writable(str(folder))
+    hold(folder)
     known = KnownClasses(facts.get("names") or None, f"the ledger of run={options.run!r}")
     prepared = prepare(data, corruption, preprocess, known) if data_known else None
     if prepared is None and options.detectors:
@@ -127,10 +131,16 @@ def audit(argv: Sequence[str]) -> None:
     say(f"written to {folder}: {', '.join(written)}")
 
 
-def _paths(options: AuditOptions) -> PathLengths | None:
+def _paths(options: AuditOptions, facts: Mapping[str, Any]) -> PathLengths | None:
     """The path lengths to show: of the file given, else of the run, unless its model is another by now."""
     if options.paths is not None:
-        return None if options.paths.lower() == "none" else load_paths(options.paths)
+        paths = None if options.paths.lower() == "none" else load_paths(options.paths)
+        if paths is not None and paths.run is not None and paths.run != facts.get("id"):
+            raise ValueError(
+                f"paths={options.paths!r} is of run {paths.run}, the ledger of run={options.run!r} of run "
+                f"{facts.get('id', 'unknown')}: give the path lengths of the same run, or --paths none."
+            )
+        return paths
     path = Path(options.run) / LENGTHS
     if not path.is_file():
         return None

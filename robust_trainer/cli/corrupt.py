@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,8 @@ from .poison_options import PoisonOptions
 from .stages import KnownClasses, LoadData, RunState, Stage, data_stages, run_stages
 
 #: What tells a folder that holds a data set.
-MADE = ("corruption.json", "dataset_dict.json", "state.json", TRAIN, TEST, f"{TRAIN}*.parquet")
+INDEX = "dataset_dict.json"
+MADE = ("corruption.json", INDEX, "state.json", TRAIN, TEST, f"{TRAIN}*.parquet")
 
 
 @dataclass
@@ -88,8 +90,12 @@ def corrupt(argv: Sequence[str]) -> None:
     if craft.craft is not None:
         stages[0] = LoadData(data, ("craft", craft.craft), classes)
     state = run_stages(stages)
+    saved = work / "saved"
+    shutil.rmtree(saved, ignore_errors=True)  # of a command that was stopped
+    state.splits.save_to_disk(saved)
     _clear(folder)
-    state.splits.save_to_disk(folder)
+    for name in state.splits:
+        os.replace(saved / name, folder / name)
     if state.paths is not None:
         say(f"path lengths that the flips were chosen by: {', '.join(write_paths(state.paths, folder))} in {folder}")
     if state.poison is None:
@@ -97,6 +103,7 @@ def corrupt(argv: Sequence[str]) -> None:
     else:
         write_json(folder / "corruption.json", {**(state.corruption or {}), "poison": state.poison})
         _tell_poison(state, state.poison, folder, data.source(), craft.describe() if craft.craft else corruption.describe())
+    os.replace(saved / INDEX, folder / INDEX)  # at last: without it there is no data set
     shutil.rmtree(work, ignore_errors=True)
     tell_rates(state.corruption, per_class=True)
     rows = ", ".join(f"{name} ({len(split)} rows)" for name, split in state.splits.items())
@@ -105,11 +112,12 @@ def corrupt(argv: Sequence[str]) -> None:
 
 def _clear(folder: Path) -> None:
     """Removes what an earlier command saved in a folder, and nothing else."""
+    (folder / INDEX).unlink(missing_ok=True)
     ours = ["README.md"] if (folder / "corruption.json").is_file() else []
     for name in (TRAIN, TEST, TRIGGERED):
         if (folder / name / "state.json").is_file():
             shutil.rmtree(folder / name)
-    for name in (*ours, "corruption.json", "dataset_dict.json", *PATH_FILES):
+    for name in (*ours, "corruption.json", *PATH_FILES):
         (folder / name).unlink(missing_ok=True)
 
 

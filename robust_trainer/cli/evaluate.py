@@ -27,8 +27,10 @@ from ..perturbations.norms import NORMS, find_norm
 from ..reporting.atomic_files import write_json
 from ..reporting.console import say, show
 from ..reporting.figures import BLUE, GREEN, RED, new_figure, save_figure
+from ..reporting.locks import hold
 from ..reporting.results import environment, percent
 from .craft_options import target_of
+from .identity import check_model, check_same_split, run_id
 from .options import CorruptionOptions, DataOptions
 from .outputs import check_output_file
 from .parser import make_parser, parse_for_run
@@ -94,7 +96,7 @@ def evaluate(argv: Sequence[str]) -> None:
         "Attacks: " + "; ".join(f"{name}: {summary}" for name, summary in NAMES.items()) + "."
     )
     parser = make_parser("evaluate", [EvaluateOptions, AttackOptions, DataOptions, CorruptionOptions], about, first="run_folder")
-    _, _, (options, attack, data, corruption) = parse_for_run(parser, argv, (DataOptions, CorruptionOptions))
+    stored, _, (options, attack, data, corruption) = parse_for_run(parser, argv, (DataOptions, CorruptionOptions))
     if corruption.wanted and corruption.trigger() is None:
         corruption = CorruptionOptions()  # wrong labels were for training alone
     if options.batch_size < 1:
@@ -105,8 +107,11 @@ def evaluate(argv: Sequence[str]) -> None:
     model, processor = load_model(options.run, options.trust_remote_code)
     saved = read_record(options.run)
     check_output_file(str(path), "output")
+    hold(path.parent, f".{path.name}.lock")
+    check_model(options.run, stored)
     known = KnownClasses(names_of(model.config), f"the model of run={options.run!r}")
     prepared = prepare(data, corruption, classes=known)
+    check_same_split(options.run, stored, argv, prepared.test, "test_fingerprint")
     names = label_names(prepared.test)
     if model.config.num_labels != len(names):
         raise ValueError(
@@ -134,7 +139,8 @@ def evaluate(argv: Sequence[str]) -> None:
             figures["saved_model_accuracy"] = (trainer.predict(clean).metrics or {})["test_accuracy"]
     trigger = (prepared.corruption or {}).get("trigger", "as saved" if prepared.triggered is not None else None)
     content: dict[str, Any] = {
-        "run": options.run, "dataset": data.dataset, "trigger": trigger, **figures, "environment": environment(),
+        "run": options.run, "id": run_id(stored), "dataset": data.dataset, "trigger": trigger, **figures,
+        "environment": environment(),
     }  # fmt: skip
     if isinstance(model, PeerModel):
         content |= {"networks": len(model.peers), "export": saved}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from .. import __version__
+from ..reporting.locks import release
 from ..reporting.safe_text import plain
 from ..reporting.suggest import did_you_mean
 
@@ -109,5 +110,8 @@ def run(command: str, argv: Sequence[str]) -> int:
         hint = did_you_mean(command, COMMANDS).strip() or f"choose one of {', '.join(COMMANDS)}."
         raise ValueError(f"unknown command {command!r}: {hint}")
     module = import_module(f".{COMMANDS[command].module}", __package__)  # a command's libraries are loaded when it is asked for
-    getattr(module, command)(argv)
+    try:
+        getattr(module, command)(argv)
+    finally:
+        release()
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +11,18 @@ from pathlib import Path
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..config import check_writable
+from ..models.saved_networks import FOLDER
+from ..reporting.locks import hold
+from ..step.checkpoints import STATE_FILE
 
 #: What tells a folder that holds a training.
 RUN = ("results.json", "model.safetensors", "model.safetensors.index.json", "ledger.parquet", f"{PREFIX_CHECKPOINT_DIR}-*")
+#: What a training and the commands on it leave beside its checkpoints.
+LEFT = (
+    "results.json", "report.html", "ledger.parquet", STATE_FILE, "model*.safetensors", "model.safetensors.index.json",
+    "config.json", FOLDER, "evaluation.json", "robustness.jsonl*", "robustness.png", "paths", "paths.parquet", "paths.png",
+)  # fmt: skip
+CHECKPOINTS = (f"{PREFIX_CHECKPOINT_DIR}-[0-9]*",)
 
 
 @dataclass
@@ -25,7 +35,7 @@ class OverwriteOptions:
 
 
 def check_output(folder: str, holds: Sequence[str], overwrite: bool, instead: str = "") -> None:
-    """Refuses a folder that cannot be written, or that holds what an earlier command left there.
+    """Refuses a folder that cannot be written, or that holds what an earlier command left there; takes its lock.
 
     Args:
         folder: The ``output_dir``.
@@ -34,15 +44,29 @@ def check_output(folder: str, holds: Sequence[str], overwrite: bool, instead: st
         instead: What else can be done, for the message.
 
     Raises:
-        ValueError: In one line.
+        ValueError: In one line; also where another command is at work there.
     """
     check_writable(folder)
+    hold(folder)
     found = [path.name for pattern in holds for path in sorted(Path(folder).glob(pattern))]
     if found and not overwrite:
         raise ValueError(
             f"output_dir={folder!r} holds {found[0]} of an earlier command: give another folder{instead}, or --overwrite to "
             "replace it."
         )
+
+
+def remove_earlier(folder: str | Path, going_on: bool) -> None:
+    """Removes what an earlier training left in a folder, lest it be taken for the one that starts; the audit's folder stays.
+
+    Args:
+        folder: The ``output_dir``.
+        going_on: Whether the training goes on from a checkpoint: these stay then.
+    """
+    folder = Path(folder)
+    for pattern in (*LEFT, *(() if going_on else CHECKPOINTS)):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def check_output_file(path: str, option: str) -> None:

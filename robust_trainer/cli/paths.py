@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,11 @@ from ..models.zoo import load_model
 from ..perturbations.norms import NORMS
 from ..reporting.atomic_files import write_text
 from ..reporting.console import say, show
+from ..reporting.locks import hold
 from ..reporting.safe_text import plain
 from .craft import PATH_FILES, write_paths
 from .craft_options import class_number
+from .identity import check_model, check_same_split, run_id
 from .options import CorruptionOptions, DataOptions, PreprocessOptions
 from .parser import make_parser, parse_for_run
 from .stages import KnownClasses, prepare
@@ -68,14 +70,17 @@ def paths(argv: Sequence[str]) -> None:
     )
     parser = make_parser("paths", [PathsOptions, DataOptions, CorruptionOptions, PreprocessOptions], about, first="run_folder")
     kinds = (DataOptions, CorruptionOptions, PreprocessOptions)
-    _, data_known, (options, data, corruption, preprocess) = parse_for_run(parser, argv, kinds)
+    content, data_known, (options, data, corruption, preprocess) = parse_for_run(parser, argv, kinds)
     model: Any
     model, processor = load_model(options.run, options.trust_remote_code)
     if not data_known:
         raise ValueError(f"run={options.run!r} does not tell its data: give --dataset, as the training had it.")
     check_writable(options.run, "run")
+    hold(options.run)
+    check_model(options.run, content)
     known = KnownClasses(names_of(model.config), f"the model of run={options.run!r}")
     train = prepare(data, corruption, preprocess, known).train
+    check_same_split(options.run, content, argv, train)
     names, target = label_names(train), options.target
     if target == "extra":
         raise ValueError("target='extra': no model has a boundary to a class without samples: choose cyclic or a class.")
@@ -87,7 +92,7 @@ def paths(argv: Sequence[str]) -> None:
         model, train, target=towards, step_size=options.step_size, norm=options.norm, max_steps=options.max_steps,
         batch_size=options.batch_size, processing_class=processor, folder=parts,
     )  # fmt: skip
-    written = write_paths(lengths, folder)
+    written = write_paths(replace(lengths, run=run_id(content)), folder)
     say(show(*lengths_table(lengths)))
     say(f"steps of {lengths.step_size:g} ({lengths.norm}, [0, 1] pixels); closest: row numbers, the likeliest label errors first")
     say(f"written to {folder}: {', '.join(written)}; robust-trainer audit {folder} shows the closest samples")

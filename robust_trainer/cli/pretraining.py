@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,20 +13,22 @@ import datasets
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..config import RobustConfig
 from ..contrastive.trainer import ContrastiveConfig, ContrastiveTrainer
 from ..contrastive.views import VIEWS
 from ..data.load import TRAIN, kept_rows, load_data, load_images
 from ..data.preprocess import ImageTransform
+from ..ledger.fingerprint import data_fingerprint
 from ..models.zoo import SMALL
 from ..reporting.atomic_files import write_json
+from ..reporting.untrusted import read_json
+from ..step.checkpoints import folders, to_resume_from
 from .options import DataOptions, ModelOptions
 from .progress import EpochBar
 from .stages import RunState
 
-FOLDER, RECORD = "simclr", "contrastive.json"
+FOLDER, RECORD, BEGUN = "simclr", "contrastive.json", "begun.json"
 #: Epochs for a network with fresh weights, where none are given; the paper takes 500.
 DEFAULT_EPOCHS = 100
 REST = "rest"
@@ -129,15 +132,19 @@ def pretrain(
         transform: Rows to the model's inputs.
     """
     folder = Path(args.output_dir or ".") / FOLDER
-    facts = {"epochs": epochs, "images": len(train), "unlabelled": 0 if extra is None else len(extra), "options": asdict(options)}
-    if args.resume_from_checkpoint and (folder / RECORD).is_file():
-        before = json.loads((folder / RECORD).read_text())
-        wrong = next((k for k in facts if before.get(k) != facts[k]), None)
-        if wrong is not None:
-            was = f"{str(folder)!r} was pre-trained with {wrong}={before.get(wrong)!r}"
-            raise ValueError(f"{was}, now {facts[wrong]!r}: resume with the same settings.")
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-        return before
+    facts = {
+        "epochs": epochs, "images": len(train), "unlabelled": 0 if extra is None else len(extra), "options": asdict(options),
+        "seed": args.seed, "data": [data_fingerprint(images, None) for images in (train, extra) if images is not None],
+    }  # fmt: skip
+    if args.resume_from_checkpoint:
+        before = _compared(folder, facts)
+        if before is not None:
+            model.load_state_dict(load_file(folder / "model.safetensors"))
+            return before
+    elif args.process_index == 0:
+        shutil.rmtree(folder, ignore_errors=True)  # an earlier run's, lest this one goes on from its checkpoints
+    if args.process_index == 0:
+        write_json(folder / BEGUN, facts)
     settings = ContrastiveConfig(
         output_dir=str(folder), num_train_epochs=epochs, per_device_train_batch_size=options.contrastive_batch_size,
         learning_rate=options.contrastive_learning_rate, lr_scheduler_type="cosine", warmup_steps=0,
@@ -155,14 +162,27 @@ def pretrain(
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(EpochBar("simclr", lines=False, bar=not args.disable_tqdm))
     start = time.perf_counter()
-    stopped = get_last_checkpoint(str(folder)) if args.resume_from_checkpoint and folder.is_dir() else None
-    trainer.train(resume_from_checkpoint=stopped)
+    going_on = bool(args.resume_from_checkpoint) and bool(folders(folder))
+    trainer.train(resume_from_checkpoint=to_resume_from(trainer, going_on, robust=False) if going_on else None)
     trainer.save_model(str(folder))
     losses = [{"epoch": row["epoch"], "loss": row["loss"]} for row in trainer.state.log_history if "loss" in row]
     record = {**facts, "losses": losses, "seconds": round(time.perf_counter() - start, 2)}
     if trainer.is_world_process_zero():
         write_json(folder / RECORD, record)
     return record
+
+
+def _compared(folder: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of a finished pre-training, None of one that was stopped; ``ValueError`` for other settings or data than then."""
+    record = next((path for path in (folder / RECORD, folder / BEGUN) if path.is_file()), None)
+    if record is None:
+        return None
+    before = read_json(record, f"delete the folder {str(folder)!r}")
+    wrong = next((k for k in facts if k in before and before[k] != json.loads(json.dumps(facts[k]))), None)
+    if wrong is not None:
+        was = f"{str(folder)!r} was pre-trained with {wrong}={before[wrong]!r}"
+        raise ValueError(f"{was}, now {facts[wrong]!r}: resume with the same settings and data.")
+    return before if record.name == RECORD else None
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback, ProgressCallback, set_seed
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..config import RobustConfig
@@ -17,11 +18,14 @@ from ..data.preprocess import ImageTransform, image_shape, model_channels, tell_
 from ..evaluation.accuracy import compute_accuracy, evaluate_backdoor
 from ..models.saved_networks import read_record
 from ..models.zoo import SMALL, build_model
-from ..reporting.atomic_files import write_json
+from ..reporting.atomic_files import replacing_files, write_json
 from ..reporting.html import write_report
 from ..reporting.results import curves, mean_last, results, suspects
+from ..step.checkpoints import to_resume_from
 from ..trainer import RobustTrainer
+from .identity import identity
 from .options import ModelOptions
+from .outputs import remove_earlier
 from .progress import EpochBar
 from .stages import RunState
 
@@ -46,6 +50,15 @@ class BuildModel:
         chosen = side if self.options.image_size is None and self.options.model in SMALL else None
         tell_unseen(state.splits, model_channels(state.model), chosen)
         state.transform = ImageTransform(state.processor, model_channels(state.model))
+
+
+class RemoveEarlier(TrainerCallback):
+    """Removes what an earlier training left in the output folder, once all is checked and the first step is to come."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Removes it."""
+        if state.is_world_process_zero:
+            remove_earlier(args.output_dir, going_on=bool(args.resume_from_checkpoint))
 
 
 @dataclass(frozen=True)
@@ -82,10 +95,11 @@ class Train:
         trainer.remove_callback(ProgressCallback)
         method = args.method or "none"
         trainer.add_callback(EpochBar(method, self.lines, bar=not args.disable_tqdm))
+        trainer.add_callback(RemoveEarlier())
         start, going_on = time.perf_counter(), args.resume_from_checkpoint
         if going_on is True and state.pretraining is not None and get_last_checkpoint(str(args.output_dir)) is None:
             going_on = None  # stopped in the stage before
-        trainer.train(resume_from_checkpoint=going_on)
+        trainer.train(resume_from_checkpoint=to_resume_from(trainer, going_on, trainer.recipe() is not None))
         seconds = time.perf_counter() - start
         recipe = trainer.recipe()
         state.record = {
@@ -154,15 +168,16 @@ class WriteRun:
         """Writes the files."""
         trainer = state.trainer
         assert trainer is not None, "trained before"
-        trainer.save_model(str(self.folder))
+        with replacing_files(self.folder, "config.json") if trainer.is_world_process_zero() else nullcontext() as new:
+            trainer.save_model(str(new if new is not None else self.folder))
         if not trainer.is_world_process_zero():
             return
         if (saved := read_record(self.folder)) is not None:
             state.record["export"] = saved
-        content = results([state.record], self.command, state, *self.options)
-        write_json(self.folder / "results.json", content)
+        content = results([state.record], self.command, state, *self.options) | {"run": identity(trainer, state)}
         if trainer.ledger is not None:
             trainer.ledger.to_parquet(self.folder / "ledger.parquet")
+        write_json(self.folder / "results.json", content)
         method = state.record["method"]
         write_report(
             self.folder / "report.html", content, suspects=suspects(trainer, state), suspects_of=method, title=f"Run: {method}"

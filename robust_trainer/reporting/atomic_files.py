@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,41 @@ def replacing(path: str | Path) -> Iterator[Path]:
         new.unlink(missing_ok=True)
 
 
+@contextmanager
+def replacing_files(folder: str | Path, last: str, alone: bool = False) -> Iterator[Path]:
+    """A folder to write files to that belong together; at the end each takes its place in ``folder``, and none does after an error.
+
+    ``last``, by which readers know that they are whole, goes first and comes last: stopped in between, there is no such file.
+
+    Args:
+        folder: Where the files belong; links there are replaced, not followed. It is made.
+        last: Name of one of the files.
+        alone: Whether the folder is for these files alone: all others go.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    new = folder / f".{last}.files.unfinished"  # the same name for all processes of a run
+    try:
+        yield new
+        made = sorted(new.iterdir(), key=lambda path: path.name == last) if new.is_dir() else []
+        for path in made:
+            if path.is_file():
+                with path.open("rb+") as file:
+                    os.fsync(file.fileno())
+        if made:
+            (folder / last).unlink(missing_ok=True)
+        for path in folder.iterdir() if made and alone else ():
+            if path != new:
+                _remove(path)
+        for path in made:
+            place = folder / path.name
+            if path.is_dir():
+                _remove(place)
+            os.replace(path, place)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
 def write_text(path: str | Path, text: str) -> Path:
     """Writes a UTF-8 file and returns its path.
 
@@ -64,4 +100,8 @@ def remove_unfinished(folder: str | Path) -> None:
         folder: A folder on this machine.
     """
     for path in Path(folder).glob(".*.unfinished"):
-        path.unlink(missing_ok=True)
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)

@@ -82,7 +82,7 @@ def load(folder: str, step: RobustStep) -> None:
     """
     check_method(folder, step.run.recipe)
     path = os.path.join(folder, STATE_FILE)
-    ledger, before = step.run.ledger, json.loads(_metadata(path).get("run", "{}"))
+    ledger, before = step.run.ledger, json.loads(metadata_of(path).get("run", "{}"))
     if ledger is not None and before:
         check_same_data(before, len(ledger), ledger.run.get("fingerprint"))
     step.load_state(safetensors.torch.load_file(path))
@@ -90,7 +90,15 @@ def load(folder: str, step: RobustStep) -> None:
         ledger.run["id"] = before["id"]
 
 
-def _metadata(path: str) -> dict[str, str]:
+def metadata_of(path: str) -> dict[str, str]:
+    """Returns what a file that `save` wrote says of its run: method and settings, and the ledger's facts as JSON.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        ValueError: for a damaged file.
+    """
     try:
         with safetensors.safe_open(path, framework="pt") as handle:
             return handle.metadata() or {}
@@ -109,7 +117,7 @@ def check_method(folder: str, recipe: Recipe | None) -> None:
         ValueError: for another method, another setting, or a damaged file.
     """
     path = os.path.join(folder, STATE_FILE)
-    metadata = _metadata(path) if os.path.isfile(path) else {}
+    metadata = metadata_of(path) if os.path.isfile(path) else {}
     saved, method = metadata.get("method"), recipe.name if recipe is not None else None
     if saved != method and holds_weights(folder):
         raise ValueError(

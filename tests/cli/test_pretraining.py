@@ -78,7 +78,7 @@ def test_a_finished_first_stage_is_taken_up(data, tmp_path, capsys):
     assert (
         main(["train", "--dataset", data, *SMALL, "--output_dir", str(tmp_path), *flags, *resume, "--contrastive_epochs", "3"]) == 2
     )
-    assert "was pre-trained with epochs=2.0, now 3.0: resume with the same settings." in capsys.readouterr().err
+    assert "was pre-trained with epochs=2.0, now 3.0: resume with the same settings and data." in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.processes import forked
+from helpers.processes import Child
 from helpers.toy import images, resnet, robust
 from safetensors import safe_open
 
@@ -82,7 +82,7 @@ def kill_while_saving(out, name):
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "trainer_state.json"])
 def test_killed_while_saving(tmp_path, finished, name):
-    assert os.waitpid(forked(kill_while_saving, tmp_path, name), 0)[1] == signal.SIGKILL
+    assert Child(kill_while_saving, tmp_path, name, log=tmp_path / "log.txt").wait() == -signal.SIGKILL
     half, whole = tmp_path / "checkpoint-4", tmp_path / "checkpoint-2"
     with pytest.raises(ValueError, match=f"checkpoint '{half}' is incomplete .trainer_state.json.*resume from '{whole}'"):
         resume(tmp_path, half)
@@ -93,7 +93,7 @@ def test_killed_while_saving(tmp_path, finished, name):
 
 def test_one_saved_over_an_older_one_is_not_taken_for_it(run):
     """The same step of an earlier run: every old file is there, with the sizes that its mark says."""
-    assert os.waitpid(forked(kill_while_saving, run, "optimizer.pt"), 0)[1] == signal.SIGKILL
+    assert Child(kill_while_saving, run, "optimizer.pt", log=run / "log.txt").wait() == -signal.SIGKILL
     with pytest.raises(ValueError, match="checkpoint-4' is incomplete"):
         resume(run, run / "checkpoint-4")
 
