@@ -276,7 +276,8 @@ def _reason(error: Exception, value: Any) -> str:
 
 def _opaque(image: Image, stretch: bool = False) -> Image:
     """The image upright, as L or RGB, on the background where it is transparent."""
-    raw = image.tile[0].args if getattr(image, "tile", None) else None
+    tiles: Any = getattr(image, "tile", None)
+    raw = tiles[0].args if tiles else None
     image.load()
     try:
         orientation = image.getexif().get(_ORIENTATION)
@@ -296,7 +297,7 @@ def _opaque(image: Image, stretch: bool = False) -> Image:
 
 
 def _on_background(image: Image, raw: Any) -> Image:
-    clear = image.info.get("transparency")
+    clear: Any = image.info.get("transparency")
     if image.mode == "L" and raw in ("L;2", "L;4"):  # Pillow scales the levels, but not the one that is transparent
         image.info["transparency"] = clear * (85 if raw == "L;2" else 17)
     if image.mode == "RGB" and max(clear) > 255:
