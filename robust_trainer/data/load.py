@@ -82,8 +82,10 @@ def load_data(
     for key, limit in ((TRAIN, max_train_samples), (TEST, max_test_samples), (TRIGGERED, max_test_samples)):
         if limit is not None and key in data and limit < len(data[key]):
             data[key] = data[key].select(kept_rows(len(data[key]), limit, seed)[0])
+    first = loaded if isinstance(loaded, datasets.Dataset) else next(iter(loaded.values()))
+    column = find_image_column(first, image_column)  # as its user knows it
     for key, split in data.items():
-        check_readable(split, "image", "" if whole and key in (TRAIN, TEST) else f"split '{key}': ")
+        check_readable(split, "image", "" if whole and key in (TRAIN, TEST) else f"split '{key}': ", column)
     return data
 
 

@@ -26,7 +26,7 @@ PICTURES = 16
 DIM = 4095
 
 
-def check_readable(dataset: datasets.Dataset, column: str, where: str = "") -> None:
+def check_readable(dataset: datasets.Dataset, column: str, where: str = "", name: str | None = None) -> None:
     """Raises a one-line ``ValueError`` for images that cannot be used, and says what of them is not used or not seen.
 
     Every header is read (of more than 20,000 images so many, spread evenly), and the end, where the format has one: what looks cut
@@ -37,6 +37,7 @@ def check_readable(dataset: datasets.Dataset, column: str, where: str = "") -> N
         dataset: A `datasets.Dataset` with rows.
         column: Of the images.
         where: What begins the message, as ``split 'test': ``.
+        name: Of the column, for the message.
 
     Raises:
         ValueError: Naming the first row and its file, and how many more.
@@ -45,7 +46,7 @@ def check_readable(dataset: datasets.Dataset, column: str, where: str = "") -> N
     mode = feature.mode if isinstance(feature, datasets.Image) else None
     rows = np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), LOOKED_AT)).astype(int))
     plain = undecoded(dataset.with_format(None).select_columns([column]))
-    scan = _Scan(mode)
+    scan, where = _Scan(mode), f"{where}'{name or column}'"
     part = plain if len(rows) == len(dataset) else plain.select(rows)
     values = (value for batch in part.iter(256) for value in batch[column])
     for row, value in zip(rows.tolist(), values):
@@ -56,23 +57,23 @@ def check_readable(dataset: datasets.Dataset, column: str, where: str = "") -> N
         row, first = next(iter(scan.bad.items()))
         others = ", ".join(str(source_row(dataset, r)) for r in list(scan.bad)[1:6])
         more = "" if not others else f" So it is with {len(scan.bad) - 1} more of {len(rows)} (rows {others})."
-        raise ValueError(f"{where}'{column}' in row {source_row(dataset, row)}: {first}{more}")
+        raise ValueError(f"{where} in row {source_row(dataset, row)}: {first}{more}")
     if scan.dim and max(scan.dim) <= DIM:
         raise ValueError(
-            f"{where}'{column}' has images of 16 bits, none of {len(scan.dim)} looked at brighter than {max(scan.dim)} of 65535: "
+            f"{where} has images of 16 bits, none of {len(scan.dim)} looked at brighter than {max(scan.dim)} of 65535: "
             "all would be nearly black. Scale them to the whole range first."
         )
     if scan.frames:
         row = source_row(dataset, scan.frames[0])
         logger.warning(
-            f"{where}'{column}' holds {len(scan.frames)} images of several frames or pages (the first in row {row}): only their "
+            f"{where} holds {len(scan.frames)} images of several frames or pages (the first in row {row}): only their "
             "first frame is used."
         )
     looked_at = _some(scan.clear)
     unseen = [row for row in looked_at if _nothing_seen(plain[row][column])]
     if unseen:
         logger.warning(
-            f"{where}'{column}' has {len(scan.clear)} transparent images, and of {len(unseen)} of {len(looked_at)} nothing is seen "
+            f"{where} has {len(scan.clear)} transparent images, and of {len(unseen)} of {len(looked_at)} nothing is seen "
             f"on the {BACKGROUND} ground (the first in row {source_row(dataset, unseen[0])}): put them on another ground first."
         )
 

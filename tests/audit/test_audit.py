@@ -381,6 +381,13 @@ def test_fine_noise_is_measured():
         assert noise_levels(x, (32, 33, 3)) == pytest.approx(np.full(len(x), sigma), rel=0.2, abs=1e-6)
 
 
+def test_grey_images_that_come_first_do_not_hide_the_colours_of_the_others():
+    grey, red = Image.new("L", (6, 6), 100), Image.new("RGB", (6, 6), "red")
+    features = datasets.Features({"image": datasets.Image()})
+    inputs = open_inputs(datasets.Dataset.from_dict({"image": [grey] * 40 + [red] * 20}, features=features))
+    assert inputs.shape == (6, 6, 3) and inputs.read(np.array([45]))[0][:3].tolist() == [1, 0, 0]
+
+
 def test_a_noisy_image_that_is_doubted_is_perturbed():
     pixels, truth, rng = blobs(200, mode="L")
     noisy = np.arange(200) < 12

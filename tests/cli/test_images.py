@@ -60,10 +60,10 @@ def test_an_error_of_a_data_loaders_worker_is_one_line_too():
 def test_rows_held_out_for_testing_are_those_of_the_one_table(tmp_path):
     levels = [np.random.default_rng(i).integers(0, 256, (8, 8, 3), dtype=np.uint8) for i in range(20)]
     cells = [{"bytes": encoded(Image.fromarray(x)), "path": None} for x in levels]
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    features = datasets.Features({"picture": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
     for row, limit in ((4, None), (13, 19)):
         damaged = [c if i != row else {"bytes": c["bytes"][:99], "path": None} for i, c in enumerate(cells)]
-        table = datasets.Dataset.from_dict({"image": damaged, "label": [i % 2 for i in range(20)]}, features=features)
+        table = datasets.Dataset.from_dict({"picture": damaged, "label": [i % 2 for i in range(20)]}, features=features)
         table.to_parquet(str(tmp_path / f"{row}.parquet"))
-        with pytest.raises(ValueError, match=f"^'image' in row {row}: image is cut short"):
+        with pytest.raises(ValueError, match=f"^'picture' in row {row}: image is cut short"):
             load_data(str(tmp_path / f"{row}.parquet"), max_train_samples=limit)
