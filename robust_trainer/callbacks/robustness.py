@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from ..attacks.autoattack import make_attacks, read_eps
 from ..data.columns import check_dataset, label_column, read_column, read_labels
 from ..data.images import input_space
+from ..data.labels import check_model_names
 from ..data.mapping import IS_CORRUPTED
 from ..evaluation.robustness import Robustness, evaluate_robustness
 from ..models.modes import preserve_state, preserve_weights
@@ -116,6 +117,8 @@ class RobustnessCallback(TrainerCallback):
         for when, attacks in self._attacks.items():
             if attacks:
                 _names(attacks, f"attacks_{when}", self.threat, number_of_classes(model) or 10)
+        for name, data in (("dataset", self.dataset), ("held_out", self.held_out)):
+            check_model_names(data, model, ("labels", "label"), f"{name} of RobustnessCallback")
         self.folder = Path(self._folder if self._folder is not None else args.output_dir)
         self.history, self.final, self._oracle = tracked(state.log_history), {}, None
         self.kept = self._recall(state) if self.keep_best else None

@@ -239,6 +239,8 @@ def names_of(config: Any) -> list[str] | None:
         config: of a transformers model.
     """
     named = getattr(config, "id2label", None) or {}
+    if not all(str(key).isdecimal() for key in named):
+        return None
     names = [str(named[key]) for key in sorted(named, key=int)]
     generic = all(name == f"LABEL_{i}" for i, name in enumerate(names))
     return None if generic or len(set(names)) < len(names) else names

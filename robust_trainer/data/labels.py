@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..problems import SINGLE_LABEL, Problem
+from .class_names import names_of
 
 
 def check_labels(
@@ -110,8 +111,32 @@ def check_label_column(
     except ValueError as error:
         if training:
             raise
-        mend = f"{str(error).rstrip('.')}, or take the column away (remove_columns({name!r})) to predict without labels."
-        raise ValueError(prefix + mend.replace("training row", "row")) from error
+        raise ValueError(prefix + str(error).replace("training row", "row")) from error
+
+
+def check_model_names(data: Any, model: Any, label_names: Sequence[str], where: str = "dataset") -> None:
+    """Raises ``ValueError`` where a label column and a model's config name the same classes by other numbers.
+
+    What is no `datasets.Dataset`, a column without names and a model that has none pass; so does what a transform renumbers.
+
+    Args:
+        data: what the model is to be evaluated on.
+        model: whose config may name its classes.
+        label_names: names that the column may have.
+        where: what the data set is, as the message begins.
+    """
+    column = next((n for n in label_names if n in data.column_names), None) if isinstance(data, datasets.Dataset) else None
+    names = names_of(getattr(model.peers[0] if hasattr(model, "peers") else model, "config", None))
+    feature = data.features[column] if column is not None else None
+    if names is None or not isinstance(feature, datasets.ClassLabel) or (values := _tensor(data, str(column))) is None:
+        return
+
+    def labels_of(row: int) -> Any:
+        example = data[row]
+        value = next((example[key] for key in (column, *label_names) if key in example), None)
+        return None if value is None else torch.as_tensor(value)
+
+    _check_order(values, feature.names or [], names, f"{where}: '{column}'", labels_of)
 
 
 def _tensor(data: datasets.Dataset, name: str) -> Tensor | None:

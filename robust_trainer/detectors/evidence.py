@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..data.labels import check_model_names
 from ..models.features import last_linear, watched
 from ..models.modes import scoring_mode
 from .passes import Pass
@@ -100,6 +101,7 @@ def collect_evidence(
         ValueError: for a model without such a layer, for no or unfit labels, and where a number is not finite.
     """
     reading = Pass(dataset, collate, batch_size, label_names, device)
+    check_model_names(dataset, model, label_names)
     labels, features, probs, losses = [], [], [], []
     with scoring_mode(model), watched(model) as layers:
         for outputs, logits, batch_labels in reading.outputs(model):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..data.columns import label_column, read_column
+from ..data.labels import check_model_names
 from ..data.mapping import ATTACK_TARGET, CLEAN_LABEL
 
 logger = logging.getLogger(__name__)
@@ -203,6 +204,7 @@ def evaluate_backdoor(trainer: Any, clean_dataset: Any, triggered_dataset: Any) 
 
 def _predict(trainer: Any, dataset: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Predicted classes and true labels (N,), both in the data set's order."""
+    check_model_names(dataset, trainer.model, ("labels", "label"), name)
     with _left_as_found(trainer):
         output = trainer.predict(dataset)
     classes, label_ids = predicted_classes(output.predictions), _label_ids(output.label_ids)

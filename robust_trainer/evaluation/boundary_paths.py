@@ -20,6 +20,7 @@ from ..attacks.pgd import input_gradient, margin
 from ..data import columns
 from ..data.fingerprint import fingerprint
 from ..data.label_rules import class_targets
+from ..data.labels import check_model_names
 from ..models.pixel_model import frozen_copy, pixel_model
 from ..models.pixel_source import PixelSource
 from ..perturbations.norms import find_norm
@@ -89,6 +90,7 @@ def path_lengths(
     columns.check_dataset(dataset)
     label_column = columns.label_column(dataset, label_column)
     labels, classes = columns.read_labels(dataset, label_column)
+    check_model_names(dataset.with_format(None), model, [label_column])
     pixels = pixel_model(model, processing_class, image_mean, image_std)
     source = PixelSource.of(dataset, pixels, processing_class, image_column)
     device = torch.device(device) if device is not None else next((p.device for p in model.parameters()), torch.device("cpu"))

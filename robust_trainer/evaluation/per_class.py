@@ -19,6 +19,7 @@ from ..attacks.autoattack import read_eps
 from ..attacks.pgd import input_gradient
 from ..data import columns
 from ..data.label_rules import class_targets
+from ..data.labels import check_model_names
 from ..models.pixel_model import frozen_copy, pixel_model
 from ..models.pixel_source import PixelSource
 from ..perturbations.region import Region
@@ -131,6 +132,7 @@ def class_robustness(
     columns.check_dataset(dataset)
     label_column = columns.label_column(dataset, label_column)
     labels, classes = columns.read_labels(dataset, label_column)
+    check_model_names(dataset.with_format(None), model, [label_column])
     aim = class_targets(target, classes)
     pixels = pixel_model(model, processing_class, image_mean, image_std)
     source = PixelSource.of(dataset, pixels, processing_class, image_column)

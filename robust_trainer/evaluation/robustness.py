@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -21,11 +22,13 @@ from ..attacks.preflight import after, before, check_inputs, merge
 from ..attacks.progress import Progress
 from ..attacks.records import Records, processes
 from ..attacks.target import Target
+from ..data.class_names import names_of
 from ..data.fingerprint import fingerprint
 from ..data.indexing import INDEX, IndexCollator, Indexed
-from ..data.labels import check_labels
+from ..data.labels import check_label_column, check_labels
 from ..data.randomness import keyed_seed
 from ..perturbations.norms import NORMS, find_norm
+from ..problems import SINGLE_LABEL
 from ..reporting.console import show
 
 logger = logging.getLogger(__name__)
@@ -166,6 +169,7 @@ def evaluate_robustness(
         reader = _Reader(target, dataset, data_collator, label_names)
         _, x, y = next(reader.batches(order[: min(batch_size, 64)], batch_size))
         classes = reader.find_classes(x, y)
+        reader.check_column(classes, names_of(getattr(model, "config", None)))
         groups = make_attacks(names, radius, norm, classes)
         warnings = before(target, x, y)
         for warning in warnings if rank == 0 else ():  # now: the attacks may take hours
@@ -315,6 +319,12 @@ class _Reader:
                 f"labels reach {int(y.max())} but the model knows classes [0, {classes}): repair the labels or num_labels."
             ) from None
         return classes
+
+    def check_column(self, classes: int, names: Sequence[str] | None) -> None:
+        """Checks all labels of a `datasets.Dataset`, before hours are spent on those that come first."""
+        if isinstance(self.dataset, datasets.Dataset):
+            made: Any = lambda row: self._read(Indexed(self.dataset).__getitems__([row]))  # noqa: E731
+            check_label_column(self.dataset, "dataset", self.label_names, classes, SINGLE_LABEL, made, names)
 
     def fingerprint(self, order: np.ndarray) -> str:
         """What tells up to 8 of the samples, evenly spread, from others: images and labels."""

@@ -119,7 +119,12 @@ def validate_evaluation(trainer: Trainer, loader: Any, prefix: str, model: nn.Mo
     """
     data, problem = getattr(loader, "dataset", None), problem_of(model, getattr(trainer.args, "problem_type", None))
     role = "the data set to evaluate" if prefix == "eval" else f"the data set of {prefix!r}"
-    validate_dataset(trainer, data, role, problem, number_of_classes(model), model)
+    try:
+        validate_dataset(trainer, data, role, problem, number_of_classes(model), model)
+    except ValueError as error:
+        if prefix == "eval":
+            raise
+        raise ValueError(f"{str(error).rstrip('.')}, or remove the column, to predict without labels.") from error
 
 
 def validate_setup(trainer: Trainer, recipe: Recipe, size: int | None, problem: Problem, model: nn.Module) -> None:

@@ -64,7 +64,7 @@ def find_own_loss(model: nn.Module, inputs: Mapping[str, Any], label_name: str, 
         return None, ""
     with _CriterionCalls() as seen:
         try:
-            outputs = model(**inputs)
+            outputs = model(**{**inputs, label_name: problem.model_labels(inputs[label_name])})
         except (RuntimeError, TypeError, ValueError, IndexError, KeyError):
             return None, ""  # its loss cannot be had at all: the method does not ask for it, either
     loss = _loss_of(outputs)
