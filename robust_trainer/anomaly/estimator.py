@@ -13,11 +13,15 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted, check_random_state, validate_data
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from ..ledger.ledger import SampleLedger
 from ..models.peers import PeerModel
+from ..selection.thresholds import of_share, of_spread
 from .preparation import IMPUTATIONS, SCALINGS, Preparation
 from .training import fit_model
+
+logger = logging.get_logger(__name__)
 
 #: The share that a training with contamination="auto" leaves out: too many cost little (Dissertation table 2.3).
 AUTO_SHARE = 0.1
@@ -211,12 +215,18 @@ class AnomalyDetector(BaseEstimator):
         (Rousseeuw 1984), which the anomalies, far above it, do not move while they are less than half of the rows.
         """
         if not isinstance(self.contamination, str):
-            return float(np.quantile(scores, 1.0 - self.contamination))
-        ordered = np.sort(scores)
-        half = len(ordered) // 2
-        lengths = ordered[half:] - ordered[: len(ordered) - half]
-        low = int(lengths.argmin())
-        return float((ordered[low] + ordered[low + half]) / 2 + AUTO_DEVIATIONS * 1.4826 * lengths[low] / 2)
+            found = of_share(scores, float(self.contamination))
+        else:
+            ordered = np.sort(scores)
+            half = len(ordered) // 2
+            lengths = ordered[half:] - ordered[: len(ordered) - half]
+            low = int(lengths.argmin())
+            middle = float((ordered[low] + ordered[low + half]) / 2)
+            found = of_spread(scores, middle, float(lengths[low]) / 2, AUTO_DEVIATIONS)
+        if found.note:
+            beyond = int((scores > found.value).sum())
+            logger.warning(f"contamination={self.contamination!r}: {found.note}; {beyond} of {len(scores)} rows count as abnormal.")
+        return found.value
 
 
 def _is(value: Any, kind: type) -> bool:

@@ -96,6 +96,7 @@ def make_audit(
     # `Dataset.from_dict` with features goes through the values one by one
     arrow = pyarrow.table({name: np.asarray(column) for name, column in columns.items()}).cast(features.arrow_schema)
     table = datasets.Dataset(datasets.table.InMemoryTable(arrow), info=datasets.DatasetInfo(features=features))
+    cautions = (*_cautions(rows, classes, flagged), *_class_cautions(label, flagged, names), *filter(None, [judged.note]))
     pattern = None
     if groups.pattern is not None and inputs is not None and inputs.kind == "images":
         pattern = groups.pattern.difference.reshape(inputs.shape)
@@ -103,8 +104,7 @@ def make_audit(
         table=table, names=names, threshold=float(threshold),
         noise_rate=float(flagged[visited].mean()) if classes and visited.any() else None,
         transition=transition_matrix(label[visited], suggested[visited], classes) if 0 < classes <= MOST_TRANSITIONS else None,
-        meaning=judged.meaning, cautions=_cautions(rows, classes, flagged) + _class_cautions(label, flagged, names),
-        groups_told=groups.told, pattern=pattern, run=run,
+        meaning=judged.meaning, cautions=cautions, groups_told=groups.told, pattern=pattern, run=run,
         paths=paths,
     )  # fmt: skip
 

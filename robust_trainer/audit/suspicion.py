@@ -7,9 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..selection.thresholds import Threshold, of_share, of_spread
+
 #: A label is called wrong where the model prefers another class by this part of that class's typical margin, at least by LEAST
 #: (in logits: odds of e to 1). STEEP: how fast suspicion grows, per typical margin.
 CUT, LEAST, STEEP = 0.5, 1.0, 3.0
+#: Of the scores of numbers: the cut is so many robust standard deviations above their median.
+DEVIATIONS = 3.0
 MEANING = (
     "Suspicion is a logistic curve over the area under the margin (AUM), the mean over the visits of training of the given label's "
     "logit less the largest other. 0.5 is the cut: there the model preferred another class by half of the margin that trusted "
@@ -23,12 +27,16 @@ NUMBERS_MEANING = (
 
 @dataclass(frozen=True)
 class Suspicion:
-    """Per sample (N,): suspicion in [0, 1], suggested label (-1 for none) and confidence in it in [0, 1]; what suspicion means."""
+    """Per sample (N,): suspicion in [0, 1], suggested label (-1 for none) and confidence in it in [0, 1]; what suspicion means.
+
+    note: what equal scores did to the cut, '' for nothing.
+    """
 
     suspicion: np.ndarray
     suggested: np.ndarray
     confidence: np.ndarray
     meaning: str
+    note: str = ""
 
 
 def judge(rows: Mapping[str, np.ndarray], classes: int) -> Suspicion:
@@ -84,15 +92,17 @@ def judge_numbers(rows: Mapping[str, np.ndarray], rate: float | None) -> Suspici
     low = min(float(score[finite].min(initial=0.0)), 0.0)  # a loss of the user's may be negative
     score = np.where(seen, score - low, 0.0)
     known = score[seen & finite]
-    if rate is not None and 0.0 < rate < 1.0 and len(known):
-        cut = float(np.quantile(known, 1.0 - rate))
-    else:
-        middle = float(np.median(known)) if len(known) else 0.0
-        cut = middle + 3.0 * 1.4826 * float(np.median(np.abs(known - middle))) if len(known) else 0.0
-    cut = max(cut * (1.0 + 1e-9), 1e-12)  # a score that all samples share is not beyond the cut
+    found = Threshold(0.0)
+    if len(known) and rate is not None and 0.0 < rate < 1.0:
+        found = of_share(known, rate)
+    elif len(known):
+        middle = float(np.median(known))
+        found = of_spread(known, middle, float(np.median(np.abs(known - middle))), DEVIATIONS)
+    cut = max(found.value * (1.0 + 1e-9), 1e-12)  # a score that all samples share is not beyond the cut
     suspicion = np.where(finite, score / (np.where(finite, score, 0.0) + cut), 1.0)
     none = np.full(len(score), -1, dtype=np.int64)
-    return Suspicion(suspicion, none, np.zeros(len(score)), NUMBERS_MEANING.format(cut=f"{cut + low:.4g}"))
+    meaning = NUMBERS_MEANING.format(cut=f"{cut + low:.4g}")
+    return Suspicion(suspicion, none, np.zeros(len(score)), meaning, found.note and f"Equal scores: {found.note}.")
 
 
 def transition_matrix(label: np.ndarray, suggested: np.ndarray, classes: int) -> np.ndarray:

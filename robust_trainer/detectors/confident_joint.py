@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..selection.noise_rate import confident_joint
-from .detection import Detection, choice_setting, top, whole
+from .detection import Detection, choice_setting, top
 from .evidence import Evidence
 
 RANKINGS = ("normalized-margin", "self-confidence")
@@ -77,10 +77,10 @@ def flag_by_joint(probs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np
     classes = probs.shape[1]
     joint = confident_joint(torch.from_numpy(probs), torch.from_numpy(labels), classes)[0].numpy()
     flagged = np.zeros(len(labels), dtype=bool)
-    for label in range(classes):
-        rows = np.flatnonzero(labels == label)
-        for true in range(classes):
-            if label != true and len(rows):
-                margins = probs[rows, true] - probs[rows, label]
-                flagged[rows] |= top(margins, whole(float(joint[label, true]) * len(labels)))
+    order = np.argsort(labels, kind="stable")
+    starts = np.searchsorted(labels[order], np.arange(classes + 1))
+    np.fill_diagonal(counts := np.floor(joint * len(labels) + 0.5 + 1e-9).astype(np.int64), 0)
+    for label, true in np.argwhere(counts > 0).tolist():  # no more pairs than samples, however many classes there are
+        rows = order[starts[label] : starts[label + 1]]
+        flagged[rows] |= top(probs[rows, true] - probs[rows, label], int(counts[label, true]))
     return joint, flagged

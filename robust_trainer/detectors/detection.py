@@ -34,8 +34,9 @@ def each_class(evidence: Evidence) -> Iterator[tuple[int, np.ndarray]]:
     Args:
         evidence: of all samples.
     """
-    for label in np.unique(evidence.labels):
-        yield int(label), np.flatnonzero(evidence.labels == label)
+    order = np.argsort(evidence.labels, kind="stable")
+    labels, starts = np.unique(evidence.labels[order], return_index=True)
+    yield from zip(labels.tolist(), np.split(order, starts[1:]))
 
 
 def top(scores: np.ndarray, count: int) -> np.ndarray:
@@ -48,6 +49,18 @@ def top(scores: np.ndarray, count: int) -> np.ndarray:
     chosen = np.zeros(len(scores), dtype=bool)
     chosen[np.argsort(-scores, kind="stable")[: max(count, 0)]] = True
     return chosen
+
+
+def tied(evidence: Evidence, detection: Detection) -> int:
+    """Returns how many samples are not flagged that have the very score of one of their class that is, the least of these.
+
+    Args:
+        evidence: of all samples.
+        detection: on them.
+    """
+    least = np.full(int(evidence.labels.max(initial=0)) + 1, np.inf)
+    np.minimum.at(least, evidence.labels[detection.flagged], detection.scores[detection.flagged])
+    return int((~detection.flagged & (detection.scores == least[evidence.labels])).sum())
 
 
 def whole(share: float) -> int:

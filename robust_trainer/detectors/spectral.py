@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 from scipy.linalg import eigh
 from scipy.sparse.linalg import svds
+from transformers.utils import logging
 
 from .detection import Detection, each_class, share_setting, top, whole
 from .evidence import Evidence
+
+logger = logging.get_logger(__name__)
 
 _DENSE = 1000  # up to this side the whole Gram matrix is quick
 
@@ -73,12 +76,19 @@ def spectral_code(evidence: Evidence, rate: float | None, seed: int, *, percenti
     share_setting("most", most)
     scores, flagged = np.zeros(len(evidence)), np.zeros(len(evidence), dtype=bool)
     thresholds: dict[int, Any] = {}
+    at_it = 0
     for label, rows in each_class(evidence):
         if len(rows) > 2:
             features = _features(evidence, rows)
             scores[rows] = np.abs(features @ first_direction(features - features.mean(0)))
             thresholds[label] = float(np.percentile(scores[rows], percentile))
+            at_it += int((scores[rows] == thresholds[label]).sum() > 1)
             flagged[rows] = (scores[rows] > thresholds[label]) & top(scores[rows], int(most * len(rows)))
+    if at_it:
+        logger.warning(
+            f"detector 'spectral-code': in {at_it} classes several samples have the very score of percentile {percentile:g}, "
+            "and none of these is flagged: give another percentile, or look at detection.scores."
+        )
     return Detection("spectral-code", scores, flagged, {"threshold": thresholds})
 
 

@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from transformers.utils import logging
 
 from ..reporting.suggest import did_you_mean
 from .activation_clustering import activation_clustering
 from .confident_joint import confident_learning
-from .detection import Detection
+from .detection import Detection, tied
 from .evidence import Evidence
 from .isolation_forest import isolation_forest
 from .loss_isolation import loss_isolation
 from .spectral import spectral, spectral_code
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -108,4 +111,9 @@ def detect(name: str, evidence: Evidence, *, rate: float | None = None, seed: in
             raise ValueError(f"detector {name!r} needs {need}, which this evidence has not: {_MEND[need]}.")
     detection = row.function(evidence, None if rate is None else float(rate), seed, **settings)
     assert detection.scores.shape == detection.flagged.shape == (len(evidence),) and bool(np.isfinite(detection.scores).all())
+    if equal := tied(evidence, detection):
+        logger.warning(
+            f"detector {name!r}: {equal} samples have the very score of a flagged sample of their class and are not flagged: "
+            "the number to flag was reached; look at detection.scores."
+        )
     return detection

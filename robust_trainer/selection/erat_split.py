@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..types import Progress
 from .allocation import allocate_integers, class_scores, sampling_rates
-from .ranking import minmax, smallest
+from .ranking import minmax, smallest, tie_order
 
 SCALES = ("none", "minmax")
 
@@ -76,7 +76,10 @@ class Split:
         scaled = level if self.scale == "minmax" else exact.nan_to_num(nan=2.0, posinf=2.0)
         rates = sampling_rates(class_scores(scaled, classes_of, kept.cpu() & finite, classes), self.eta)
         counts = allocate_integers(int(below.sum()), rates, torch.bincount(classes_of[finite], minlength=classes))
-        return (smallest(exact, classes_of, counts) & finite).to(scores.device)
+        order = tie_order(len(exact), progress.seed, exact.device)
+        mask = torch.empty_like(finite)
+        mask[order] = smallest(exact[order], classes_of[order], counts)
+        return (mask & finite).to(scores.device)
 
     def new_state(self, classes: int, peers: int, device: torch.device) -> dict[str, Tensor]:
         """Returns an empty state: nothing is carried from one step to the next."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..data.randomness import keyed_seed
+
 
 def rank_within(scores: Tensor, groups: Tensor, total: int) -> tuple[Tensor, Tensor]:
     """Returns the 0-based rank of each score among those of its group, and the sizes of the groups.
@@ -52,3 +54,16 @@ def minmax(scores: Tensor) -> Tensor:
 def share_dtype(device: torch.device) -> torch.dtype:
     """Returns the type that shares of groups are counted in: float64, but for Apple's MPS, which has none."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def tie_order(size: int, seed: int, device: torch.device) -> Tensor:
+    """Returns an order of ``size`` samples, drawn by the seed, in which equal scores of a whole data set are ranked.
+
+    By position, the last rows would go: of a data set that is sorted by class, the last classes.
+
+    Args:
+        size: number of samples.
+        seed: of the run.
+        device: where the scores are.
+    """
+    return torch.randperm(size, generator=torch.Generator().manual_seed(keyed_seed("ties", seed))).to(device)

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..data.randomness import keyed_seed
 from ..types import Progress, SelectionRule
 from .allocation import allocate_integers, class_scores, rebalanced_shares, sampling_rates
-from .ranking import minmax, rank_within, share_dtype, smallest
+from .ranking import minmax, rank_within, share_dtype, smallest, tie_order
 from .rates import decay_share, ramp_share
 
 #: ``noise_rate``s that are estimated while training, and the estimator's kind that each means.
@@ -183,7 +183,7 @@ class KeepByScore:
         """Returns the samples to keep over the next epoch, bool (N,).
 
         Exactly round((1 - rate) n_c) of each class c (or of all, without ``per_class``; with ``rebalance`` as many of all, shared
-        out over the classes); unseen samples are kept.
+        out over the classes); unseen samples are kept. Of equal scores those that the run's seed draws.
 
         Args:
             memory: remembered scores (N,).
@@ -194,22 +194,23 @@ class KeepByScore:
             kept: those of the last epoch, which this rule does not look at.
         """
         rate, known = self.rate(progress), seen > 0
+        order = tie_order(len(memory), progress.seed, memory.device)
+        mask = torch.ones_like(known)
         if self.rebalance:
-            rows = known.nonzero().flatten()
+            rows, ranked = known.nonzero().flatten(), order[known[order]]
             scores, row_labels = memory[rows].double().cpu(), labels[rows].cpu()
             sizes = torch.bincount(row_labels, minlength=classes)
             everybody = torch.ones_like(row_labels, dtype=torch.bool)
             rates = sampling_rates(class_scores(minmax(scores), row_labels, everybody, classes), self.rebalance_eta)
-            chosen = smallest(scores, row_labels, allocate_integers(round((1.0 - rate) * len(rows)), rates, sizes))
-            mask = torch.ones_like(known)
-            mask[rows] = chosen.to(mask.device)
+            counts = allocate_integers(round((1.0 - rate) * len(rows)), rates, sizes)
+            mask[ranked] = smallest(memory[ranked].double().cpu(), labels[ranked].cpu(), counts).to(mask.device)
             return mask
         groups, total = (labels, classes) if self.per_class else (torch.zeros_like(labels), 1)
         # unseen samples sit in a group of their own, of which nothing is dropped
-        groups = torch.where(known, groups, torch.full_like(groups, total))
-        rank, count = rank_within(memory, groups, total + 1)
-        allowed = ((1.0 - rate) * count).round()
-        return (rank < allowed[groups]) | ~known
+        groups = torch.where(known, groups, torch.full_like(groups, total))[order]
+        rank, count = rank_within(memory[order], groups, total + 1)
+        mask[order] = rank < ((1.0 - rate) * count).round()[groups]
+        return mask | ~known
 
     def _groups(self, labels: Tensor, peers: int, total: int) -> Tensor:
         base = labels if self.per_class or self.rebalance else torch.zeros_like(labels)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..selection.allocation import class_floors
-from ..selection.ranking import smallest
+from ..selection.ranking import smallest, tie_order
 from ..types import Progress
 from .records import MicroBatch, Run
 
@@ -84,8 +84,9 @@ class ClassFloor:
         """
         state, keep = self._state, torch.zeros_like(scores, dtype=torch.bool)
         if state:
-            own = scores[state["rows"]]
-            keep[state["rows"]] = smallest(own, state["classes"], state["counts"]) & own.isfinite()
+            order = tie_order(len(state["rows"]), self.run.seed, scores.device)
+            rows, classes = state["rows"][order], state["classes"][order]
+            keep[rows] = smallest(scores[rows], classes, state["counts"]) & scores[rows].isfinite()
         return keep
 
     def raised(self, weights: Sequence[Tensor], scores: Sequence[Tensor], batches: Sequence[MicroBatch]) -> list[Tensor]:

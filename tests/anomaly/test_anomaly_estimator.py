@@ -660,3 +660,38 @@ def test_an_unknown_share(name):
     detector = tuned(name, contamination="auto").fit(x)
     assert detector.labels_[truth].mean() > 0.8 and detector.labels_[~truth].mean() < 0.2
     assert detector.contamination_ == detector.labels_.mean()
+
+
+# ---- equal scores ----------------------------------------------------------------------------------------------------------
+
+
+def told(fit, caplog):
+    from transformers.utils import logging
+
+    logging.enable_propagation()
+    try:
+        with caplog.at_level("WARNING"):
+            fit()
+    finally:
+        logging.disable_propagation()
+    return caplog.text
+
+
+def test_the_same_anomaly_again_and_again_is_flagged(caplog):
+    """40 of 200 rows are one anomaly and 0.1 is asked for: the threshold was their score, and nobody was beyond it."""
+    x = np.random.default_rng(0).normal(size=(200, 4))
+    x[:40] = 9.0
+    detector = RCA(0.1, epochs=2, ensemble=0, random_state=0, device="cpu")
+    text = told(lambda: detector.fit(x), caplog)
+    assert len(set(detector.decision_scores_[:40])) == 1
+    assert detector.labels_[:40].all() and detector.labels_.sum() == 40 and (detector.predict(x) == detector.labels_).all()
+    assert "contamination=0.1: 40 of 200 samples have one score" in text and "40 of 200 rows count as abnormal" in text
+
+
+def test_rows_that_are_all_one_but_for_a_few_have_no_spread_and_that_is_told(caplog):
+    x = np.zeros((120, 3))
+    x[:50] = np.random.default_rng(0).normal(0, 0.02, size=(50, 3))
+    x[:4] = 5.0
+    detector = RCA("auto", epochs=2, ensemble=0, random_state=0, device="cpu", scaling="none")
+    assert "70 of 120 samples have one score" in told(lambda: detector.fit(x), caplog)
+    assert detector.labels_[:4].all() and detector.labels_.sum() < 12  # all 50 that are not zero were beyond a spread of 0

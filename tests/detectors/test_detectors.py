@@ -27,6 +27,7 @@ from robust_trainer.detectors import (
     isolation_recipe,
 )
 from robust_trainer.detectors.confident_joint import flag_by_cleanlab, flag_by_joint
+from robust_trainer.detectors.detection import each_class
 from robust_trainer.detectors.spectral import first_direction
 from robust_trainer.methods.recipe import Recipe
 from robust_trainer.models.peers import PeerModel
@@ -523,3 +524,47 @@ def test_bad_models_and_data_are_told(model, data, line):
     with pytest.raises(ValueError, match=line) as error:
         collect_evidence(model, data)
     assert "\n" not in str(error.value) and hooks_of(model) == 0
+
+
+# ---- equal scores ----------------------------------------------------------------------------------------------------------
+
+
+def test_samples_that_a_cut_parts_although_their_scores_are_equal_are_told(caplog):
+    from transformers.utils import logging
+
+    evidence, _ = planted()
+    features = evidence.features.copy()
+    first = np.flatnonzero(evidence.labels == 0)[:40]
+    features[first] = features[first[0]] + 30.0  # one sample again and again
+    logging.enable_propagation()
+    try:
+        with caplog.at_level("WARNING"):
+            found = detect("spectral", Evidence(evidence.labels, features, evidence.probs, evidence.losses), rate=0.2)
+            detect("spectral", evidence, rate=0.2)
+            detect("spectral-code", Evidence(evidence.labels, features, evidence.probs, evidence.losses))
+    finally:
+        logging.disable_propagation()
+    lines = [record.getMessage() for record in caplog.records]
+    assert found.flagged[first].sum() == 30 and len(lines) == 2
+    assert "'spectral': 10 samples have the very score of a flagged sample" in lines[0]
+    assert "'spectral-code': in 1 classes several samples have the very score of percentile 85" in lines[1]
+
+
+def test_many_classes_are_walked_through_once():
+    """The pairs of classes and the classes themselves, against the loops over all of them."""
+    rng = np.random.default_rng(0)
+    labels, classes = rng.integers(0, 40, 300), 40
+    probs = rng.dirichlet(np.full(classes, 0.05), 300)
+    joint, flagged = flag_by_joint(probs, labels)
+    slow = np.zeros(300, dtype=bool)
+    for label in range(classes):
+        rows = np.flatnonzero(labels == label)
+        for true in range(classes):
+            if label != true and len(rows):
+                margins = probs[rows, true] - probs[rows, label]
+                order = sorted(range(len(rows)), key=lambda i: -margins[i])
+                slow[rows[order[: int(np.floor(float(joint[label, true]) * 300 + 0.5 + 1e-9))]]] = True
+    assert (flagged == slow).all() and flagged.any()
+    walked = dict(each_class(Evidence(labels)))
+    assert list(walked) == sorted(set(labels.tolist()))
+    assert all((rows == np.flatnonzero(labels == label)).all() for label, rows in walked.items())
