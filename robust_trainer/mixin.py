@@ -241,7 +241,7 @@ class RobustTrainerMixin(Trainer):
             return step.decide_epoch(score_dataset(step.run, step.run.ledger, bare, batches, step.read), self._progress())
 
         def loader() -> Any:
-            return indexed_loader(self, step.run, SequentialSampler, self.args.eval_batch_size, "Scoring", training=False)
+            return indexed_loader(self, step.run, SequentialSampler, None, "Scoring", training=False)
 
         return EpochScan(lambda: step.scan_due(self._progress()), loader, decide)
 

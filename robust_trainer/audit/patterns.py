@@ -14,6 +14,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import roc_auc_score
 from sklearn.mixture import GaussianMixture
 
+from ..data.labels import rows_by_class
+
 #: The two groups along the direction must be so many of their common standard deviations apart.
 APART = 5.0
 #: Distrusted samples must be so many times as frequent among the carriers as among the others.
@@ -117,8 +119,8 @@ def _project(x: np.ndarray, labels: np.ndarray, chosen: np.ndarray, half: np.nda
 
 def _class_means(x: np.ndarray, labels: np.ndarray, chosen: np.ndarray, classes: int, mean_of_classes: bool = False) -> np.ndarray:
     """The means (C, D) of the chosen samples of each class, that of all where a class has none; or their mean over the classes."""
-    count = np.bincount(labels[chosen], minlength=classes)
-    means = [x[chosen & (labels == k)].mean(0) if count[k] else None for k in range(classes)]
+    own = np.flatnonzero(chosen)
+    means = [x[own[rows]].mean(0) if len(rows) else None for rows in rows_by_class(labels[own], classes)]
     if mean_of_classes:
         return np.mean([f for f in means if f is not None], axis=0)
     everybody = x[chosen].mean(0) if chosen.any() else x.mean(0)

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from ..attacks.autoattack import make_attacks, read_eps
 from ..data.columns import check_dataset, label_column, read_column, read_labels
 from ..data.images import input_space
-from ..data.labels import check_model_names
+from ..data.labels import check_model_names, rows_by_class
 from ..data.mapping import IS_CORRUPTED
 from ..evaluation.robustness import Robustness, evaluate_robustness
 from ..models.modes import preserve_state, preserve_weights
@@ -265,8 +265,8 @@ def hold_out(
     take[np.argsort(take - shares, kind="stable")[: int(count) - take.sum()]] += 1  # largest remainders
     rng = np.random.default_rng(seed)
     held = np.zeros(n, dtype=bool)
-    for c in range(classes):
-        held[rng.permutation(np.flatnonzero(labels == c))[: take[c]]] = True
+    for rows, number in zip(rows_by_class(labels, classes), take):
+        held[rng.permutation(rows)[:number]] = True
     return dataset.select(np.flatnonzero(~held)), dataset.select(np.flatnonzero(held))
 
 

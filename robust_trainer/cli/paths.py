@@ -15,6 +15,7 @@ import torch
 from ..config import check_writable
 from ..data.class_names import names_of
 from ..data.fingerprint import fingerprint
+from ..data.labels import rows_by_class
 from ..data.load import label_names
 from ..evaluation.boundary_paths import path_lengths
 from ..evaluation.path_table import PathLengths
@@ -108,8 +109,8 @@ def lengths_table(lengths: PathLengths) -> tuple[list[str], list[list[str]]]:
     labels = lengths.labels[order]
     heading = ["class", "n", "median", "10 %", "90 %", "not reached", "closest"]
     rows = []
-    for number, name in enumerate(lengths.class_names):
-        mine = order[labels == number]
+    for name, places in zip(lengths.class_names, rows_by_class(labels, len(lengths.class_names))):
+        mine = order[places]
         if not len(mine):
             continue
         quantiles = [_told(value, lengths) for value in np.quantile(lengths.steps[mine], (0.5, 0.1, 0.9), method="lower").tolist()]

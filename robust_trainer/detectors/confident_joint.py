@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import torch
 
+from ..data.labels import rows_by_class
 from ..selection.noise_rate import confident_joint
 from .detection import Detection, choice_setting, top
 from .evidence import Evidence
@@ -77,10 +78,9 @@ def flag_by_joint(probs: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np
     classes = probs.shape[1]
     joint = confident_joint(torch.from_numpy(probs), torch.from_numpy(labels), classes)[0].numpy()
     flagged = np.zeros(len(labels), dtype=bool)
-    order = np.argsort(labels, kind="stable")
-    starts = np.searchsorted(labels[order], np.arange(classes + 1))
+    parts = rows_by_class(labels, classes)
     np.fill_diagonal(counts := np.floor(joint * len(labels) + 0.5 + 1e-9).astype(np.int64), 0)
     for label, true in np.argwhere(counts > 0).tolist():  # no more pairs than samples, however many classes there are
-        rows = order[starts[label] : starts[label + 1]]
+        rows = parts[label]
         flagged[rows] |= top(probs[rows, true] - probs[rows, label], int(counts[label, true]))
     return joint, flagged

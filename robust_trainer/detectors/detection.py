@@ -58,9 +58,10 @@ def tied(evidence: Evidence, detection: Detection) -> int:
         evidence: of all samples.
         detection: on them.
     """
-    least = np.full(int(evidence.labels.max(initial=0)) + 1, np.inf)
-    np.minimum.at(least, evidence.labels[detection.flagged], detection.scores[detection.flagged])
-    return int((~detection.flagged & (detection.scores == least[evidence.labels])).sum())
+    _, place = np.unique(evidence.labels, return_inverse=True)
+    least = np.full(len(place), np.inf)
+    np.minimum.at(least, place[detection.flagged], detection.scores[detection.flagged])
+    return int((~detection.flagged & (detection.scores == least[place])).sum())
 
 
 def whole(share: float) -> int:

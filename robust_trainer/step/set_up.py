@@ -87,14 +87,16 @@ def epoch_ending(trainer: Any, run: Run) -> int | None:
     return state.remainder if state.remainder > 0 else None  # of a stream the last step's samples, where process 0 reads for all
 
 
-def indexed_loader(trainer: Any, run: Run, sampler: Callable[[Any], Any], batch_size: int, description: str, training: bool) -> Any:
+def indexed_loader(
+    trainer: Any, run: Run, sampler: Callable[[Any], Any], batch_size: int | None, description: str, training: bool
+) -> Any:
     """Returns a loader of the training set whose batches carry the positions of their samples.
 
     Args:
         trainer: whose training set, collator and loader settings count.
         run: of the training.
         sampler: from the rows, the order in which they come.
-        batch_size: of one process.
+        batch_size: of one process; None: the larger one of training and evaluation, since what fits with gradients fits without.
         description: of the loader, for the Trainer's messages.
         training: whether ``dataloader_drop_last`` counts, and the Trainer's own training behaviour.
     """
@@ -119,7 +121,7 @@ def indexed_loader(trainer: Any, run: Run, sampler: Callable[[Any], Any], batch_
         return trainer._get_dataloader(
             dataset=Indexed(data),
             description=description,
-            batch_size=batch_size,
+            batch_size=batch_size or max(trainer.args.eval_batch_size, trainer._train_batch_size),
             sampler_fn=ordered,
             is_training=training,
         )

@@ -5,8 +5,12 @@ import random
 import numpy as np
 import pytest
 import torch
+from helpers import erat_reference as slow
 from helpers.toy import curve, images, robust, vit
 from transformers import TrainerCallback
+
+from robust_trainer.selection.erat_split import Split
+from robust_trainer.types import Progress
 
 
 def noisy(rows):
@@ -59,3 +63,28 @@ def test_each_of_three_networks_trains_on_what_the_one_before_it_keeps(tmp_path,
         kept = [set(row.argsort()[:18].tolist()) for row in scores]
         assert kept[0] != kept[1] != kept[2] != kept[0]
         assert [set(row.nonzero().flatten().tolist()) for row in weights] == [kept[2], kept[0], kept[1]]
+
+
+@pytest.mark.parametrize("train,evaluation,scanned", [(32, 8, 2), (8, 64, 1), (8, 8, 6)])
+def test_a_scan_takes_the_larger_one_of_the_two_batches(tmp_path, train, evaluation, scanned):
+    """By the Trainer's default evaluation batch of 8 a scan took most of a training with batches of 256."""
+    trainer = robust(
+        tmp_path, data=images(48), method="rebalanced", warmup_epochs=0.0, max_steps=1, per_device_train_batch_size=train,
+        per_device_eval_batch_size=evaluation,
+    )  # fmt: skip
+    sizes = []
+    trainer.model.register_forward_pre_hook(
+        lambda module, args, kwargs: None if module.training else sizes.append(len(kwargs["pixel_values"])), with_kwargs=True
+    )
+    trainer.train()
+    assert len(sizes) == scanned and sum(sizes) == 48
+
+
+def test_rebalancing_over_many_classes_is_the_slow_loop():
+    """Few samples a class, and classes without any: what each class keeps, against a loop over the classes."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 800, (400,), generator=generator)
+    scores = torch.rand(400, generator=generator)
+    mask = Split(scale="minmax").keep_mask(scores, scores, labels, 800, Progress(20.0, 30.0), torch.ones(400, dtype=torch.bool))
+    expected, counts = slow.split(scores.double().tolist(), labels.tolist(), [True] * 400, 800, 0.1, "minmax")
+    assert mask.tolist() == expected and sum(counts) == int(mask.sum())
