@@ -12,7 +12,7 @@ import torch
 from transformers.utils import logging
 
 from .decode import GREY, ImageError, decode_images, open_image, undecoded
-from .readable import LOOKED_AT
+from .readable import LOOKED_AT, check_readable
 from .splits import TRAIN
 
 logger = logging.get_logger(__name__)
@@ -37,11 +37,15 @@ class ImageTransform:
     image_mode: str | None = None
 
     def apply_to(self, dataset: datasets.Dataset) -> datasets.Dataset:
-        """Returns the data set with this transform, its images decoded by `decode_image` alone.
+        """Returns the data set with this transform, its images decoded by `decode_image` alone, after `check_readable`.
 
         Args:
             dataset: A `datasets.Dataset` with the columns.
+
+        Raises:
+            ValueError: Naming row and file, for images that cannot be used.
         """
+        check_readable(dataset, self.image_column)
         mode = getattr(dataset.features.get(self.image_column), "mode", None)
         return undecoded(dataset).with_transform(self if mode is None else replace(self, image_mode=mode))
 

@@ -24,6 +24,8 @@ DECODED = 20_000_000
 PICTURES = 16
 #: Of 65,535 levels: where no image is brighter, they were not scaled to 16 bits.
 DIM = 4095
+#: Fingerprints of data sets whose columns have passed: a command looks once at what several of its stages read.
+_READABLE: set[tuple[str, str]] = set()
 
 
 def check_readable(dataset: datasets.Dataset, column: str, where: str = "", name: str | None = None) -> None:
@@ -31,7 +33,7 @@ def check_readable(dataset: datasets.Dataset, column: str, where: str = "", name
 
     Every header is read (of more than 20,000 images so many, spread evenly), and the end, where the format has one: what looks cut
     short is decoded. Logged as a warning: images of several frames, of which the first is used, and transparent ones of which
-    nothing is seen on the background.
+    nothing is seen on the background. A data set that has passed is not looked at again.
 
     Args:
         dataset: A `datasets.Dataset` with rows.
@@ -42,6 +44,8 @@ def check_readable(dataset: datasets.Dataset, column: str, where: str = "", name
     Raises:
         ValueError: Naming the first row and its file, and how many more.
     """
+    if (dataset._fingerprint, column) in _READABLE:
+        return
     feature = dataset.features[column]
     mode = feature.mode if isinstance(feature, datasets.Image) else None
     rows = np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), LOOKED_AT)).astype(int))
@@ -76,6 +80,7 @@ def check_readable(dataset: datasets.Dataset, column: str, where: str = "", name
             f"{where} has {len(scan.clear)} transparent images, and of {len(unseen)} of {len(looked_at)} nothing is seen "
             f"on the {BACKGROUND} ground (the first in row {source_row(dataset, unseen[0])}): put them on another ground first."
         )
+    _READABLE.add((dataset._fingerprint, column))
 
 
 def _some(rows: list[int]) -> list[int]:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from robust_trainer.audit.samples import thumbnail
 from robust_trainer.corruptions import PatchTrigger, poison
-from robust_trainer.data.decode import MAX_PIXELS, ImageError, decode_image, decode_images
+from robust_trainer.data.decode import MAX_PIXELS, ImageError, decode_image, decode_images, undecoded
 from robust_trainer.data.features import FeatureReader
 from robust_trainer.data.indexing import Indexed
 from robust_trainer.data.pixels import read_levels
@@ -192,7 +192,7 @@ def test_the_message_names_column_and_row_or_place(tmp_path):
 def test_a_training_row_is_named_by_the_table_that_it_was_selected_from():
     cells = [cell(encoded(Image.fromarray(noise((8, 8, 3), i)))) for i in range(9)]
     cells[6] = cell(cells[6]["bytes"][:90])
-    rows = Indexed(ImageTransform(Pixels()).apply_to(table(*cells).select([8, 6, 5])))
+    rows = Indexed(undecoded(table(*cells).select([8, 6, 5])).with_transform(ImageTransform(Pixels())))
     assert [e.position for e in rows.__getitems__([2, 0])] == [2, 0]
     for read in (lambda: rows.__getitems__([0, 2, 1]), lambda: rows[1]):
         with pytest.raises(ImageError, match="^row 6: 'image': image is cut short"):

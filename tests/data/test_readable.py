@@ -9,6 +9,7 @@ from helpers.pictures import EPS, cell, encoded, png
 from helpers.tables import every_row
 from PIL import Image
 
+from robust_trainer.data.preprocess import ImageTransform
 from robust_trainer.data.readable import check_readable
 
 
@@ -97,3 +98,15 @@ def test_12_bits_stored_as_16_are_refused():
         check_readable(table(dim), "image")
     dim[0] = cell(encoded(Image.fromarray(np.full((6, 6), 60_000, np.uint16))))
     check_readable(table(dim), "image")
+
+
+def test_the_transform_looks_before_a_trainer_reads_and_a_data_set_is_looked_at_once(monkeypatch):
+    good, bad = table([picture(i) for i in range(4)]), table([picture(0), cell(picture(1)["bytes"][:90], "b.png")])
+    transform = ImageTransform(None)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="^'image' in row 1: image 'b.png' is cut short"):
+            transform.apply_to(bad)
+    transform.apply_to(good)
+    monkeypatch.setattr("robust_trainer.data.readable._Scan", None)
+    transform.apply_to(good)
+    check_readable(good, "image", "split 'train': ")
