@@ -33,7 +33,9 @@ class DataOptions:
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
     image_column: str | None = field(default=None, metadata={"help": "Default: the only Image column."})
     label_column: str | None = field(default=None, metadata={"help": "Default: label, labels, fine_label, target, class or y."})
-    test_split: str | None = field(default=None, metadata={"help": "Default: test, else validation, else a fifth of train."})
+    test_split: str | None = field(
+        default=None, metadata={"help": "Default: test, else validation, where labelled; else a fifth of train."}
+    )
     max_train_samples: int | None = field(default=None, metadata={"help": "Keep so many, chosen by split_seed. Default: all."})
     max_test_samples: int | None = field(default=None, metadata={"help": "Keep so many, chosen by split_seed. Default: all."})
     split_seed: int = field(default=0, metadata={"help": "Seed of the split and of max_*_samples."})

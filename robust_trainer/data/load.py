@@ -251,6 +251,10 @@ def _hold_out(data: datasets.DatasetDict, name: str, seed: int) -> datasets.Data
     order = np.random.default_rng(seed).permutation(len(train))
     cut = len(order) // 5
     rest, test = np.sort(order[cut:]), np.sort(order[:cut])
+    logger.warning(
+        f"dataset={name!r} has no test split with labels: {len(test)} of {len(train)} rows, drawn by split_seed, are tested on and "
+        "not trained on."
+    )
     return datasets.DatasetDict({**data, TRAIN: train.select(rest), TEST: train.select(test)})
 
 
@@ -264,15 +268,16 @@ def _labelled_test(splits: Any, name: str, asked: str | None, label: str) -> str
             f"{' or '.join(map(repr, others)) or 'none, and a fifth of train is taken'}."
         )
     test = labelled[0] if labelled else None
-    if bare and (test is None or _TEST_NAMES.index(bare[0]) < _TEST_NAMES.index(test)):
-        instead = "a fifth of 'train'" if test is None else f"split '{test}'"
-        logger.warning(f"split '{bare[0]}' of dataset={name!r} has no labels in column {label!r}: {instead} is tested on instead.")
+    if bare and test is not None and _TEST_NAMES.index(bare[0]) < _TEST_NAMES.index(test):
+        logger.warning(f"split '{bare[0]}' of dataset={name!r} has no labels in column {label!r}: '{test}' is tested on instead.")
     return test
 
 
 def _label_column(data: datasets.Dataset, label: str | None) -> str:
     """The column of the labels: the one named, else the first usual name."""
     usual = [n for n in _LABEL_NAMES if n in data.column_names]
+    if label is None and len(usual) > 1:
+        logger.warning(f"the labels are read from column {usual[0]!r}: for {' or '.join(map(repr, usual[1:]))} give label_column.")
     label = label or next(iter(usual), None)
     if label not in data.column_names:
         raise ValueError(f"label_column={label!r} was not found: set label_column to one of the columns {data.column_names}.")

@@ -184,7 +184,7 @@ def test_a_test_split_without_labels_is_passed_over_for_a_labelled_one(load, sai
     assert len(said) == 1 and "split 'test'" in said[0] and "'validation'" in said[0]
     said.clear()
     data = load(train=rows, test=bare)
-    assert len(data["test"]) == 6 and len(data["train"]) == 24 and len(said) == 1 and "a fifth" in said[0]
+    assert len(data["test"]) == 6 and len(data["train"]) == 24 and len(said) == 1 and "6 of 30 rows" in said[0]
     with pytest.raises(ValueError, match="test_split='test'.*no labels.*'validation'"):
         load(train=rows, validation=split([1, 2], labels), test=bare, test_split="test")
 
@@ -192,6 +192,16 @@ def test_a_test_split_without_labels_is_passed_over_for_a_labelled_one(load, sai
 def test_numbers_of_minus_one_alone_are_no_labels(load, said):
     data = load(train=split([0, 1, 2]), validation=split([1, 2]), test=split([-1, -1]))
     assert data["test"]["label"][:] == [1, 2] and len(said) == 1
+
+
+def test_the_column_that_was_chosen_is_said(load, said):
+    fine, coarse = (split([0, 1, 2], ClassLabel(names=NAMES)), split([0, 1, 0], ClassLabel(names=["pet", "bird"])))
+    both = fine.rename_column("label", "fine_label").add_column("target", coarse["label"][:])
+    data = load(train=both, test=both)
+    assert label_names(data["test"]) == NAMES and len(said) == 1 and "'fine_label'" in said[0] and "'target'" in said[0]
+    said.clear()
+    data = load(train=both, test=both, label_column="target")
+    assert data["test"]["label"][:] == [0, 1, 0] and said == []
 
 
 def test_a_models_names_number_the_data(load, said):
