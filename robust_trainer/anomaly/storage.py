@@ -12,12 +12,14 @@ import numpy as np
 import safetensors.numpy
 import safetensors.torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 import robust_trainer
 
 from ..models.modes import no_bars
 from ..models.peers import PeerModel
 from ..reporting.atomic_files import replacing_files, write_text
+from ..reporting.untrusted import read_json
 from .detectors import RCA, RobustRealNVP
 from .estimator import AnomalyDetector
 from .preparation import Preparation
@@ -74,7 +76,7 @@ def load_detector(folder: str | Path) -> AnomalyDetector:
     if not (folder / FACTS).is_file():
         raise ValueError(f"{str(folder)!r} holds no detector: it has no {FACTS}.")
     try:
-        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        facts = read_json(folder / FACTS)
         arrays = safetensors.numpy.load_file(folder / ARRAYS)
         weights = safetensors.torch.load_file(folder / WEIGHTS)
         detector = {"RCA": RCA, "RobustRealNVP": RobustRealNVP}[facts["detector"]](**facts["settings"])
@@ -88,6 +90,7 @@ def load_detector(folder: str | Path) -> AnomalyDetector:
         detector.threshold_ = float(facts["threshold"])
         if not math.isfinite(detector.threshold_) or not 0 <= seed < 2**32:
             raise ValueError(f"threshold {detector.threshold_}, seed {seed}")
+        _check_sizes(facts["settings"], weights)
         with own_randomness(seed):
             networks = [detector._make_model(features) for _ in range(getattr(detector, "networks", 1))]
         model = PeerModel.of(networks) if len(networks) > 1 else networks[0]
@@ -102,6 +105,15 @@ def load_detector(folder: str | Path) -> AnomalyDetector:
     detector.contamination_ = float(detector.labels_.mean())
     detector.ledger_ = None
     return detector
+
+
+def _check_sizes(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    """Raises ``ValueError`` for settings that ask for more than the weights hold, before a network is made of them."""
+    widest = max((size for tensor in weights.values() for size in tensor.shape), default=0)
+    most = {"networks": len(weights), "couplings": len(weights), "hidden_size": widest, "latent_size": widest, "ensemble": 10_000}
+    for name, largest in most.items():
+        if settings.get(name, 0) > largest:
+            raise ValueError(f"{name}={settings[name]} in {FACTS}, at most {largest} by {WEIGHTS}")
 
 
 def _numbers(arrays: Mapping[str, np.ndarray], name: str) -> np.ndarray:

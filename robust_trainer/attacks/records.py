@@ -88,7 +88,7 @@ class Records:
         for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 lines.append(json.loads(text))
-            except ValueError:
+            except (ValueError, RecursionError):
                 break  # the process ended while it wrote this line
         if not lines or not isinstance(lines[0], dict) or lines[0].get("kind") != _KIND:
             raise ValueError(f"resume_from={str(self.path)!r} holds no records of an evaluation: give another path.")
@@ -97,6 +97,10 @@ class Records:
             if before != json.loads(json.dumps(now)):
                 reason = _REASONS.get(key, f"with {key}={_short(before)}, not {_short(now)}")
                 raise ValueError(f"resume_from={str(self.path)!r} was written {reason}: give the same again, or another path.")
+        wrong = next((i for i, row in enumerate(lines[1:], 2) if not _is_row(row)), None)
+        if wrong is not None:
+            place = f"line {wrong} of {file.name}"
+            raise ValueError(f"resume_from={str(self.path)!r} is damaged ({place}): delete it, or give another path.")
         return lines[1:]
 
 
@@ -115,6 +119,22 @@ def processes() -> tuple[int, int]:
     if not torch.distributed.is_initialized():
         return 0, 1
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def _is_row(row: Any) -> bool:
+    """Whether a line of a record is one that `Records` writes: positions, and of each what was found."""
+
+    def numbers(value: Any) -> bool:
+        return isinstance(value, list) and all(isinstance(i, int) and abs(i) < 2**62 for i in value)
+
+    if not isinstance(row, dict) or not numbers(row.get("index")) or not isinstance(row.get("broken"), dict):
+        return False
+    columns = [row.get("clean"), *row["broken"].values()]
+    seconds, following = row.get("seconds", {}), row.get("next", [])
+    return (
+        all(numbers(column) and len(column) == len(row["index"]) for column in columns)
+        and isinstance(seconds, dict) and all(isinstance(s, int | float) for s in seconds.values()) and isinstance(following, list)
+    )  # fmt: skip
 
 
 def _short(value: Any) -> str:

@@ -14,6 +14,8 @@ from helpers.pages import content, run
 from helpers.toy import vit
 from safetensors.torch import save_file
 
+from robust_trainer.anomaly import RCA, load_detector, save_detector
+from robust_trainer.attacks.records import Records
 from robust_trainer.audit import load_ledger, make_audit
 from robust_trainer.callbacks.best_weights import RECORD
 from robust_trainer.cli.parser import stored
@@ -230,6 +232,49 @@ def test_damaged_parts_of_a_long_computation(tmp_path):
     refused(lambda: work.load("part"), "part.safetensors' is damaged", "delete it")
     (tmp_path / "w" / "task.json").write_text(DEEP)
     refused(lambda: Work(tmp_path / "w", {"a": 1}), "task.json' is damaged", "delete the folder")
+
+
+ROW = {"index": [0, 1], "clean": [1, 0], "broken": {"pgd": [-1, 0]}, "seconds": {"pgd": 0.5}}
+LINES = [
+    {"index": 5}, {"index": ["a", 1]}, {"clean": [1]}, {"broken": [1]}, {"broken": {"pgd": [0]}}, {"broken": {"pgd": "xx"}},
+    {"seconds": {"pgd": "x"}}, {"next": 3}, {"index": [2**70, 1]}, {"clean": None},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", LINES)
+def test_a_tampered_record_of_an_evaluation(tmp_path, change):
+    path, header = tmp_path / "r.jsonl", {"eps": 0.1}
+    Records(header, path).add(ROW)
+    assert Records(header, path).done == {0, 1}
+    with path.open("a") as file:
+        file.write(json.dumps({**ROW, **change}) + "\n")
+    refused(lambda: Records(header, path), "r.jsonl' is damaged (line 3 of r.jsonl)")
+    path.write_text(DEEP)
+    refused(lambda: Records(header, path), "holds no records")
+
+
+SIZES = [{"networks": 10**9}, {"hidden_size": 10**9}, {"latent_size": 10**7}, {"ensemble": 10**9}, {"networks": "2"}]
+
+
+@pytest.mark.parametrize("change", SIZES)
+def test_a_tampered_detector(detector, tmp_path, change):
+    folder = shutil.copytree(detector, tmp_path / "d")
+    facts = json.loads((folder / "detector.json").read_text())
+    (folder / "detector.json").write_text(json.dumps({**facts, "settings": {**facts["settings"], **change}}))
+    refused(lambda: load_detector(folder), "is damaged", next(iter(change)))
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    rows = np.random.default_rng(0).normal(size=(40, 3))
+    fitted = RCA(epochs=1, hidden_size=4, latent_size=2, random_state=0).fit(rows)
+    return save_detector(fitted, tmp_path_factory.mktemp("detector"))
+
+
+def test_a_detector_is_deep(detector, tmp_path):
+    folder = shutil.copytree(detector, tmp_path / "d")
+    (folder / "detector.json").write_text(DEEP)
+    refused(lambda: load_detector(folder), "is damaged")
 
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path):
