@@ -233,7 +233,7 @@ class RobustTrainerMixin(Trainer):
     def _epoch_scan(self, step: RobustStep) -> EpochScan:
         """The callback that has the training set scored at an epoch's start."""
 
-        def decide(loader: Any) -> list[int]:
+        def decide(loader: Any) -> list[str]:
             if step.run.ledger is None:
                 return []
             bare = self._unwrapped(self.model_wrapped)

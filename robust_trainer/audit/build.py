@@ -11,8 +11,8 @@ import pyarrow
 import torch
 
 from ..evaluation.path_table import PathLengths
+from ..ledger.class_counts import count_classes
 from ..ledger.fingerprint import check_same_data, data_fingerprint, given_labels
-from ..reporting.safe_text import plain
 from ..selection.allocation import CLASS_FLOOR, class_floors
 from .boundary import check_paths
 from .groups import make_groups
@@ -24,8 +24,8 @@ from .suspicion import judge, judge_numbers, transition_matrix
 FEW_VISITS = 3
 #: Of more classes the transition, which has their square of cells, is not made.
 MOST_TRANSITIONS = 5_000
-#: Where more than this share of the samples was never visited, nothing is cleaned. Classes that a caution names.
-UNSEEN_SHARE, CLASSES_TOLD = 0.01, 20
+#: Where more than this share of the samples was never visited, nothing is cleaned.
+UNSEEN_SHARE = 0.01
 #: What the table takes over from the ledger as it is.
 LEDGER_COLUMNS = ("distrusted", "seen", "kept", "mean_score", "ema_score", "last_score", "aum", "forgetting")
 
@@ -144,27 +144,22 @@ def _cautions(rows: Mapping[str, np.ndarray], classes: int, flagged: np.ndarray 
 
 def _class_cautions(label: np.ndarray, flagged: np.ndarray, names: tuple[str, ...]) -> tuple[Caution, ...]:
     """Which classes the flags all but empty: rare ones, which a run knows too little of, and others, which tell of a bad run."""
-    sizes = np.bincount(label[label >= 0], minlength=len(names))
-    if not names or not sizes.any():
+    counts = count_classes(names, label, ~flagged)
+    sizes = counts.samples
+    if not sizes.any():
         return ()
-    left = np.bincount(label[(label >= 0) & ~flagged], minlength=len(sizes))
     floors = class_floors(torch.from_numpy(sizes), CLASS_FLOOR).numpy()
-    lost = (sizes > 0) & (left < np.clip(sizes // 4, 1, CLASS_FLOOR)) & ((floors == 0) | (sizes >= sizes[sizes > 0].mean()))
-    few = (left < floors) & ~lost
-
-    def told(chosen: np.ndarray) -> str:
-        every = np.flatnonzero(chosen)
-        shown = [f"{plain(names[c], 60)} ({left[c]:,} of {sizes[c]:,})" for c in every[:CLASSES_TOLD]]
-        return ", ".join(shown) + (f" and {len(every) - len(shown)} more" if len(every) > len(shown) else "")
-
-    out = []
+    lost = counts.few & ((floors == 0) | (sizes >= sizes[sizes > 0].mean()))
+    few, out = (counts.left < floors) & ~lost, []
     if lost.any():
-        out.append(Caution.blocking(f"Hardly any sample is left unflagged of class {told(lost)}: the run did not learn them."))
+        out.append(
+            Caution.blocking(f"Hardly any sample is left unflagged of class {counts.told(lost)}: the run did not learn them.")
+        )
     if few.any():
         out.append(
             Caution(
-                f"Few samples are left unflagged of class {told(few)}: rare classes are learned last, so right labels look wrong. "
-                f"A cleaned set keeps the least suspicious, {CLASS_FLOOR} of a class at most (class_floor)."
+                f"Few samples are left unflagged of class {counts.told(few)}: rare classes are learned last, so right labels look "
+                f"wrong. A cleaned set keeps the least suspicious, {CLASS_FLOOR} of a class at most (class_floor)."
             )
         )
     return tuple(out)

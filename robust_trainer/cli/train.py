@@ -124,6 +124,8 @@ def _tell(state: RunState, trainer: RobustTrainer, args: RobustConfig, folder: P
     say(show(*table([record])))
     if isinstance(args.noise_rate, str):
         say(f"noise rate, estimated while training: {trainer.estimated_noise_rate or 'none, nobody was dropped'}")
+    if few := [f"{row['class']} ({row['kept']} of {row['samples']})" for row in record.get("classes", ()) if row["few"]]:
+        say(f"hardly anybody is kept of class {', '.join(few[:20])}{f' and {len(few) - 20} more' if len(few) > 20 else ''}")
     say(f"written to {folder}: {', '.join(written)}")
     if (saved := record.get("export")) is not None:
         say(

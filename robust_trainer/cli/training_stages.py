@@ -16,6 +16,7 @@ from ..corruptions import ATTACK_TARGET
 from ..data.load import label_names
 from ..data.preprocess import ImageTransform, image_shape, model_channels, tell_unseen
 from ..evaluation.accuracy import compute_accuracy, evaluate_backdoor
+from ..ledger.class_counts import trusted_by_class
 from ..models.saved_networks import read_record
 from ..models.zoo import SMALL, build_model
 from ..reporting.atomic_files import replacing_files, write_json
@@ -140,6 +141,8 @@ class Evaluate:
         if trainer.ledger is not None:
             record["detection"] = trainer.ledger.detection()
             record["distrusted"] = int(trainer.ledger.distrusted().sum())
+            if (counts := trusted_by_class(trainer.ledger)) is not None:
+                record["classes"] = counts.rows()
 
     @staticmethod
     def _final(trainer: Any, state: RunState) -> dict[str, float]:

@@ -31,6 +31,9 @@ PLOTS: Mapping[str, tuple[str, str]] = {
 }  # fmt: skip
 _THUMBNAIL = 96  # pixels, the longer side of an image in the report
 
+#: Classes in the table of those of which few samples are kept.
+FEW = 50
+
 
 def write_report(
     path: str | Path, content: Mapping[str, Any], *, suspects: Sequence[Mapping[str, Any]] = (), suspects_of: str = "",
@@ -50,9 +53,21 @@ def write_report(
     page = template("report.html").render(
         title=title, content=content, runs=runs, heading=heading, rows=rows, figures=figures(runs),
         suspects=[{**row, "image": image_uri(row["image"])} for row in suspects], suspects_of=suspects_of,
-        options=options_told(content), settings=settings_told(runs),
+        options=options_told(content), settings=settings_told(runs), few=few_kept(runs),
     )  # fmt: skip
     return write_text(path, page)
+
+
+def few_kept(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, int, int]]:
+    """Returns the classes of which a run kept hardly anybody: method, class, samples and kept ones; at most FEW of them.
+
+    Args:
+        runs: Records of trainings.
+    """
+    rows = [
+        (run["method"], row["class"], row["samples"], row["kept"]) for run in runs for row in run.get("classes", ()) if row["few"]
+    ]
+    return rows[:FEW]
 
 
 def figures(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:

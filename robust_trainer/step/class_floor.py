@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..ledger.class_counts import trusted_by_class
 from ..selection.allocation import class_floors
 from ..selection.ranking import smallest, tie_order
 from ..types import Progress
@@ -32,6 +34,7 @@ class ClassFloor:
         self.run = run
         self._asked = run.recipe.class_floor > 0 and run.recipe.selection is not None and run.problem.one_class
         self._counted, self._epoch = False, -1
+        self._told: list[int] = []
         if run.ledger is not None and run.ledger.given is not None:
             self.count(run.ledger.given)
             run.ledger.given = None
@@ -88,6 +91,22 @@ class ClassFloor:
             rows, classes = state["rows"][order], state["classes"][order]
             keep[rows] = smallest(scores[rows], classes, state["counts"]) & scores[rows].isfinite()
         return keep
+
+    def warning(self) -> str:
+        """Returns which classes the selection leaves hardly anybody of, each class once, in words; '' for none."""
+        run = self.run
+        asked = run.ledger is not None and run.recipe.selection is not None and run.problem.one_class
+        counts = trusted_by_class(run.ledger) if asked and run.ledger is not None else None
+        if counts is None:
+            return ""
+        new = counts.few & ~np.isin(np.arange(len(counts.samples)), self._told)
+        self._told += np.flatnonzero(new).tolist()
+        if not new.any():
+            return ""
+        return (
+            f"the selection trusts hardly any sample of class {counts.told(new)}: if their labels are right, set "
+            "per_class=True or rebalance=True, or lower noise_rate."
+        )
 
     def raised(self, weights: Sequence[Tensor], scores: Sequence[Tensor], batches: Sequence[MicroBatch]) -> list[Tensor]:
         """Returns the weights of a rule with 1 in place of 0 for the samples that are kept, without a host sync.

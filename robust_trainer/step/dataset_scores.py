@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 from transformers.utils import logging
 
+from ..ledger.class_counts import count_classes
 from ..ledger.ledger import SampleLedger
 from ..ledger.margins import trace
 from ..models.modes import eval_mode, preserve_rng
@@ -83,7 +85,7 @@ class EpochSelection:
         return rule.decides(progress) and not self._of(int(progress.epoch))
 
     @torch.no_grad()
-    def from_scan(self, scan: DatasetScores, progress: Progress) -> list[int]:
+    def from_scan(self, scan: DatasetScores, progress: Progress) -> list[str]:
         """Decides over the epoch from all samples' scores and records them in the ledger.
 
         Args:
@@ -91,7 +93,7 @@ class EpochSelection:
             progress: where training stands.
 
         Returns:
-            The classes of which nobody is left.
+            The names of the classes of which nobody is left.
         """
         rule, ledger, classes, epoch = self.rule, self.run.ledger, self.run.classes, int(progress.epoch)
         if rule is None or ledger is None:
@@ -106,8 +108,8 @@ class EpochSelection:
             everybody, scan.scores, mask.float(), scan.labels, scan.predicted, epoch, rule.filter_active(progress), scan.margins,
             scan.probs,
         )  # fmt: skip
-        sizes, left = torch.bincount(scan.labels, minlength=classes), torch.bincount(scan.labels[mask], minlength=classes)
-        return ((sizes > 0) & (left == 0)).nonzero().flatten().tolist()
+        counts = count_classes(tuple(ledger.run.get("names") or ()), scan.labels.cpu().numpy(), mask.cpu().numpy())
+        return [counts.name(int(c)) for c in np.flatnonzero((counts.samples > 0) & (counts.left == 0))]
 
     def _of(self, epoch: int) -> bool:
         return self.made and int(self.run.states["keep"]["epoch"]) == epoch
@@ -166,13 +168,14 @@ class EpochScan(TrainerCallback):
     Args:
         due: whether the epoch that starts now wants a scan.
         loader: makes the loader of the whole training set, once.
-        decide: scores the loader's samples, decides, and returns the classes of which nobody is left.
+        decide: scores the loader's samples, decides, and returns the names of the classes of which nobody is left.
     """
 
     due: Callable[[], bool]
     loader: Callable[[], Any]
-    decide: Callable[[Any], list[int]]
+    decide: Callable[[Any], list[str]]
     _loader: Any = None
+    _told: set[str] = field(default_factory=set)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Scores the data set where the method asks for it, before the epoch's first batch is drawn."""
@@ -181,9 +184,11 @@ class EpochScan(TrainerCallback):
         if self._loader is None:
             self._loader = self.loader()
         with preserve_rng(args.device):
-            emptied = self.decide(self._loader)
+            emptied = [name for name in self.decide(self._loader) if name not in self._told]
         if emptied:
+            self._told.update(emptied)
             logger.warning(
-                f"epoch {int(state.epoch or 0)}: the selection leaves nobody of class {', '.join(map(str, emptied[:10]))}: "
+                f"epoch {int(state.epoch or 0)}: the selection leaves nobody of class {', '.join(emptied[:10])}"
+                f"{f' and {len(emptied) - 10} more' if len(emptied) > 10 else ''}: "
                 "set rebalance=True or lower rebalance_eta, or warm up for longer."
             )

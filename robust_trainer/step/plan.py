@@ -285,6 +285,7 @@ class RobustStep:
         if self.run.ledger is not None and epoch > self.detected_epoch:
             self.detected_epoch = epoch
             logs.update({f"filter_{name}": value for name, value in self.run.ledger.detection().items()})
+            told = " ".join(filter(None, [told, self.floor.warning()]))
         return [message for message in (told, self.weights.warning()) if message]
 
     def take_logs(self) -> dict[str, float]:
@@ -311,8 +312,8 @@ class RobustStep:
         self.floor.open_epoch(progress)
         self.selection.from_memory(self._with_rate(progress))
 
-    def decide_epoch(self, scan: DatasetScores, progress: Progress) -> list[int]:
-        """Decides over the epoch from all samples' scores; returns the classes of which nobody is left."""
+    def decide_epoch(self, scan: DatasetScores, progress: Progress) -> list[str]:
+        """Decides over the epoch from all samples' scores; returns the names of the classes of which nobody is left."""
         return self.selection.from_scan(scan, self._with_rate(progress))
 
     def scan_due(self, progress: Progress) -> bool:

@@ -82,6 +82,10 @@ def test_corrupt_then_train_on_what_it_saved(tmp_path, capsys):
     assert main(["train", "--dataset", saved, "--method", "prl", "--output_dir", out, *TINY]) == 0
     (run,) = json.loads((tmp_path / "run/results.json").read_text())["runs"]
     assert run["detection"] and "attack_success_rate" in run["final"]
+    ledger = datasets.Dataset.from_parquet(str(tmp_path / "run/ledger.parquet")).to_pandas()
+    by_class = {row["class"]: (row["samples"], row["kept"]) for row in run["classes"]}
+    kept = ledger[~ledger["distrusted"]].groupby("label").size()
+    assert by_class == {str(c): (n, int(kept.get(c, 0))) for c, n in ledger.groupby("label").size().items()}
     capsys.readouterr()
     assert "twice" in fails(capsys, "train", "--dataset", saved, "--corrupt", "blend", "--output_dir", out + "2", *TINY)
 
