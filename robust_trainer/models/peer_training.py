@@ -13,7 +13,7 @@ from transformers import EvalPrediction
 from transformers.utils import can_return_loss, find_labels
 
 from .peers import PeerModel
-from .saved_networks import Export, clear_networks, network_folders
+from .saved_networks import FOLDER, Export, clear_networks, holds_one_network, network_folders
 
 
 def inspect_network(trainer: Any) -> None:
@@ -51,10 +51,16 @@ def folders_of(folder: str, model: Any) -> list[tuple[str, Any]]:
         model: that is trained, unwrapped.
 
     Raises:
-        ValueError: where the checkpoint has another number of networks, or a folder is missing.
+        ValueError: where the checkpoint has another number of networks, one alone, or a folder is missing.
     """
-    folders = network_folders(folder) if isinstance(model, PeerModel) else None
+    if not isinstance(model, PeerModel):
+        return [(folder, model)]
+    folders = network_folders(folder)
     if folders is None:
+        if holds_one_network(folder):
+            raise ValueError(
+                f"checkpoint {folder!r} holds one network, the model has {len(model.peers)}: copy its folder {FOLDER!r} with it."
+            )
         return [(folder, model)]
     if len(folders) != len(model.peers):
         raise ValueError(

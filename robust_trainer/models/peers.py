@@ -197,11 +197,18 @@ class PeerModel(PreTrainedModel):
             both = torch.stack([losses_and_scores(output, size, "PeerModel") for output in outputs], 1)
             mean = both.mean(1)
             return PeerOutput(loss=mean[:, 0].mean(), losses=mean[:, 0], scores=mean[:, 1], peer_losses=both)
-        every = [logits_of(output) for output in outputs]
-        logits = torch.stack([z for z in every if z is not None], 1)
-        losses = [output["loss"] for output in outputs if isinstance(output, dict) and output.get("loss") is not None]
+        parts = [_loss_and_logits(output, labels is not None) for output in outputs]
+        logits = torch.stack([z for _, z in parts if z is not None], 1)
+        losses = [loss for loss, _ in parts if loss is not None]
         loss = torch.stack(losses).mean() if len(losses) == len(outputs) else None
         return PeerOutput(loss=loss, logits=logits.mean(1), peer_logits=logits)
+
+
+def _loss_and_logits(output: Any, labelled: bool) -> tuple[Tensor | None, Tensor | None]:
+    """A network's own loss, None where it has none, and its logits; given labels a tuple begins with the loss (as in Trainer)."""
+    if isinstance(output, tuple | list) and labelled and len(output) > 1 and output[0].dim() == 0:
+        return output[0], output[1]
+    return output.get("loss") if isinstance(output, dict) else None, logits_of(output)
 
 
 AutoConfig.register(PeerConfig.model_type, PeerConfig, exist_ok=True)

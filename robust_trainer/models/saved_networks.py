@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -168,6 +169,19 @@ def read_record(folder: Any) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path!r} is damaged ({error}): save the model again, or delete the file to open one network.") from error
     return record
+
+
+def holds_one_network(folder: Any) -> bool:
+    """Returns whether the weights in a folder are those of a network, not of a `PeerModel`; False where there are none.
+
+    Args:
+        folder: of a saved model.
+    """
+    path = os.path.join(os.fspath(folder), "model.safetensors")
+    if not os.path.isfile(path):
+        return any(os.path.isfile(os.path.join(os.fspath(folder), f"adapter_model.{end}")) for end in ("safetensors", "bin"))
+    with safetensors.safe_open(path, framework="pt") as handle:
+        return not any(name.startswith("peers.") for name in handle.keys())
 
 
 def in_words(record: dict[str, Any]) -> str:

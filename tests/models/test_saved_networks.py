@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -21,6 +22,7 @@ from robust_trainer.models.peers import PeerModel, load_networks
 from robust_trainer.models.saved_networks import Export, network_folders
 from robust_trainer.models.small_networks import SmallCNN
 from robust_trainer.models.zoo import PlainProcessor, build_model, load_model
+from robust_trainer.step.checkpoints import MARK
 
 
 def trained(tmp_path, model=None, steps=4, **kwargs):
@@ -127,9 +129,17 @@ def test_modules_and_adapters_are_saved_as_one_of_them_would_be(tmp_path):
     x = images()["pixel_values"][:]
     with torch.no_grad():
         assert torch.equal(one.eval()(x).logits, trainer.model.peers[1].eval()(x).logits)
+    args.export = "ensemble"
+    with pytest.raises(ValueError, match="export='ensemble' saves no PEFT adapters that could be opened again"):
+        RobustTrainer(model_init=adapted, args=args, train_dataset=images()).train()
+    args.export = "average"
     again = RobustTrainer(model_init=adapted, args=args, train_dataset=images())
     again.train(resume_from_checkpoint=str(tmp_path / "lora/checkpoint-2"))
     assert alike(trainer.model, again.model)
+    again.save_model()
+    mean = peft.PeftModel.from_pretrained(opened(tmp_path / "base"), tmp_path / "lora").state_dict()
+    states = [peer.state_dict() for peer in again.model.peers]
+    assert all(torch.allclose(v, (states[0][k] + states[1][k]) / 2, atol=1e-6) for k, v in mean.items())
 
 
 class Stop(TrainerCallback):
@@ -156,6 +166,10 @@ def test_a_checkpoint_without_one_network_is_incomplete(tmp_path):
     told = rf"checkpoint-4'? is incomplete \(peers/{other.name}/model.safetensors is damaged: .*checkpoint-2"
     with pytest.raises(ValueError, match=told):
         robust(tmp_path, vit(), method="co-prl", max_steps=6).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    shutil.rmtree(tmp_path / "checkpoint-2/peers")
+    (tmp_path / "checkpoint-2" / MARK).unlink()  # as in a copy of the files alone
+    with pytest.raises(ValueError, match=r"checkpoint-2' holds one network, the model has 2: copy its folder 'peers' with it"):
+        robust(tmp_path, vit(), method="co-prl", max_steps=6).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
 def test_the_best_checkpoint_is_loaded_into_every_network(tmp_path):

@@ -61,8 +61,8 @@ def searcher(tmp_path, model_init=lambda: Net(), **kwargs):
 
 def test_each_trial_trains_its_method_on_its_own_networks(tmp_path, monkeypatch):
     trials = [
-        {"method": "co-prl"}, {"method": "prl"}, {"method": "prl"}, {"method": "co-prl", "num_networks": 3}, {"method": None},
-        {"method": "decouple", "learning_rate": 0.02},
+        {"method": "co-prl"}, {"method": "prl", "freeze_backbone": True}, {"method": "prl"},
+        {"method": "co-prl", "num_networks": 3}, {"method": None}, {"method": "decouple", "learning_rate": 0.02},
     ]  # fmt: skip
     seen = search(searcher(tmp_path, method="prl"), trials, monkeypatch)
     assert [len(model.peers) if isinstance(model, PeerModel) else 1 for model, *_ in seen] == [2, 1, 1, 3, 1, 2]
