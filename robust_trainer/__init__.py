@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .methods.registry import register_batch_rule, register_epoch_rule, register_method, register_objective, register_score
     from .methods.table import METHODS
     from .mixin import RobustTrainerMixin
+    from .models.peers import PeerModel, load_networks
     from .trainer import RobustTrainer
     from .types import ForwardOutput, Progress
 
@@ -32,6 +33,7 @@ __all__ = [
     "METHODS",
     "ForwardOutput",
     "Method",
+    "PeerModel",
     "Progress",
     "Recipe",
     "RobustConfig",
@@ -43,6 +45,7 @@ __all__ = [
     "corrupt_labels",
     "evaluate_robustness",
     "hold_out",
+    "load_networks",
     "poison",
     "poison_images",
     "register_batch_rule",
@@ -57,6 +60,7 @@ __getattr__, __dir__ = lazy_names(
         "METHODS": "methods.table",
         "ForwardOutput": "types",
         "Method": "methods.method",
+        "PeerModel": "models.peers",
         "Progress": "types",
         "Recipe": "methods.recipe",
         "RobustConfig": "config",
@@ -67,6 +71,7 @@ __getattr__, __dir__ = lazy_names(
         "corrupt_labels": "corruptions.label_noise.labels",
         "evaluate_robustness": "evaluation.robustness",
         "hold_out": "callbacks.robustness",
+        "load_networks": "models.peers",
         "poison": "corruptions.backdoors.poisoning",
         "poison_images": "corruptions.poisons.poison_images",
         "register_batch_rule": "methods.registry",
