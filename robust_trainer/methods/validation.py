@@ -389,6 +389,11 @@ def _validate_unlabelled(trainer: Trainer, recipe: Recipe, problem: Problem) -> 
         raise ValueError("compute_loss_func has no effect on a model that returns each sample's loss itself: leave it out.")
 
 
+def _adapters(model: nn.Module) -> bool:
+    """Whether a model of several networks has PEFT adapters."""
+    return isinstance(model, PeerModel) and hasattr(model.peers[0], "peft_config")
+
+
 def _validate_peers(trainer: Trainer, recipe: Recipe, model: nn.Module) -> None:
     """Raises ``ValueError`` where the model has not the networks that the method trains."""
     have = len(model.peers) if isinstance(model, PeerModel) else 1
@@ -407,7 +412,7 @@ def _validate_peers(trainer: Trainer, recipe: Recipe, model: nn.Module) -> None:
                 f"the optimizer given does not hold all weights of the {have} peers: leave optimizers out, or build it from "
                 "PeerModel.of([...])."
             )
-    if have > 1 and getattr(trainer.args, "export", "best") == "ensemble" and hasattr(model.peers[0], "peft_config"):
+    if have > 1 and getattr(trainer.args, "export", "best") == "ensemble" and _adapters(model):
         raise ValueError("export='ensemble' saves no PEFT adapters that could be opened again: choose best, peer0 or average.")
     if have > 1 and (trainer.compute_loss_func is not None or recipe.gradients):
         what = "compute_loss_func" if trainer.compute_loss_func is not None else "per-sample gradients"

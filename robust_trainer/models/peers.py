@@ -165,7 +165,7 @@ class PeerModel(PreTrainedModel):
     def _networks(self) -> list[Any]:
         return list(self.peers)
 
-    def save_pretrained(
+    def save_pretrained(  # type: ignore[override]
         self, save_directory: Any, is_main_process: bool = True, state_dict: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
         """Saves all networks as one `PeerModel` or, where ``export`` is set, one that opens anywhere and the others beside it.

@@ -118,7 +118,8 @@ def load_model(folder: str, trust_remote_code: bool | None = False, alone: bool 
     def load(one: str) -> Any:
         return _found(AutoModelForImageClassification, one, trust_remote_code)
 
-    return load(folder) if alone else load_networks(folder, load), _found(AutoImageProcessor, folder, trust_remote_code)
+    model: Any = load(folder) if alone else load_networks(folder, load)
+    return model, _found(AutoImageProcessor, folder, trust_remote_code)
 
 
 def _found(auto: Any, name: str, trust_remote_code: bool | None, **kwargs: Any) -> Any:
