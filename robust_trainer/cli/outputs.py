@@ -20,7 +20,8 @@ RUN = ("results.json", "model.safetensors", "model.safetensors.index.json", "led
 #: What a training and the commands on it leave beside its checkpoints.
 LEFT = (
     "results.json", "report.html", "ledger.parquet", STATE_FILE, "model*.safetensors", "model.safetensors.index.json",
-    "config.json", "small_networks.py", FOLDER, "evaluation.json", "robustness.jsonl*", "robustness.png", "paths", "paths.parquet", "paths.png",
+    "config.json", "small_networks.py", FOLDER, "evaluation.json", "robustness.jsonl*", "robustness.png", "paths", "paths.parquet",
+    "paths.png",
 )  # fmt: skip
 CHECKPOINTS = (f"{PREFIX_CHECKPOINT_DIR}-[0-9]*",)
 

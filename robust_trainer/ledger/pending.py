@@ -73,7 +73,9 @@ class PendingRecords:
             return waiting[0] if waiting else None
         first = waiting[0]
         tensors = [f.name for f in fields(StepRecord) if isinstance(getattr(first, f.name), Tensor)]
-        joined: dict[str, Any] = {name: torch.cat([getattr(v, name) for v in waiting], 1 if name == "logits" else 0) for name in tensors}
+        joined: dict[str, Any] = {
+            name: torch.cat([getattr(v, name) for v in waiting], 1 if name == "logits" else 0) for name in tensors
+        }
         return StepRecord(**joined, epoch=first.epoch, filter_active=first.filter_active)
 
 
