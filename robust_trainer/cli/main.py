@@ -6,6 +6,7 @@ Also as ``accelerate launch -m robust_trainer.cli train ...``.
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(USAGE)
         return 0 if words else 2
     try:
+        check_environment()
         return run(words[0], words[1:])
     except Exception as error:
         told = one_line(error)
@@ -73,6 +75,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("robust-trainer: interrupted", file=sys.stderr)
         return 130
+
+
+def check_environment() -> None:
+    """Raises ``ValueError`` where the environment's variables of a launcher are no numbers."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        if not (value := os.environ.get(name, "0")).lstrip("-").isdecimal():
+            raise ValueError(f"{name}={value!r} in the environment is no whole number: a launcher sets it; unset it for one process.")
 
 
 def one_line(error: Exception) -> str | None:

@@ -263,6 +263,12 @@ def test_what_no_program_can_help_is_one_line(error, told, capsys, monkeypatch):
         assert told in fails(capsys, "env")
 
 
+@every_row("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK"])
+def test_a_launcher_s_variables_are_numbers(name, capsys, monkeypatch):
+    monkeypatch.setenv(name, "first")
+    assert f"{name}='first' in the environment is no whole number" in fails(capsys, "env")
+
+
 def test_a_reader_that_goes_away_stops_no_work(tmp_path):
     """``robust-trainer ... | head -1``: seen before as "Broken pipe", and the work lost."""
     code = "import sys\nfrom robust_trainer.reporting.console import say\n"
