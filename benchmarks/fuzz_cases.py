@@ -413,7 +413,10 @@ def tamper(draw: random.Random, path: Path) -> str:
             break
         node = node[key]
     odd = draw.choice([None, -1, 10**9, 1e308, "x", "../..", [], {}, True, [[]], "a\x1b[31m", 2**70, "nan"])
-    node[where[-1]] = odd
+    parent = content
+    for key in where[:-1]:
+        parent = parent[key]
+    parent[where[-1]] = odd
     path.write_text(json.dumps(content))
     return f"{'/'.join(map(str, where))} = {odd!r}"
 

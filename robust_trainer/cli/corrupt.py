@@ -72,6 +72,9 @@ def corrupt(argv: Sequence[str]) -> None:
         )
     check_output(output.output_dir, MADE, overwrite.overwrite)
     folder = Path(output.output_dir)
+    for name in (TRAIN, TEST, TRIGGERED):
+        if (folder / name).exists() and not (folder / name / "state.json").is_file():
+            raise ValueError(f"output_dir={output.output_dir!r} holds {name!r}, which no command made: give another folder.")
     if Path(data.source()).exists() and Path(data.source()).resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"output_dir={output.output_dir!r} holds the data set to corrupt: give another folder.")
     work = folder / ".unfinished"

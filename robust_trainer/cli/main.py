@@ -81,7 +81,7 @@ def check_environment() -> None:
     """Raises ``ValueError`` where the environment's variables of a launcher are no numbers."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         if not (value := os.environ.get(name, "0")).lstrip("-").isdecimal():
-            raise ValueError(f"{name}={value!r} in the environment is no whole number: a launcher sets it; unset it for one process.")
+            raise ValueError(f"{name}={value!r} in the environment is no whole number: launchers set it; unset it for one process.")
 
 
 def one_line(error: Exception) -> str | None:

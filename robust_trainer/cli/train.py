@@ -80,8 +80,10 @@ def train(argv: Sequence[str]) -> None:
     training.append(WriteRun(folder, command_line("train", argv), (data, corruption, preprocess, model)))
     going_on = " or go on from its newest checkpoint by --resume_from_checkpoint true"
     check_output(args.output_dir, RUN, output.overwrite or args.resume_from_checkpoint is not None, f",{going_on}")
-    if args.resume_from_checkpoint is True and not folder.is_dir():
-        raise ValueError(f"resume_from_checkpoint=true but output_dir={args.output_dir!r} does not exist: leave it out to begin.")
+    if args.resume_from_checkpoint is True and not any(folder.glob(RUN[-1])) and not (folder / SIMCLR).is_dir():
+        raise ValueError(
+            f"resume_from_checkpoint=true but output_dir={args.output_dir!r} has no checkpoint: leave it out to begin."
+        )
     if plain:
         say(
             f"method {DEFAULT_METHOD}: no sample is left out, a ledger notes which ones are doubtful; for instance --method "

@@ -77,6 +77,9 @@ class Train:
     lines: bool = True
 
     def __post_init__(self) -> None:
+        if self.args.label_names is not None or self.args.prediction_loss_only or self.args.batch_eval_metrics:
+            given = [name for name in ("label_names", "prediction_loss_only", "batch_eval_metrics") if getattr(self.args, name)]
+            raise ValueError(f"{given[0]}={getattr(self.args, given[0])!r} leaves no accuracy to measure: leave it out.")
         if self.args.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would drop the images before they are preprocessed: leave it at False.")
 

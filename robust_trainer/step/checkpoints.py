@@ -6,7 +6,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from ..methods.recipe import Recipe
 from ..methods.settings import PARTS, defaults
 from ..models.saved_networks import FOLDER
 from ..reporting.atomic_files import replacing, write_json
+from ..reporting.safe_text import plain
 from .plan import RobustStep
 
 logger = logging.get_logger(__name__)
@@ -211,7 +212,9 @@ def flaw(trainer: Any, folder: str | Path, robust: bool = True) -> str | None:
     """
     folder = Path(folder)
     try:
-        json.loads((folder / TRAINER_STATE).read_text(encoding="utf-8"))["global_step"]
+        state = json.loads((folder / TRAINER_STATE).read_text(encoding="utf-8"))
+        if (wrong := _odd_entry(state, _FOLDER.fullmatch(folder.name))) is not None:
+            return f"{TRAINER_STATE} is damaged: {wrong}={plain(repr(state[wrong]), 40)}"
     except FileNotFoundError:
         return f"{TRAINER_STATE}, the last file of a checkpoint, is missing"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -236,6 +239,23 @@ def flaw(trainer: Any, folder: str | Path, robust: bool = True) -> str | None:
             "missing" if now[wrong] is None else f"damaged: {now[wrong]} bytes where {sizes[wrong]} were saved"
         )
     return next((f"{path.name} is damaged" for path in sorted(folder.iterdir()) if not _readable(path)), None)
+
+
+def _odd_entry(state: Mapping[str, Any], of_folder: re.Match[str] | None) -> str | None:
+    """The first entry of the Trainer's state that cannot be what the Trainer wrote, None where there is none."""
+    whole = ("global_step", "max_steps", "num_train_epochs", "num_input_tokens_seen")
+    for name in ("epoch", "total_flos", *whole):
+        value = state.get(name, 0)
+        if not isinstance(value, int if name in whole else int | float) or isinstance(value, bool) or not value >= 0:
+            return name
+    kinds = {"log_history": list, "stateful_callbacks": dict}
+    for name, kind in kinds.items():
+        value = state.get(name, kind())
+        if not isinstance(value, kind) or any(
+            not isinstance(row, dict | list) for row in (value if kind is list else value.values())
+        ):
+            return name
+    return "global_step" if of_folder is not None and state["global_step"] != int(of_folder[1]) else None
 
 
 def _why(name: str, folder: Path, processes: int) -> str:

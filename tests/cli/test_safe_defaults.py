@@ -94,7 +94,7 @@ def test_every_epoch_is_kept_and_a_run_goes_on(run, data, capsys):
     assert main([*words, "--resume_from_checkpoint", "true"]) == 0
     again = load_file(run / "model.safetensors")
     assert all(torch.equal(end[name], again[name]) for name in end) and "epoch 2" in capsys.readouterr().out
-    assert "does not exist: leave it out" in fails(capsys, *words[:4], str(run / "no"), *FEW, "--resume_from_checkpoint", "True")
+    assert "has no checkpoint: leave it out" in fails(capsys, *words[:4], str(run / "no"), *FEW, "--resume_from_checkpoint", "True")
 
 
 def test_what_is_there_is_not_written_over(run, data, capsys, tmp_path):
@@ -105,6 +105,7 @@ def test_what_is_there_is_not_written_over(run, data, capsys, tmp_path):
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     assert main([*words, "--overwrite"]) == 0
     assert json.loads((run / "results.json").read_text())["runs"][0]["curves"][-1]["epoch"] < 1
+    assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-1"], "not of the earlier run"
     made = ["corrupt", "--dataset", data, "--output_dir", str(tmp_path / "made"), "--corrupt"]
     assert main([*made, "patch"]) == 0
     assert "holds corruption.json" in fails(capsys, *made, "symmetric")
@@ -129,7 +130,7 @@ def test_images_of_the_user_are_no_earlier_output(data, tmp_path, capsys):
     (tmp_path / "pictures/train/cat/1.png").write_bytes(b"mine")
     words = ["corrupt", "--dataset", data, "--output_dir", str(tmp_path / "pictures"), "--corrupt", "symmetric"]
     assert "holds train of an earlier command" in fails(capsys, *words)
-    assert main([*words, "--overwrite"]) == 0
+    assert "holds 'train', which no command made" in fails(capsys, *words, "--overwrite")
     assert (tmp_path / "pictures/train/cat/1.png").read_bytes() == b"mine"
 
 

@@ -126,6 +126,18 @@ def test_a_cut_off_file_is_told(run, name, marked):
         resume(run, path.parent)
 
 
+@pytest.mark.parametrize(
+    "name, value",
+    [("total_flos", {}), ("global_step", 5), ("epoch", "x"), ("max_steps", True), ("log_history", [1]), ("stateful_callbacks", [])],
+)
+def test_a_state_that_the_trainer_did_not_write_is_told(run, name, value):
+    """Found by the fuzz run, case 112: TypeError in the Trainer; a changed step went on from elsewhere without a word."""
+    path = run / "checkpoint-6" / "trainer_state.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    with pytest.raises(ValueError, match=f"trainer_state.json is damaged: {name}=.*resume from '{run / 'checkpoint-4'}'"):
+        resume(run, path.parent)
+
+
 def test_without_a_mark_a_whole_checkpoint_is_taken(run):
     (run / "checkpoint-6" / MARK).write_text("[" * 10_000)
     (run / "checkpoint-4" / MARK).unlink()
