@@ -1,6 +1,6 @@
 """Two and three processes against one: the same weights, losses and decisions, for every row of the table of methods.
 
-    python benchmarks/process_equality.py --output equality.jsonl                     # every row; a stopped run goes on
+    python benchmarks/process_equality.py --output equality.jsonl            # every row and variant; a stopped run goes on
     python benchmarks/process_equality.py --rows erat trades --processes 3 --lengths uneven --dtype float64
 
 Each row trains a small convolutional network (no BatchNorm, whose statistics are a process's own, and no dropout) for 24 steps of
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, TrainerCallback, ViTConfig, ViTForImageClassification
 
 from robust_trainer import METHODS, RobustConfig, RobustTrainer
-from robust_trainer.methods.settings import FIELDS
+from robust_trainer.methods.settings import FIELDS, SETTINGS
 
 BAR, BATCH, EPOCHS, LENGTHS = 1e-5, 12, 3, {"even": 96, "uneven": 91}
 CUTS = {"1": (1, 1), "2": (2, 1), "3": (3, 1), "2x2": (2, 2)}
@@ -45,10 +45,31 @@ OWN: dict[str, dict[str, Any]] = {
     "decouple": dict(warmup_epochs=1.0),
     "erat": dict(warmup_epochs=1.0, lambda_ramp_epochs=0.5, lambda_u=5.0),
 }
+#: Rows with other settings, as ``row/word``.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "prl/scan": dict(memory="scan"),
+    "prl/auto": dict(noise_rate="auto", learning_rate=0.5),
+    "prl/batch": dict(rank_among="batch", per_class=True),
+    "prl/drop-last": dict(dataloader_drop_last=True),
+    "prl/split": dict(accelerator_config={"split_batches": True}),
+    "prl/stream": dict(max_steps=24),
+    "min-sgd/groups": dict(min_sgd_group=4),
+    "at/start": dict(random_start=True),
+    "trades/l1": dict(norm="l1", eps=2.0, step_size=0.5, start_std="uniform"),
+    "trades/l2": dict(norm="l2", eps=0.5, step_size=0.2, start_std="uniform"),
+    "trades/hybrid": dict(norm="hybrid", start_std="uniform"),
+    "erat/both": dict(norm="both"),
+    "pgd-at/stream": dict(max_steps=24),
+    "co-prl/three": dict(num_networks=3, peer_exchange="shuffled"),
+    "erat/start": dict(random_start=True),
+    "erat/crop-flip": dict(strong_augmentation="crop-flip", labelled_share=0.0),
+}
+NAMES = (*METHODS, *VARIANTS)
 
 
-def settings_of(row: str) -> dict[str, Any]:
+def settings_of(name: str) -> dict[str, Any]:
     """A row's settings: what its parts need, to be at work, and few attack steps."""
+    row = name.split("/")[0]
     own, out = METHODS[row].settings, dict(OWN.get(row, {}))
     if "noise_rate" in own:
         out["noise_rate"] = 0.25
@@ -58,7 +79,7 @@ def settings_of(row: str) -> dict[str, Any]:
         out["steps"] = 3
     if "collapse_check_steps" in own:
         out["collapse_check_steps"] = 3
-    return out
+    return {**out, **VARIANTS.get(name, {})}
 
 
 class Net(nn.Module):
@@ -110,6 +131,16 @@ def samples(count: int, dtype: torch.dtype) -> datasets.Dataset:
     )
 
 
+class Stream(torch.utils.data.IterableDataset):
+    """The samples, one after the other."""
+
+    def __init__(self, data: datasets.Dataset):
+        self.data = data
+
+    def __iter__(self) -> Any:
+        return iter(self.data)
+
+
 class Losses(TrainerCallback):
     """What is logged of every step."""
 
@@ -123,21 +154,24 @@ class Losses(TrainerCallback):
 
 def train(row: str, length: str, dtype: str, processes: int, accumulation: int, folder: str) -> dict[str, Any]:
     """Trains in this process, alone or with those that it shares a process group with; what is compared."""
-    settings = settings_of(row)
-    losses, rest = Losses(), {name: settings.pop(name) for name in [*settings] if name not in FIELDS}
-    args = RobustConfig(
-        output_dir=folder, method=row, method_settings=rest or None, per_device_train_batch_size=BATCH // processes // accumulation,
+    losses, given, kind = Losses(), settings_of(row), getattr(torch, dtype)
+    rest = {name: given.pop(name) for name in [*given] if name in SETTINGS and name not in FIELDS}
+    batch = BATCH // accumulation // (1 if "accelerator_config" in given else processes)
+    row, _, variant = row.partition("/")
+    data = samples(LENGTHS[length], kind)
+    data = Stream(data) if variant == "stream" else data
+    common = dict(
+        output_dir=folder, method=row, method_settings=rest or None, per_device_train_batch_size=batch,
         gradient_accumulation_steps=accumulation, num_train_epochs=EPOCHS, learning_rate=0.05, optim="sgd",
-        optim_args="momentum=0.9",
-        lr_scheduler_type="constant", logging_steps=1, logging_nan_inf_filter=False, report_to=[], disable_tqdm=True,
-        save_strategy="no", use_cpu=True, dataloader_pin_memory=False, seed=3, ddp_find_unused_parameters=False,
-        remove_unused_columns=False, image_mean=[0.5] * CHANNELS, image_std=[0.5] * CHANNELS, **settings,
+        optim_args="momentum=0.9", lr_scheduler_type="constant", logging_steps=1, logging_nan_inf_filter=False, report_to=[],
+        disable_tqdm=True, save_strategy="no", use_cpu=True, dataloader_pin_memory=False, seed=3, remove_unused_columns=False,
+        ddp_find_unused_parameters=False, image_mean=[0.5] * CHANNELS, image_std=[0.5] * CHANNELS,
     )  # fmt: skip
-    kind = getattr(torch, dtype)
-    trainer = RobustTrainer(network(row).to(kind), args, train_dataset=samples(LENGTHS[length], kind), callbacks=[losses])
+    args = RobustConfig(**{**common, **given})
+    trainer = RobustTrainer(network(row).to(kind), args, train_dataset=data, callbacks=[losses])
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    ledger = trainer.ledger.columns
+    ledger = trainer.ledger.columns if trainer.ledger is not None else {}
     decided = ("seen", "kept", "predicted", "forgetting", "label")
     out = {
         "weights": {name: value.double() for name, value in trainer.model.state_dict().items()},
@@ -195,7 +229,7 @@ def run(row: str, length: str, dtype: str, cut: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="ROW")
+    parser.add_argument("--rows", nargs="+", default=NAMES, choices=NAMES, metavar="ROW")
     parser.add_argument("--processes", nargs="+", default=["2", "3", "2x2"], choices=[cut for cut in CUTS if cut != "1"])
     parser.add_argument("--lengths", nargs="+", default=list(LENGTHS), choices=list(LENGTHS))
     parser.add_argument("--dtype", nargs="+", default=["float32"], choices=["float32", "float64"])
