@@ -62,7 +62,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "pgd-at/stream": dict(max_steps=24),
     "co-prl/three": dict(num_networks=3, peer_exchange="shuffled"),
     "erat/start": dict(random_start=True),
-    "erat/crop-flip": dict(strong_augmentation="crop-flip", labelled_share=0.0),
+    "erat/crop-flip": dict(strong_augmentation="crop-flip"),
+    "erat/one-stream": dict(labelled_share=0.0),
 }
 NAMES = (*METHODS, *VARIANTS)
 

@@ -106,6 +106,9 @@ def launch(work, processes: int, out, logs) -> None:
             "gloo", init_method=f"file://{meeting}", rank=rank, world_size=processes, timeout=timedelta(seconds=60)
         )
         work(out)
+        if torch.distributed.is_initialized():  # a process that leaves while another one still talks to it may abort
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
 
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
     children = [
@@ -131,8 +134,6 @@ def trained_together(work, processes: int, tmp_path):
         trainer, result = work(out)
         if trainer.is_world_process_zero():
             (out / "result.json").write_text(json.dumps(result))
-        trainer.accelerator.wait_for_everyone()  # a process that leaves while the other one still talks to it may abort
-        trainer.accelerator.end_training()
 
     launch(tell, processes, out, tmp_path) if processes > 1 else tell(out)
     return json.loads((out / "result.json").read_text())
