@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import safetensors
-import safetensors.torch
 
 from ..ledger.ledger import SampleLedger
 from ..reporting.results import curves
-from ..reporting.untrusted import MOST_CLASSES, Column, Table, json_mapping
+from ..reporting.untrusted import MOST_CLASSES, Column, Table, json_mapping, load_tensors
 from ..step.checkpoints import STATE_FILE, folders
 
 LEDGER_FILE = "ledger.parquet"
@@ -129,12 +128,9 @@ def check_rows(rows: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]
 
 def _from_state(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     mend = "use another checkpoint"
-    try:
-        state = safetensors.torch.load_file(path)
-        with safetensors.safe_open(path, framework="pt") as handle:
-            metadata = handle.metadata() or {}
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{str(path)!r} is damaged ({error}): {mend}.") from error
+    state = load_tensors(path, mend)
+    with safetensors.safe_open(path, framework="pt") as handle:
+        metadata = handle.metadata() or {}
     run = check_facts(json_mapping(metadata.get("run", "{}"), path, mend), path)
     if "ledger.seen" not in state:
         raise ValueError(f"{str(path)!r} holds no ledger (the data was streamed): train on a data set with a length.")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from .. import __version__
+from ..reporting.atomic_files import DISK_FULL
 from ..reporting.locks import release
 from ..reporting.safe_text import plain
 from ..reporting.suggest import did_you_mean
@@ -67,11 +68,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print("robust-trainer: error: " + plain(told, 4000), file=sys.stderr)
         return 2
-    except MemoryError:
-        if debug:
-            raise
-        print("robust-trainer: error: the memory of this machine is not enough: give fewer or smaller samples.", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("robust-trainer: interrupted", file=sys.stderr)
         return 130
@@ -102,6 +98,8 @@ def one_line(error: Exception) -> str | None:
             "make room there, or write elsewhere" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that, or name another"
         )
         return f"{where}{error.strerror}: {mend}."
+    if type(error).__name__ == "SafetensorError" or (isinstance(error, RuntimeError) and DISK_FULL.search(text)):
+        return f"weights could not be read or written ({text[:200]}): see that the disk has room and that the files are whole."
     return text if isinstance(error, ValueError | OSError | ImportError) else None
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from safetensors.torch import load_file
 from torch import nn
 from transformers import PrinterCallback, ProgressCallback
 
@@ -22,7 +21,7 @@ from ..data.preprocess import ImageTransform
 from ..ledger.fingerprint import data_fingerprint
 from ..models.zoo import SMALL
 from ..reporting.atomic_files import write_json
-from ..reporting.untrusted import read_json
+from ..reporting.untrusted import load_tensors, read_json
 from ..step.checkpoints import folders, to_resume_from
 from .options import DataOptions, ModelOptions
 from .progress import EpochBar
@@ -139,7 +138,7 @@ def pretrain(
     if args.resume_from_checkpoint:
         before = _compared(folder, facts)
         if before is not None:
-            model.load_state_dict(load_file(folder / "model.safetensors"))
+            model.load_state_dict(load_tensors(folder / "model.safetensors", f"delete the folder {str(folder)!r}"))
             return before
     elif args.process_index == 0:
         shutil.rmtree(folder, ignore_errors=True)  # an earlier run's, lest this one goes on from its checkpoints

@@ -166,7 +166,7 @@ def read_record(folder: Any) -> dict[str, Any] | None:
         networks, exported = record["networks"], record["exported"]
         if not (type(networks) is int and 2 <= networks <= 1000 and (exported is None or exported in range(networks))):
             raise ValueError(f"networks={networks!r}, exported={exported!r}")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path!r} is damaged ({error}): save the model again, or delete the file to open one network.") from error
     return record
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+#: What torch says of a disk that takes no more.
+DISK_FULL = re.compile(r"PytorchStreamWriter|inline_container|iostream|I/O|No space", re.IGNORECASE)
 
 
 @contextmanager

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers.utils import logging
 
 from .atomic_files import replacing, write_text
-from .untrusted import read_json
+from .untrusted import load_tensors, read_json
 
 _IDENTITY = "task.json"
 
@@ -54,12 +53,7 @@ class Work:
             ValueError: For a damaged file.
         """
         path = None if self.folder is None else self.folder / f"{name}.safetensors"
-        if path is None or not path.is_file():
-            return None
-        try:
-            return safetensors.torch.load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{str(path)!r} is damaged ({error}): delete it, and it is made anew.") from error
+        return load_tensors(path, "delete it, and it is made anew") if path is not None and path.is_file() else None
 
     def save(self, name: str, tensors: dict[str, Tensor]) -> None:
         """Keeps a part; whole or not at all.

@@ -14,6 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
 
 from .parquet_files import RUN_KEY
 from .safe_text import plain
@@ -57,6 +60,22 @@ def json_mapping(text: bytes | str, path: str | Path, mend: str = "train again")
     if not isinstance(content, dict):
         raise ValueError(f"{str(path)!r} is damaged (a {type(content).__name__} where a mapping was written): {mend}.")
     return content
+
+
+def load_tensors(path: str | Path, mend: str = "train again") -> dict[str, Tensor]:
+    """Returns the tensors of a safetensors file, which is as long as its own header says.
+
+    Args:
+        path: File to read.
+        mend: What to do where it is damaged, for the message.
+
+    Raises:
+        ValueError: For one that is cut off, or no such file.
+    """
+    try:
+        return safetensors.torch.load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{str(path)!r} is damaged ({plain(error, 150)}): {mend}.") from error
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from ..ledger.fingerprint import check_same_data
 from ..methods.recipe import Recipe
 from ..methods.settings import PARTS, defaults
 from ..models.saved_networks import FOLDER
-from ..reporting.atomic_files import replacing, write_json
+from ..reporting.atomic_files import DISK_FULL, replacing, write_json
 from ..reporting.safe_text import plain
 from .plan import RobustStep
 
@@ -37,8 +37,6 @@ _FOLDER = re.compile(r"checkpoint-(\d+)")
 #: A file of the folder, or of the networks' folders in it.
 _INSIDE = re.compile(rf"({FOLDER}/(\d+/)?)?[^/\\]+")
 _WEIGHTS = ("model*.safetensors", "adapter_model*.safetensors", "pytorch_model*", "adapter_model*.bin")
-#: What torch and safetensors say of a disk that takes no more.
-_FULL = re.compile(r"PytorchStreamWriter|inline_container|iostream|I/O|No space", re.IGNORECASE)
 
 
 def save(folder: str, step: RobustStep) -> None:
@@ -194,7 +192,7 @@ def saving(trainer: Any, trial: Any) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, RuntimeError) and not _FULL.search(str(error)):
+        if isinstance(error, RuntimeError) and not DISK_FULL.search(str(error)):
             raise
         whole = next((path for path in folders(run) if path != folder and flaw(trainer, path) is None), None)
         rest = f"resume from {str(whole)!r}" if whole is not None else "start again"

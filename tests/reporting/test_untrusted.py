@@ -12,19 +12,21 @@ import pytest
 import torch
 from helpers.pages import content, run
 from helpers.toy import vit
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from robust_trainer.anomaly import RCA, load_detector, save_detector
 from robust_trainer.attacks.records import Records
 from robust_trainer.audit import load_ledger, make_audit
 from robust_trainer.callbacks.best_weights import RECORD
+from robust_trainer.cli.main import one_line
 from robust_trainer.cli.parser import stored
 from robust_trainer.evaluation.path_table import PathLengths, load_paths
 from robust_trainer.ledger.ledger import SampleLedger
 from robust_trainer.models.zoo import load_model
 from robust_trainer.reporting.parquet_files import RUN_KEY
 from robust_trainer.reporting.resumable import Work
-from robust_trainer.reporting.untrusted import read_json
+from robust_trainer.reporting.untrusted import load_tensors, read_json
 from robust_trainer.step.checkpoints import STATE_FILE
 
 N = 20
@@ -282,3 +284,18 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path):
     with path.open("wb") as file:
         file.truncate(2**40)  # a hole: a terabyte that takes no room
     refused(lambda: read_json(path), "1099511627776 bytes")
+
+
+def test_weights_and_a_full_disk_are_one_line_of_the_command():
+    full = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+    for error in (full, SafetensorError("incomplete metadata"), OSError(28, "No space left on device", "results.json")):
+        told = one_line(error)
+        assert told is not None and ("room" in told) and "\n" not in told
+    assert one_line(RuntimeError("a fault of this program")) is None
+
+
+def test_a_finished_first_stage_that_was_cut_off(tmp_path):
+    vit().save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+    refused(lambda: load_tensors(path, "delete the folder"), "model.safetensors' is damaged", "delete the folder")
