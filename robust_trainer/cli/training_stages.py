@@ -75,8 +75,8 @@ def _check_numbers(args: RobustConfig) -> None:
         try:
             get_scheduler(args.lr_scheduler_type, optimizer, 0, 10, scheduler_specific_kwargs=args.lr_scheduler_kwargs)
         except TypeError as error:
-            kwargs = f"lr_scheduler_kwargs={args.lr_scheduler_kwargs!r}"
-            raise ValueError(f"{kwargs} does not fit lr_scheduler_type={args.lr_scheduler_type.value} ({error}): mend it.") from error
+            kwargs, kind = f"lr_scheduler_kwargs={args.lr_scheduler_kwargs!r}", args.lr_scheduler_type.value
+            raise ValueError(f"{kwargs} does not fit lr_scheduler_type={kind} ({error}): mend it.") from error
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,11 @@ class Train:
 
     def __post_init__(self) -> None:
         _check_numbers(self.args)
+        half = next((name for name in ("bf16_full_eval", "fp16_full_eval") if getattr(self.args, name)), None)
+        if half is not None and self.options.model in SMALL:
+            raise ValueError(
+                f"{half}=True: model={self.options.model!r} takes numbers of 32 bits: leave it out, or give bf16=True."
+            )
         if self.args.label_names is not None or self.args.prediction_loss_only or self.args.batch_eval_metrics:
             given = [name for name in ("label_names", "prediction_loss_only", "batch_eval_metrics") if getattr(self.args, name)]
             raise ValueError(f"{given[0]}={getattr(self.args, given[0])!r} leaves no accuracy to measure: leave it out.")

@@ -316,6 +316,7 @@ def test_a_processor_that_no_image_can_have(name, value, run, capsys):
         (["--gradient_accumulation_steps", "-1"], "gradient_accumulation_steps=-1 must be at least 1"),
         (["--label_smoothing_factor", "1e9"], "label_smoothing_factor=1000000000.0 must be in [0, 1]"),
         (["--lr_scheduler_kwargs", '{"a": 1}'], "does not fit lr_scheduler_type=linear"),
+        (["--bf16_full_eval"], "bf16_full_eval=True: model='small-cnn' takes numbers of 32 bits"),
         (["--lr_scheduler_kwargs", "x"], "lr_scheduler_kwargs='x' does not fit"),
         (["--label_names", "x"], "label_names=['x'] leaves no accuracy to measure"),
         (["--prediction_loss_only", "true"], "prediction_loss_only=True leaves no accuracy to measure"),
