@@ -28,9 +28,10 @@ def changed(method: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Those of a run's settings that are not the method's own: the ``method_settings`` of its `RobustConfig`."""
     own = METHODS[method].settings
     found = {k: v for k, v in settings.items() if v is not None and v != own.get(k)}
-    if own.get("drop_ramp_steps") is not None and settings["drop_ramp_steps"] is None:
-        found["drop_ramp_epochs"] = settings["drop_ramp_epochs"]  # named, epochs count, be it the default's number
-    return found
+    # named, be they the row's own numbers: a run would fit them to its length, or estimate the rate
+    ramp = "drop_ramp_epochs" if settings.get("drop_ramp_steps") is None else "drop_ramp_steps"
+    named = ("noise_rate", ramp, "warmup_epochs", "lambda_ramp_epochs")
+    return {**found, **{name: settings[name] for name in named if name in own and settings.get(name) is not None}}
 
 
 def key_of(settings: dict[str, Any]) -> str:

@@ -25,6 +25,7 @@ from .ledger.ledger import SampleLedger
 from .losses.evaluation import plain_loss
 from .methods.objective import with_objective
 from .methods.recipe import Recipe
+from .methods.run_length import fit_to_run, run_length
 from .methods.search import searching, start_trial
 from .methods.validation import find_adapter, number_of_rows, validate_datasets, validate_evaluation, validate_setup
 from .models.heads import LinearProbe, head_of, training_mode
@@ -198,6 +199,7 @@ class RobustTrainerMixin(Trainer):
         size = number_of_rows(self.train_dataset)
         problem = self._problem = problem_of(bare, getattr(self.args, "problem_type", None))
         validate_setup(self, recipe, size, problem, bare)
+        recipe, said = fit_to_run(recipe, problem, run_length(self.args, size), size)
         classes = number_of_classes(bare)
         validate_datasets(self, problem, classes, bare)
         recipe = with_objective(recipe, problem, self.compute_loss_func, self.args.label_smoothing_factor)
@@ -209,7 +211,9 @@ class RobustTrainerMixin(Trainer):
             run.ledger = new_ledger(self, recipe, problem, classes, size, getattr(bare, "config", None))
         step = RobustStep(run)
         step.outer.recorder = recorder
-        logger.info(f"robust method '{recipe.name}': {dict(recipe.settings)}")
+        logger.info(f"robust method '{recipe.name}': {recipe.in_force}")
+        for message in said:
+            logger.warning(message)
         return step
 
     # ---- data: the index travels with the batch, two streams are mixed -------------------------------------------------------
@@ -326,8 +330,10 @@ class RobustTrainerMixin(Trainer):
         return MicroBatch(rest, targets, inputs.get(INDEX))
 
     def _progress(self) -> Progress:
-        epochs = float(self.state.num_train_epochs or 1)
-        return Progress(self.state.epoch or 0.0, epochs, self.state.global_step, seed=self.args.seed)
+        epoch, epochs, step = self.state.epoch or 0.0, float(self.state.num_train_epochs or 1), self.state.global_step
+        if self._robust_step is not None and self._training:  # the Trainer rounds the epochs, and takes a stream for endless
+            epoch, epochs = self._robust_step.run.epochs_at(epoch, step)
+        return Progress(epoch, epochs, step, seed=self.args.seed)
 
     # ---- the gradient's norm, evaluation, logs -------------------------------------------------------------------------------
 

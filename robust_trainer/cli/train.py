@@ -124,7 +124,7 @@ def _tell(state: RunState, trainer: RobustTrainer, args: RobustConfig, folder: P
         )
     written = ["model.safetensors", "results.json", "report.html", *(["ledger.parquet"] if trainer.ledger is not None else [])]
     say(show(*table([record])))
-    if isinstance(args.noise_rate, str):
+    if isinstance(record["settings"].get("noise_rate"), str):
         say(f"noise rate, estimated while training: {trainer.estimated_noise_rate or 'none, nobody was dropped'}")
     if few := [f"{row['class']} ({row['kept']} of {row['samples']})" for row in record.get("classes", ()) if row["few"]]:
         say(f"hardly anybody is kept of class {', '.join(few[:20])}{f' and {len(few) - 20} more' if len(few) > 20 else ''}")

@@ -138,8 +138,7 @@ def new_ledger(trainer: Any, recipe: Recipe, problem: Problem, classes: int | No
     Raises ``ValueError`` for an ``is_corrupted`` column without booleans, and for predictions of what are no classes.
     """
     args, data = trainer.args, trainer.train_dataset
-    batch = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
-    steps_per_epoch = size / max(batch, 1)  # a batch of 0 is the data loader's to refuse
+    steps_per_epoch = size / (args.train_batch_size * args.world_size * args.gradient_accumulation_steps)
     epochs = max(args.num_train_epochs, args.max_steps / steps_per_epoch)
     predictions = getattr(args, "ledger_predictions", False)
     if predictions and (not problem.one_class or not classes):
@@ -149,7 +148,7 @@ def new_ledger(trainer: Any, recipe: Recipe, problem: Problem, classes: int | No
         )
     label = label_column(data, trainer.label_names)
     run = {
-        "id": new_run_id(), "method": recipe.name, "settings": dict(recipe.settings), "problem": problem.name,
+        "id": new_run_id(), "method": recipe.name, "settings": recipe.in_force, "problem": problem.name,
         "names": class_names(data, trainer.label_names, config, classes) if problem.one_class else [],
         "rows": size, "fingerprint": data_fingerprint(data, label), "label_column": label, "seed": args.seed,
         "columns": content_columns(data),

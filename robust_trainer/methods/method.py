@@ -158,6 +158,7 @@ class Method:
             spectral=cap_of(s),
             class_floor=s.get("class_floor", SETTINGS["class_floor"].default) if self.takes("class_floor") else 0,
             settings=s,
+            given=frozenset(changes),
         )
 
     def _foreign(self, name: str, value: Any) -> str:

@@ -47,6 +47,8 @@ class Recipe:
         spectral: the cap of the weights' spectral norms, None for none.
         class_floor: samples of each class that the selection cannot leave out where a class is rare (`allocation.class_floors`).
         settings: the numbers it was built from.
+        given: names of the settings that the user named; the others are the method's own values.
+        fitted: settings that nobody named, as this run has them (`run_length.fit_to_run`).
 
     Raises:
         ValueError: for another ``score_from``.
@@ -76,10 +78,17 @@ class Recipe:
     spectral: Cap | None = None
     class_floor: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
+    given: frozenset[str] = field(default=frozenset(), compare=False)
+    fitted: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         if self.score_from not in SCORE_FROM:
             raise ValueError(f"score_from={self.score_from!r} is unknown: choose one of {', '.join(SCORE_FROM)}.")
+
+    @property
+    def in_force(self) -> dict[str, Any]:
+        """The settings as this run has them."""
+        return {**self.settings, **self.fitted}
 
     @property
     def needs_index(self) -> bool:

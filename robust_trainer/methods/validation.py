@@ -253,7 +253,7 @@ def _validate_rule(recipe: Recipe) -> None:
 
 
 def _validate_semi(trainer: Trainer, recipe: Recipe, size: int | None, problem: Problem, model: nn.Module) -> None:
-    """Raises ``ValueError`` where variants of images with one label each cannot be had; warns of a warm-up that never ends."""
+    """Raises ``ValueError`` where variants of images with one label each cannot be had."""
     if not problem.one_class:
         raise ValueError(f"method '{recipe.name}' needs one class label each, but problem_type='{problem}': use prl or pgd-at.")
     if getattr(model, "main_input_name", None) == "input_ids":
@@ -262,13 +262,6 @@ def _validate_semi(trainer: Trainer, recipe: Recipe, size: int | None, problem: 
         raise ValueError(f"method '{recipe.name}' trains one network, without AWP or relabelling: take these out of the recipe.")
     if trainer.compute_loss_func is not None:
         raise ValueError(f"method '{recipe.name}' takes the loss of several variants of a sample: drop compute_loss_func.")
-    epochs, semi = trainer.args.num_train_epochs, recipe.semi_supervised
-    assert semi is not None
-    if trainer.args.max_steps <= 0 and recipe.selection is not None and semi.warmup_epochs >= epochs:
-        logger.warning(
-            f"method '{recipe.name}' warms up for {semi.warmup_epochs:g} of {epochs:g} epochs, so no label is ever dropped: "
-            "train for longer, or lower warmup_epochs."
-        )
 
 
 def find_adapter(trainer: Trainer, recipe: Recipe, model: nn.Module) -> Callable[[Mapping[str, Any]], InputAdapter]:

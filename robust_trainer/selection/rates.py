@@ -33,6 +33,8 @@ def ramp_share(progress: Progress, epochs: float, steps: int | None = None, star
 def decay_share(progress: Progress, span: float) -> float:
     """Returns the share of the final rate that is dropped now, rising from 0 in the first epoch to 1 after ``span`` of all epochs.
 
+    A run of less than two epochs has four stairs up to there.
+
     The kept share is beta = max(1 - t rate / (alpha max_epochs), 1 - rate) in epoch t = 0, 1, ... with alpha = ``span``.
 
     Args:
@@ -42,4 +44,6 @@ def decay_share(progress: Progress, span: float) -> float:
     References:
         Dissertation Algorithm 1 (RCA); Liu et al. 2021, "RCA: a deep collaborative autoencoder approach for anomaly detection".
     """
-    return min(int(progress.epoch + 1e-9) / (span * progress.max_epochs), 1.0)
+    epochs = span * progress.max_epochs
+    stair = 1.0 if progress.max_epochs >= 2.0 else min(1.0, epochs / 4)
+    return min(int(progress.epoch / stair + 1e-9) * stair / epochs, 1.0)

@@ -66,7 +66,8 @@ def clear(folder: str) -> None:
 
 
 def _identity(recipe: Recipe) -> dict[str, str]:
-    return {"method": recipe.name, "settings": json.dumps(dict(recipe.settings), sort_keys=True)}
+    rate = json.dumps(recipe.in_force.get("noise_rate"))  # where none is given, the run's length decides
+    return {"method": recipe.name, "settings": json.dumps(dict(recipe.settings), sort_keys=True), "rate": rate}
 
 
 def load(folder: str, step: RobustStep) -> None:
@@ -81,7 +82,13 @@ def load(folder: str, step: RobustStep) -> None:
     """
     check_method(folder, step.run.recipe)
     path = os.path.join(folder, STATE_FILE)
-    ledger, before = step.run.ledger, json.loads(metadata_of(path).get("run", "{}"))
+    metadata = metadata_of(path)
+    ledger, before, rate = step.run.ledger, json.loads(metadata.get("run", "{}")), _identity(step.run.recipe)["rate"]
+    if metadata.get("rate", rate) != rate:
+        raise ValueError(
+            f"checkpoint {folder!r} was made with noise_rate={json.loads(metadata['rate'])!r}, this run has {json.loads(rate)!r}: "
+            "give the same noise_rate, or start a new run from its weights."
+        )
     if ledger is not None and before:
         check_same_data(before, len(ledger), ledger.run.get("fingerprint"))
     step.load_state(safetensors.torch.load_file(path))

@@ -86,13 +86,14 @@ class NonfiniteGuard:
         bad = ~norm.isfinite()
         self._add(torch.stack([torch.zeros_like(bad), torch.zeros_like(bad), bad]))
         bare = getattr(optimizer, "optimizer", optimizer)
-        if bad.device.type == "cpu":
+        fused = isinstance(bare, torch.optim.Adam | torch.optim.SGD) and all(group.get("fused") for group in bare.param_groups)
+        if fused:
+            bare.found_inf = bad.float()  # as torch's gradient scaler says it
+            hook = bare.register_step_post_hook(lambda *_: _forget(bare, hook))
+        elif bad.device.type == "cpu":
             if bool(bad):
                 for parameter in parameters:
                     parameter.grad = None
-        elif isinstance(bare, torch.optim.Adam | torch.optim.SGD) and all(group.get("fused") for group in bare.param_groups):
-            bare.found_inf = bad.float()
-            hook = bare.register_step_post_hook(lambda *_: (delattr(bare, "found_inf"), hook.remove()) and None)
         else:
             for parameter in parameters:
                 if parameter.grad is not None:
@@ -134,3 +135,9 @@ class NonfiniteGuard:
 
     def _add(self, counts: Tensor) -> None:
         self.counts = counts.float() if self.counts is None else self.counts + counts
+
+
+def _forget(optimizer: Any, hook: Any) -> None:
+    """After its step, the optimizer is told nothing any more."""
+    del optimizer.found_inf
+    hook.remove()

@@ -279,7 +279,7 @@ class RobustStep:
         nonfinite, told = self.guard.report(self.run.total, self.run.processes, self.run.ledger)
         logs.update(nonfinite)
         if "loss" not in logs:
-            return [told] if told else []
+            return [message for message in (told, self.weights.warning()) if message]
         logs.update(self.take_logs())
         logs.update(collapse(history, logs))
         if self.run.ledger is not None and epoch > self.detected_epoch:

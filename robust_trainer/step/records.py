@@ -14,6 +14,7 @@ from torch.nn import Parameter
 from ..ledger.ledger import SampleLedger
 from ..ledger.means import RunningMeans
 from ..methods.recipe import Recipe
+from ..methods.run_length import RunLength
 from ..perturbations.awp import PerturbedWeights
 from ..perturbations.inputs import Forward, InputAdapter
 from ..problems import SINGLE_LABEL, Problem
@@ -38,6 +39,7 @@ class Run:
         gradient_scale: keeps half-precision gradients from underflow.
         max_epochs: epochs that the training will take.
         epoch_samples: samples of an epoch, None where nobody knows.
+        length: of the run.
         states: what rules and decisions carry from step to step, by place and name; all of it is in checkpoints.
         means: what is logged.
     """
@@ -56,8 +58,18 @@ class Run:
     gradient_scale: float = 1.0
     max_epochs: float = 1.0
     epoch_samples: int | None = None
+    length: RunLength = field(default=RunLength(1.0, 1))
     states: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     means: RunningMeans = field(default_factory=RunningMeans)
+
+    def epochs_at(self, epoch: float, step: int) -> tuple[float, float]:
+        """Returns the finished epochs, of a stream the finished part of the run, and all epochs of the run.
+
+        Args:
+            epoch: finished epochs as the Trainer counts them.
+            step: finished optimizer steps.
+        """
+        return (epoch if self.ledger is not None else step / self.length.steps), self.length.epochs
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from transformers import Trainer
 
 from ..data.indexing import IndexCollator, Indexed
 from ..methods.recipe import Recipe
+from ..methods.run_length import run_length
 from ..models.modes import eval_mode, preserve_buffers
 from ..perturbations.inputs import Forward
 from ..problems import Problem
@@ -34,6 +35,7 @@ def make_run(trainer: Trainer, recipe: Recipe, problem: Problem, classes: int | 
     several = accelerator.num_processes > 1
     return Run(
         recipe=recipe,
+        length=run_length(trainer.args, size),
         device=trainer.args.device,
         problem=problem,
         classes=classes or 0,

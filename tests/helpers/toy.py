@@ -13,8 +13,9 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from robust_trainer import RobustConfig, RobustTrainer
+from robust_trainer import METHODS, RobustConfig, RobustTrainer
 from robust_trainer.methods.settings import FIELDS, SETTINGS
+from robust_trainer.methods.table import get_method
 
 CLASSES, CHANNELS, SIZE = 4, 3, 8
 
@@ -88,8 +89,23 @@ def settings(tmp_path, **kwargs) -> dict:
 NORMALISATION = dict(image_mean=[0.5] * CHANNELS, image_std=[0.5] * CHANNELS)
 
 
+def _papers_numbers(given: dict) -> dict:
+    """What a run would else fit to its length, and the rate that it would else estimate, as the method's row has them: named."""
+    try:
+        row = METHODS.get(given.get("method")) or get_method(given.get("method"))
+    except ValueError:
+        return {}
+    if given.get("rule") is not None or "method_settings" in given:
+        return {}
+    ramp = "drop_ramp_epochs" if row.settings.get("drop_ramp_steps") is None else "drop_ramp_steps"
+    ramps = () if {"drop_ramp_epochs", "drop_ramp_steps"} & given.keys() else (ramp,)
+    names = ("noise_rate", "warmup_epochs", "lambda_ramp_epochs", *ramps)
+    return {name: row.settings[name] for name in names if name in row.settings}
+
+
 def config(**kwargs) -> RobustConfig:
     """A RobustConfig of fields and of the method's other settings, told apart."""
+    kwargs = {**_papers_numbers(kwargs), **kwargs}
     other = {name: kwargs.pop(name) for name in [*kwargs] if name in SETTINGS and name not in FIELDS}
     return RobustConfig(**kwargs, method_settings=other or None)
 

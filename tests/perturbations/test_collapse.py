@@ -141,7 +141,7 @@ def test_what_a_probe_costs(tmp_path, every, probes):
     model, sizes = resnet(), []
     model.register_forward_pre_hook(lambda module, args, kwargs: sizes.append(len(kwargs["pixel_values"])), with_kwargs=True)
     data = samples(320, torch.float32)
-    trainer_of(tmp_path, model, data, collapse_check_steps=every, per_device_train_batch_size=80).train()
+    trainer_of(tmp_path, model, data, collapse_check_steps=every, per_device_train_batch_size=80, objective="ce").train()
     assert sizes.count(64) == 12 * probes
     assert sizes.count(80) == 2 * 4  # the attack and the training forward
 

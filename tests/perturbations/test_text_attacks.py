@@ -184,7 +184,7 @@ def test_words_stay_in_their_balls_and_padding_where_it_is(tmp_path, method, ste
     size = model.bert.embeddings.word_embeddings.weight.detach().norm(dim=1).mean().item()
     bound = eps * size if norm == "l2" else eps * size / WIDTH**0.5
     watch_deltas(model, found)
-    trained(tmp_path, model, method=method, eps=eps, step_size=0.2, steps=steps, norm=norm)
+    trained(tmp_path, model, method=method, eps=eps, step_size=0.2, steps=steps, norm=norm, objective="ce")
     assert len(found) == (6 if method == "trades" else 3)
     for number, (delta, mask) in enumerate(found):
         reach = delta.norm(dim=-1) if norm == "l2" else delta.abs().amax(-1)
@@ -259,7 +259,7 @@ def test_dropout_is_off_inside_and_on_outside(tmp_path, mode):
     model, forwards = net(hidden_dropout_prob=0.3), []
     dropout = model.bert.embeddings.dropout
     dropout.register_forward_hook(lambda module, args, output: forwards.append(torch.equal(args[0], output)))
-    trained(tmp_path, model, method="pgd-at", eps=0.5, steps=2, attack_mode=mode, max_steps=2)
+    trained(tmp_path, model, method="pgd-at", eps=0.5, steps=2, attack_mode=mode, max_steps=2, objective="ce")
     inside = [mode == "eval"] * 2
     assert forwards == [*inside, False] * 2
 
@@ -360,5 +360,5 @@ def test_regression_is_attacked_on_its_own_loss(tmp_path):
     data = [{**row, "labels": row["labels"].double()} for row in sentences()]
     model, found = net(num_labels=1), []
     watch_deltas(model, found)
-    trained(tmp_path, model, data=data, method="pgd-at", eps=0.5, steps=2, max_steps=2)
+    trained(tmp_path, model, data=data, method="pgd-at", eps=0.5, steps=2, max_steps=2, objective="mse")
     assert len(found) == 2 and all(delta.abs().max() > 0 for delta, _ in found)

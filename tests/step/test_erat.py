@@ -389,4 +389,4 @@ def test_a_warm_up_longer_than_the_run_is_told(tmp_path, caplog):
             robust(tmp_path, method="erat", steps=1, num_train_epochs=2).train()
     finally:
         logging.disable_propagation()
-    assert "warms up for 10 of 2 epochs" in caplog.text
+    assert "warmup_epochs=10 of method 'erat' is never over in this run of 2 epochs" in caplog.text

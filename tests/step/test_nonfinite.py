@@ -84,10 +84,15 @@ def test_a_step_whose_gradient_is_not_finite_is_skipped(tmp_path, where, method)
     assert logged(trainer, "skipped_steps") >= 1.0
 
 
-def test_a_skipped_step_leaves_weights_and_optimizer_alone(tmp_path):
-    trainer = trained(tmp_path, Hot("hidden"), rows(8), method="standard", weight_decay=0.1)
+@every_row("optim", ["adamw_torch_fused", "adamw_torch", "sgd"])
+def test_a_skipped_step_leaves_weights_and_optimizer_alone(tmp_path, optim):
+    """The fused optimizer is told so on the device, and the next step is one again."""
+    trainer = trained(tmp_path, Hot("hidden"), rows(8), method="standard", weight_decay=0.1, optim=optim)
     assert all(torch.equal(a, b) for a, b in zip(trainer.model.parameters(), Hot().parameters()))
-    assert not trainer.optimizer.state_dict()["state"]
+    assert all(float(state.get("step", 0)) == 0.0 for state in trainer.optimizer.state_dict()["state"].values())
+    trainer = trained(tmp_path, Hot("hidden"), rows(16), method="standard", optim=optim)
+    assert logged(trainer, "skipped_steps") == 1.0 and not torch.equal(trainer.model.head.weight, Hot().head.weight)
+    assert not hasattr(trainer.optimizer.optimizer, "found_inf")
 
 
 def test_it_is_said_once_with_the_row(tmp_path, monkeypatch):

@@ -200,7 +200,7 @@ def test_text_model_with_a_filter(tmp_path):
 
 def test_plain_torch_data_sets_and_streams(tmp_path):
     rows = [{"pixel_values": r["pixel_values"], "labels": r["labels"]} for r in images()]
-    args = RobustConfig(**settings(tmp_path, method="prl-at-memory", **NORMALISATION))
+    args = RobustConfig(**settings(tmp_path, method="prl-at-memory", drop_ramp_steps=316, **NORMALISATION))
     trainer = RobustTrainer(vit(), args, train_dataset=rows)
     trainer.train()
     reference = robust(tmp_path, vit(), method="prl-at-memory")
