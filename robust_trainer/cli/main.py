@@ -100,7 +100,9 @@ def one_line(error: Exception) -> str | None:
         return f"{where}{error.strerror}: {mend}."
     if type(error).__name__ == "SafetensorError" or (isinstance(error, RuntimeError) and DISK_FULL.search(text)):
         return f"weights could not be read or written ({text[:200]}): see that the disk has room and that the files are whole."
-    return text if isinstance(error, ValueError | OSError | ImportError) else None
+    ours = __package__.partition(".")[0]
+    missing = isinstance(error, ImportError) and not (error.name or "").startswith(ours)  # a package of others is not there
+    return text if isinstance(error, ValueError | OSError) or missing else None
 
 
 def run(command: str, argv: Sequence[str]) -> int:

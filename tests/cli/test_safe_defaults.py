@@ -249,6 +249,7 @@ def test_code_of_a_model_is_run_only_where_it_is_trusted(with_code, data, tmp_pa
         (OSError("just words"), "just words"),
         (RuntimeError("a fault of ours"), None),
         (KeyError("a fault of ours"), None),
+        (ImportError("a fault of ours", name="robust_trainer.models.zoo"), None),
     ],
 )
 def test_what_no_program_can_help_is_one_line(error, told, capsys, monkeypatch):
