@@ -109,42 +109,40 @@ class InnerMaximization:
 
     @torch.no_grad()
     def probe(
-        self, bare: Forward, batch: MicroBatch, adversarial: Tensor, progress: Progress, means: RunningMeans,
-        labelled: Tensor | None = None,
+        self, bare: Forward, batches: list[MicroBatch], inner: list[InnerResult], progress: Progress, means: RunningMeans,
+        labelled: list[Tensor] | None = None,
     ) -> None:  # fmt: skip
         """Adds to ``means`` the accuracy on the step's own examples and under PGD-10, on the step's first 64 samples.
 
-        Of several micro-batches only the first is looked at. Of several processes all take part, those that have none of the 64
-        samples with one that does not count. Beside the two accuracies that of naming the commonest label, which no attack lowers.
-        Of norm ``both`` the l_inf examples are looked at.
+        Beside them that of naming the commonest label, which no attack lowers. Of norm ``both`` the l_inf examples are looked at.
+        Every micro-batch takes part, so that all processes do: one that has none of the 64 with a sample that does not count.
 
         Args:
             bare: the forward of the unwrapped model.
-            batch: the step's first micro-batch.
-            adversarial: what `perturb` made of it.
+            batches: all micro-batches of the step.
+            inner: what `perturb` made of each.
             progress: where training stands.
             means: what is logged.
-            labelled: as `perturb` takes it, of this micro-batch.
+            labelled: as `perturb` takes it.
 
         References:
             Wong, Rice and Kolter 2020, "Fast is better than free" (catastrophic overfitting: single-step examples are classified
             ever better, PGD's no more).
         """
-        own = min(max(PROBE_SAMPLES - batch.place, 0), batch.real)
-        count = max(own, 1)
-        some, of_some = _first(batch, count, own), None if labelled is None else [labelled[:, :count]]
-        output = self._outputs(bare, [some], [adversarial[:count]])[0]
-        right = output.logits.mean(0).argmax(-1) == some.targets
-        means.add("fgsm_accuracy", right[:own].sum(), own)
-        labels = self.total(torch.nn.functional.one_hot(some.targets[:own], output.logits.shape[-1]).sum(0).float())
-        means.add("majority_accuracy", labels.max(), labels.sum())
+        some = [_first(batch, min(max(PROBE_SAMPLES - batch.place, 0), batch.real)) for batch in batches]
+        of_some = None if labelled is None else [weights[:, : len(batch)] for weights, batch in zip(labelled, some)]
+        outputs = self._outputs(bare, some, [result.adversarial[: len(batch)] for result, batch in zip(inner, some)])
+        _add_accuracy(means, "fgsm_accuracy", outputs, some)
+        classes = outputs[0].logits.shape[-1]
+        labels = torch.cat([batch.targets[: batch.real] for batch in some])
+        counts = self.total(torch.nn.functional.one_hot(labels, classes).sum(0).float())
+        means.add("majority_accuracy", counts.max(), counts.sum())
         attack = self.attack.single()[0]
         size, size_l2 = PROBE_SHARE * attack.eps, PROBE_SHARE * attack.eps_l2
         strong = replace(attack, steps=PROBE_STEPS, step_size=size, step_size_l2=size_l2)
         probing = replace(self, attack=strong, first_forward=_move_everybody, _checked=True)
-        x = probing.perturb(bare, [some], progress, of_some)[0].adversarial
-        right = self._outputs(bare, [some], [x])[0].logits.mean(0).argmax(-1) == some.targets
-        means.add("pgd_accuracy", right[:own].sum(), own)
+        moved = [result.adversarial for result in probing.perturb(bare, some, progress, of_some)]
+        _add_accuracy(means, "pgd_accuracy", self._outputs(bare, some, moved), some)
 
     def _outputs(self, bare: Forward, batches: list[MicroBatch], moved: list[Tensor] | None = None) -> list[ForwardOutput]:
         """Forwards without gradients, on the inputs as they came or where they were moved to."""
@@ -194,9 +192,15 @@ def _stack(grads: list[Tensor], like: Tensor) -> Tensor:
     return torch.cat([torch.nn.functional.pad(grad, (0, 0, 0, like.shape[1] - grad.shape[1])) for grad in grads])
 
 
-def _first(batch: MicroBatch, count: int, real: int) -> MicroBatch:
-    """The micro-batch's first samples, of which only the first ``real`` count."""
-    size = len(batch)
-    inputs = {k: v[:count] if isinstance(v, Tensor) and v.dim() and len(v) == size else v for k, v in batch.inputs.items()}
-    index = None if batch.index is None else batch.index[:count]
-    return replace(batch, inputs=inputs, targets=batch.targets[:count], index=index, repeats=count - real)
+def _first(batch: MicroBatch, count: int) -> MicroBatch:
+    """The micro-batch's first samples; for a count of 0 one that does not count."""
+    size, left = len(batch), max(count, 1)
+    inputs = {k: v[:left] if isinstance(v, Tensor) and v.dim() and len(v) == size else v for k, v in batch.inputs.items()}
+    index = None if batch.index is None else batch.index[:left]
+    return replace(batch, inputs=inputs, targets=batch.targets[:left], index=index, repeats=left - count)
+
+
+def _add_accuracy(means: RunningMeans, name: str, outputs: list[ForwardOutput], batches: list[MicroBatch]) -> None:
+    for output, batch in zip(outputs, batches):
+        right = output.logits.mean(0).argmax(-1) == batch.targets
+        means.add(name, right[: batch.real].sum(), batch.real)

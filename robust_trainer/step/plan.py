@@ -139,8 +139,7 @@ class RobustStep:
         with model.crafting():
             inner = self.inner.perturb(model.forward, batches, progress, labelled)
             if every is not None and progress.global_step % every == 0:
-                first = None if labelled is None else labelled[0]
-                self.inner.probe(model.forward, batches[0], inner[0].adversarial, progress, self.run.means, first)
+                self.inner.probe(model.forward, batches, inner, progress, self.run.means, labelled)
         return inner
 
     def _planned(

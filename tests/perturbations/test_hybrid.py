@@ -24,7 +24,7 @@ from robust_trainer.perturbations.pgd import NORM_CHOICES, Perturbation
 from robust_trainer.problems import SINGLE_LABEL
 from robust_trainer.selection.scores import make_score
 from robust_trainer.step.inner import PROBE_STEPS, InnerMaximization, _own_guess
-from robust_trainer.step.records import FirstForward, MicroBatch, placed, places
+from robust_trainer.step.records import FirstForward, InnerResult, MicroBatch, placed, places
 from robust_trainer.types import ForwardOutput, Progress
 
 MEAN, STD = (0.3, 0.5, 0.6), (0.1, 0.5, 1.3)
@@ -326,7 +326,7 @@ def test_the_probe_is_a_strong_attack_of_the_same_balls(norm, size):
         seen.append(inputs["pixel_values"].detach())
         return model(**inputs)
 
-    inner_of(attack).probe(forward, batch, crafted, NOW, means, labelled)
+    inner_of(attack).probe(forward, [batch], [InnerResult(crafted, None)], NOW, means, [labelled])
     strong = replace(attack, norm="linf" if norm == "both" else norm, steps=PROBE_STEPS, step_size=EPS / 4, step_size_l2=EPS_L2 / 4)
     moved, _ = craft(strong, model, MicroBatch({"pixel_values": batch.inputs["pixel_values"][:count]}, labels, batch.index[:count]))
     assert torch.equal(seen[0], crafted[:count]) and torch.equal(seen[-1], moved)
