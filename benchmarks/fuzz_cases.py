@@ -72,7 +72,7 @@ def settings(draw: random.Random, folder: Path, state: dict, runs: Path) -> None
     own = dict(METHODS[method].settings) if method in METHODS else {}
     pool = [*own] if own and (not odd or draw.random() < 0.6) else [*SETTINGS, "lambda", "noise_rat", "output_dir"]
     given: dict[str, Any] = {}
-    for name in draw.sample(pool, min(len(pool), draw.choice([1, 1, 2]))):
+    for name in draw.sample(pool or ["eps"], min(max(len(pool), 1), draw.choice([1, 1, 2]))):
         usual, choices = own.get(name), SETTINGS[name].choices if name in SETTINGS else None
         near = [*choices()] if choices else [usual, not usual] if isinstance(usual, bool) else [0.1, "0.3", 1, 2, "4/255", usual]
         given[name] = draw.choice(ODD if odd else near)

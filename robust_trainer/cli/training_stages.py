@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
+import torch
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, get_scheduler, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..config import RobustConfig
@@ -62,6 +63,22 @@ class RemoveEarlier(TrainerCallback):
             remove_earlier(args.output_dir, going_on=bool(args.resume_from_checkpoint))
 
 
+def _check_numbers(args: RobustConfig) -> None:
+    """Raises ``ValueError`` for options of the Trainer by which it would fail after the data are prepared, or train on nothing."""
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        if not 1 <= (value := getattr(args, name)) < 2**31:
+            raise ValueError(f"{name}={value} must be at least 1: give for instance {8 if 'batch' in name else 1}.")
+    if not 0 <= args.label_smoothing_factor <= 1:
+        raise ValueError(f"label_smoothing_factor={args.label_smoothing_factor} must be in [0, 1]: give for instance 0.1.")
+    if args.lr_scheduler_kwargs:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+        try:
+            get_scheduler(args.lr_scheduler_type, optimizer, 0, 10, scheduler_specific_kwargs=args.lr_scheduler_kwargs)
+        except TypeError as error:
+            kwargs, kind = f"lr_scheduler_kwargs={args.lr_scheduler_kwargs!r}", args.lr_scheduler_type.value
+            raise ValueError(f"{kwargs} does not fit lr_scheduler_type={kind} ({error}): mend it.") from error
+
+
 @dataclass(frozen=True)
 class Train:
     """Trains once: ``state.trainer``, and in ``state.record`` settings, per-epoch curves and seconds.
@@ -77,6 +94,12 @@ class Train:
     lines: bool = True
 
     def __post_init__(self) -> None:
+        _check_numbers(self.args)
+        half = next((name for name in ("bf16_full_eval", "fp16_full_eval") if getattr(self.args, name)), None)
+        if half is not None and self.options.model in SMALL:
+            raise ValueError(
+                f"{half}=True: model={self.options.model!r} takes numbers of 32 bits: leave it out, or give bf16=True."
+            )
         if self.args.label_names is not None or self.args.prediction_loss_only or self.args.batch_eval_metrics:
             given = [name for name in ("label_names", "prediction_loss_only", "batch_eval_metrics") if getattr(self.args, name)]
             raise ValueError(f"{given[0]}={getattr(self.args, given[0])!r} leaves no accuracy to measure: leave it out.")

@@ -21,6 +21,7 @@ from ..data.mapping import map_columns
 
 #: The names of `make_squeeze`, in the order in which they are applied.
 SQUEEZES = ("bits", "grayscale", "jpeg")
+_JPEG_SIDE = 65_500
 _REVISION = 2  # enters the cache fingerprint: raise it when the output for the same settings changes
 
 
@@ -65,6 +66,8 @@ class Squeeze:
         if self.grayscale and image.mode == "RGB":
             image = image.convert("L").convert("RGB")
         if self.jpeg_quality is not None:
+            if max(image.size) > _JPEG_SIDE:
+                raise ValueError(f"image has {image.width} x {image.height} pixels, a JPEG at most {_JPEG_SIDE} a side: scale it.")
             file = BytesIO()
             image.save(file, format="JPEG", quality=self.jpeg_quality)
             image = decode_image(file.getvalue())

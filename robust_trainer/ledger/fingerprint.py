@@ -138,7 +138,8 @@ def new_ledger(trainer: Any, recipe: Recipe, problem: Problem, classes: int | No
     Raises ``ValueError`` for an ``is_corrupted`` column without booleans, and for predictions of what are no classes.
     """
     args, data = trainer.args, trainer.train_dataset
-    steps_per_epoch = size / (args.train_batch_size * args.world_size * args.gradient_accumulation_steps)
+    batch = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+    steps_per_epoch = size / max(batch, 1)  # a batch of 0 is the data loader's to refuse
     epochs = max(args.num_train_epochs, args.max_steps / steps_per_epoch)
     predictions = getattr(args, "ledger_predictions", False)
     if predictions and (not problem.one_class or not classes):

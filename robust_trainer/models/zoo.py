@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -40,6 +41,9 @@ for _config, _model in SMALL.values():
     AutoModelForImageClassification.register(_config, _model, exist_ok=True)
     _config.register_for_auto_class()
     _model.register_for_auto_class("AutoModelForImageClassification")
+
+#: Pixels; a processor that makes larger images is taken for a damaged one.
+LARGEST_SIDE = 16_384
 
 
 def build_model(
@@ -81,7 +85,7 @@ def build_model(
         )
         return model_class(config_class(num_channels=channels, image_size=side, **names)), processor
     config = _found(AutoConfig, name, trust_remote_code, **names)
-    processor = _found(AutoImageProcessor, name, trust_remote_code)
+    processor = _processor(name, trust_remote_code)
     if from_scratch:
         return AutoModelForImageClassification.from_config(config, trust_remote_code=trust_remote_code), processor
     model = _found(AutoModelForImageClassification, name, trust_remote_code, config=config, ignore_mismatched_sizes=True)
@@ -119,7 +123,29 @@ def load_model(folder: str, trust_remote_code: bool | None = False, alone: bool 
         return _found(AutoModelForImageClassification, one, trust_remote_code)
 
     model: Any = load(folder) if alone else load_networks(folder, load)
-    return model, _found(AutoImageProcessor, folder, trust_remote_code)
+    return model, _processor(folder, trust_remote_code)
+
+
+def _processor(name: str, trust_remote_code: bool | None) -> Any:
+    """The image processor, with settings that images can be processed by: a side of 1e9 pixels would be a full memory."""
+    processor = _found(AutoImageProcessor, name, trust_remote_code)
+    settings = processor.to_dict()
+    sides = [side for key in ("size", "crop_size") for side in dict(settings.get(key) or {}).values()]
+    per_channel = [settings[key] for key in ("image_mean", "image_std") if settings.get(key) is not None]
+    numbers = [number for value in per_channel for number in (value if isinstance(value, list | tuple) else [value])]
+    factor = settings.get("rescale_factor", 1)
+    wrong = {
+        "size": not all(side is None or (type(side) is int and 1 <= side <= LARGEST_SIDE) for side in sides),
+        "image_mean or image_std": not all(_is_finite(number) for number in numbers) or 0 in numbers[len(numbers) // 2 :],
+        "rescale_factor": factor is not None and not (_is_finite(factor) and factor > 0),
+    }
+    if (first := next((key for key, is_wrong in wrong.items() if is_wrong), None)) is not None:
+        raise ValueError(f"model={name!r} has a {first} in preprocessor_config.json that no image can have: mend the file.")
+    return processor
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _found(auto: Any, name: str, trust_remote_code: bool | None, **kwargs: Any) -> Any:

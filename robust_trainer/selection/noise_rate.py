@@ -193,11 +193,12 @@ def tightest_bound(probs: Tensor, labels: Tensor, classes: int, size: int) -> Ra
     best, low = RateEstimate(1.0, 1.0, 1.0, 0), 1.0
     for part in SETS:
         inside = place <= part
-        pairs = torch.bincount((predicted * classes + labels)[inside], minlength=classes * classes).view(classes, classes).double()
-        members = pairs.sum(1).clamp_min(1e-9)
-        share = _true_shares(pairs / members.unsqueeze(1), count * (members >= 1), labelled / len(labels))
+        rows, given = predicted[inside], labels[inside]
+        members = torch.bincount(rows, minlength=classes).double().clamp_min(1e-9)
+        share = _true_shares(rows, given, members, count * (members >= 1), labelled / len(labels))
         n = min(float(1.0 / (share.square() / members).sum()), len(labels)) if inside.any() else 0.0  # as if drawn by the shares
-        rate = 1.0 - (1.0 - missing) * float((share * pairs.diagonal() / members).sum())
+        right = torch.bincount(rows[rows == given], minlength=classes)
+        rate = 1.0 - (1.0 - missing) * float((share * right / members).sum())
         (middle, error), (wide_middle, wide) = _wilson(rate, n, Z), _wilson(rate, n, WIDE)
         rough = 0.0 if part == SETS[-1] else error / Z / PRECISION
         if rough > 1.5:
@@ -209,11 +210,15 @@ def tightest_bound(probs: Tensor, labels: Tensor, classes: int, size: int) -> Ra
     return replace(best, low=min(low, best.rate))
 
 
-def _true_shares(given_by_true: Tensor, count: Tensor, labelled: Tensor) -> Tensor:
-    """The classes' true shares (C,) that explain those of the labels (C,), by given labels of true ones (C, C); EM, cut short."""
-    share = count.double() / count.sum().clamp_min(1)
+def _true_shares(true: Tensor, given: Tensor, members: Tensor, count: Tensor, labelled: Tensor) -> Tensor:
+    """The classes' true shares (C,) that explain those of the labels (C,); EM, cut short.
+
+    By the samples (n,), not by a matrix of the classes' square: a sample of true class t and label g is 1 / members[t] of t's row.
+    """
+    share, part = count.double() / count.sum().clamp_min(1), 1.0 / members[true]
     for _ in range(5):
-        share = share * (given_by_true @ (labelled / (share @ given_by_true).clamp_min(1e-12)))
+        told = torch.zeros_like(share).scatter_add_(0, given, share[true] * part).clamp_min(1e-12)
+        share = share * torch.zeros_like(share).scatter_add_(0, true, part * (labelled.double() / told)[given])
         share = share / share.sum().clamp_min(1e-12)
     return share
 
@@ -246,7 +251,8 @@ def confident_joint(probs: Tensor, labels: Tensor, classes: int) -> tuple[Tensor
 
 
 def _off_diagonal(probs: Tensor, labels: Tensor, classes: int, size: int) -> RateEstimate:
-    rate = confident_joint(probs.cpu(), labels.cpu(), classes)[1]
+    present, labels = labels.cpu().unique(return_inverse=True)  # a class that no label has counts for nothing
+    rate = confident_joint(probs.cpu()[:, present], labels, len(present))[1]
     middle, error = _wilson(rate, len(labels), WIDE)
     return RateEstimate(rate, max(middle - error, 0.0), min(middle + error, 1.0), len(labels))
 

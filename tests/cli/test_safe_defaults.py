@@ -288,3 +288,41 @@ def test_the_words_after_a_command_are_told(capsys):
     assert main([]) == 2 and "usage" in capsys.readouterr().out
     for name in COMMANDS:
         assert "did you mean" in fails(capsys, name[:-1] + "x") or len(name) < 5
+
+
+# ---- found by the fuzz run -----------------------------------------------------------------------------------------------------
+
+
+@every_row(
+    "name, value",
+    [
+        ("size", {"height": 1e308, "width": 8}), ("size", {"height": 10**9, "width": 8}), ("size", {"height": True, "width": 8}),
+        ("image_mean", [None]), ("image_std", [0]), ("image_mean", ["x"]), ("rescale_factor", float("nan")), ("rescale_factor", []),
+    ],
+)  # fmt: skip
+def test_a_processor_that_no_image_can_have(name, value, run, capsys):
+    """Case 292: TypeError in Pillow; a side of 1e9 pixels: killed, out of memory."""
+    path = run / "preprocessor_config.json"
+    whole = path.read_text()
+    path.write_text(json.dumps({**json.loads(whole), name: value}))
+    told = fails(capsys, "evaluate", run)
+    path.write_text(whole)
+    assert "preprocessor_config.json" in told or "could not be loaded by AutoImageProcessor" in told
+
+
+@every_row(
+    "words, told",
+    [
+        (["--per_device_train_batch_size=0"], "per_device_train_batch_size=0 must be at least 1"),
+        (["--gradient_accumulation_steps", "-1"], "gradient_accumulation_steps=-1 must be at least 1"),
+        (["--label_smoothing_factor", "1e9"], "label_smoothing_factor=1000000000.0 must be in [0, 1]"),
+        (["--lr_scheduler_kwargs", '{"a": 1}'], "does not fit lr_scheduler_type=linear"),
+        (["--bf16_full_eval"], "bf16_full_eval=True: model='small-cnn' takes numbers of 32 bits"),
+        (["--lr_scheduler_kwargs", "x"], "lr_scheduler_kwargs='x' does not fit"),
+        (["--label_names", "x"], "label_names=['x'] leaves no accuracy to measure"),
+        (["--prediction_loss_only", "true"], "prediction_loss_only=True leaves no accuracy to measure"),
+        (["--batch_eval_metrics", "true"], "batch_eval_metrics=True leaves no accuracy to measure"),
+    ],
+)
+def test_options_that_cannot_be(words, told, data, tmp_path, capsys):
+    assert told in fails(capsys, "train", "--dataset", data, "--output_dir", tmp_path / "o", *FEW[:3], *words)

@@ -71,6 +71,8 @@ def test_other_modes():
     assert same(squeeze(rgba), squeeze(picture())) and same(squeeze(palette), squeeze(palette.convert("RGB")))
     assert squeeze(picture("L").convert("LA")).mode == squeeze(picture("L").convert("1")).mode == "L"
     assert same(squeeze(picture().convert("CMYK")), squeeze(picture().convert("CMYK").convert("RGB")))
+    with pytest.raises(ValueError, match="image has 65501 x 1 pixels, a JPEG at most 65500 a side"):
+        squeeze(Image.new("L", (65_501, 1)))
     with pytest.raises(ValueError, match="image holds 32-bit integers of unknown range"):
         squeeze(picture("L").convert("I"))
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.tables import every_row
 
-from robust_trainer.selection.noise_rate import KINDS, RateEstimate, RateEstimator, confident_joint, tightest_bound
+from robust_trainer.selection.noise_rate import KINDS, RateEstimate, RateEstimator, _true_shares, confident_joint, tightest_bound
 
 
 def made_up(size, classes, kind, rate, errors=0.02, seed=0):
@@ -283,3 +283,44 @@ def test_confident_joint_finds_known_noise_on_easy_data(kind):
     probs, given, realised = made_up(8000, 10, kind, 0.3)
     found = after(RateEstimator(8000, 10, "cpu", "confident-joint"), probs, given)
     assert abs(found.rate - realised) < 0.04 and found.low <= realised <= found.high
+
+
+# ---- many classes ----------------------------------------------------------------------------------------------------------
+
+
+def dense_shares(true, given, count, labelled):
+    """The true shares by the matrix of given labels by true ones, one cell after another."""
+    classes = len(count)
+    pairs = [[sum(t == a and g == b for t, g in zip(true, given)) for b in range(classes)] for a in range(classes)]
+    rows = [[v / max(sum(row), 1e-9) for v in row] for row in pairs]
+    share = [c * (sum(row) >= 1) for c, row in zip(count, pairs)]
+    share = [s / max(sum(share), 1) for s in share]
+    for _ in range(5):
+        told = [max(sum(share[a] * rows[a][b] for a in range(classes)), 1e-12) for b in range(classes)]
+        share = [share[a] * sum(rows[a][b] * labelled[b] / told[b] for b in range(classes)) for a in range(classes)]
+        share = [s / max(sum(share), 1e-12) for s in share]
+    return share
+
+
+@every_row("seed", range(6))
+def test_the_true_shares_are_those_of_the_matrix(seed):
+    generator = torch.Generator().manual_seed(seed)
+    true, given = torch.randint(0, 7, (60,), generator=generator), torch.randint(0, 9, (60,), generator=generator)
+    members = torch.bincount(true, minlength=9).double().clamp_min(1e-9)
+    count, labelled = torch.randint(0, 30, (9,), generator=generator), torch.rand(9, generator=generator)
+    found = _true_shares(true, given, members, count * (members >= 1), labelled)
+    assert found.tolist() == pytest.approx(dense_shares(true.tolist(), given.tolist(), count.tolist(), labelled.tolist()), rel=1e-9)
+
+
+@every_row("kind", KINDS)
+def test_an_estimate_over_ten_thousand_classes_needs_no_matrix_of_their_square(kind):
+    """It held 16 matrices of 10,000 x 10,000 one after another, which did not end in minutes."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 10_000, (400,), generator=generator)
+    probs = torch.rand(400, 10_000, generator=generator)
+    probs[torch.arange(400), labels] += 50.0 * (torch.rand(400, generator=generator) > 0.2)
+    estimator = RateEstimator(1000, 10_000, "cpu", kind=kind)
+    held = estimator.hold_out(torch.arange(1000)).nonzero().flatten()
+    estimator.update(held, probs / probs.sum(1, keepdim=True), labels, 0)
+    estimator.estimate(1)
+    assert estimator.best is not None and 0.0 < estimator.best.rate <= 1.0
