@@ -1,6 +1,6 @@
 """Each mistake gets one line that names the field, the value and the mend."""
 
-import os
+import tempfile
 
 import datasets
 import numpy as np
@@ -119,7 +119,11 @@ def test_output_folder_not_writable(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="output_dir=.*is not writable"):
         RobustConfig(output_dir=str(tmp_path / "file" / "run"), method="prl")
-    monkeypatch.setattr(os, "access", lambda *a: False)
+
+    def denied(**settings):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", denied)
     with pytest.raises(ValueError, match="output_dir=.*is not writable"):
         RobustConfig(output_dir=str(tmp_path / "new"), method="prl")
 
