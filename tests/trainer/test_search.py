@@ -56,7 +56,7 @@ def search(trainer, trials, monkeypatch, backend=HPSearchBackend.OPTUNA):
 
 def searcher(tmp_path, model_init=lambda: Net(), **kwargs):
     args = RobustConfig(**settings(tmp_path, num_train_epochs=1, per_device_train_batch_size=16), **kwargs)
-    return RobustTrainer(model_init=model_init, args=args, train_dataset=images(32))
+    return RobustTrainer(model_init=model_init, args=args, train_dataset=images(16))
 
 
 def test_each_trial_trains_its_method_on_its_own_networks(tmp_path, monkeypatch):
