@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.tables import every_row
-from helpers.toy import Logits, batches, curve, images, robust
+from helpers.toy import Logits, batches, curve, images, robust, vit
 from torch import nn
 from transformers.modeling_outputs import ImageClassifierOutput
 
@@ -108,6 +108,19 @@ def test_focal_loss_inside_forward_alone_is_refused_and_as_a_function_of_transfo
     with pytest.raises(ValueError, match="the model's own loss"):
         robust(tmp_path, Own(focal), images(16), method="standard", max_steps=1).train()
     robust(tmp_path, Own(focal, kept=True), images(16), method="co-prl", max_steps=1).train()
+
+
+@every_row("method", ["standard", "co-prl"])
+def test_a_loss_function_given_to_a_transformers_model(tmp_path, method):
+    """As transformers documents it: ``model.loss_function = mine``; its heads' own is the plain one."""
+    for own, kind in ((None, "CrossEntropy"), (lambda labels, logits, config, **more: focal(logits, labels), "OwnLoss")):
+        model = vit()
+        if own is not None:
+            model.loss_function = own
+        trainer = robust(tmp_path, model, images(16), method=method, max_steps=1)
+        trainer.train()
+        assert type(trainer._robust_step.run.recipe.objective).__name__ == kind
+        assert (curve(trainer)[0][0] < 1.0) == (own is not None)  # a cross-entropy starts at log 4
 
 
 def test_mixtures_of_labels_fit_no_own_loss(tmp_path):
