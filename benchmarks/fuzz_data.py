@@ -518,6 +518,11 @@ GOOD = ["number"] * 6 + [
 EMPTY = ("", "na", "nan", "null", "none", "n/a", "#n/a", "-nan", "1.#ind", "1.#qnan", "-1.#ind", "-1.#qnan", "#n/a n/a", "<na>")
 
 
+def slow_number(word: str) -> float:
+    """A cell: a number, true, false, or hexadecimal as 0x1f."""
+    return float(int(word, 16)) if word.startswith("0x") else float({"true": 1, "false": 0}.get(word, word))
+
+
 def slow_table(path: Path, delimiter: str) -> tuple[list[str], list[list[float]]] | None:
     """Names and rows by the csv module; None where a cell is no number (true and false are 1 and 0)."""
     with path.open(encoding="utf-8-sig", newline="") as file:
@@ -526,7 +531,7 @@ def slow_table(path: Path, delimiter: str) -> tuple[list[str], list[list[float]]
     for values in zip(*lines):
         words = [value.strip().lower() for value in values]
         try:
-            columns.append([math.nan if w in EMPTY else float({"true": 1, "false": 0}.get(w, w)) for w in words])
+            columns.append([math.nan if w in EMPTY else slow_number(w) for w in words])
         except ValueError:
             return None
     return [name.strip() for name in names], [list(row) for row in zip(*columns)]

@@ -96,7 +96,9 @@ def load_detector(folder: str | Path) -> AnomalyDetector:
         model = PeerModel.of(networks) if len(networks) > 1 else networks[0]
         model.load_state_dict(weights)
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError, OSError) as error:
-        raise ValueError(f"the detector in {str(folder)!r} is damaged: {' '.join(str(error).split()).rstrip('.')}.") from error
+        raise ValueError(
+            f"the detector in {str(folder)!r} is damaged ({' '.join(str(error).split()).rstrip('.')}): fit it again."
+        ) from error
     detector._adopt(model, seed)
     detector.n_features_in_ = features
     if names:

@@ -238,12 +238,11 @@ def flaw(trainer: Any, folder: str | Path, robust: bool = True) -> str | None:
     if sizes is not None:
         now = {name: (folder / name).stat().st_size if (folder / name).is_file() else None for name in sizes}
         wrong = next((name for name, size in sizes.items() if now[name] != size), None)
-        if wrong is None:
-            return None
-        return f"{wrong} is " + (
-            "missing" if now[wrong] is None else f"damaged: {now[wrong]} bytes where {sizes[wrong]} were saved"
-        )
-    return next((f"{path.name} is damaged" for path in sorted(folder.iterdir()) if not _readable(path)), None)
+        if wrong is not None:
+            return f"{wrong} is " + (
+                "missing" if now[wrong] is None else f"damaged: {now[wrong]} bytes where {sizes[wrong]} were saved"
+            )
+    return next((f"{path.name} is damaged" for path in sorted(folder.iterdir()) if path.name != MARK and not _readable(path)), None)
 
 
 def _odd_entry(state: Mapping[str, Any], of_folder: re.Match[str] | None) -> str | None:
@@ -265,7 +264,7 @@ def _odd_entry(state: Mapping[str, Any], of_folder: re.Match[str] | None) -> str
 
 def _why(name: str, folder: Path, processes: int) -> str:
     """Of a missing file, where it is not that saving was interrupted."""
-    if name.startswith("rng_state") and any(folder.glob("rng_state*.pth")):
+    if name.startswith("rng_state") and any(path.is_file() for path in folder.glob("rng_state*.pth")):
         return f" (saved by another number of processes than this run's {processes})"
     return " (save_only_model=True leaves it out)" if name == "optimizer.pt" else ""
 
@@ -280,7 +279,12 @@ def _marked(folder: Path) -> dict[str, int] | None:
 
 
 def _readable(path: Path) -> bool:
-    """Whether a file of weights or states is as long as its own table of contents says."""
+    """Whether a file of weights or states is as long as its own table of contents says, and JSON is JSON."""
+    if path.suffix == ".json":
+        try:
+            return isinstance(json.loads(path.read_text(encoding="utf-8")), dict | list)
+        except (OSError, ValueError, RecursionError):
+            return False
     if path.suffix == ".safetensors":
         try:
             with safetensors.safe_open(path, framework="pt"):

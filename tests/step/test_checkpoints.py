@@ -138,6 +138,21 @@ def test_a_state_that_the_trainer_did_not_write_is_told(run, name, value):
         resume(run, path.parent)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt"])
+def test_damage_that_keeps_the_length_is_told(run, name):
+    """Found by the fuzz run, case 1065: "Expecting value: line 2 column 1", without a file."""
+    path = run / "checkpoint-6" / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[::-1])
+    with pytest.raises(ValueError, match=f"{name} is damaged.*resume from '{run / 'checkpoint-4'}'"):
+        resume(run, path.parent)
+    path.write_bytes(whole)
+    (path.parent / "config.json").write_text("[" * 9)
+    (path.parent / MARK).unlink()
+    with pytest.raises(ValueError, match="config.json is damaged"):
+        resume(run, path.parent)
+
+
 def test_without_a_mark_a_whole_checkpoint_is_taken(run):
     (run / "checkpoint-6" / MARK).write_text("[" * 10_000)
     (run / "checkpoint-4" / MARK).unlink()
