@@ -243,7 +243,7 @@ def kill_at_random(child: Child, out: Path, moment: dict[str, Any], patience: fl
     """Kills the child at the moment; False where it had ended before."""
     end = time.monotonic() + patience
     if "checkpoint" in moment:  # while it writes there, or just after
-        while not any(out.rglob(f"checkpoint-{moment['checkpoint']}")):
+        while not any((folder / f"checkpoint-{moment['checkpoint']}").exists() for folder in (out, out / "simclr")):
             if child.ended() is not None:
                 return False
             if time.monotonic() > end:

@@ -79,7 +79,8 @@ def _columns(run: Mapping[str, Any]) -> dict[str, Column]:
     return {
         "index": _COUNT, "label": label, "predicted": Column("integer", -1, MOST_CLASSES - 1, optional=True), "seen": _COUNT,
         "kept": _COUNT, "last_score": _FLOAT, "mean_score": _FLOAT, "ema_score": _FLOAT, "aum": _FLOAT, "margin": _FLOAT,
-        "forgetting": Column("integer", -1, _MOST), "rival": other, "rival_confidence": Column("number", 0.0, 1.001),
+        "nonfinite": Column("integer", 0, _MOST, optional=True), "forgetting": Column("integer", -1, _MOST), "rival": other,
+        "rival_confidence": Column("number", 0.0, 1.001),
         "distrusted": _FLAG, "is_corrupted": Column("boolean", optional=True),
         "mean_probs": Column("vector", 1, MOST_CLASSES, optional=True),
     }  # fmt: skip

@@ -565,7 +565,7 @@ def test_a_ledger_is_the_same_from_all_its_files(trained, tmp_path):
 
 @pytest.mark.parametrize("wide", [False, True])
 def test_a_state_of_any_width_is_read(tmp_path, wide):
-    ledger = SampleLedger(30, wide=wide, classes=5, run={"names": ["ä", "b"], "rows": 30})
+    ledger = SampleLedger(30, wide=wide, classes=5, run={"names": ["ä", "b", "c", "d", "e"], "rows": 30})
     g = torch.Generator().manual_seed(0)
     index, label = torch.randperm(30, generator=g)[:20], torch.randint(5, (20,), generator=g)
     probs = torch.rand(20, 5, generator=g).softmax(-1)
