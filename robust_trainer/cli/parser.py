@@ -129,7 +129,12 @@ def parse(parser: Parser, argv: Sequence[str], *, small: Mapping[str, Any] | Non
         if words.set:
             others = read_method_settings(words.method_settings) or {}
             argv.append(f"--method_settings={json.dumps({**others, **parse_assignments(words.set)})}")
-    return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)[: len(list(parser.dataclass_types))]
+    try:
+        return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)[: len(list(parser.dataclass_types))]
+    except (TypeError, AttributeError, LookupError) as error:  # TrainingArguments' own, of configurations written as JSON
+        raise ValueError(
+            f"the options cannot be taken together ({type(error).__name__}: {error}): look at the ones in JSON."
+        ) from error
 
 
 def _options_in(parser: Parser, argv: Sequence[str]) -> list[tuple[argparse.Action, str, str, slice]]:

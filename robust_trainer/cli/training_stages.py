@@ -65,8 +65,9 @@ class RemoveEarlier(TrainerCallback):
 
 def _check_numbers(args: RobustConfig) -> None:
     """Raises ``ValueError`` for options of the Trainer by which it would fail after the data are prepared, or train on nothing."""
-    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-        if not 1 <= (value := getattr(args, name)) < 2**31:
+    counts = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "eval_accumulation_steps")
+    for name in counts:
+        if (value := getattr(args, name)) is not None and not 1 <= value < 2**31:
             raise ValueError(f"{name}={value} must be at least 1: give for instance {8 if 'batch' in name else 1}.")
     if not 0 <= args.label_smoothing_factor <= 1:
         raise ValueError(f"label_smoothing_factor={args.label_smoothing_factor} must be in [0, 1]: give for instance 0.1.")
