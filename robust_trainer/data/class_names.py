@@ -218,7 +218,7 @@ def class_numbers(labels: Labels, names: Sequence[str], source: str, by_name: bo
         )
     table = np.full(len(labels.values) + 1, MISSING, dtype=np.int64)  # the last entry is that of -1
     for i, number in numbers.items():
-        table[i] = number
+        table[i] = MISSING if number is None else number
     return table[labels.codes]
 
 

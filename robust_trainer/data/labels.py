@@ -108,6 +108,12 @@ def check_label_column(
         batch = made(row) or {}
         return next((batch[key] for key in keys if key in batch), None)
 
+    if (empty := _missing(data, name)) is not None:
+        try:
+            problem.check_labels(name, labels_of(empty), classes, [empty])
+        except ValueError as error:
+            row = f"training row {empty}" if training else f"row {empty}"
+            raise ValueError(f"{prefix}'{name}' is None in {row}: repair or remove the row.") from error
     values = _tensor(data, name)
     if values is None:
         return
@@ -148,6 +154,13 @@ def check_model_names(data: Any, model: Any, label_names: Sequence[str], where: 
         return None if value is None else torch.as_tensor(value)
 
     _check_order(values, feature.names or [], names, f"{where}: '{column}'", labels_of)
+
+
+def _missing(data: datasets.Dataset, name: str) -> int | None:
+    """The first row without a value in a column, None where every row has one."""
+    table: Any = data.select_columns([name]).with_format("arrow")[:]
+    nulls = table.column(0).is_null()
+    return pc.index(nulls, True).as_py() if table.column(0).null_count else None
 
 
 def _tensor(data: datasets.Dataset, name: str) -> Tensor | None:

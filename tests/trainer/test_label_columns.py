@@ -39,6 +39,8 @@ TURNED = ["bee", "cat", "dog", "ant"]
 EVAL = {
     "too large": (labelled([0, 1, 4]), r"eval_dataset: 'labels' is 4 in row 2, expected \[0, 4\)"),
     "unlabelled": (labelled([-1] * 16), r"eval_dataset: 'labels' is -1 in row 0, expected"),
+    "none": (labelled([0, 1, None, 1, None]).with_format(None), "eval_dataset: 'labels' is None in row 2: repair or remove"),
+    "none in torch's format": (labelled([0, None]), "eval_dataset: 'labels' is None in row 1"),
     "strings": (labelled(["ant"] * 16), "eval_dataset: 'labels' holds strings.*class_encode_column"),
     "more classes": (labelled([0, 1], [*NAMES, "eel"]), "eval_dataset: 'labels' has 5 classes but the model 4"),
     "another order": (labelled([0, 1], TURNED), "eval_dataset: 'labels' numbers class 'bee' as 0 .row 0.*align_labels_with"),
