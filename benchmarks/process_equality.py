@@ -28,14 +28,21 @@ import numpy as np
 import torch
 from common import add_result, read_results
 from torch import Tensor, nn
-from transformers import PrinterCallback, TrainerCallback, ViTConfig, ViTForImageClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    PrinterCallback,
+    TrainerCallback,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from robust_trainer import METHODS, RobustConfig, RobustTrainer
 from robust_trainer.methods.settings import FIELDS, SETTINGS
 
 BAR, BATCH, EPOCHS, LENGTHS = 1e-5, 12, 3, {"even": 96, "uneven": 91}
 CUTS = {"1": (1, 1), "2": (2, 1), "3": (3, 1), "2x2": (2, 2)}
-CLASSES, CHANNELS, SIZE = 4, 3, 8
+CLASSES, CHANNELS, SIZE, WORDS = 4, 3, 8, 40
 #: Settings with which every part of a row is at work within the 24 steps; others are the row's own.
 OWN: dict[str, dict[str, Any]] = {
     "normclip": dict(clip_norm=0.5),
@@ -60,6 +67,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "trades/hybrid": dict(norm="hybrid", start_std="uniform"),
     "erat/both": dict(norm="both"),
     "pgd-at/stream": dict(max_steps=24),
+    "pgd-at/text": dict(norm="l2", eps=0.3, step_size=0.1),
+    "trades/text": dict(norm="linf", eps=0.3, step_size=0.1, start_std="uniform"),
     "co-prl/three": dict(num_networks=3, peer_exchange="shuffled"),
     "erat/start": dict(random_start=True),
     "erat/crop-flip": dict(strong_augmentation="crop-flip"),
@@ -96,9 +105,15 @@ class Net(nn.Module):
         return self.head(hidden.flatten(1))
 
 
-def network(row: str) -> nn.Module:
-    """The row's network; a small ViT where a head is told from a backbone."""
+def network(row: str, text: bool) -> nn.Module:
+    """The row's network; a small ViT where a head is told from a backbone; a small BERT for text."""
     torch.manual_seed(0)
+    if text:
+        config = BertConfig(
+            vocab_size=WORDS, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, num_labels=CLASSES,
+            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        )  # fmt: skip
+        return BertForSequenceClassification(config)
     if not METHODS[row].settings.get("freeze_backbone"):
         return Net()
     config = ViTConfig(
@@ -132,6 +147,23 @@ def samples(count: int, dtype: torch.dtype) -> datasets.Dataset:
     )
 
 
+def sentences(count: int) -> list[dict[str, Any]]:
+    """Words of one class each, 3 to 12 of them."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, CLASSES, count).tolist()
+    return [
+        {"input_ids": (1 + label + CLASSES * random.integers(0, 8, random.integers(3, 13))).tolist(), "labels": label}
+        for label in labels
+    ]
+
+
+def padded(rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """A batch as long as its own longest sentence, which other processes' are not."""
+    length = max(len(row["input_ids"]) for row in rows)
+    ids = torch.tensor([row["input_ids"] + [0] * (length - len(row["input_ids"])) for row in rows])
+    return {"input_ids": ids, "attention_mask": (ids > 0).long(), "labels": torch.tensor([row["labels"] for row in rows])}
+
+
 class Stream(torch.utils.data.IterableDataset):
     """The samples, one after the other."""
 
@@ -159,17 +191,21 @@ def train(row: str, length: str, dtype: str, processes: int, accumulation: int, 
     rest = {name: given.pop(name) for name in [*given] if name in SETTINGS and name not in FIELDS}
     batch = BATCH // accumulation // (1 if "accelerator_config" in given else processes)
     row, _, variant = row.partition("/")
-    data = samples(LENGTHS[length], kind)
+    text = variant == "text"
+    data: Any = sentences(LENGTHS[length]) if text else samples(LENGTHS[length], kind)
     data = Stream(data) if variant == "stream" else data
     common = dict(
         output_dir=folder, method=row, method_settings=rest or None, per_device_train_batch_size=batch,
         gradient_accumulation_steps=accumulation, num_train_epochs=EPOCHS, learning_rate=0.05, optim="sgd",
         optim_args="momentum=0.9", lr_scheduler_type="constant", logging_steps=1, logging_nan_inf_filter=False, report_to=[],
         disable_tqdm=True, save_strategy="no", use_cpu=True, dataloader_pin_memory=False, seed=3, remove_unused_columns=False,
-        ddp_find_unused_parameters=False, image_mean=[0.5] * CHANNELS, image_std=[0.5] * CHANNELS,
+        ddp_find_unused_parameters=False,
     )  # fmt: skip
+    if not text:
+        common |= dict(image_mean=[0.5] * CHANNELS, image_std=[0.5] * CHANNELS)
     args = RobustConfig(**{**common, **given})
-    trainer = RobustTrainer(network(row).to(kind), args, train_dataset=data, callbacks=[losses])
+    collator = padded if text else None
+    trainer = RobustTrainer(network(row, text).to(kind), args, collator, train_dataset=data, callbacks=[losses])
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     ledger = trainer.ledger.columns if trainer.ledger is not None else {}
@@ -185,7 +221,8 @@ def train(row: str, length: str, dtype: str, processes: int, accumulation: int, 
 
 def differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """Two trainings' largest relative differences, and the decisions that differ."""
-    weights = max(float((other["weights"][k] - w).norm() / w.norm().clamp_min(1e-30)) for k, w in one["weights"].items())
+    # the bias of an attention's keys starts at 0 and has no gradient: what it becomes is rounding
+    weights = max(float((other["weights"][k] - w).norm() / w.norm().clamp_min(1e-6)) for k, w in one["weights"].items())
     a, b = one["losses"], other["losses"]
     same = a.shape == b.shape
     loss = float(((a - b).abs() / a.abs().clamp_min(1e-3))[:, :2].max()) if same else float("inf")

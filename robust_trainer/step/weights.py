@@ -139,10 +139,10 @@ class WeightDecider:
             samples.append(SampleWeights(weight, batch.without_repeats(training), batch.without_repeats(1.0 - training)))
         whole = torch.cat([sample.training[:, : batch.real] for sample, batch in zip(samples, batches)], 1)
         rule, total = self.run.recipe.selection, self.run.total
-        counts = isinstance(rule, BatchRule) and whole.shape[1] > 0  # a process may have nothing but repeats
-        kept = total(rule.divisor(whole) if counts else whole.sum(1))
+        # a process may have nothing but repeats
+        kept = total(rule.divisor(whole) if isinstance(rule, BatchRule) and whole.shape[1] else whole.sum(1))
         semi = self.run.recipe.semi_supervised is not None
-        return StepWeights(samples, kept, total(sum(sample.rest.sum(1) for sample in samples)) if semi else None)
+        return StepWeights(samples, kept, total(torch.cat([s.rest for s in samples], 1).sum(1)) if semi else None)
 
     # ---- the noise rate --------------------------------------------------------------------------------------------------
 
