@@ -109,6 +109,24 @@ def test_several_processes_are_one_for_every_row(tmp_path, equality):
                 check_processes(equality, row, cut, length, folder)
 
 
+@pytest.mark.slow
+def test_two_processes_resume_within_an_uneven_epoch(tmp_path):
+    """Of 43 samples the last of three steps has 11; a checkpoint after the first step of the second epoch."""
+
+    def work(out):
+        ends = []
+        for resume in (None, str(out / "checkpoint-4")):
+            common = dict(method="prl+trades", num_train_epochs=2, save_strategy="steps", save_steps=4, learning_rate=1e-3)
+            trainer = robust(out, vit(), images(43), **common, **SHARP["prl+trades"])
+            trainer.train(resume_from_checkpoint=resume)
+            ends.append((trainer.model.state_dict(), trainer.ledger.columns))
+        assert ends[0][1]["seen"].tolist() == [2] * 43
+        for one, other in zip(*ends):
+            assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+    launch(work, 2, tmp_path, tmp_path)
+
+
 def test_processes_that_cannot_share_a_step_are_refused(tmp_path):
     """Without even batches one process has a step more, and would wait for the others for ever; methods without a rule too."""
 
