@@ -16,9 +16,9 @@ RUN_SHARE = 0.4
 #: A ramp in steps is left as it is where it ends in this share of the run: it is the window before a trigger is learned, in steps.
 STEPS_SHARE = 0.75
 #: Settings in epochs; those decided over whole epochs stay whole.
-_EPOCHS = ("drop_ramp_epochs", "warmup_epochs", "lambda_ramp_epochs", "awp_warmup_epochs", "memory_after_epochs")
-_WHOLE = ("warmup_epochs", "memory_after_epochs")
-_PARTS = ("selection", "semi_supervised", "weight_perturbation")
+_EPOCHS = ("drop_ramp_epochs", "warmup_epochs", "lambda_ramp_epochs", "awp_warmup_epochs")
+_WHOLE = ("warmup_epochs",)
+_PARTS = ("selection", "semi_supervised")
 #: The rate that is estimated where none is given, and the epochs that takes at least.
 AUTO, AUTO_EPOCHS = "auto", 2.0
 
@@ -78,7 +78,9 @@ def fit_to_run(recipe: Recipe, problem: Problem, length: RunLength, size: int | 
         if not _acts(recipe, name):
             continue
         limit = length.steps if name == "drop_ramp_steps" else length.epochs
-        short = RUN_SHARE * limit if name != "drop_ramp_steps" or value > STEPS_SHARE * limit else value
+        short = RUN_SHARE * limit
+        if name == "drop_ramp_steps" and value <= STEPS_SHARE * limit and _memory_starts(recipe, length) < length.epochs:
+            short = value
         if name == "drop_ramp_steps" or (name in _WHOLE and _by_epoch(recipe)):
             short = max(math.floor(short), 1)
         if name in recipe.given or short >= value:
@@ -89,7 +91,23 @@ def fit_to_run(recipe: Recipe, problem: Problem, length: RunLength, size: int | 
         if short >= limit and name in _WHOLE:
             said.append(_too_long(recipe.name, name, short, limit))
     recipe = _with(recipe, fitted)
+    first, memory = _memory_starts(recipe, length), recipe.settings.get("memory")
+    if first >= length.epochs:
+        said.append(
+            f"memory={memory!r} of method '{recipe.name}' decides from epoch {first:g} on, this run has {length.epochs:.3g}, so it "
+            "decides nothing: train for longer, or lower memory_after_epochs or drop_ramp_steps."
+        )
     return recipe, [*_rate_in_force(recipe, length, fitted), *said]
+
+
+def _memory_starts(recipe: Recipe, length: RunLength) -> float:
+    """The first epoch that memory decides over, 0 without memory (`KeepByScore.decides`)."""
+    s = recipe.in_force
+    if s.get("memory", "none") == "none":
+        return 0.0
+    ramp = s.get("drop_ramp_steps") if s.get("drop_schedule") == "ramp" else None
+    ramped = 0 if ramp is None else math.ceil(ramp * length.epochs / length.steps - 1e-9)
+    return float(max(s["memory_after_epochs"], ramped))
 
 
 def _acts(recipe: Recipe, name: str) -> bool:
@@ -100,8 +118,6 @@ def _acts(recipe: Recipe, name: str) -> bool:
     if name.startswith("drop_ramp"):
         by_steps = settings.get("drop_ramp_steps") is not None
         return settings.get("drop_schedule") == "ramp" and by_steps == (name == "drop_ramp_steps")
-    if name == "memory_after_epochs":
-        return settings.get("memory", "none") != "none"
     return name != "warmup_epochs" or recipe.selection is not None or recipe.semi_supervised is not None
 
 
@@ -115,15 +131,9 @@ def _with(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     parts: dict[str, Any] = {}
     for part in _PARTS:
         own = getattr(recipe, part)
-        names = {f.name for f in fields(own)} if is_dataclass(own) else set()
-        alias = {"awp_warmup_epochs": "warmup_epochs"} if part == "weight_perturbation" else {}
-        new = {
-            alias.get(k, k): v
-            for k, v in values.items()
-            if alias.get(k, k) in names and (part != "weight_perturbation" or k in alias)
-        }
-        if new and not isinstance(own, type):
-            parts[part] = replace(own, **new)
+        if is_dataclass(own) and not isinstance(own, type):
+            names = {f.name for f in fields(own)}
+            parts[part] = replace(own, **{name: value for name, value in values.items() if name in names})
     return replace(recipe, **parts, fitted={**recipe.fitted, **values})
 
 

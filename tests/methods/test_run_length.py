@@ -115,6 +115,11 @@ def test_steps_of_a_ramp_fit_too():
     assert recipe.selection.drop_ramp_steps == 40
     recipe, _ = fit_to_run(METHODS["prl-at-memory"](noise_rate=0.2), SINGLE_LABEL, RunLength(5.0, 460), 6400)
     assert recipe.selection.drop_ramp_steps == 316
+    recipe, said = fit_to_run(METHODS["prl-at-memory"](noise_rate=0.2), SINGLE_LABEL, RunLength(2.0, 460), 6400)
+    assert recipe.selection.drop_ramp_steps == 184 and not said  # memory decides over the second epoch
+    named = METHODS["prl-at-memory"](noise_rate=0.2, drop_ramp_steps=316)
+    recipe, said = fit_to_run(named, SINGLE_LABEL, RunLength(2.0, 460), 6400)
+    assert recipe.selection.drop_ramp_steps == 316 and "decides from epoch 2 on, this run has 2" in said[0]
 
 
 NAMED = {
@@ -134,7 +139,11 @@ NAMED = {
         "warmup_epochs=3 of method 'rebalanced' is never over in this run of 3 epochs",
     ),
     "decouple": ("decouple", dict(warmup_epochs=5), "warmup_epochs=5 of method 'decouple' is never over"),
-    "memory": ("prl", dict(memory="ema", memory_after_epochs=4), "memory_after_epochs=4 of method 'prl' is never over"),
+    "memory": (
+        "prl",
+        dict(memory="ema", memory_after_epochs=4),
+        "memory='ema' of method 'prl' decides from epoch 4 on, this run has 3",
+    ),
     "lambda": ("erat", dict(lambda_ramp_epochs=16), "lambda_ramp_epochs=16 of method 'erat' never comes to its end"),
     "AWP": ("trades-awp", dict(awp_warmup_epochs=4), "awp_warmup_epochs=4 of method 'trades-awp' is never over"),
 }
@@ -153,7 +162,7 @@ def test_what_is_named_stays_and_is_told_where_it_cannot_be(case):
 def test_memory_in_a_run_of_one_epoch_is_told():
     _, said = fit_to_run(METHODS["prl"](noise_rate=0.2, memory="scan"), SINGLE_LABEL, RunLength(1.0, 100), 640)
     assert [message.split(":")[0] for message in said] == [
-        "memory_after_epochs=1 of method 'prl' is never over in this run of 1 epochs"
+        "memory='scan' of method 'prl' decides from epoch 1 on, this run has 1, so it decides nothing"
     ]
 
 
