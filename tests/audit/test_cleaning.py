@@ -143,7 +143,7 @@ def test_which_cautions_forbid_cleaning():
     assert noisy.blocked == ()
 
 
-@pytest.mark.parametrize("epochs", [0.25, 1])
+@pytest.mark.parametrize("epochs", [0.25, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_short_run_is_no_reason_to_drop_samples(tmp_path, epochs):
     data = images(160)
     trainer = robust(
