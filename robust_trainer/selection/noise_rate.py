@@ -66,6 +66,7 @@ class RateEstimator:
             as noise on hard data).
         seed: which samples are held out.
         max_epochs: of the run; after half of them holding out ends, whatever happened.
+        spared: positions of samples that are not held out, less than half of all; None for none.
 
     Raises:
         ValueError: for an unknown kind.
@@ -75,8 +76,9 @@ class RateEstimator:
     """
 
     def __init__(
-        self, size: int, classes: int, device: torch.device | str, kind: str = KINDS[0], seed: int = 0, max_epochs: float = math.inf
-    ):
+        self, size: int, classes: int, device: torch.device | str, kind: str = KINDS[0], seed: int = 0,
+        max_epochs: float = math.inf, spared: Tensor | None = None,
+    ):  # fmt: skip
         if kind not in KINDS:
             raise ValueError(f"unknown estimator {kind!r}: choose one of {', '.join(KINDS)}.")
         self.size, self.classes, self.kind = size, classes, kind
@@ -86,7 +88,10 @@ class RateEstimator:
         self._asked, self._still, self._level = 0, 0, math.inf
         held = max(min(MOST, int(SHARE * size)), 1)
         row = torch.full((size,), held)  # everybody else shares one more row, which nobody reads
-        row[torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:held]] = torch.arange(held)
+        order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+        if spared is not None:
+            order = order[~torch.isin(order, spared.cpu())]
+        row[order[:held]] = torch.arange(held)
         self._row = row.to(device)
         self._probs = torch.zeros(held + 1, classes, device=device)
         self._facts = torch.tensor([[0, -1, -1]], dtype=torch.int32, device=device).repeat(held + 1, 1)  # visits, label, epoch

@@ -63,6 +63,14 @@ class ClassFloor:
             state = {"rows": rows, "classes": place, "counts": floors[classes]}
             run.states["floor"] = {name: tensor.to(run.device) for name, tensor in state.items()}
 
+    def kept_whole(self) -> Tensor | None:
+        """Returns the positions of the samples of classes that are kept whole, None for none."""
+        state = self._state
+        if not state:
+            return None
+        whole = torch.bincount(state["classes"], minlength=len(state["counts"])) == state["counts"]
+        return state["rows"][whole[state["classes"]]]
+
     def open_epoch(self, progress: Progress) -> None:
         """At an epoch's first step: chooses the samples, by what the ledger remembers.
 

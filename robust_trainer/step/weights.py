@@ -171,7 +171,9 @@ class WeightDecider:
         kind, ledger = self.run.recipe.rate_estimator, self.run.ledger
         if self.estimator is None and kind is not None and ledger is not None:
             run = self.run
-            self.estimator = RateEstimator(len(ledger), run.classes, run.device, ESTIMATED[kind], run.seed + _APART, run.max_epochs)
+            self.estimator = RateEstimator(
+                len(ledger), run.classes, run.device, ESTIMATED[kind], run.seed + _APART, run.max_epochs, self.floor.kept_whole()
+            )
         return self.estimator
 
 

@@ -179,3 +179,16 @@ def test_it_holds_for_rules_of_ones_own(tmp_path):
         rows = trainer.ledger.rows()
         kept = [int((rows["kept"] == rows["seen"])[rows["label"] == c].sum()) for c in range(4)]
         assert kept[0] == 40 and kept[2:] == ([3, 2] if floor else [0, 0]) and (kept[1] > 0) == (floor > 0)
+
+
+def test_the_estimate_of_the_noise_rate_holds_no_class_out_whole(tmp_path):
+    """Two fifths of the samples are held out of the updates at first, drawn by chance: all of a rare class, or none."""
+    held = []
+    for seed in range(2):
+        trainer = robust(tmp_path, data=long_tail(), method="prl", noise_rate="auto", max_steps=1, seed=seed, logging_steps=100)
+        trainer.train()
+        out = trainer._robust_step.weights.estimator.hold_out(torch.arange(59))
+        label = torch.as_tensor(np.asarray(long_tail()["labels"]))
+        assert int(out.sum()) == 23 and not out[label >= 2].any()
+        held.append(out)
+    assert not torch.equal(held[0], held[1])
