@@ -63,7 +63,10 @@ class PeerModel(PreTrainedModel):
         # what the Trainer would conclude from a peer's own signature; this model's takes anything
         anything = any(p.kind is p.VAR_KEYWORD for p in takes.values())
         self.accepts_loss_kwargs = getattr(first, "accepts_loss_kwargs", anything)
+        adapted = hasattr(self.peers[0], "peft_config") or getattr(self.peers[0], "_hf_peft_config_loaded", False)
         for name in _ALIKE:
+            if adapted and name == "is_quantized":  # the Trainer refuses a quantized model without adapters
+                continue
             if (value := getattr(self.peers[0], name, None)) is not None:
                 setattr(self, name, value)
         self._hand_up_properties()

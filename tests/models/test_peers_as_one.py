@@ -111,7 +111,13 @@ def test_adapters_of_no_task_keep_their_columns_and_labels(tmp_path):
     """The signature of PEFT's wrapper takes anything: the base model's tells which columns count."""
     lora = peft.LoraConfig(r=2, target_modules=["q_proj", "query"], modules_to_save=["classifier"])
     args = RobustConfig(**settings(tmp_path, max_steps=1), method="co-prl")
-    trainer = RobustTrainer(model_init=lambda: peft.get_peft_model(vit(), lora), args=args, train_dataset=images(16))
+
+    def adapted():
+        base = vit()
+        base.is_quantized = True  # which the Trainer takes with adapters
+        return peft.get_peft_model(base, lora)
+
+    trainer = RobustTrainer(model_init=adapted, args=args, train_dataset=images(16))
     trainer.train()
     assert trainer.label_names == ["labels"] and trainer.model.main_input_name == "pixel_values"
     assert "pixel_values" in trainer._signature_columns
@@ -171,6 +177,10 @@ def test_tied_weights_and_changed_modules(tmp_path):
 
 def test_what_one_network_lacks_several_lack(tmp_path):
     for method in ("prl", "co-prl"):
+        quantized = vit()
+        quantized.is_quantized = True
+        with pytest.raises(ValueError, match="purely quantized models"):
+            robust(tmp_path, quantized, method=method)
         with pytest.raises(AttributeError, match="'Logits' object has no attribute 'get_input_embeddings'"):
             robust(tmp_path, Logits(), method=method, neftune_noise_alpha=1.0).train()
     assert make_peers(Logits(), 2, seed=0).main_input_name == "pixel_values"
