@@ -109,11 +109,10 @@ def check_label_column(
         return next((batch[key] for key in keys if key in batch), None)
 
     if (empty := _missing(data, name)) is not None:
-        try:
-            problem.check_labels(name, labels_of(empty), classes, [empty])
-        except ValueError as error:
+        labels = labels_of(empty)
+        if labels is None or not _passes(problem, name, labels, classes, [empty]):
             row = f"training row {empty}" if training else f"row {empty}"
-            raise ValueError(f"{prefix}'{name}' is None in {row}: repair or remove the row.") from error
+            raise ValueError(f"{prefix}'{name}' is None in {row}: repair or remove the row.")
     values = _tensor(data, name)
     if values is None:
         return
@@ -185,21 +184,22 @@ def _tensor(data: datasets.Dataset, name: str) -> Tensor | None:
 
 def _first_wrong(problem: Problem, name: str, values: Tensor, classes: int | None) -> int | None:
     """The first row whose labels the problem refuses, found by halving: a check speaks of rows, whatever the problem is."""
-
-    def passes(start: int, end: int) -> bool:
-        try:
-            problem.check_labels(name, values[start:end], classes, range(start, end))
-        except ValueError:
-            return False
-        return True
-
     start, end = 0, len(values)
-    if passes(start, end):
+    if _passes(problem, name, values, classes, range(end)):
         return None
     while end - start > 1:
         middle = (start + end) // 2
-        start, end = (middle, end) if passes(start, middle) else (start, middle)
+        good = _passes(problem, name, values[start:middle], classes, range(start, middle))
+        start, end = (middle, end) if good else (start, middle)
     return start
+
+
+def _passes(problem: Problem, name: str, labels: Any, classes: int | None, rows: Sequence[int]) -> bool:
+    try:
+        problem.check_labels(name, labels, classes, rows)
+    except ValueError:
+        return False
+    return True
 
 
 def _check_order(values: Tensor, own: Sequence[str], names: Sequence[str], what: str, labels_of: Callable[[int], Any]) -> None:

@@ -16,7 +16,7 @@ from robust_trainer.data.load import digits, label_names
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 TURNED = WORDS[1:] + WORDS[:1]
-TINY = ["--num_train_epochs", "2", "--disable_tqdm", "true", "--use_cpu", "--learning_rate", "5e-3", "--method", "standard"]
+TINY = ["--num_train_epochs", "2", "--disable_tqdm", "true", "--use_cpu", "--method", "standard"]
 PATCH = ["--corrupt", "patch", "--corrupt_rate", "0.2"]
 
 
@@ -36,8 +36,8 @@ def data(tmp_path_factory):
     return folder
 
 
-def trained(data, folder, *words):
-    assert main(["train", "--dataset", str(data), "--output_dir", str(folder), *TINY, *words]) == 0
+def trained(data, folder, *words, rate="5e-3"):
+    assert main(["train", "--dataset", str(data), "--output_dir", str(folder), "--learning_rate", rate, *TINY, *words]) == 0
     return json.loads((folder / "results.json").read_text())
 
 
@@ -111,7 +111,7 @@ def test_paths_are_of_the_runs_names(data, run, tmp_path):
 @pytest.mark.slow
 def test_a_model_that_is_trained_further_keeps_its_order(data, run, tmp_path):
     """Its head has learned them in that order; no step is made, only BatchNorm's means move."""
-    content = trained(data / "turned", tmp_path / "next", "--model", str(run), "--num_train_epochs", "1", "--learning_rate", "0")
+    content = trained(data / "turned", tmp_path / "next", "--model", str(run), rate="0")
     assert final(content)["clean_accuracy"] > 0.8
     config = json.loads((tmp_path / "next" / "config.json").read_text())
     assert [config["id2label"][str(i)] for i in range(10)] == WORDS
@@ -126,6 +126,7 @@ def test_corrupt_saves_splits_of_one_numbering(data, tmp_path):
     assert saved["test_triggered"]["attack_target"][:] == ((np.asarray(truth["label"][:]) + 1) % 10).tolist()
 
 
+@pytest.mark.slow
 def test_labels_are_crafted_by_the_models_order(data, run, tmp_path):
     """The same flips of the same images, whatever order the data set has its names in."""
     words = ["--craft", "adversarial-path", "--craft_model", str(run), "--craft_rate", "0.2", "--max_train_samples", "30"]

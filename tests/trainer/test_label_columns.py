@@ -150,7 +150,7 @@ MULTI = {"problem_type": "multi_label_classification"}
 @pytest.mark.parametrize("method", ["prl", "co-prl"])
 def test_several_labels_as_integers_or_booleans_equal_floats(tmp_path, method):
     rng = np.random.default_rng(0)
-    pixels, targets = images(16).with_format("numpy")["pixel_values"][:], rng.integers(0, 2, (16, CLASSES))
+    pixels, targets = images(8).with_format("numpy")["pixel_values"][:], rng.integers(0, 2, (8, CLASSES))
     found = {}
     for kind in (float, int, bool):
         data = datasets.Dataset.from_dict({"pixel_values": pixels, "labels": targets.astype(kind).tolist()}).with_format("torch")
