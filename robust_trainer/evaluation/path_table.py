@@ -166,13 +166,13 @@ def load_paths(path: str | Path) -> PathLengths:
     try:
         table = Table(path, _MEND)
         facts = table.facts(b"PANDAS_ATTRS")
-        columns = table.columns(_COLUMNS)
+        steps, start, labels, targets, ended = table.columns(_COLUMNS).values()
         names, run = facts["class_names"], facts.get("run")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError("its class names are no texts")
         if not isinstance(run, str | None) or not isinstance(facts["norm"], str):
             raise ValueError("its run or norm is no text")
         rest = (facts["step_size"], facts["norm"], facts["max_steps"], tuple(names), run)
-        return PathLengths(*columns.values(), *rest)
+        return PathLengths(steps, start, labels, targets, ended, *rest)
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"paths={str(path)!r} is no file of path lengths ({plain(error, 150)}): {_MEND}.") from error

@@ -178,10 +178,9 @@ class Table:
                 raise self.damaged(f"column {name} has {lengths.min()} to {lengths.max()} values in a row")
             return flat.reshape(len(array), -1)
         values = array.to_numpy(zero_copy_only=False)
-        if wanted.kind == "integer" and len(values):
-            wrong = np.flatnonzero((values < wanted.low) | (values > wanted.high))
-        else:
-            wrong = np.flatnonzero(~((values >= wanted.low) & (values <= wanted.high))) if math.isfinite(wanted.low) else []
+        inside = (values >= wanted.low) & (values <= wanted.high)
+        limited = wanted.kind != "boolean" and math.isfinite(wanted.low)  # without limits a number may be NaN
+        wrong = np.flatnonzero(~inside) if limited else np.zeros(0, dtype=np.int64)
         if len(wrong):
             row = int(wrong[0])
             raise self.damaged(f"row {row} has {name}={values[row]}, expected {wanted.low:g} to {wanted.high:g}")
