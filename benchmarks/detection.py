@@ -148,7 +148,10 @@ def cell(
 
 
 def told_rate(method: str, rate: float) -> dict[str, float]:
-    return {"noise_rate": rate} if "noise_rate" in METHODS[method].settings else {}
+    """The rate, and the row's own ramp by name: in a short run it would else be shortened."""
+    own = METHODS[method].settings
+    ramp = "drop_ramp_epochs" if own.get("drop_ramp_steps") is None else "drop_ramp_steps"
+    return {"noise_rate": rate, ramp: own[ramp]} if "noise_rate" in own else {}
 
 
 def run_all(args: argparse.Namespace) -> None:
