@@ -100,7 +100,7 @@ def read_label_values(data: datasets.Dataset, column: str, where: str = "") -> L
         return _coded(where, NUMBERS, array, list)
     if pa.types.is_floating(kind):
         labels = _coded(where, NUMBERS, array, lambda values: [None if v != v else v for v in values])
-        broken = next((i for i, v in enumerate(labels.values) if v != int_or_none(v)), None)
+        broken = next((i for i, v in enumerate(labels.values) if not (abs(v) < 2**53 and v == int(v))), None)
         if broken is not None:
             raise ValueError(
                 f"{where} is {labels.values[broken]:g} in row {labels.row(broken)}, a number to predict and no class: set "
@@ -108,15 +108,6 @@ def read_label_values(data: datasets.Dataset, column: str, where: str = "") -> L
             )
         return replace(labels, values=tuple(int(v) for v in labels.values))
     raise ValueError(f"{where} is {feature}, expected one class name or number a row: set label_column.")
-
-
-def int_or_none(value: float) -> int | None:
-    """Returns the number as an integer, None where it is infinite.
-
-    Args:
-        value: a number.
-    """
-    return int(value) if np.isfinite(value) else None
 
 
 def _coded(where: str, kind: str, array: Any, cleaned: Any) -> Labels:

@@ -111,6 +111,7 @@ def test_other_columns_of_numbers_share_the_numbering_of_the_values_found(load):
         ([-1, 1, 1], [1, -1], ["-1", "1"], [1, 0]),
         ([-5, -1, 3], [-1], ["-5", "-1", "3"], [1]),
         (["10", "9", "2"], ["10", "2"], ["2", "9", "10"], [2, 0]),  # numbers as strings: by value
+        ([3, 2**63 - 1], [3], ["3", str(2**63 - 1)], [0]),
         (["n02084071", "n01503061"], ["n02084071"], ["n01503061", "n02084071"], [1]),
         ([0.0, 1.0, 1.0], [1, 0], ["0", "1"], [1, 0]),
         ([True, False], [True], ["False", "True"], [1]),
@@ -151,6 +152,7 @@ NUMBERED = ClassLabel(names=["1", "2", "0"])
         ({"train": split([0.0, float("nan"), 1.0]), "test": split([1.0])}, "'train'.*row 1"),
         ({"train": split([0.0, 0.5]), "test": split([1.0])}, "'train'.*0.5 in row 1"),
         ({"train": split([0.0, float("inf")]), "test": split([1.0])}, "'train'.*inf in row 1"),
+        ({"train": split([0.0, 1e300]), "test": split([1.0])}, "'train'.*1e.300 in row 1"),
         ({"train": split([0, 1, -1], ClassLabel(names=NAMES)), "test": split([0], ClassLabel(names=NAMES))}, "'train'.*row 2"),
         ({"train": split([0, 1, 2, -1]), "test": split([0, 1])}, "'train'.*row 3.*strings"),
         ({"train": split([0, 1]), "test": split([0, 1, -1])}, "'test'.*row 2"),
