@@ -115,7 +115,7 @@ def test_standard_is_the_plain_trainer_where_the_trainer_is_right(tmp_path):
 
 def test_plain_training_arguments_with_a_recipe(tmp_path):
     named = robust(tmp_path, vit(), method="prl", noise_rate=0.25)
-    recipe = METHODS["prl"](noise_rate=0.25)
+    recipe = METHODS["prl"](noise_rate=0.25, drop_ramp_epochs=10)
     given = RobustTrainer(vit(), TrainingArguments(**settings(tmp_path)), train_dataset=images(), recipe=recipe)
     named.train(), given.train()
     assert curve(named) == curve(given)
