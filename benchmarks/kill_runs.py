@@ -205,7 +205,7 @@ def measured(folder: Path, work: Path, patience: float, task: Task) -> dict[str,
 def true(message: str, out: Path) -> bool:
     """Whether what a refusal says is so."""
     there = sorted(out.glob("checkpoint-*"))
-    if "No valid checkpoint found" in message:
+    if "No valid checkpoint found" in message or "has no checkpoint: leave it out to begin" in message:
         return not there
     if (found := re.search(r"checkpoint '([^']+)' is incomplete \((\S+)", message)) is not None:
         state = Path(found[1]) / "trainer_state.json"
