@@ -4,15 +4,17 @@ import json
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
-from helpers.processes import Child
 
 from robust_trainer.cli import training_stages
 from robust_trainer.cli.main import main
 from robust_trainer.data.load import load_data
+from robust_trainer.evaluation.path_table import PathLengths
 from robust_trainer.reporting.locks import hold, release
 from robust_trainer.reporting.untrusted import Table
 
@@ -80,21 +82,22 @@ def test_an_earlier_runs_files_go_when_one_starts(data, run, capsys):
     assert "has no ledger" in refused(capsys, "audit", str(run))
 
 
-def test_a_ledger_of_another_run_is_refused(data, run, tmp_path, capsys):
-    assert main(train(data, tmp_path / "other")) == 0
-    mine, other = facts(run)["id"], facts(tmp_path / "other")["id"]
-    shutil.copy(tmp_path / "other/ledger.parquet", run)
+def test_what_is_of_another_run_is_refused(run, tmp_path, capsys):
+    mine, other = facts(run)["id"], "0123456789ab"
+    n = np.arange(32)
+    PathLengths(n, n / 2, n, -np.ones(32, int), n, 0.01, "linf", 9, (), other).to_parquet(tmp_path / "p.parquet")
+    told = refused(capsys, "audit", str(run), "--paths", str(tmp_path / "p.parquet"))
+    assert f"is of run {other}, the ledger of run={str(run)!r} of run {mine}" in told
+    content = json.loads((run / "results.json").read_text())
+    content["run"]["id"] = other
+    (run / "results.json").write_text(json.dumps(content))
     told = refused(capsys, "audit", str(run))
-    assert f"holds two trainings: results.json is of run {mine}, the ledger of run {other}" in told
-    shutil.copy(tmp_path / "other/robust_state.safetensors", run)
+    assert f"holds two trainings: results.json is of run {other}, the ledger of run {mine}" in told
     for command in ("evaluate", "paths"):
-        assert f"the model (robust_state.safetensors) of run {other}" in refused(capsys, command, str(run))
-    assert main(["paths", str(tmp_path / "other"), "--max_steps", "2"]) == 0
-    shutil.copy(tmp_path / "other/results.json", run)
-    shutil.copy(run / "results.json", tmp_path)
-    assert main(train(data, tmp_path / "third")) == 0
-    paths = ["--paths", str(tmp_path / "other/paths.parquet")]
-    assert f"is of run {other}, the ledger of run=" in refused(capsys, "audit", str(tmp_path / "third"), *paths)
+        assert f"the model (robust_state.safetensors) of run {mine}" in refused(capsys, command, str(run))
+    content["run"] = 5
+    (run / "results.json").write_text(json.dumps(content))
+    assert "results.json is of run unknown" in refused(capsys, "audit", str(run))
 
 
 def test_data_that_changed_since_are_refused(data, run, tmp_path, capsys):
@@ -115,24 +118,27 @@ def test_data_that_changed_since_are_refused(data, run, tmp_path, capsys):
 
 
 def test_two_runs_into_one_folder(data, tmp_path, capsys):
-    folder, log = tmp_path / "run", tmp_path / "log.txt"
-
-    def first():
+    folder = tmp_path / "run"
+    child = os.fork()
+    if not child:  # it runs nothing of torch
         hold(folder)
         (tmp_path / "held").touch()
-        os.kill(os.getpid(), signal.SIGSTOP)
-
-    child = Child(first, log=log)
-    while not (tmp_path / "held").exists():
-        assert not child.ended(), child.told()
+        time.sleep(120)
+        os._exit(0)
+    end = time.monotonic() + 60
     try:
-        for words in (train(data, folder), ["demo", "--output_dir", str(folder)]):
-            assert "is written to by process" in refused(capsys, *words)
+        while not (tmp_path / "held").exists():
+            assert time.monotonic() < end
+            time.sleep(0.01)
         noise = ["--corrupt", "symmetric", "--dataset", str(data)]
-        assert "is written to by process" in refused(capsys, "corrupt", *noise, "--output_dir", str(folder))
+        for words in (train(data, folder), ["demo"], ["corrupt", *noise], ["anomaly", str(tmp_path / "no.csv")]):
+            told = refused(capsys, *words, *(["--output_dir", str(folder)] if words[0] != "train" else []))
+            assert f"{str(folder)!r} is written to by process {child} on" in told
     finally:
-        child.kill()
-    assert main(train(data, folder)) == 0, "the dead process's lock is nobody's"
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    hold(folder)  # the dead process's lock is nobody's
+    release()
 
 
 def test_a_mistake_leaves_what_was_there(data, run, capsys):
