@@ -12,6 +12,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..config import check_writable
 from ..models.saved_networks import FOLDER
+from ..reporting.atomic_files import remove_unfinished
 from ..reporting.locks import hold
 from ..step.checkpoints import STATE_FILE
 
@@ -65,6 +66,7 @@ def remove_earlier(folder: str | Path, going_on: bool) -> None:
         going_on: Whether the training goes on from a checkpoint: these stay then.
     """
     folder = Path(folder)
+    remove_unfinished(folder)
     for pattern in (*LEFT, *(() if going_on else CHECKPOINTS)):
         for path in folder.glob(pattern):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -53,7 +53,8 @@ def replacing_files(folder: str | Path, last: str, alone: bool = False) -> Itera
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    new = folder / f".{last}.files.unfinished"  # the same name for all processes of a run
+    new = folder / f".{last}.files.unfinished"
+    shutil.rmtree(new, ignore_errors=True)  # of one that was killed
     try:
         yield new
         made = sorted(new.iterdir(), key=lambda path: path.name == last) if new.is_dir() else []

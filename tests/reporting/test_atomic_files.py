@@ -1,6 +1,7 @@
 """What is kept for later is written whole or not at all, and never through a link."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from robust_trainer.attacks.records import Records
 from robust_trainer.callbacks.best_weights import RECORD, save_best
 from robust_trainer.corruptions.poisons.card import write_card
-from robust_trainer.reporting.atomic_files import replacing
+from robust_trainer.reporting.atomic_files import remove_unfinished, replacing, replacing_files
 from robust_trainer.reporting.resumable import Work
 
 CARD = {
@@ -49,3 +50,61 @@ def test_the_best_weights_of_a_plain_module_are_whole(tmp_path):
     save_best(tmp_path / "best", torch.nn.Linear(2, 2), None, {"epoch": 1.0})
     assert sorted(p.name for p in (tmp_path / "best").iterdir()) == sorted([RECORD, "model.safetensors"])
     assert json.loads((tmp_path / "best" / RECORD).read_text()) == {"epoch": 1.0}
+
+
+def files(folder):
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def write(new, word, *more):
+    (new / "parts").mkdir(parents=True)
+    for name in ("config", "weights", "parts/0", *more):
+        (new / name).write_text(word)
+
+
+def test_files_that_belong_together_come_together_or_not_at_all(tmp_path, monkeypatch):
+    folder, elsewhere = tmp_path / "model", tmp_path / "elsewhere"
+    with replacing_files(folder, "config") as new:
+        write(new, "old", "parts/1")
+    old = files(folder)
+    assert set(old.values()) == {"old"} and set(old) == {"config", "weights", "parts/0", "parts/1"}
+    with pytest.raises(RuntimeError), replacing_files(folder, "config") as new:
+        write(new, "half")
+        raise RuntimeError
+    assert files(folder) == old
+    elsewhere.write_text("precious")
+    (folder / "weights").unlink()
+    (folder / "weights").symlink_to(elsewhere)
+    (folder / "mine").write_text("mine")
+    with replacing_files(folder, "config") as new:
+        write(new, "new")
+    assert elsewhere.read_text() == "precious" and not (folder / "weights").is_symlink()
+    assert files(folder) == {"config": "new", "weights": "new", "parts/0": "new", "mine": "mine"}
+    with replacing_files(folder, "config", alone=True) as new:
+        write(new, "alone")
+    assert "mine" not in files(folder)
+
+
+def test_stopped_while_they_move_there_is_no_mark(tmp_path, monkeypatch):
+    folder, real = tmp_path / "model", os.replace
+    with replacing_files(folder, "config") as new:
+        write(new, "old")
+
+    def dies(a, b):
+        if b.name == "weights":
+            raise KeyboardInterrupt
+        real(a, b)
+
+    monkeypatch.setattr(os, "replace", dies)
+    with pytest.raises(KeyboardInterrupt), replacing_files(folder, "config") as new:
+        write(new, "new")
+    assert "config" not in files(folder), "old weights are not taken for a whole model of the new config"
+    monkeypatch.undo()
+    (folder / ".config.files.unfinished").mkdir()
+    (folder / ".config.files.unfinished" / "stale").touch()
+    with replacing_files(folder, "config") as new:
+        write(new, "new")
+    assert set(files(folder)) == {"config", "weights", "parts/0"}
+    (folder / ".x.unfinished").mkdir()
+    remove_unfinished(folder)
+    assert not (folder / ".x.unfinished").exists()
