@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from .columns import arrow_column
+
 #: What the values of a column of labels are: names by a ClassLabel feature, strings, numbers, or booleans.
 NAMES, TEXT, NUMBERS, FLAGS = "names", "text", "numbers", "flags"
 MISSING = -1
@@ -74,9 +76,7 @@ def read_label_values(data: datasets.Dataset, column: str, where: str = "") -> L
         ValueError: for what is no class: lists, broken numbers, numbers that a ClassLabel does not name.
     """
     where, feature = where or f"'{column}'", data.features[column]
-    table: Any = data.select_columns([column]).with_format("arrow")[:]
-    array = table.column(0).combine_chunks()
-    array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+    array = arrow_column(data, column)
     if pa.types.is_dictionary(array.type):
         array = array.cast(array.type.value_type)
     if isinstance(feature, datasets.ClassLabel):

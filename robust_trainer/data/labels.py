@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..problems import SINGLE_LABEL, Problem
 from .class_names import names_of
+from .columns import arrow_column
 
 
 def rows_by_class(labels: np.ndarray, classes: int) -> list[np.ndarray]:
@@ -157,16 +158,13 @@ def check_model_names(data: Any, model: Any, label_names: Sequence[str], where: 
 
 def _missing(data: datasets.Dataset, name: str) -> int | None:
     """The first row without a value in a column, None where every row has one."""
-    table: Any = data.select_columns([name]).with_format("arrow")[:]
-    nulls = table.column(0).is_null()
-    return pc.index(nulls, True).as_py() if table.column(0).null_count else None
+    column = arrow_column(data, name)
+    return pc.index(column.is_null(), True).as_py() if column.null_count else None
 
 
 def _tensor(data: datasets.Dataset, name: str) -> Tensor | None:
     """A column of numbers, or of lists of one length, as (N,) or (N, K); None for anything else, a missing value included."""
-    table: Any = data.select_columns([name]).with_format("arrow")[:]
-    column, shape = table.column(0).combine_chunks(), [len(data)]
-    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    column, shape = arrow_column(data, name), [len(data)]
     column = column.storage if isinstance(column, pa.ExtensionArray) else column
     while pa.types.is_list(column.type) or pa.types.is_large_list(column.type) or pa.types.is_fixed_size_list(column.type):
         flat = column.flatten()

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from ..data.columns import arrow_column
 from ..data.fingerprint import fingerprint
 from ..methods.recipe import Recipe
 from ..problems import Problem
@@ -52,7 +53,7 @@ def data_fingerprint(data: Any, label: str | None) -> str:
     content: list[Any] = [len(data)]
     if isinstance(data, datasets.Dataset) and len(data):
         if label in data.column_names:
-            content.append(_content(data.select_columns([label]).with_format("arrow")[:].column(0)))
+            content.append(_content(arrow_column(data, label)))
         rows = np.unique(np.linspace(0, len(data) - 1, SAMPLES).astype(int))
         kept = content_columns(data) or []
         table: Any = data.select_columns(kept).with_format("arrow").select(rows)[:] if kept else None
@@ -112,7 +113,7 @@ def given_labels(data: Any, label: str | None, classes: int | None = None) -> np
     """
     if not isinstance(data, datasets.Dataset) or label not in data.column_names or not len(data):
         return None
-    column = data.select_columns([label]).with_format("arrow")[:].column(0)
+    column = arrow_column(data, label)
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)) or column.null_count:
         return None
     values = column.to_numpy()

@@ -55,6 +55,12 @@ def _check(problem: Problem, name: str, labels: Tensor, model: nn.Module) -> Non
     """Raises ``ValueError`` for labels out of range that no column could be checked for: of a transform, or of other data sets."""
     if problem.one_class and (labels.dim() != 1 or labels.is_floating_point()):
         return  # mixtures of classes, or one label a token, which transformers' heads take
+    told = getattr(getattr(model, "config", None), "num_labels", None)
+    try:
+        problem.check_labels(name, labels, told, range(len(labels)))
+        return
+    except ValueError:
+        pass  # of a config that names no classes the number is a default
     try:
         problem.check_labels(name, labels, number_of_classes(model), range(len(labels)))
     except ValueError as error:

@@ -37,3 +37,18 @@ def test_what_is_told_is_not_guessed(caplog):
         named = numbered([0, 2]).cast_column("label", datasets.ClassLabel(names=list("abcdefgh")))
         assert columns.read_labels(named, "label")[1] == 8
     assert not caplog.records
+
+
+@pytest.mark.parametrize("change", ["none", "shuffled", "selected", "concatenated", "torch", "sliced"])
+def test_a_column_by_itself_is_the_columns(change):
+    """In the data set's order, whatever its rows were selected from and however it is stored."""
+    data = numbered(list(range(40))).add_column("text", [str(i) for i in range(40)])
+    data = {
+        "none": lambda: data, "shuffled": lambda: data.shuffle(seed=1), "selected": lambda: data.select([5, 3, 3, 9]),
+        "concatenated": lambda: datasets.concatenate_datasets([data, data.shuffle(seed=2)]).select(range(30, 70)),
+        "torch": lambda: data.with_format("torch", columns=["text"]), "sliced": lambda: data.select(range(7, 19)),
+    }[change]()  # fmt: skip
+    plain = data.with_format(None)
+    assert columns.arrow_column(data, "label").to_pylist() == plain["label"][:]
+    assert columns.arrow_column(data, "text").to_pylist() == plain["text"][:]
+    assert columns.read_column(data, "label").tolist() == plain["label"][:]
