@@ -74,7 +74,9 @@ def settings(draw: random.Random, folder: Path, state: dict, runs: Path) -> None
     given: dict[str, Any] = {}
     for name in draw.sample(pool or ["eps"], min(max(len(pool), 1), draw.choice([1, 1, 2]))):
         usual, choices = own.get(name), SETTINGS[name].choices if name in SETTINGS else None
-        near = [*choices()] if choices else [usual, not usual] if isinstance(usual, bool) else [0.1, "0.3", 1, 2, "4/255", usual]
+        near = (
+            [*choices(), "x"] if choices else [usual, not usual] if isinstance(usual, bool) else [0.1, "0.3", 1, 2, "4/255", usual]
+        )
         given[name] = draw.choice(ODD if odd else near)
     direct = {n: v for n, v in given.items() if n in FIELDS or n not in SETTINGS}
     other = {n: v for n, v in given.items() if n not in direct}

@@ -419,4 +419,9 @@ class RobustTrainerMixin(Trainer):
         if checkpoint is not None and self._robust_step is not None:
             checkpoints.load(checkpoint, self._robust_step)
             self._robust_step.detected_epoch = int(self.state.epoch or 0)
-        super()._load_optimizer_and_scheduler(checkpoint)
+        with checkpoints.reading(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with checkpoints.reading(checkpoint):
+            super()._load_rng_state(checkpoint)

@@ -114,7 +114,7 @@ class Audit:
             raise ValueError(f"clean={action!r} is unknown: choose one of {', '.join(ACTIONS)}.")
         if not isinstance(confidence, int | float) or not 0.0 < confidence <= 1.0:
             raise ValueError(f"relabel_confidence={confidence!r} must be in (0, 1]: give for instance 0.8.")
-        if not isinstance(class_floor, int) or isinstance(class_floor, bool) or class_floor < 0:
+        if not isinstance(class_floor, int) or isinstance(class_floor, bool) or not 0 <= class_floor < 2**31:
             raise ValueError(f"class_floor={class_floor!r} must be a whole number >= 0: give for instance {CLASS_FLOOR}.")
         flagged = self.column("flagged").astype(bool)
         out = np.where(flagged, DROPPED, KEPT)

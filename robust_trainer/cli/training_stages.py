@@ -71,13 +71,15 @@ def _check_numbers(args: RobustConfig) -> None:
             raise ValueError(f"{name}={value} must be at least 1: give for instance {8 if 'batch' in name else 1}.")
     if not 0 <= args.label_smoothing_factor <= 1:
         raise ValueError(f"label_smoothing_factor={args.label_smoothing_factor} must be in [0, 1]: give for instance 0.1.")
-    if args.lr_scheduler_kwargs:
+    kwargs: Any = args.lr_scheduler_kwargs
+    if kwargs:
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
         try:
-            get_scheduler(args.lr_scheduler_type, optimizer, 0, 10, scheduler_specific_kwargs=args.lr_scheduler_kwargs)
+            get_scheduler(args.lr_scheduler_type, optimizer, 0, 10, scheduler_specific_kwargs=kwargs)
         except TypeError as error:
-            kwargs, kind = f"lr_scheduler_kwargs={args.lr_scheduler_kwargs!r}", args.lr_scheduler_type.value
-            raise ValueError(f"{kwargs} does not fit lr_scheduler_type={kind} ({error}): mend it.") from error
+            kind = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+            given = f"lr_scheduler_kwargs={args.lr_scheduler_kwargs!r}"
+            raise ValueError(f"{given} does not fit lr_scheduler_type={kind} ({error}): mend it.") from error
 
 
 @dataclass(frozen=True)

@@ -202,8 +202,10 @@ def _passes(problem: Problem, name: str, labels: Any, classes: int | None, rows:
 
 def _check_order(values: Tensor, own: Sequence[str], names: Sequence[str], what: str, labels_of: Callable[[int], Any]) -> None:
     """Raises ``ValueError`` where a class that some row has stands at another number among the model's names."""
-    place = {_plain(name): i for i, name in enumerate(names)}
-    moved = [i for i, name in enumerate(own) if place.get(_plain(name), i) != i]
+    alike = all(len({_plain(name) for name in some}) == len(some) for some in (own, names))
+    key = _plain if alike else str  # classes cat and Cat are told apart by nothing else
+    place = {key(name): i for i, name in enumerate(names)}
+    moved = [i for i, name in enumerate(own) if place.get(key(name), i) != i]
     rows = torch.isin(values, torch.tensor(moved, dtype=values.dtype)).nonzero().flatten()
     if not len(rows):
         return
@@ -211,7 +213,7 @@ def _check_order(values: Tensor, own: Sequence[str], names: Sequence[str], what:
     number, labels = int(values[row]), labels_of(row)
     if not isinstance(labels, Tensor) or labels.numel() != 1 or int(labels) != number:
         return  # a transform or the collator gives it another number
-    other = place[_plain(own[number])]
+    other = place[key(own[number])]
     raise ValueError(
         f"{what} numbers class {own[number]!r} as {number} (row {row}), the model or train_dataset as {other}: "
         "number them alike with dataset.align_labels_with_mapping(label2id, column), or pass the column's names to the model as "

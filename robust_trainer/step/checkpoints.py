@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -276,6 +277,25 @@ def _marked(folder: Path) -> dict[str, int] | None:
         return {str(name): int(size) for name, size in files.items() if _INSIDE.fullmatch(name)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+@contextmanager
+def reading(folder: str | None) -> Iterator[None]:
+    """Damage that shows when torch reads a file of a checkpoint is told as that.
+
+    Args:
+        folder: of the checkpoint, None for none.
+
+    Raises:
+        ValueError: for a damaged file.
+    """
+    try:
+        yield
+    except (RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile) as error:
+        if isinstance(error, RuntimeError) and not re.search(r"PytorchStreamReader|zip|archive|corrupt", str(error)):
+            raise
+        reason = " ".join(str(error).split())[:150]
+        raise ValueError(f"checkpoint {folder!r} is damaged ({reason}): resume from another one, or start a new run.") from error
 
 
 def _readable(path: Path) -> bool:

@@ -67,6 +67,14 @@ def test_equal_names_no_names_and_other_words_pass(measure):
         MEASURES[measure](network, data)
 
 
+def test_classes_that_differ_in_case_alone_are_two():
+    """Found by the fuzz run, case 1664: 'cat' was refused as standing at the place of 'Cat'."""
+    words = ["cat", "Cat", "a b", "a_b"]
+    check_model_names(named(words), model(words), ["labels"])
+    with pytest.raises(ValueError, match="numbers class 'Cat' as 0"):
+        check_model_names(named(["Cat", "cat", "a b", "a_b"]), model(words), ["labels"])
+
+
 def test_a_transform_that_renumbers_is_believed():
     data = named(TURNED).with_format(None)
     data.set_transform(lambda rows: {"labels": [(label + 1) % 4 for label in rows["labels"]]})

@@ -153,6 +153,16 @@ def test_damage_that_keeps_the_length_is_told(run, name):
         resume(run, path.parent)
 
 
+def test_damage_within_a_file_is_told(run):
+    """Found by the fuzz run, case 1797: PytorchStreamReader's RuntimeError."""
+    path = run / "checkpoint-6" / "optimizer.pt"
+    whole = path.read_bytes()
+    at = whole.index(b"data.pkl") + 40
+    path.write_bytes(whole[:at] + bytes(byte ^ 255 for byte in whole[at : at + 60]) + whole[at + 60 :])
+    with pytest.raises(ValueError, match="checkpoint '.*checkpoint-6' is damaged"):
+        resume(run, path.parent)
+
+
 def test_without_a_mark_a_whole_checkpoint_is_taken(run):
     (run / "checkpoint-6" / MARK).write_text("[" * 10_000)
     (run / "checkpoint-4" / MARK).unlink()
