@@ -69,6 +69,10 @@ def _check_numbers(args: RobustConfig) -> None:
     for name in counts:
         if (value := getattr(args, name)) is not None and not 1 <= value < 2**31:
             raise ValueError(f"{name}={value} must be at least 1: give for instance {8 if 'batch' in name else 1}.")
+    if not 0 <= args.dataloader_num_workers <= 1024:
+        raise ValueError(f"dataloader_num_workers={args.dataloader_num_workers} must be in [0, 1024]: give for instance 2.")
+    if args.dataloader_drop_last:
+        raise ValueError("dataloader_drop_last=True would leave test images out of the figures, too: leave it out.")
     if not 0 <= args.label_smoothing_factor <= 1:
         raise ValueError(f"label_smoothing_factor={args.label_smoothing_factor} must be in [0, 1]: give for instance 0.1.")
     kwargs: Any = args.lr_scheduler_kwargs
