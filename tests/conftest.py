@@ -1,3 +1,4 @@
+import faulthandler
 import gc
 import os
 from pathlib import Path
@@ -31,6 +32,12 @@ def pytest_configure(config):
     torch.set_num_threads(1)  # one order of summation everywhere, and tiny models gain nothing from a second thread
     datasets.disable_progress_bars()
     transformers.utils.logging.set_verbosity_error()
+
+
+def pytest_runtest_setup(item):
+    """A slow test may take longer than the time after which others are taken to hang."""
+    if item.get_closest_marker("slow"):
+        faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture(autouse=True)
