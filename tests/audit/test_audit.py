@@ -507,7 +507,7 @@ def test_the_ledger_keeps_the_mean_of_the_probabilities(tmp_path):
             told.setdefault(places[x.numpy().tobytes()], []).append(p)
 
     model.register_forward_hook(watch, with_kwargs=True)
-    trainer = robust(tmp_path, model, data, method="standard", ledger_predictions=True, num_train_epochs=3)
+    trainer = robust(tmp_path, model, data, method="standard", ledger_predictions=True, num_train_epochs=3, objective="ce")
     trainer.train()
     assert all(len(told[i]) == 3 for i in range(24))
     means = torch.stack([torch.stack(told[i]).mean(0) for i in range(24)])
