@@ -39,7 +39,7 @@ def test_adversarial_inputs_reach_the_model_inside_ball_and_range(tmp_path):
         seen.clear()
         trainer = robust(
             tmp_path, model, data.with_format("torch"), method="at", scope=scope, eps=eps, steps=3, image_mean=mean, image_std=std,
-            max_steps=3,
+            max_steps=3, objective="ce",
         )  # fmt: skip
         order = []
         collate = trainer.data_collator
