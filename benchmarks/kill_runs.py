@@ -261,7 +261,7 @@ def one(task: Task, straight: dict[str, Any], base: Path, work: Path, seed: int,
     draw = random.Random(seed)
     work, out = prepared(base, work, task), work / task.out
     saving = task.name.startswith("train") and draw.random() < 0.5
-    moment: dict[str, Any] = {"wait": draw.uniform(0, straight["seconds"])}
+    moment: dict[str, Any] = {"wait": draw.uniform(0, 0.7 * straight["seconds"])}  # the straight run may have waited for a core
     if saving:
         moment = {"checkpoint": task.every * draw.randint(1, LAST // task.every), "wait": draw.uniform(0, 0.08)}
     child = Child(lambda: command(task.words(work)), work / "0.log")
