@@ -14,7 +14,7 @@ from ..config import check_writable
 from ..models.saved_networks import FOLDER
 from ..reporting.atomic_files import remove_unfinished
 from ..reporting.locks import hold
-from ..step.checkpoints import STATE_FILE
+from ..step.checkpoints import STATE_FILE, folders, is_half
 
 #: What tells a folder that holds a training.
 RUN = ("results.json", "model.safetensors", "model.safetensors.index.json", "ledger.parquet", f"{PREFIX_CHECKPOINT_DIR}-*")
@@ -67,6 +67,9 @@ def remove_earlier(folder: str | Path, going_on: bool) -> None:
     """
     folder = Path(folder)
     remove_unfinished(folder)
+    for path in folders(folder):
+        if going_on and is_half(path):  # what was killed while it was saved, or made room for
+            shutil.rmtree(path)
     for pattern in (*LEFT, *(() if going_on else CHECKPOINTS)):
         for path in folder.glob(pattern):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -166,6 +166,16 @@ def holds_weights(folder: str | Path) -> bool:
     return any(any(Path(folder).rglob(pattern)) for pattern in _WEIGHTS)
 
 
+def is_half(folder: Path) -> bool:
+    """Returns whether a checkpoint was being written, or removed, when its process was killed: nobody can go on from it.
+
+    Args:
+        folder: of the checkpoint.
+    """
+    there = [TRAINER_STATE, *(_marked(folder) or ())]
+    return not all((folder / name).is_file() for name in there)
+
+
 def mark(trainer: Any, folder: str) -> None:
     """Writes which files the checkpoint has so far and how large they are, once every process has written its own.
 

@@ -13,6 +13,7 @@ import pytest
 
 from robust_trainer.cli import training_stages
 from robust_trainer.cli.main import main
+from robust_trainer.cli.outputs import remove_earlier
 from robust_trainer.data.load import load_data
 from robust_trainer.evaluation.path_table import PathLengths
 from robust_trainer.reporting.locks import hold, release
@@ -80,6 +81,16 @@ def test_an_earlier_runs_files_go_when_one_starts(data, run, capsys):
     assert not any((run / name).exists() for name in ("ledger.parquet", "robust_state.safetensors", "checkpoint-900"))
     assert not (run / "paths.parquet").exists() and not (run / "evaluation.json").exists() and (run / "notes.txt").exists()
     assert "has no ledger" in refused(capsys, "audit", str(run))
+
+
+def test_going_on_keeps_whole_checkpoints_alone(data, run):
+    whole = run / "checkpoint-2"
+    for number, name in ((1, "trainer_state.json"), (3, "optimizer.pt"), (4, "model.safetensors")):
+        (shutil.copytree(whole, run / f"checkpoint-{number}") / name).unlink()
+    remove_earlier(run, going_on=True)
+    assert [path.name for path in sorted(run.glob("checkpoint-*"))] == ["checkpoint-2"] and not (run / "results.json").exists()
+    remove_earlier(run, going_on=False)
+    assert not whole.exists()
 
 
 def test_what_is_of_another_run_is_refused(run, tmp_path, capsys):
