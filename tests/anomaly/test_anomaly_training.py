@@ -215,7 +215,7 @@ def test_selection_is_by_the_evaluation_forward(tmp_path, micro):
 def test_scoring_leaves_no_trace(tmp_path):
     """Buffers, modes and random numbers are as without it: trusting everybody is plain training of the same networks."""
     ends = []
-    for given in (dict(method="rca", noise_rate=0.0), dict(method="standard")):
+    for given in (dict(method="rca", noise_rate=0.0), dict(method="co-teaching", noise_rate=0.0)):
         peers = PeerModel.of([autoencoder(0.4, seed) for seed in (0, 1)])
         trainer = run(tmp_path, peers, optim="adamw_torch", learning_rate=1e-2, **given)
         trainer.train()
