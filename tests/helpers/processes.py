@@ -23,10 +23,12 @@ TIMEOUT = 120  # seconds, for a child
 def connected():
     """This process's connection to the fork server; the first one waits for its imports."""
     address, end = start_server(), time.monotonic() + TIMEOUT
-    while not os.path.exists(address):
-        assert time.monotonic() < end, "the fork server did not start: its message is on standard error"
-        time.sleep(0.02)
-    return Client(address, "AF_UNIX")
+    while True:
+        try:
+            return Client(address, "AF_UNIX")
+        except (FileNotFoundError, ConnectionRefusedError):  # not there yet, or there and not listening yet
+            assert time.monotonic() < end, "the fork server did not start: its message is on standard error"
+            time.sleep(0.02)
 
 
 def ask(what, value):
