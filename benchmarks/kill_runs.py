@@ -2,8 +2,8 @@
 
     python benchmarks/kill_runs.py --kills 60 --seed 0 --out kills
 
-One process imports the package and runs nothing of torch; each run, each digest is a fork of it (ten seconds of imports a kill
-would be saved ten times over). A row is written to ``kills/rows.jsonl`` as it comes: started again with the same words, it goes on
+One process imports the package and runs nothing of torch; each run and each digest is a fork of it, which saves ten seconds of
+imports a time. A row is written to ``kills/rows.jsonl`` as it comes: started again with the same words, it goes on
 after the last one. A child that takes longer than ``--patience`` is killed and reported as a hang.
 
 A row passes where the command ended identically after as many attempts as it took, and every message on the way was true: "no
