@@ -89,7 +89,7 @@ class NonfiniteGuard:
         fused = isinstance(bare, torch.optim.Adam | torch.optim.SGD) and all(group.get("fused") for group in bare.param_groups)
         if fused:
             bare.found_inf = bad.float()  # as torch's gradient scaler says it
-            hook = bare.register_step_post_hook(lambda *_: _forget(bare, hook))
+            hook: Any = bare.register_step_post_hook(lambda *_: _forget(bare, hook))
         elif bad.device.type == "cpu":
             if bool(bad):
                 for parameter in parameters:
