@@ -81,7 +81,7 @@ def test_commands_print_hostile_names_safe(hostile, tmp_path, capfd):
     assert main(["corrupt", "--dataset", str(hostile), *noisy, "--output_dir", str(tmp_path / "bad")]) == 0
     tiny = ["--num_train_epochs", "1", "--use_cpu", "--method", "prl", "--noise_rate", "0.2"]
     assert main(["train", "--dataset", str(hostile), *noisy, *tiny, "--output_dir", str(tmp_path / "run")]) == 0
-    assert main(["audit", str(tmp_path / "run")]) == 0
+    assert main(["audit", str(tmp_path / "run"), "--force", "true"]) == 0
     told = capfd.readouterr()
     assert "\ufffd[31m" in told.out and not UNSAFE.search(re.sub("\r(?!EVIL)|\x1b\\[A", "", told.out + told.err))
     for page in ("report.html", "audit/report.html", "audit/MODEL_CARD.md", "audit/cleaned/README.md"):
