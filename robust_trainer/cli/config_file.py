@@ -129,7 +129,7 @@ class _Reader:
             return [self.value(child, depth + 1) for child in node.value]
         return self.scalar(node)
 
-    def scalar(self, node: yaml.Node) -> Any:
+    def scalar(self, node: Any) -> Any:
         """None, a switch, a number or the text."""
         text = node.value
         if node.tag not in _PLAIN:

@@ -52,7 +52,7 @@ def data_fingerprint(data: Any, label: str | None) -> str:
     """
     content: list[Any] = [len(data)]
     if isinstance(data, datasets.Dataset) and len(data):
-        if label in data.column_names:
+        if label is not None and label in data.column_names:
             content.append(_content(arrow_column(data, label)))
         rows = np.unique(np.linspace(0, len(data) - 1, SAMPLES).astype(int))
         kept = content_columns(data) or []
@@ -111,7 +111,7 @@ def given_labels(data: Any, label: str | None, classes: int | None = None) -> np
         label: the column of its labels, None where there is none.
         classes: how many there are, None where unknown; labels beyond them are no class numbers.
     """
-    if not isinstance(data, datasets.Dataset) or label not in data.column_names or not len(data):
+    if not isinstance(data, datasets.Dataset) or label is None or label not in data.column_names or not len(data):
         return None
     column = arrow_column(data, label)
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)) or column.null_count:

@@ -148,7 +148,7 @@ def check_results(content: Mapping[str, Any], path: str) -> None:
         check(f"environment.{name}", content["environment"].get(name), text)
     for name in ("train_samples", "test_samples"):
         check(name, content.get(name), (int,))
-    corruption = content.get("corruption")
+    corruption: Any = content.get("corruption")
     check("corruption", corruption, (dict, type(None)))
     for name in ("overall", "corrupted", "nominal") if corruption else ():
         check(f"corruption.{name}", corruption.get(name), (*number, type(None)) if name == "nominal" else number)
