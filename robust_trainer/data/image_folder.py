@@ -9,6 +9,11 @@ from pathlib import PurePath
 from typing import Any
 
 import datasets
+from transformers.utils import logging
+
+from .class_names import listed
+
+logger = logging.get_logger(__name__)
 
 #: Words in the names of folders of splits, in any case, and the split that each is.
 SPLITS = {
@@ -20,15 +25,19 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".
 TABLES = tuple(f"metadata.{ending}" for ending in ("csv", "jsonl", "parquet"))
 
 
-def load_image_folder(name: str, path: str) -> Any:
+def load_image_folder(name: str, path: str, labelled: bool = True) -> Any:
     """Returns the splits of a folder of images; None where there are no images.
 
     The class of an image is the folder that it lies in. Folders of splits are those right below ``path`` with such a word in their
     names that hold folders of classes; a class may have any name, ``train`` too. Hidden files and folders are passed over.
+    Beside a split to train on, images to test on that lie in no folder of a class, and beside two splits whatever else there is,
+    are left out, which is said.
 
     Args:
         name: As it was given, for messages.
         path: The folder.
+        labelled: False: the images without their classes, wherever they lie, one column; those of splits to test on are left out
+            where there is one to train on.
 
     Raises:
         ValueError: In one line, for images that lie in no folder of a class, at different depths, or beside the folders of
@@ -37,11 +46,14 @@ def load_image_folder(name: str, path: str) -> Any:
     files = sorted(_images(path))
     if not files:
         return None
+    if not labelled:
+        return datasets.DatasetDict({"train": _unlabelled(path, files)})
     folders = {path, *(os.path.join(path, file.parent) for file in files)}
     if any(os.path.isfile(os.path.join(folder, table)) for folder in folders for table in TABLES):
         return datasets.load_dataset("imagefolder", data_dir=path)
     splits = _by_split(name, files)
     names = sorted({file.parts[-2] for own in splits.values() for file in own})
+    _check_classes(name, splits["train"] if "train" in splits else files)
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
     number = {word: i for i, word in enumerate(names)}
 
@@ -67,6 +79,32 @@ def _images(path: str) -> Iterator[PurePath]:
                 yield PurePath(os.path.relpath(os.path.join(where, file), path))
 
 
+def _unlabelled(path: str, files: list[PurePath]) -> datasets.Dataset:
+    splits = [_split_of(file.parts[0]) if len(file.parts) > 1 else None for file in files]
+    kept = [file for file, split in zip(files, splits) if "train" not in splits or split in (None, "train")]
+    features = datasets.Features({"image": datasets.Image()})
+    return datasets.Dataset.from_dict({"image": [os.path.join(path, file) for file in kept]}, features=features)
+
+
+def _check_classes(name: str, files: list[PurePath]) -> None:
+    """Refuses one class whose folder lies in several, and says which classes' folders do."""
+    places: dict[str, list[PurePath]] = {}
+    for folder in dict.fromkeys(file.parent for file in files):
+        places.setdefault(folder.name, []).append(folder)
+    word, folders = max(places.items(), key=lambda item: len(item[1]))
+    if len(folders) == 1:
+        return
+    if len(places) == 1:
+        raise ValueError(
+            f"dataset={name!r}: all images lie in folders called {word!r}, in {listed([str(f.parent) for f in folders], 3)}, so "
+            "there is one class: put each image right into its class's folder."
+        )
+    logger.warning(
+        f"dataset={name!r} has several folders of one name, {listed([str(f) for f in folders], 3)}: their images are all of class "
+        f"{word!r}; if the folder above is the class, put them right into that."
+    )
+
+
 def _by_split(name: str, files: list[PurePath]) -> dict[str, list[PurePath]]:
     """The files of each split; all are for training where no folder of a split holds folders of classes."""
     tops = {file.parts[0]: _split_of(file.parts[0]) for file in files}
@@ -74,8 +112,14 @@ def _by_split(name: str, files: list[PurePath]) -> dict[str, list[PurePath]]:
         _check_depth(name, files, 1)
         return {"train": files}
     splits: dict[str, list[PurePath]] = {}
+    several = {"train"} < set(tops.values()) - {None}
     for top, split in tops.items():
         own = [file for file in files if file.parts[0] == top]
+        bare = split not in (None, "train") and "train" in tops.values() and all(len(file.parts) == 2 for file in own)
+        if bare or (split is None and several):
+            why = "in no folder of a class" if bare else "beside the folders of splits"
+            logger.warning(f"dataset={name!r} has {len(own)} images {why} (as {str(own[0])!r}): they are not used.")
+            continue
         if split is None:
             raise ValueError(
                 f"dataset={name!r} has {str(own[0])!r} beside folders of splits: put it into one of them, or rename "

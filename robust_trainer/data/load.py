@@ -99,7 +99,7 @@ def load_images(name: str, *, image_column: str | None = None) -> datasets.Datas
     Raises:
         ValueError: For a name that leads nowhere, and without images.
     """
-    data = _training_split(digits() if name == "digits" else _load(name, None), name)[TRAIN]
+    data = _training_split(digits() if name == "digits" else _load(name, None, labelled=False), name)[TRAIN]
     image = _checked_image_column(data, image_column)
     data = data.with_format(None).select_columns(image)
     return data if image == "image" else data.rename_column(image, "image")
@@ -145,14 +145,14 @@ def label_names(data: datasets.Dataset) -> list[str]:
     return list(data.features["label"].names)
 
 
-def _load(name: str, config: str | None) -> Any:
+def _load(name: str, config: str | None, labelled: bool = True) -> Any:
     path = os.path.expanduser(name)
     if os.path.isfile(path):
         if not path.endswith(".parquet"):
             raise ValueError(f"dataset={name!r} is a file but not .parquet: give a parquet file, a folder, a hub name or 'digits'.")
         return datasets.load_dataset("parquet", data_files={TRAIN: path})
     if os.path.isdir(path):
-        return _load_folder(name, path)
+        return _load_folder(name, path, labelled)
     if name.startswith((".", "/", "~")) or name.endswith(".parquet") or not _HUB_NAME.fullmatch(name):
         raise ValueError(f"dataset={name!r} does not exist: give a folder, a parquet file, a hub name or 'digits'.")
     try:
@@ -165,7 +165,7 @@ def _load(name: str, config: str | None) -> Any:
         ) from error
 
 
-def _load_folder(name: str, path: str) -> Any:
+def _load_folder(name: str, path: str, labelled: bool) -> Any:
     if any(os.path.isfile(os.path.join(path, mark)) for mark in ("dataset_dict.json", "state.json")):
         return datasets.load_from_disk(path)
     tables = sorted(glob.glob(os.path.join(path, "**", "*.parquet"), recursive=True))
@@ -177,7 +177,7 @@ def _load_folder(name: str, path: str) -> Any:
             raise ValueError(
                 f"dataset={name!r} has parquet files that cannot be loaded together ({reason}): give all the same columns."
             ) from error
-    if (images := load_image_folder(name, path)) is not None:
+    if (images := load_image_folder(name, path, labelled)) is not None:
         return images
     raise ValueError(
         f"dataset={name!r} holds neither images, nor parquet files, nor a save_to_disk data set: give one subfolder of images "

@@ -8,7 +8,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as Pictures
 
-from robust_trainer.data.load import label_names, load_data
+from robust_trainer.data.load import label_names, load_data, load_images
 from robust_trainer.data.splits import align_labels, gate
 
 NAMES = ["cat", "dog", "emu"]
@@ -40,7 +40,7 @@ def load(monkeypatch):
 def said(monkeypatch):
     """What was said, one line each."""
     lines = []
-    for module in ("splits", "load"):
+    for module in ("splits", "load", "image_folder"):
         logger = __import__(f"robust_trainer.data.{module}", fromlist=["logger"]).logger
         monkeypatch.setattr(logger, "warning", lambda text, *args: lines.append(text % args if args else text))
     return lines
@@ -267,14 +267,20 @@ def test_one_split_by_itself():
 # ---- folders of images -------------------------------------------------------------------------------------------------------
 
 
-def of_folder(place, *folders, names=("0.png", "1.png", "2.PNG", "3.png", "4.png", "5.png")):
-    """What is loaded of images in these folders; each is as bright as its number, and so is its test of being the right one."""
+def painted(place, *folders, names=("0.png", "1.png", "2.PNG", "3.png", "4.png", "5.png")):
+    """Images in these folders, each as bright as its number; returns the folder of each number."""
     where = {}
     for folder in folders:
         (place / folder).mkdir(parents=True, exist_ok=True)
         for file in names:
             where[len(where)] = folder
             Pictures.new("L", (4, 4), len(where) - 1).save(place / folder / file)
+    return where
+
+
+def of_folder(place, *folders):
+    """What is loaded of images in these folders; each is as bright as its number, and so is its test of being the right one."""
+    where = painted(place, *folders)
     data = load_data(str(place))
     rows = {k: [(where[image.getpixel((0, 0))], name) for image, name in zip(v["image"], by_name(v))] for k, v in data.items()}
     assert all(folder.rpartition("/")[2] == name for part in rows.values() for folder, name in part)
@@ -329,3 +335,38 @@ def test_folders_whose_classes_are_not_known(folders, told, tmp_path):
     with pytest.raises(ValueError) as error:
         of_folder(tmp_path / "images", *folders)
     assert told in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "folders, trained, tested, told",
+    [
+        (("seg_train/a", "seg_train/b", "seg_test/a", "seg_pred/seg_pred"), {"a", "b"}, {"a"}, "seg_pred/seg_pred/0.png"),
+        (("train/a", "train/b", "test/b", "."), {"a", "b"}, {"b"}, "'0.png'"),
+        (("train/a", "train/b", "val/a", "test"), {"a", "b"}, {"a"}, "test/0.png"),
+        (("train/a", "train/b", "test"), {"a", "b"}, {"a", "b"}, "test/0.png"),
+    ],
+)
+def test_images_without_a_class_beside_those_of_a_split_are_left_out(folders, trained, tested, told, tmp_path, said):
+    """Seen before: all was refused for images to predict (test/, seg_pred/) and for a picture beside train/ and test/."""
+    found, _ = of_folder(tmp_path, *folders)
+    assert {name.split("/")[-1] for name in found["train"]} == trained
+    assert {name.split("/")[-1] for name in found["test"]} <= tested
+    assert sum(told in line and "not used" in line for line in said) == 1
+
+
+def test_folders_of_one_name_in_each_class_are_no_class(tmp_path, said):
+    """Seen before: train/CLASS/images/*.png became one class, images; a/front, b/front became a class front without a word."""
+    with pytest.raises(ValueError, match=r"'images'.*'train/a', 'train/b'"):
+        of_folder(tmp_path / "one", "train/a/images", "train/b/images")
+    of_folder(tmp_path / "two", "a/front", "a/back", "b/front", "b/back")
+    assert sum("'a/back', 'b/back'" in line for line in said) == 1
+
+
+@pytest.mark.parametrize(
+    "folders, count",
+    [((".",), 6), (("a/more", "."), 12), (("train/a", "val/a", "test"), 6), (("a", "b", "train"), 18)],
+)
+def test_images_that_need_no_labels_lie_anywhere(folders, count, tmp_path):
+    """Seen before: a folder of images as --unlabelled was refused for want of folders of classes."""
+    painted(tmp_path, *folders)
+    assert len(load_images(str(tmp_path))) == count
