@@ -31,7 +31,7 @@ class Command:
 COMMANDS: Mapping[str, Command] = {
     row.name: row
     for row in (
-        Command("demo", "poison handwritten digits, train three methods, compare (a minute, no network)", "demo"),
+        Command("demo", "poison handwritten digits, train three methods, compare (some two minutes, no network)", "demo"),
         Command("corrupt", "poison a data set or its labels and save it", "corrupt"),
         Command("train", "train an image classifier robustly: train config.yaml --method prl-at-memory ...", "train"),
         Command("evaluate", "clean, poison and robust accuracy of a saved model: evaluate RUN --attacks pgd-20 --eps 8/255",
@@ -69,7 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("robust-trainer: error: " + plain(told, 4000), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("robust-trainer: interrupted", file=sys.stderr)
+        going_on = (
+            "; --resume_from_checkpoint true goes on from its newest checkpoint, if it has one" if words[0] == "train" else ""
+        )
+        print(f"\nrobust-trainer: interrupted{going_on}", file=sys.stderr)
         return 130
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, get_scheduler, set_seed
 from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
 
 from ..config import RobustConfig
 from ..corruptions import ATTACK_TARGET
@@ -23,13 +24,15 @@ from ..models.zoo import SMALL, build_model
 from ..reporting.atomic_files import replacing_files, write_json
 from ..reporting.html import write_report
 from ..reporting.results import curves, mean_last, results, suspects
-from ..step.checkpoints import to_resume_from
+from ..step.checkpoints import steps_done, to_resume_from
 from ..trainer import RobustTrainer
 from .identity import identity
 from .options import ModelOptions
 from .outputs import remove_earlier
 from .progress import EpochBar
 from .stages import RunState
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,13 @@ class Train:
         start, going_on = time.perf_counter(), args.resume_from_checkpoint
         if going_on is True and state.pretraining is not None and get_last_checkpoint(str(args.output_dir)) is None:
             going_on = None  # stopped in the stage before
-        trainer.train(resume_from_checkpoint=to_resume_from(trainer, going_on, trainer.recipe() is not None))
+        begun = to_resume_from(trainer, going_on, trainer.recipe() is not None)
+        steps = trainer.train(resume_from_checkpoint=begun).global_step
+        if begun and steps == steps_done(begun):
+            logger.warning(
+                f"{str(begun)!r} has {steps} steps behind it, as many as this run takes or more: nothing was left to train; "
+                "give a larger num_train_epochs to go on."
+            )
         seconds = time.perf_counter() - start
         state.record = {
             "method": method, "settings": trainer.ledger.run["settings"] if trainer.ledger is not None else {},

@@ -138,6 +138,8 @@ def check_method(folder: str, recipe: Recipe | None) -> None:
     before, now = {**implicit, **before}, {**implicit, **now}
     for name in sorted(before.keys() & now.keys()):
         if before[name] != now[name]:
+            if name == "noise_rate" and "rate" in metadata:  # where none was given, another one than the default may have held
+                before[name] = json.loads(metadata["rate"])
             raise ValueError(
                 f"checkpoint {folder!r} was made with {name}={before[name]!r}, this run has {name}={now[name]!r}: "
                 "resume with the same settings, or start a new run from its weights."
@@ -322,6 +324,15 @@ def _readable(path: Path) -> bool:
         except (SafetensorError, OSError):
             return False
     return path.suffix not in (".pt", ".pth", ".bin") or zipfile.is_zipfile(path)
+
+
+def steps_done(checkpoint: str | Path) -> int:
+    """Returns the optimizer steps that a checkpoint has behind it.
+
+    Args:
+        checkpoint: its folder.
+    """
+    return int(json.loads((Path(checkpoint) / TRAINER_STATE).read_text(encoding="utf-8"))["global_step"])
 
 
 def to_resume_from(trainer: Any, given: Any, robust: bool = True) -> Any:

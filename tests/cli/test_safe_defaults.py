@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from robust_trainer.cli import main as command
+from robust_trainer.cli import training_stages
 from robust_trainer.cli.main import COMMANDS, main, one_line
 from robust_trainer.cli.train import DEFAULT_METHOD
 from robust_trainer.config import check_writable
@@ -95,6 +96,21 @@ def test_every_epoch_is_kept_and_a_run_goes_on(run, data, capsys):
     again = load_file(run / "model.safetensors")
     assert all(torch.equal(end[name], again[name]) for name in end) and "epoch 2" in capsys.readouterr().out
     assert "has no checkpoint: leave it out" in fails(capsys, *words[:4], str(run / "no"), *FEW, "--resume_from_checkpoint", "True")
+
+
+def test_a_resume_that_has_nothing_left_to_train_says_so(run, data, monkeypatch):
+    """Seen before: with fewer epochs than the checkpoint has, the old figures came as if the run had trained."""
+    words = ["train", "--dataset", data, "--output_dir", str(run), "--resume_from_checkpoint", "true", *FEW]
+    said = []
+    monkeypatch.setattr(training_stages.logger, "warning", said.append)
+    assert main([*words, "--num_train_epochs", "1"]) == 0
+    assert (
+        sum(
+            "checkpoint-6' has 6 steps behind it, as many as this run takes or more: nothing was left to train" in line
+            for line in said
+        )
+        == 1
+    )
 
 
 def test_what_is_there_is_not_written_over(run, data, capsys, tmp_path):

@@ -257,6 +257,9 @@ def test_a_checkpoint_of_another_rate_is_refused(tmp_path):
     with pytest.raises(ValueError, match="made with noise_rate='auto', this run has 0.25") as told:
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert "\n" not in str(told.value)
+    trainer = RobustTrainer(logits_module(), args, train_dataset=images(32), method="prl", noise_rate=0.3)
+    with pytest.raises(ValueError, match="made with noise_rate='auto', this run has noise_rate=0.3"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 
 def test_a_run_that_goes_on_for_longer_resumes(tmp_path):
