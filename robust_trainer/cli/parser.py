@@ -28,6 +28,15 @@ SHOWN = (
     "eval_strategy", "save_strategy", "dataloader_num_workers", "disable_tqdm", "report_to", "seed", "resume_from_checkpoint",
 )  # fmt: skip
 
+#: How options are called elsewhere, in letters too far from their names to be guessed.
+USUAL_NAMES = {
+    "epoch": "num_train_epochs", "epochs": "num_train_epochs", "num_epochs": "num_train_epochs", "lr": "learning_rate",
+    "batch_size": "per_device_train_batch_size", "train_batch_size": "per_device_train_batch_size", "data": "dataset",
+    "data_dir": "dataset", "train_dir": "dataset", "train_file": "dataset", "dataset_name": "dataset", "label": "label_column",
+    "label_column_name": "label_column", "image_column_name": "image_column", "model_name": "model",
+    "model_name_or_path": "model", "resume": "resume_from_checkpoint", "overwrite_output_dir": "overwrite",
+}  # fmt: skip
+
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
     """One spelling of each option, and no list of dozens of choices."""
@@ -200,6 +209,8 @@ def _unknown_option(word: str, known: Sequence[str]) -> str:
     if name in SETTINGS and "set" in known:
         return f"unknown option {word!r}: give --set {name}=..., or {name} under method_settings in a file."
     dashes = word[: len(word) - len(word.lstrip("-"))]
+    if (meant := USUAL_NAMES.get(name)) in known:
+        return f"unknown option {word!r}: did you mean '{dashes}{meant}'?"
     hint = did_you_mean(name, known, "'" + dashes + "{}'").strip() or "see --help for the options."
     return f"unknown option {word!r}: {hint}"
 

@@ -127,12 +127,13 @@ def _tell(state: RunState, trainer: RobustTrainer, args: RobustConfig, folder: P
     if isinstance(record["settings"].get("noise_rate"), str):
         say(f"noise rate, estimated while training: {trainer.estimated_noise_rate or 'none, nobody was dropped'}")
     if few := [f"{row['class']} ({row['kept']} of {row['samples']})" for row in record.get("classes", ()) if row["few"]]:
-        say(f"hardly anybody is kept of class {', '.join(few[:20])}{f' and {len(few) - 20} more' if len(few) > 20 else ''}")
+        more = f" and {len(few) - 20} more" if len(few) > 20 else ""
+        say(f"hardly any sample is kept of class {', '.join(few[:20])}{more}: if their labels are right, give a lower noise_rate")
     say(f"written to {folder}: {', '.join(written)}")
     if (saved := record.get("export")) is not None:
         say(
-            f"model.safetensors is {in_words(saved)} of {saved['networks']}{_why(saved)}; the figures are of the mean of all, "
-            f"which robust-trainer evaluate {folder} opens"
+            f"model.safetensors is {in_words(saved)} of {saved['networks']} networks{_why(saved)}; the figures are of the mean of "
+            f"all, which robust-trainer evaluate {folder} opens"
         )
     if trainer.ledger is not None:
         say(f"which samples it distrusted: robust-trainer audit {folder}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import datasets
@@ -87,6 +88,21 @@ def image_column(dataset: datasets.Dataset, name: str | None = None) -> str:
     return candidates[0]
 
 
+def no_label_column(name: str | None, columns: Sequence[str]) -> str:
+    """Returns the message about a label column that is not there, or not named and not to be guessed.
+
+    Args:
+        name: That was given; None for none.
+        columns: Of the data set.
+    """
+    found = (
+        "label_column is not given, and no single column is called label or labels"
+        if name is None
+        else f"label_column={name!r} was not found"
+    )
+    return f"{found}: set label_column to one of the columns {list(columns)}."
+
+
 def label_column(dataset: Any, name: str | None = None) -> str:
     """Returns the column that holds the class labels: the named one, else 'label' or 'labels'.
 
@@ -101,7 +117,7 @@ def label_column(dataset: Any, name: str | None = None) -> str:
     columns = list(dataset.column_names)
     candidates = [name] if name is not None else [c for c in LABEL_NAMES if c in columns]
     if len(candidates) != 1 or candidates[0] not in columns:
-        raise ValueError(f"label_column={name!r} was not found: set label_column to one of the columns {columns}.")
+        raise ValueError(no_label_column(name, columns))
     return candidates[0]
 
 

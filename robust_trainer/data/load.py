@@ -18,6 +18,7 @@ from sklearn.datasets import load_digits
 from transformers.utils import logging
 
 from .columns import image_column as find_image_column
+from .columns import no_label_column
 from .image_folder import load_image_folder
 from .readable import check_readable
 from .splits import TEST, TRAIN, TRIGGERED, gate, labelled_splits
@@ -280,7 +281,7 @@ def _label_column(data: datasets.Dataset, label: str | None) -> str:
         logger.warning(f"the labels are read from column {usual[0]!r}: for {' or '.join(map(repr, usual[1:]))} give label_column.")
     label = label or next(iter(usual), None)
     if label not in data.column_names:
-        raise ValueError(f"label_column={label!r} was not found: set label_column to one of the columns {data.column_names}.")
+        raise ValueError(no_label_column(label, data.column_names))
     return str(label)
 
 

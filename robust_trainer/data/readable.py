@@ -60,7 +60,8 @@ def check_readable(dataset: datasets.Dataset, column: str, where: str = "", name
     if scan.bad:
         row, first = next(iter(scan.bad.items()))
         others = ", ".join(str(source_row(dataset, r)) for r in list(scan.bad)[1:6])
-        more = "" if not others else f" So it is with {len(scan.bad) - 1} more of {len(rows)} (rows {others})."
+        more = f"{'row' if len(scan.bad) == 2 else 'rows'} {others}"
+        more = f" Of {len(rows)} rows {len(scan.bad) - 1} more cannot be used ({more})." if others else ""
         raise ValueError(f"{where} in row {source_row(dataset, row)}: {first}{more}")
     if scan.dim and max(scan.dim) <= DIM:
         raise ValueError(

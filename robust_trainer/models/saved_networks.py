@@ -190,7 +190,7 @@ def in_words(record: dict[str, Any]) -> str:
     Args:
         record: of `read_record`.
     """
-    return "their average" if record["exported"] is None else f"network {record['exported']}"
+    return "the average" if record["exported"] is None else f"peer{record['exported']}"
 
 
 def network_folders(folder: Any) -> list[str] | None:

@@ -61,11 +61,11 @@ def test_a_run_of_two_networks_says_which_one_is_the_model(tmp_path, capsys):
     assert main(["train", *DIGITS, "--method", "co-prl", "--output_dir", out, *tiny]) == 0
     record = json.loads((tmp_path / "run/results.json").read_text())["runs"][0]
     best = record["export"]["exported"]
-    assert f"model.safetensors is network {best} of 2 (loss on trusted samples " in capsys.readouterr().out
+    assert f"model.safetensors is peer{best} of 2 networks (loss on trusted samples " in capsys.readouterr().out
     assert main(["evaluate", out]) == 0
     found = json.loads((tmp_path / "run/evaluation.json").read_text())
     assert found["clean_accuracy"] == pytest.approx(record["final"]["clean_accuracy"]) and found["networks"] == 2
-    assert f"mean of 2 networks; saved_model_accuracy: of network {best} alone" in capsys.readouterr().out
+    assert f"mean of 2 networks; saved_model_accuracy: of peer{best} alone" in capsys.readouterr().out
     shutil.rmtree(tmp_path / "run/peers")  # what another program sees
     assert main(["evaluate", out]) == 0
     alone = json.loads((tmp_path / "run/evaluation.json").read_text())

@@ -95,6 +95,8 @@ def test_a_file_means_what_is_written_there(tmp_path):
             "'rank_among' is given twice, in lines 3 and 4",
         ),
         ("noise_rte: 0.3\n", "c.yaml: unknown option 'noise_rte': did you mean 'noise_rate'?"),
+        ("epochs: 3\n", "unknown option 'epochs': did you mean 'num_train_epochs'?"),
+        ("batch_size: 8\n", "unknown option 'batch_size': did you mean 'per_device_train_batch_size'?"),
         ("num_train_epochs: true\n", "--num_train_epochs 'true' is no number"),
         ("seed: 3.5\n", "--seed '3.5' is no whole number"),
         ("seed: [1, 2]\n", "seed holds a list of 2, expected one value"),

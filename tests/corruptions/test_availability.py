@@ -343,7 +343,7 @@ def mixed() -> datasets.Dataset:
         (mixed, "urp", {}, "'image' has mixed sizes, 8x8 and 9x8 (rows 0 and 2)"),
         (lambda: pictures().remove_columns("image"), "urp", {}, "image_column was not found"),
         (lambda: toy.images(8), "urp", {}, "expected Image"),
-        (lambda: pictures().remove_columns("label"), "urp", {}, "label_column=None was not found"),
+        (lambda: pictures().remove_columns("label"), "urp", {}, "label_column is not given"),
         (lambda: poison_images(pictures(), "urp"), "urp", {}, "poisoned already"),
         (lambda: {"train": pictures()}, "urp", {}, "pass one split"),
     ],

@@ -58,7 +58,7 @@ def test_rows_are_those_of_the_users_table_and_several_are_counted():
     cells = [picture(i, "JPEG") for i in range(20)]
     cells[3], cells[11], cells[12] = cut(3, "JPEG"), None, cell(b"")
     data = table(cells).select([0, 12, 11, 3, 19])
-    with pytest.raises(ValueError, match=r"'image' in row 12: .*So it is with 2 more of 5 \(rows 11, 3\)\.$"):
+    with pytest.raises(ValueError, match=r"'image' in row 12: .*Of 5 rows 2 more cannot be used \(rows 11, 3\)\.$"):
         check_readable(data, "image")
 
 
