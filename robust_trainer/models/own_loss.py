@@ -73,6 +73,8 @@ def find_own_loss(model: nn.Module, inputs: Mapping[str, Any], label_name: str, 
     if loss is None or logits is None or logits.numel() != len(targets) * logits.shape[-1] and logits.dim() > 1:
         return None, ""
     rows = full_precision(logits.reshape(len(targets), -1))
+    if problem.one_class and int(targets.max()) >= rows.shape[-1]:
+        return None, ""  # told with the batch's other labels
     plain, own = float(problem.loss(rows[None], targets[None]).mean()), float(loss.float().mean())
     near = 2e-2 if logits.element_size() < 4 else 1e-4
 

@@ -104,6 +104,20 @@ def test_a_loss_that_cannot_be_had_is_refused(tmp_path, case, method):
     assert "compute_loss_func" in str(told.value) and "\n" not in str(told.value)
 
 
+def test_one_output_for_two_classes_is_told_as_without_a_loss(tmp_path):
+    """Seen before: IndexError "Target 1 is out of bounds" out of the search for the model's own loss."""
+
+    class One(Own):
+        def forward(self, pixel_values, labels=None):
+            logits = Logits.forward(self, pixel_values)[:, :1]
+            loss = None if labels is None else F.binary_cross_entropy_with_logits(logits[:, 0], (labels > 1).float())
+            return ImageClassifierOutput(loss=loss, logits=logits)
+
+    with pytest.raises(ValueError, match="the model has 1 outputs") as told:
+        robust(tmp_path, One(None), images(16), method="standard", max_steps=1).train()
+    assert "\n" not in str(told.value)
+
+
 def test_focal_loss_inside_forward_alone_is_refused_and_as_a_function_of_transformers_is_not(tmp_path):
     with pytest.raises(ValueError, match="the model's own loss"):
         robust(tmp_path, Own(focal), images(16), method="standard", max_steps=1).train()
