@@ -128,7 +128,7 @@ class RobustTrainerMixin(Trainer):
 
     def _existing_ledger(self) -> SampleLedger:
         if self.ledger is None:
-            raise ValueError("no ledger: train with a method on a data set with a length first.")
+            raise ValueError("no ledger: name a method ('standard' only watches), then train() on a data set with a length.")
         return self.ledger
 
     # ---- the model: several networks, a frozen backbone ----------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +45,7 @@ class Caution(str):
         return caution
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Audit:
     """The result of `make_audit`.
 
@@ -77,6 +78,13 @@ class Audit:
 
     def __len__(self) -> int:
         return len(self.table)
+
+    def __repr__(self) -> str:
+        """What was found, in a line."""
+        groups = Counter(GROUPS[number] for number in self.column("group"))
+        told = ", ".join(f"{groups[name]} {name}" for name in GROUPS if groups[name])
+        flagged = int(self.column("flagged").sum())
+        return f"Audit({len(self)} samples, {flagged} flagged; {told}; table: .table, flagged rows: .flagged)"
 
     def column(self, name: str) -> np.ndarray:
         """A column of the table as an array (N,).

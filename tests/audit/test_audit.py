@@ -164,6 +164,9 @@ def test_an_audit_recovers_planted_label_noise():
     assert np.abs(audit.transition - (0.7 * np.eye(4) + 0.3 * np.roll(np.eye(4), 1, 1))).max() < 0.06
     assert (audit.column("suggested_label")[seen] == truth[seen]).all() and len(audit) == n
     assert set(audit.column("group")[audit.column("flagged")]) == {UNCLEAR} and "No inputs" in audit.groups_told
+    flagged = (wrong & seen).sum()
+    told = f"Audit(2000 samples, {flagged} flagged; {1900 - flagged} fine, {flagged} unclear, 100 unseen; "
+    assert repr(audit).startswith(told) and "\n" not in repr(audit)
     order = audit.flagged
     assert len(order) == (wrong & seen).sum() and (np.diff(audit.column("suspicion")[order]) <= 0).all()
 
