@@ -14,6 +14,7 @@ import numpy as np
 from ..corruptions import CLASS_MAPS, LABEL_RULES, NOISES, TRIGGERS, AllToOne, LabelRule, PixelTrigger
 from ..images.squeezing import SQUEEZES, Squeeze, make_squeeze
 from ..methods.settings import GivenTwice, parse_json
+from ..reporting.suggest import did_you_mean
 from .poison_options import read_settings
 
 CORRUPTIONS = ("none", *TRIGGERS, *NOISES)
@@ -137,7 +138,8 @@ class CorruptionOptions:
 
     def _check(self) -> None:
         if self.corrupt not in CORRUPTIONS:
-            raise ValueError(f"corrupt={self.corrupt!r} is unknown: choose one of {', '.join(CORRUPTIONS)}.")
+            hint = did_you_mean(self.corrupt, CORRUPTIONS)
+            raise ValueError(f"corrupt={self.corrupt!r} is unknown: {hint}choose one of {', '.join(CORRUPTIONS)}.")
         if not 0 <= self.corrupt_rate < 1:
             raise ValueError(f"corrupt_rate={self.corrupt_rate} must be in [0, 1), a share of samples: give for instance 0.25.")
         if self.noise_form not in ("exact", "probability"):

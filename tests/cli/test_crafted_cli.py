@@ -197,6 +197,7 @@ def test_an_extra_class_is_trained_evaluated_and_audited(tmp_path, capsys):
         (["--craft", "random", *RATE, "--craft_budget", "3"], "craft_rate=0.1 and craft_budget=3: give one of them"),
         (["--craft", "random", "--craft_rate", "2"], "rate=2.0 must be a fraction in [0, 1)"),
         (["--craft", "random", *RATE, "--craft_seed", "-1"], "seed=-1 must be an integer"),
+        (["--corrupt", "blnd"], "corrupt='blnd' is unknown: did you mean 'blend'? choose one of none, patch, blend"),
         (["--craft", "random", *RATE, "--corrupt", "symmetric"], "corrupt='symmetric' and craft='random' would corrupt the labels"),
         (["--craft", "random", *RATE, "--noisy_label_column", "x"], "noisy_label_column='x' and craft='random' would corrupt"),
         (["--craft", "random", *RATE, "--craft_model", "plain-cnn"], "craft='random' looks at no model here"),
