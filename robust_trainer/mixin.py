@@ -400,12 +400,13 @@ class RobustTrainerMixin(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         recipe, load = self.recipe(), super()._load_from_checkpoint
         checkpoints.check_method(resume_from_checkpoint, recipe)
-        if model is not None:
-            return load(resume_from_checkpoint, model)
-        for folder, network in folders_of(resume_from_checkpoint, self.model):
-            load(folder, network)
-            if recipe is not None and isinstance(network, nn.Module):
-                checkpoints.load_renamed_weights(folder, network)
+        with checkpoints.reading(resume_from_checkpoint):
+            if model is not None:
+                return load(resume_from_checkpoint, model)
+            for folder, network in folders_of(resume_from_checkpoint, self.model):
+                load(folder, network)
+                if recipe is not None and isinstance(network, nn.Module):
+                    checkpoints.load_renamed_weights(folder, network)
 
     def _load_best_model(self) -> None:
         best, sharded = self.state.best_model_checkpoint, self.is_fsdp_enabled or self.is_deepspeed_enabled

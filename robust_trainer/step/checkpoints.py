@@ -293,17 +293,22 @@ def _marked(folder: Path) -> dict[str, int] | None:
 
 @contextmanager
 def reading(folder: str | None) -> Iterator[None]:
-    """Damage that shows when torch reads a file of a checkpoint is told as that.
+    """Damage that shows when torch reads a file of a checkpoint, and weights of another model, are told as that.
 
     Args:
         folder: of the checkpoint, None for none.
 
     Raises:
-        ValueError: for a damaged file.
+        ValueError: for a damaged file, and for weights of other sizes.
     """
     try:
         yield
     except (RuntimeError, pickle.UnpicklingError, EOFError, zipfile.BadZipFile) as error:
+        if (other := re.search(r"size mismatch for [^\n]*", str(error))) is not None:
+            raise ValueError(
+                f"checkpoint {folder!r} holds the weights of another model ({other[0].rstrip('.')}): resume with the model and the "
+                "data of the run, or start a new run in another folder."
+            ) from error
         if isinstance(error, RuntimeError) and not re.search(r"PytorchStreamReader|zip|archive|corrupt", str(error)):
             raise
         reason = " ".join(str(error).split())[:150]

@@ -51,6 +51,18 @@ def test_other_data_is_refused(run, other):
         resume(run, run / "checkpoint-4", other_data)
 
 
+@pytest.mark.parametrize("method", ["prl", None])
+def test_weights_of_another_model_are_told_in_one_line(tmp_path, method):
+    """Seen before: a RuntimeError of many lines, as where a folder of images has another number of classes by now."""
+    kind = dict(method=method, **({} if method else dict(image_mean=None, image_std=None)))
+    robust(tmp_path, resnet(), DATA, **{**SAVING, **kind, "num_train_epochs": 1}).train()
+    other = resnet()
+    other.classifier[-1] = torch.nn.Linear(other.classifier[-1].in_features, 9)
+    with pytest.raises(ValueError, match="holds the weights of another model .*resume with the model and the data") as told:
+        resume(tmp_path, True, model=other, **kind)
+    assert "\n" not in str(told.value)
+
+
 def test_a_run_keeps_its_id_and_no_other_has_it(run, finished):
     first = finished[1].ledger.run["id"]
     with safe_open(run / "checkpoint-2" / STATE_FILE, framework="pt") as handle:
