@@ -102,7 +102,7 @@ def check_label_column(
         if getattr(feature, "dtype", None) in ("string", "large_string"):
             raise ValueError(f"{prefix}'{name}' holds strings, expected class numbers: use dataset.class_encode_column('{name}').")
         named = getattr(feature, "num_classes", None) if problem.one_class else None
-        if named is not None and classes is not None and named > classes:
+        if named is not None and classes is not None and named > classes and (training or _beyond(data, name, classes)):
             raise ValueError(f"{prefix}'{name}' has {named} classes but the model {classes}: pass num_labels={named} to the model.")
 
     def labels_of(row: int) -> Any:
@@ -180,6 +180,12 @@ def _tensor(data: datasets.Dataset, name: str) -> Tensor | None:
     return torch.from_numpy(array).reshape(shape)
 
 
+def _beyond(data: datasets.Dataset, name: str, classes: int) -> bool:
+    """Whether a row has a class that a model of so many has not: names alone are no matter."""
+    values = _tensor(data, name)
+    return values is None or bool((values >= classes).any())
+
+
 def _first_wrong(problem: Problem, name: str, values: Tensor, classes: int | None) -> int | None:
     """The first row whose labels the problem refuses, found by halving: a check speaks of rows, whatever the problem is."""
     start, end = 0, len(values)
@@ -217,7 +223,7 @@ def _check_order(values: Tensor, own: Sequence[str], names: Sequence[str], what:
     raise ValueError(
         f"{what} numbers class {own[number]!r} as {number} (row {row}), the model or train_dataset as {other}: "
         "number them alike with dataset.align_labels_with_mapping(label2id, column), or pass the column's names to the model as "
-        "id2label."
+        "id2label; where a map has renumbered the column, and left its old names, cast_column it to Value('int64')."
     )
 
 

@@ -42,7 +42,7 @@ EVAL = {
     "none": (labelled([0, 1, None, 1, None]).with_format(None), "eval_dataset: 'labels' is None in row 2: repair or remove"),
     "none in torch's format": (labelled([0, None]), "eval_dataset: 'labels' is None in row 1"),
     "strings": (labelled(["ant"] * 16), "eval_dataset: 'labels' holds strings.*class_encode_column"),
-    "more classes": (labelled([0, 1], [*NAMES, "eel"]), "eval_dataset: 'labels' has 5 classes but the model 4"),
+    "more classes": (labelled([0, 1, 4], [*NAMES, "eel"]), "eval_dataset: 'labels' has 5 classes but the model 4"),
     "another order": (labelled([0, 1], TURNED), "eval_dataset: 'labels' numbers class 'bee' as 0 .row 0.*align_labels_with"),
     "one of several": ({"clean": labelled([0]), "noisy": labelled([0, 9])}, r"eval_dataset\['noisy'\]: 'labels' is 9 in row 1"),
 }
@@ -168,3 +168,18 @@ def test_several_labels_out_of_range_in_an_evaluation_set(tmp_path):
     refused(trained(tmp_path, vit(**MULTI), good, bad, **MULTI), r"eval_dataset: 'labels' is outside \[0, 1\] in rows \[11\]")
     narrow = datasets.Dataset.from_dict({"pixel_values": pixels, "labels": [[0, 1]] * 16}).with_format("torch")
     refused(trained(tmp_path, vit(**MULTI), good, narrow, **MULTI), r"eval_dataset: 'labels' is .*expected numbers in \[0, 1\]")
+
+
+def test_names_that_no_row_has_are_no_matter_in_evaluation(tmp_path):
+    """Seen before: refused for a fifth name, as a filter leaves it."""
+    trainer = trained(tmp_path, named(), labelled([0, 1, 2, 3], NAMES), labelled([0, 1, 2], [*NAMES, "emu"]))
+    trainer.train()
+    assert trainer.state.global_step and "eval_loss" in trainer.evaluate()
+
+
+def test_a_column_that_a_map_renumbered_has_a_way_out(tmp_path):
+    """As the GLUE script does it: the map leaves the column's old names, which alone cannot tell."""
+    old = labelled([0, 1, 2, 3], NAMES).with_format(None)
+    mapped = old.map(lambda row: {"labels": TURNED.index(NAMES[row["labels"]])}).with_format("torch")
+    refused(trained(tmp_path, named(TURNED), mapped), r"renumbered the column.*cast_column it to Value\('int64'\)")
+    trained(tmp_path, named(TURNED), mapped.cast_column("labels", datasets.Value("int64"))).train()
