@@ -296,8 +296,8 @@ class RobustStep:
         return logs
 
     def _with_rate(self, progress: Progress) -> Progress:
-        estimate = self.weights.estimate
-        return progress if estimate is None else replace(progress, noise_rate=estimate.rate)
+        rate = self.weights.rate
+        return progress if rate is None else replace(progress, noise_rate=rate)
 
     # ---- an epoch's start ----------------------------------------------------------------------------------------------------
 

@@ -151,6 +151,18 @@ class WeightDecider:
         """The share of wrong labels as estimated so far (``noise_rate="auto"``), None before the first estimate."""
         return self.estimator.best if self.estimator is not None and self.estimator.started else None
 
+    @property
+    def rate(self) -> float | None:
+        """The estimate, as it is used; None before the first one.
+
+        Where nobody asked for an estimate, one that is still sinking counts for the method's own number at most.
+        """
+        if self.estimate is None or self.estimator is None:
+            return None
+        recipe = self.run.recipe
+        most = recipe.settings["noise_rate"] if "noise_rate" in recipe.fitted and self.estimator.falling else 1.0
+        return min(self.estimate.rate, most)
+
     def warning(self) -> str | None:
         """Returns what is to be said, once, of an estimate that is settled and cannot be relied on; None for nothing."""
         estimator = self.estimator
@@ -163,7 +175,10 @@ class WeightDecider:
                 "dropped; give noise_rate a number, or train longer."
             )
         if estimator.falling and estimator.best is not None and estimator.best.rate > 0.05:
-            return f"noise_rate='auto' found {estimator.best}, but it was still sinking: the true rate may be far lower."
+            used = (
+                f" and {self.rate:g} is used; give noise_rate the share that you expect" if self.rate != estimator.best.rate else ""
+            )
+            return f"noise_rate='auto' found {estimator.best}, but it was still sinking: the true rate may be far lower{used}."
         return None
 
     def rate_estimator(self) -> RateEstimator | None:
