@@ -60,6 +60,16 @@ def check_weight_0(tmp_path, method, value):
     assert all(math.isfinite(loss) for loss, _ in curve(trainer))
 
 
+class Line(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Linear(5, 1)
+
+    def forward(self, features):
+        return self.net(features)
+
+
 @every_row("method, value", [("standard", NAN), ("trades", NAN), ("prl-g", INF)])
 def test_one_sample_without_finite_outputs_has_weight_0(tmp_path, method, value):
     check_weight_0(tmp_path, method, value)
@@ -149,15 +159,6 @@ def test_a_stream_with_a_target_that_is_nan(tmp_path):
                 x = torch.randn(5, generator=generator)
                 yield {"features": x, "labels": torch.tensor([NAN]) if number == 5 else x[:1]}
 
-    class Line(nn.Module):
-        def __init__(self):
-            super().__init__()
-            torch.manual_seed(0)
-            self.net = nn.Linear(5, 1)
-
-        def forward(self, features):
-            return self.net(features)
-
     trainer = trained(tmp_path, Line(), Stream(), method="standard", problem_type="regression", max_steps=4)
     assert logged(trainer, "nonfinite") == 1.0
 
@@ -171,14 +172,5 @@ def test_the_perturbation_that_a_batch_shares_survives_one_sample(tmp_path):
 def test_losses_that_overflow_have_weight_0(tmp_path):
     """Finite outputs, infinite squares."""
     data = [{"features": torch.full((5,), 1e25 if i == 3 else 0.1), "labels": torch.tensor([0.5])} for i in range(16)]
-
-    class Line(nn.Module):
-        def __init__(self):
-            super().__init__()
-            torch.manual_seed(0)
-            self.net = nn.Linear(5, 1)
-
-        def forward(self, features):
-            return self.net(features)
 
     trained(tmp_path, Line(), data, method="standard", problem_type="regression")
