@@ -27,7 +27,7 @@ LAYERS = (
     ("_lazy", "types", "problems", "data.randomness"),
     ("reporting.atomic_files", "reporting.safe_text", "reporting.console", "reporting.suggest"),
     ("data", "images", "losses", "perturbations", "per_sample_gradients", "selection", "reporting"),
-    ("models", "losses.evaluation"),
+    ("models", "losses.evaluation", "evidence"),
     ("methods",),
     ("ledger",),
     ("step",),

@@ -1,0 +1,1 @@
+"""What is known of labels before training: neighbours, a linear model, near-duplicates."""
