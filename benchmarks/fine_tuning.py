@@ -51,7 +51,7 @@ def make_trainer(args: argparse.Namespace, loaded: Loaded, train: Part, row: dic
     common: dict[str, Any] = {
         "output_dir": folder, "num_train_epochs": row["epochs"], "per_device_train_batch_size": row["batch_size"],
         "learning_rate": row["lr"], "weight_decay": 0.01, "lr_scheduler_type": "linear", "warmup_steps": 0.1,
-        "optim": "adamw_torch", "seed": row["seed"], "logging_strategy": "epoch", "save_strategy": "no", "eval_strategy": "no",
+        "optim": "adamw_torch_fused", "seed": row["seed"], "logging_strategy": "epoch", "save_strategy": "no", "eval_strategy": "no",
         "report_to": [], "disable_tqdm": True, "remove_unused_columns": False, "label_names": ["labels"],
         "dataloader_pin_memory": torch.cuda.is_available(), "bf16": args.bf16,
     }  # fmt: skip
