@@ -32,14 +32,13 @@ import torch
 import transformers
 import yaml
 from common import add_result, key_of, machine, read_results
+from fine_tuning_report import CLEAN_ONLY, PLAIN, report
 from fine_tuning_tasks import CORRUPTIONS, TASKS, Loaded, Part, Task, corrupted, load, skipped
 from sklearn.metrics import roc_auc_score
 from transformers import Trainer, TrainingArguments, set_seed
 
 from robust_trainer import METHODS, RobustConfig, RobustTrainer
 
-#: What the rows of `METHODS` are compared with: both are transformers' own Trainer.
-PLAIN, CLEAN_ONLY = "plain", "clean-only"
 DEFAULT_METHODS = (PLAIN, CLEAN_ONLY, "gce", "spl", "prl", "co-prl", "prl-at-memory", "auto")
 
 
@@ -51,8 +50,9 @@ def make_trainer(args: argparse.Namespace, loaded: Loaded, train: Part, row: dic
     common: dict[str, Any] = {
         "output_dir": folder, "num_train_epochs": row["epochs"], "per_device_train_batch_size": row["batch_size"],
         "learning_rate": row["lr"], "weight_decay": 0.01, "lr_scheduler_type": "linear", "warmup_steps": 0.1,
-        "optim": "adamw_torch_fused", "seed": row["seed"], "logging_strategy": "epoch", "save_strategy": "no", "eval_strategy": "no",
-        "report_to": [], "disable_tqdm": True, "remove_unused_columns": False, "label_names": ["labels"],
+        "optim": "adamw_torch_fused", "seed": row["seed"],
+        "logging_strategy": "epoch", "save_strategy": "no", "eval_strategy": "no", "report_to": [],
+        "disable_tqdm": True, "remove_unused_columns": False, "label_names": ["labels"],
         "dataloader_pin_memory": torch.cuda.is_available(), "bf16": args.bf16,
     }  # fmt: skip
     data = {"train_dataset": train, "data_collator": loaded.collate}
@@ -199,7 +199,10 @@ def run_all(args: argparse.Namespace) -> None:
         except ValueError as error:
             print(f"{head}: refused: {error}", flush=True)
             continue
-        more = {"rate": round(float(train.corrupted.double().mean()), 6), "n_test": len(loaded.test), "machine": machine()}
+        more = {
+            "rate": round(float(train.corrupted.double().mean()), 6), "told": CORRUPTIONS[row["corruption"]].rate,
+            "n_test": len(loaded.test), "machine": machine(),
+        }  # fmt: skip
         add_result(out, {"key": key_of(row), **row, **more, **figures})
         print(f"{head}: {told(figures)}", flush=True)
 
@@ -232,6 +235,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--bf16", action="store_true")
     p.add_argument("--threads", type=int, default=1, help="CPU threads")
     p.add_argument("--out", default="runs/fine_tuning.jsonl")
+    p.add_argument("--report", action="store_true", help="print the tables of --out and the bars, and stop")
+    p.add_argument("--judged", default="auto", help="of --report: the method whose bars are looked at, as its column is named")
     args = p.parse_args(argv)
     for name in ("train_rows", "test_rows", "epochs", "batch_size", "lr", "threads"):
         if (value := getattr(args, name)) is not None and value <= 0:
@@ -264,6 +269,9 @@ def read_settings(given: list[str], methods: list[str]) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
+    if args.report:
+        print(report(read_results(Path(args.out)), args.judged) or f"no results in {args.out}")
+        return
     torch.set_num_threads(args.threads)
     datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()

@@ -77,7 +77,6 @@ class Task:
     folder: str  # in --data_dir; digits need none
     kind: str  # image or text
     network: str
-    pretrained: bool
     train_rows: int
     test_rows: int
     epochs: int
@@ -92,11 +91,11 @@ LITE = (networks.LITE_MEAN, networks.LITE_STD)
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task("cifar10", "cifar10", "image", "efficientnet-lite0", True, 1500, 1000, 4, 1e-3, side=64, scale=LITE),
-        Task("sst2", "text/sst2", "text", "minilm", True, 2000, 872, 4, 1e-4, test="validation"),
-        Task("clinc150", "text/clinc150", "text", "minilm", True, 2000, 2310, 8, 1e-4, classes=77),
-        Task("digits", "", "image", "small-cnn", False, 1400, 397, 20, 1e-3),
-        Task("mnist", "mnist", "image", "small-cnn", False, 3000, 5000, 8, 1e-3),
+        Task("cifar10", "cifar10", "image", "efficientnet-lite0", 1500, 1000, 4, 1e-3, side=64, scale=LITE),
+        Task("sst2", "text/sst2", "text", "minilm", 2000, 872, 4, 1e-4, test="validation"),
+        Task("clinc150", "text/clinc150", "text", "minilm", 2000, 2310, 8, 1e-4, classes=77),
+        Task("digits", "", "image", "small-cnn", 1400, 397, 20, 1e-3),
+        Task("mnist", "mnist", "image", "small-cnn", 3000, 5000, 8, 1e-3),
     )
 }
 
