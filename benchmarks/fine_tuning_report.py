@@ -190,7 +190,7 @@ def missing_runs(matrix: Matrix, judged: str) -> list[str]:
 
 @dataclass
 class Verdict:
-    """One bar: ``checks`` are what was measured, each with whether it holds; ``missing`` are the (task, corruption) without the runs for it."""
+    """One bar: what was measured, each with whether it holds; ``missing`` are the (task, corruption) without the runs for it."""
 
     name: str
     asked: str
