@@ -23,16 +23,22 @@ _TRIGGERS_HELP = " or ".join(f"{row.name} ({row.summary})" for row in TRIGGERS.v
 
 @dataclass
 class DataOptions:
-    """Which images, and how many."""
+    """Which images or texts, and how many."""
 
     _argument_group_name = "data"
 
     dataset: str | None = field(
         default=None,
-        metadata={"help": "A folder of images, parquet, a save_to_disk folder, a hub name, or digits (built in). Always given."},
+        metadata={
+            "help": "A folder of images; a parquet, CSV or JSON file or a folder of them; a save_to_disk folder, a hub name, or "
+            "digits (built in). Always given."
+        },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
     image_column: str | None = field(default=None, metadata={"help": "Default: the only Image column."})
+    text_column: str | None = field(
+        default=None, metadata={"help": "Default: text, sentence, content, ..., or the only column of strings beside the labels."}
+    )
     label_column: str | None = field(default=None, metadata={"help": "Default: label, labels, fine_label, target, class or y."})
     test_split: str | None = field(
         default=None, metadata={"help": "Default: test, else validation, where labelled; else a fifth of train."}
@@ -45,7 +51,8 @@ class DataOptions:
         """Returns the data set's name or place. Raises a one-line ``ValueError`` where none is given."""
         if self.dataset is None:
             raise ValueError(
-                "dataset is missing: give --dataset with a folder of images, parquet, a save_to_disk folder, a hub name, or digits."
+                "dataset is missing: give --dataset with a folder of images, a parquet, CSV or JSON file or a folder of them, a "
+                "save_to_disk folder, a hub name, or digits."
             )
         return self.dataset
 

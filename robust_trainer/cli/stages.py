@@ -159,9 +159,10 @@ class LoadData:
         """Sets ``state.splits``, and ``state.corruption`` of a data set that was saved corrupted."""
         data = self.data
         state.splits = load_data(
-            data.source(), config=data.dataset_config, image_column=data.image_column, label_column=data.label_column,
-            test_split=data.test_split, max_train_samples=data.max_train_samples, max_test_samples=data.max_test_samples,
-            seed=data.split_seed, names=self.classes.names, source=self.classes.source, names_required=self.classes.required,
+            data.source(), config=data.dataset_config, image_column=data.image_column, text_column=data.text_column,
+            label_column=data.label_column, test_split=data.test_split, max_train_samples=data.max_train_samples,
+            max_test_samples=data.max_test_samples, seed=data.split_seed, names=self.classes.names,
+            source=self.classes.source, names_required=self.classes.required,
             others=[value for name, value in [self.corrupting or ("", "")] if name == "noisy_label_column"],
         )  # fmt: skip
         if IS_CORRUPTED not in state.train.column_names:

@@ -1,10 +1,9 @@
-"""Where data comes from: a hub name, a folder of images, parquet files, a `save_to_disk` folder, or the built-in digits."""
+"""Where data comes from: a hub name, a folder of images, files of tables, a `save_to_disk` folder, or the built-in digits."""
 
 from __future__ import annotations
 
 import copy
 import functools
-import glob
 import os
 import re
 from collections.abc import Sequence
@@ -12,20 +11,21 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image
 from sklearn.datasets import load_digits
 from transformers.utils import logging
 
+from .columns import IMAGE_NAMES, is_pixels, no_label_column
 from .columns import image_column as find_image_column
-from .columns import no_label_column
 from .image_folder import load_image_folder
 from .readable import check_readable
 from .splits import TEST, TRAIN, TRIGGERED, gate, labelled_splits
+from .tables import TEST_NAMES, is_table, load_table, load_tables
+from .texts import check_texts, text_columns
+from .texts import text_column as find_text_column
 
 logger = logging.get_logger(__name__)
 
-_TEST_NAMES = ("test", "validation", "valid", "val", "eval")
 _LABEL_NAMES = ("label", "labels", "fine_label", "target", "class", "y")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -35,6 +35,7 @@ def load_data(
     *,
     config: str | None = None,
     image_column: str | None = None,
+    text_column: str | None = None,
     label_column: str | None = None,
     test_split: str | None = None,
     max_train_samples: int | None = None,
@@ -45,16 +46,19 @@ def load_data(
     names_required: bool = True,
     others: Sequence[str] = (),
 ) -> datasets.DatasetDict:
-    """Returns a data set with splits 'train' and 'test' (and 'test_triggered' where saved), columns 'image' and 'label'.
+    """Returns a data set with splits 'train' and 'test' (and 'test_triggered' where saved), columns 'image' or 'text', and 'label'.
 
-    All splits pass `splits.gate`: they number their classes alike; and `check_readable`: their images can be used.
+    All splits pass `splits.gate`: they number their classes alike; and `check_readable` or `check_texts`: their images or texts can
+    be used. A data set with an Image column is one of images, unless ``text_column`` is named; else it is one of texts.
 
     Args:
-        name: 'digits' (scikit-learn's 1797 real handwritten digits, no network), a folder made by ``save_to_disk``, a parquet file
-            or a folder of them (train*.parquet, test*.parquet), a folder of images (one subfolder per class, with train/ and test/
-            above where they are split), or a hub name. Without a test split every fifth sample, chosen by ``seed``, becomes one.
+        name: 'digits' (scikit-learn's 1797 real handwritten digits, no network), a folder made by ``save_to_disk``, a parquet, CSV
+            or JSON file or a folder of them (train*.csv, test*.csv), a folder of images (one subfolder per class, with train/ and
+            test/ above where they are split), or a hub name. Without a test split every fifth sample, chosen by ``seed``, becomes
+            one.
         config: Configuration of a hub data set.
         image_column: Default: the only Image column.
+        text_column: Default: text, sentence, content, review, ..., or the only column of strings beside the labels.
         label_column: Default: label, labels, fine_label, target, class or y.
         test_split: Name of the split to test on; default: test, else validation (the first that has labels), else a fifth of
             train.
@@ -67,16 +71,15 @@ def load_data(
         others: More columns of class labels, to be numbered along.
 
     Raises:
-        ValueError: For a name that leads nowhere, for missing or unusable columns, and naming row and file, for unusable images.
+        ValueError: For a name that leads nowhere, for missing or unusable columns, and naming row and file, for unusable images or
+            missing texts.
     """
     for field, value in (("max_train_samples", max_train_samples), ("max_test_samples", max_test_samples)):
         if value is not None and value < 1:
             raise ValueError(f"{field}={value} must be at least 1: raise it, or leave it out to take every sample.")
     loaded = digits() if name == "digits" else _load(name, config)
-    data = gate(
-        _splits(loaded, name, test_split, image_column, label_column), names=names, source=source, required=names_required,
-        others=others,
-    )  # fmt: skip
+    parts = _splits(loaded, name, test_split, image_column, text_column, label_column)
+    data = gate(parts, names=names, source=source, required=names_required, others=others)
     whole = TEST not in data  # rows of both parts are named as in the one table
     if whole:
         data = _hold_out(data, name, seed)
@@ -84,9 +87,13 @@ def load_data(
         if limit is not None and key in data and limit < len(data[key]):
             data[key] = data[key].select(kept_rows(len(data[key]), limit, seed)[0])
     first = loaded if isinstance(loaded, datasets.Dataset) else next(iter(loaded.values()))
-    column = find_image_column(first, image_column)  # as its user knows it
+    kind, column = _input_column(first, image_column, text_column, label_column)  # as its user knows it
     for key, split in data.items():
-        check_readable(split, "image", "" if whole and key in (TRAIN, TEST) else f"split '{key}': ", column)
+        where = "" if whole and key in (TRAIN, TEST) else f"split '{key}': "
+        if kind == "text":
+            check_texts(split, where, column)
+        else:
+            check_readable(split, "image", where, column)
     return data
 
 
@@ -149,13 +156,16 @@ def label_names(data: datasets.Dataset) -> list[str]:
 def _load(name: str, config: str | None, labelled: bool = True) -> Any:
     path = os.path.expanduser(name)
     if os.path.isfile(path):
-        if not path.endswith(".parquet"):
-            raise ValueError(f"dataset={name!r} is a file but not .parquet: give a parquet file, a folder, a hub name or 'digits'.")
-        return datasets.load_dataset("parquet", data_files={TRAIN: path})
+        if not is_table(path):
+            raise ValueError(
+                f"dataset={name!r} is a file but no table: give a .parquet, .csv, .tsv, .jsonl or .json file, a folder, a hub name "
+                "or 'digits'."
+            )
+        return load_table(name, path)
     if os.path.isdir(path):
         return _load_folder(name, path, labelled)
-    if name.startswith((".", "/", "~")) or name.endswith(".parquet") or not _HUB_NAME.fullmatch(name):
-        raise ValueError(f"dataset={name!r} does not exist: give a folder, a parquet file, a hub name or 'digits'.")
+    if name.startswith((".", "/", "~")) or is_table(name) or not _HUB_NAME.fullmatch(name):
+        raise ValueError(f"dataset={name!r} does not exist: give a folder, a file of a table, a hub name or 'digits'.")
     try:
         return datasets.load_dataset(name, config)
     except Exception as error:  # the hub client raises a dozen kinds
@@ -169,68 +179,53 @@ def _load(name: str, config: str | None, labelled: bool = True) -> Any:
 def _load_folder(name: str, path: str, labelled: bool) -> Any:
     if any(os.path.isfile(os.path.join(path, mark)) for mark in ("dataset_dict.json", "state.json")):
         return datasets.load_from_disk(path)
-    tables = sorted(glob.glob(os.path.join(path, "**", "*.parquet"), recursive=True))
-    if tables:
-        try:
-            return datasets.DatasetDict({split: _one_split(name, split, files) for split, files in _by_split(path, tables).items()})
-        except datasets.exceptions.DatasetGenerationError as error:
-            reason = " ".join(str(error.__cause__ or error).split())[:200]
-            raise ValueError(
-                f"dataset={name!r} has parquet files that cannot be loaded together ({reason}): give all the same columns."
-            ) from error
+    if (tables := load_tables(name, path, (".parquet",))) is not None:
+        return tables
     if (images := load_image_folder(name, path, labelled)) is not None:
-        return images
+        return images  # a table beside images tells of them
+    if (tables := load_tables(name, path)) is not None:
+        return tables
     raise ValueError(
-        f"dataset={name!r} holds neither images, nor parquet files, nor a save_to_disk data set: give one subfolder of images "
-        "per class, or train.parquet and test.parquet."
+        f"dataset={name!r} holds neither images, nor parquet, CSV or JSON files, nor a save_to_disk data set: give one subfolder "
+        "of images per class, or files such as train.csv and test.csv."
     )
 
 
-def _one_split(name: str, split: str, files: list[str]) -> datasets.Dataset:
-    """The rows of parquet files; each split on its own, since loaded together all take the class names of the first."""
-    columns = {file: datasets.Features.from_arrow_schema(pq.read_schema(file)) for file in files}
-    for file, features in columns.items():
-        for column, feature in features.items():
-            first = columns[files[0]].get(column)
-            if isinstance(feature, datasets.ClassLabel) and isinstance(first, datasets.ClassLabel) and feature.names != first.names:
-                raise ValueError(
-                    f"dataset={name!r}: {os.path.basename(files[0])} and {os.path.basename(file)} number the classes of {column!r} "
-                    "differently: write them anew with one list of names, or each as a split of its own."
-                )
-    return datasets.load_dataset("parquet", data_files={split: files})[split]
-
-
-def _by_split(folder: str, tables: Sequence[str]) -> dict[str, list[str]]:
-    """Parquet files by the split that their path names; those that name none are for training."""
-    files: dict[str, list[str]] = {}
-    for table in tables:
-        words = re.split(r"[^a-z]+", os.path.relpath(table, folder).lower())
-        split = next((n for n in _TEST_NAMES if n in words), TRAIN)
-        files.setdefault(split, []).append(table)
-    if TRAIN not in files:
-        raise ValueError(f"dataset={folder!r} has only {', '.join(files)} parquet files: add train.parquet.")
-    return files
-
-
 def _splits(
-    splits: Any, name: str, test_split: str | None, image_column: str | None, label_column: str | None
+    splits: Any, name: str, test_split: str | None, image_column: str | None, text_column: str | None, label_column: str | None
 ) -> dict[str, datasets.Dataset]:
-    """The splits train and, where there are any, test and test_triggered, with columns image and label."""
+    """The splits train and, where there are any, test and test_triggered, with columns image or text, and label."""
     splits = _training_split(splits, name)
     if test_split is not None and (test_split not in splits or test_split == TRAIN):
         raise ValueError(
             f"test_split={test_split!r} is not among the other splits: choose one of {[s for s in splits if s != TRAIN]}."
         )
     for key in splits:
-        if len(splits[key]) == 0 and key in (TRAIN, TRIGGERED, test_split, *_TEST_NAMES):
+        if len(splits[key]) == 0 and key in (TRAIN, TRIGGERED, test_split, *TEST_NAMES):
             raise ValueError(f"split '{key}' of dataset={name!r} has 0 rows: put samples in it.")
-    image = find_image_column(splits[TRAIN], image_column)
     label = _label_column(splits[TRAIN], label_column)
+    kind, column = _input_column(splits[TRAIN], image_column, text_column, label, tell=True)
     test = _labelled_test(splits, name, test_split, label)
     parts = {TRAIN: splits[TRAIN], **({} if test is None else {TEST: splits[test]})}
     if TRIGGERED in splits:
         parts[TRIGGERED] = splits[TRIGGERED]
-    return {key: _columns(split, image if image in split.column_names else None, label) for key, split in parts.items()}
+    if kind == "text":
+        return {key: _text_columns(split, key, find_text_column(split, column, label), label) for key, split in parts.items()}
+    return {key: _columns(split, column if column in split.column_names else None, label) for key, split in parts.items()}
+
+
+def _input_column(
+    data: datasets.Dataset, image: str | None, text: str | None, label: str | None, tell: bool = False
+) -> tuple[str, str]:
+    """What the inputs are, image or text, and their column: an Image column wins where no column is named."""
+    if image is not None and text is not None:
+        raise ValueError(f"image_column={image!r} and text_column={text!r} are both given: leave one of them out.")
+    label = label or next((n for n in _LABEL_NAMES if n in data.column_names), None)
+    features = data.features.items()
+    images = any(isinstance(feature, datasets.Image) or (is_pixels(feature) and name in IMAGE_NAMES) for name, feature in features)
+    if text is not None or (image is None and not images and text_columns(data, label)):
+        return "text", find_text_column(data, text, label, tell)
+    return "image", find_image_column(data, image)
 
 
 def _training_split(splits: Any, name: str) -> datasets.DatasetDict:
@@ -261,7 +256,7 @@ def _hold_out(data: datasets.DatasetDict, name: str, seed: int) -> datasets.Data
 
 def _labelled_test(splits: Any, name: str, asked: str | None, label: str) -> str | None:
     """The split to test on: the one asked for, else the first of the usual names that has labels; None: a fifth of train."""
-    labelled, bare = labelled_splits(splits, [asked] if asked is not None else _TEST_NAMES, label)
+    labelled, bare = labelled_splits(splits, [asked] if asked is not None else TEST_NAMES, label)
     if asked is not None and bare:
         others = labelled_splits(splits, [s for s in splits if s not in (TRAIN, TRIGGERED)], label)[0]
         raise ValueError(
@@ -269,7 +264,7 @@ def _labelled_test(splits: Any, name: str, asked: str | None, label: str) -> str
             f"{' or '.join(map(repr, others)) or 'none, and a fifth of train is taken'}."
         )
     test = labelled[0] if labelled else None
-    if bare and test is not None and _TEST_NAMES.index(bare[0]) < _TEST_NAMES.index(test):
+    if bare and test is not None and TEST_NAMES.index(bare[0]) < TEST_NAMES.index(test):
         logger.warning(f"split '{bare[0]}' of dataset={name!r} has no labels in column {label!r}: '{test}' is tested on instead.")
     return test
 
@@ -294,8 +289,19 @@ def _checked_image_column(data: datasets.Dataset, image: str | None) -> str:
 
 def _columns(data: datasets.Dataset, image: str | None, label: str) -> datasets.Dataset:
     """The columns by the names 'image' and 'label', which the rest of the package relies on."""
-    image = _checked_image_column(data, image)
-    for old, new in ((image, "image"), (label, "label")):
+    return _renamed(data, _checked_image_column(data, image), "image", label)
+
+
+def _text_columns(data: datasets.Dataset, split: str, text: str, label: str) -> datasets.Dataset:
+    """The columns by the names 'text' and 'label'; images beside texts are left out, which is said once."""
+    images = [name for name, feature in data.features.items() if isinstance(feature, datasets.Image)]
+    if images and split == TRAIN:
+        logger.warning(f"the texts of column {text!r} are read, and the images of {' and '.join(map(repr, images))} are not.")
+    return _renamed(data.remove_columns(images), text, "text", label)
+
+
+def _renamed(data: datasets.Dataset, column: str, name: str, label: str) -> datasets.Dataset:
+    for old, new in ((column, name), (label, "label")):
         if old != new:
             data = (data.remove_columns(new) if new in data.column_names else data).rename_column(old, new)
     return data.with_format(None)
