@@ -11,13 +11,14 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from transformers import DataCollatorWithPadding
 
 from ..audit import Audit, load_ledger, make_audit, write_audit_report, write_cleaned, write_model_card
 from ..audit.load import load_curves
 from ..audit.result import ACTIONS
 from ..audit.summary import summarise
 from ..config import check_writable
-from ..data.preprocess import ImageTransform, model_channels
+from ..data.preprocess import make_transform
 from ..detectors import DETECTORS, collect_evidence, detect
 from ..evaluation.path_table import PathLengths, load_paths
 from ..ledger.ledger import auroc
@@ -68,7 +69,7 @@ class AuditOptions:
         default=None,
         metadata={"help": f"File of path lengths (robust-trainer paths). Default: the run's {LENGTHS}, if any; none: without."},
     )
-    look: bool = field(default=True, metadata={"help": "Look at the images, to tell triggers from wrong labels."})
+    look: bool = field(default=True, metadata={"help": "Look at the images or texts, to tell triggers from wrong labels."})
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run the Python code that the run's model brings; only where its author is trusted."}
     )
@@ -164,7 +165,8 @@ def _write(
     write_audit_report(
         folder / REPORT, result, data=train, content=content, curves=curves, command=command, per_class=options.per_class
     )
-    write_model_card(folder / CARD, result, content=content, command=command)
+    tag = "text-classification" if prepared is not None and prepared.text else None
+    write_model_card(folder / CARD, result, content=content, command=command, pipeline_tag=tag)
     write_text(folder / FIGURES, json.dumps(_figures(result, command), indent=2, default=str) + "\n")
     if train is not None and prepared is not None and options.clean != "none" and not refusal:
         write_cleaned(
@@ -211,8 +213,8 @@ def _told(result: Audit) -> str:
 def _detect(audited: Audit, prepared: RunState, folder: Path, options: AuditOptions, probs: np.ndarray | None) -> str:
     """Runs the detectors on the saved model, writes their scores, and returns a table of how they agree with the audit."""
     model, processor = load_model(options.run, options.trust_remote_code)
-    data = ImageTransform(processor, model_channels(model)).apply_to(prepared.train)
-    evidence = collect_evidence(model, data)
+    data = make_transform(model, processor).apply_to(prepared.train)
+    evidence = collect_evidence(model, data, collate=DataCollatorWithPadding(processor) if prepared.text else None)
     evidence = evidence if probs is None else replace(evidence, probs=probs)
     flagged = audited.column("flagged").astype(bool)
     rate = options.detector_rate if options.detector_rate is not None else float(np.clip(flagged.mean(), 0.001, 0.999))

@@ -19,6 +19,7 @@ from ..reporting.console import say, show
 from ..reporting.results import percent
 from .craft import PATH_FILES, CraftLabels, write_paths
 from .craft_options import CraftOptions
+from .kinds import CheckKind
 from .options import CorruptionOptions, DataOptions
 from .outputs import OverwriteOptions, check_output
 from .parser import make_parser, parse
@@ -89,7 +90,7 @@ def corrupt(argv: Sequence[str]) -> None:
     if craft.craft is not None:
         crafting.append(CraftLabels(craft, work / "labels"))
     classes = _classes_of_models(poison.poison_model if poison.poison else None, craft.craft_model if craft.craft else None)
-    stages = data_stages(data, corruption, None, *crafting, classes=classes)
+    stages = data_stages(data, corruption, None, *crafting, classes=classes, check=CheckKind((poison, craft)))
     if craft.craft is not None:
         stages[0] = LoadData(data, ("craft", craft.craft), classes)
     state = run_stages(stages)

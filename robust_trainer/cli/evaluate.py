@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
 from ..attacks.autoattack import NAMES, check_name, read_eps
 from ..attacks.records import processes, record_files
 from ..corruptions import ATTACK_TARGET
 from ..data.class_names import names_of
 from ..data.load import TEST, label_names
-from ..data.preprocess import ImageTransform, model_channels, tell_unseen
+from ..data.preprocess import kind_of, make_transform, model_channels, tell_unseen
+from ..data.texts import tell_cut
 from ..evaluation.accuracy import compute_accuracy, evaluate_backdoor
 from ..evaluation.per_class import class_robustness
 from ..evaluation.robustness import CLEAN, DEFAULT_EPS, WORST, Robustness, evaluate_robustness, show_eps
@@ -30,7 +31,8 @@ from ..reporting.figures import BLUE, GREEN, RED, new_figure, save_figure
 from ..reporting.locks import hold
 from ..reporting.results import environment, percent
 from .craft_options import target_of
-from .identity import check_model, check_same_split, run_id
+from .identity import check_model, check_same_split, is_other_data, run_id
+from .kinds import CheckKind
 from .options import CorruptionOptions, DataOptions
 from .outputs import check_output_file
 from .parser import make_parser, parse_for_run
@@ -44,7 +46,7 @@ class EvaluateOptions:
     _argument_group_name = "evaluation"
 
     run: str = field(default="robust_run", metadata={"help": "Folder with a saved model: the output_dir of a training."})
-    batch_size: int = field(default=64, metadata={"help": "Images per forward pass."})
+    batch_size: int = field(default=64, metadata={"help": "Samples per forward pass."})
     output: str | None = field(default=None, metadata={"help": "JSON file to write. Default: evaluation.json in the run's folder."})
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run the Python code that the run's model brings; only where its author is trusted."}
@@ -110,7 +112,8 @@ def evaluate(argv: Sequence[str]) -> None:
     hold(path.parent, f".{path.name}.lock")
     check_model(options.run, stored)
     known = KnownClasses(names_of(model.config), f"the model of run={options.run!r}")
-    prepared = prepare(data, corruption, classes=known)
+    check = CheckKind((attack,), f"run={options.run!r}", {kind_of(processor)}, trained=True)
+    prepared = prepare(data, corruption, classes=known, check=check, whole=is_other_data(data, stored))
     check_same_split(options.run, stored, argv, prepared.test, "test_fingerprint")
     names = label_names(prepared.test)
     if model.config.num_labels != len(names):
@@ -119,15 +122,21 @@ def evaluate(argv: Sequence[str]) -> None:
             "give the data set that it was trained on."
         )
     towards = None if attack.per_class is None else target_of(attack.per_class, names, "per_class")
-    transform = ImageTransform(processor, model_channels(model))
-    tell_unseen({TEST: prepared.test}, model_channels(model))
+    transform = make_transform(model, processor)
+    if prepared.text:
+        tell_cut({TEST: prepared.test}, processor)
+    else:
+        tell_unseen({TEST: prepared.test}, model_channels(model))
     clean = transform.apply_to(prepared.test)
     with tempfile.TemporaryDirectory() as folder:
         args = TrainingArguments(
             output_dir=folder, per_device_eval_batch_size=options.batch_size, remove_unused_columns=False, report_to="none",
             dataloader_pin_memory=torch.cuda.is_available(), use_cpu=world > 1 and not torch.accelerator.is_available(),
         )  # fmt: skip
-        trainer = Trainer(model=model, args=args, compute_metrics=compute_accuracy)
+        more: dict[str, Any] = {"args": args, "compute_metrics": compute_accuracy}
+        if prepared.text:
+            more["data_collator"] = DataCollatorWithPadding(processor)
+        trainer = Trainer(model, **more)
         if prepared.triggered is not None and ATTACK_TARGET in prepared.triggered.column_names:
             figures = evaluate_backdoor(trainer, clean, transform.apply_to(prepared.triggered))
         else:
@@ -135,7 +144,7 @@ def evaluate(argv: Sequence[str]) -> None:
             figures = {"clean_accuracy": metrics["test_accuracy"], "n": len(clean)}
         if saved is not None:
             alone, _ = load_model(options.run, options.trust_remote_code, alone=True)
-            trainer = Trainer(alone, args, compute_metrics=compute_accuracy)
+            trainer = Trainer(alone, **more)
             figures["saved_model_accuracy"] = (trainer.predict(clean).metrics or {})["test_accuracy"]
     trigger = (prepared.corruption or {}).get("trigger", "as saved" if prepared.triggered is not None else None)
     content: dict[str, Any] = {
@@ -168,7 +177,8 @@ def evaluate(argv: Sequence[str]) -> None:
     if isinstance(model, PeerModel):
         one = "" if saved is None else f"; saved_model_accuracy: of {in_words(saved)} alone, which model.safetensors holds"
         say(f"the figures are of the mean of {len(model.peers)} networks{one}")
-    say(f"{figures['n']} test images of {data.dataset}, trigger {trigger or 'none'}; written to {written}")
+    kind = "texts" if prepared.text else "images"
+    say(f"{figures['n']} test {kind} of {data.dataset}, trigger {trigger or 'none'}; written to {written}")
 
 
 def _attacked(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -61,6 +62,19 @@ def check_same_run(run: str, content: Mapping[str, Any] | None, other: str | Non
             f"run={run!r} holds two trainings: results.json is of run {run_id(content) or 'unknown'}, {of} of run "
             f"{other or 'unknown'}; train again with --overwrite, or take away what does not belong there."
         )
+
+
+def is_other_data(data: DataOptions, content: Mapping[str, Any] | None) -> bool:
+    """Returns whether a data set is named that is not the run's.
+
+    Args:
+        data: Which data.
+        content: Of results.json, None for none.
+    """
+    own = (content or {}).get("options", {}).get("dataset")
+    if data.dataset is None or own is None or data.dataset == own:
+        return data.dataset != own
+    return not (os.path.exists(data.dataset) and os.path.exists(own) and os.path.samefile(data.dataset, own))
 
 
 def check_model(run: str, content: Mapping[str, Any] | None) -> None:

@@ -122,6 +122,8 @@ def run(command: str, argv: Sequence[str]) -> int:
         hint = did_you_mean(command, COMMANDS).strip() or f"choose one of {', '.join(COMMANDS)}."
         raise ValueError(f"unknown command {command!r}: {hint}")
     module = import_module(f".{COMMANDS[command].module}", __package__)  # a command's libraries are loaded when it is asked for
+    if (log := sys.modules.get("transformers.utils.logging")) is not None:
+        log.disable_progress_bar()  # of reading and writing weights, which cuts that of the training into pieces
     try:
         getattr(module, command)(argv)
     finally:

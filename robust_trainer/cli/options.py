@@ -270,7 +270,11 @@ class ModelOptions:
     _argument_group_name = "model and report"
 
     model: str = field(
-        default="small-cnn", metadata={"help": "small-cnn or resnet32 (from scratch), or a transformers model's name or folder."}
+        default="small-cnn",
+        metadata={
+            "help": "A transformers model's hub name or folder, for images or texts as the data are; or from scratch: small-cnn or "
+            "resnet32 for images, small-bert for texts."
+        },
     )
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run the Python code that the named model brings; only where its author is trusted."}
@@ -278,5 +282,9 @@ class ModelOptions:
     from_scratch: bool = field(default=False, metadata={"help": "Fresh weights in the named model's architecture."})
     image_size: int | None = field(
         default=None, metadata={"help": "Side in pixels for small-cnn and resnet32. Default: the images', at most 64."}
+    )
+    max_length: int | None = field(
+        default=None,
+        metadata={"help": "Tokens that are read of a text. Default: what the model takes, at most 512; small-bert: 128."},
     )
     last_k: int = field(default=10, metadata={"help": "The table's means are over the last so many epochs."})

@@ -15,7 +15,6 @@ from transformers import HfArgumentParser, TrainingArguments
 from ..config import RobustConfig, read_method_settings
 from ..methods.registry import load_plugins
 from ..methods.settings import SETTINGS, parse_assignments
-from ..models.zoo import SMALL
 from ..reporting.results import check_results
 from ..reporting.suggest import did_you_mean
 from ..reporting.untrusted import read_json
@@ -33,7 +32,8 @@ USUAL_NAMES = {
     "epoch": "num_train_epochs", "epochs": "num_train_epochs", "num_epochs": "num_train_epochs", "lr": "learning_rate",
     "batch_size": "per_device_train_batch_size", "train_batch_size": "per_device_train_batch_size", "data": "dataset",
     "data_dir": "dataset", "train_dir": "dataset", "train_file": "dataset", "dataset_name": "dataset", "label": "label_column",
-    "label_column_name": "label_column", "image_column_name": "image_column", "model_name": "model",
+    "label_column_name": "label_column", "image_column_name": "image_column",
+    "text_column_name": "text_column", "max_seq_length": "max_length", "max_len": "max_length", "model_name": "model",
     "model_name_or_path": "model", "resume": "resume_from_checkpoint", "overwrite_output_dir": "overwrite",
 }  # fmt: skip
 
@@ -108,7 +108,7 @@ def make_parser(command: str, types: Iterable[Any], about: str, first: str = "co
     return parser
 
 
-def parse(parser: Parser, argv: Sequence[str], *, small: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
+def parse(parser: Parser, argv: Sequence[str], *, small: Mapping[str, Mapping[str, Any]] | None = None) -> tuple[Any, ...]:
     """Returns the options, from a YAML or JSON file (a leading argument without dashes) and from flags, which win.
 
     A flag with the value ``null`` takes the option's default in place of the file's value.
@@ -116,7 +116,7 @@ def parse(parser: Parser, argv: Sequence[str], *, small: Mapping[str, Any] | Non
     Args:
         parser: Of `make_parser`.
         argv: The words after the command's name.
-        small: Defaults that hold where ``model`` names one of the small models.
+        small: Defaults that hold for a small model, by its name, where ``model`` is that.
 
     Raises:
         ValueError: In one line, naming the unknown key, the value that does not fit, or an option with two values.
@@ -131,8 +131,8 @@ def parse(parser: Parser, argv: Sequence[str], *, small: Mapping[str, Any] | Non
     words, unknown = parser.parse_known_args(argv)
     if unknown:
         raise ValueError(_unknown_option(unknown[0], parser.known()))
-    if small and words.model in SMALL:
-        parser.set_defaults(**small)
+    if small and words.model in small:
+        parser.set_defaults(**small[words.model])
     if parser.takes_methods:
         load_plugins(words.plugins or ())
         if words.set:

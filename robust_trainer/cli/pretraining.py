@@ -19,6 +19,7 @@ from ..contrastive.views import VIEWS
 from ..data.load import TRAIN, kept_rows, load_data, load_images
 from ..data.preprocess import ImageTransform
 from ..ledger.fingerprint import data_fingerprint
+from ..models.text_models import SMALL_TEXT
 from ..models.zoo import SMALL
 from ..reporting.atomic_files import write_json
 from ..reporting.untrusted import load_tensors, read_json
@@ -73,7 +74,7 @@ class ContrastiveOptions:
         if self.contrastive_epochs is None:
             if recipe is None or not recipe.name.endswith(("-simclr", "-simclr-sn")):
                 return 0  # freeze_backbone of another method: the backbone as it is, unless epochs are asked for
-            return DEFAULT_EPOCHS if options.model in SMALL or options.from_scratch else 0
+            return DEFAULT_EPOCHS if options.model in (*SMALL, *SMALL_TEXT) or options.from_scratch else 0
         if self.contrastive_epochs < 0:
             raise ValueError(f"contrastive_epochs={self.contrastive_epochs} must be >= 0: give for instance {DEFAULT_EPOCHS}.")
         return self.contrastive_epochs
@@ -193,6 +194,11 @@ class LoadUnlabelled:
 
     def __call__(self, state: RunState) -> None:
         """Sets ``state.unlabelled``."""
+        if state.text:
+            raise ValueError(
+                "the data are texts, and SimCLR, which trains the backbone before such a method trains the head, contrasts images: "
+                "give a pretrained model, or another method."
+            )
         state.unlabelled = unlabelled_images(self.options, self.data)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import datasets
@@ -11,9 +11,11 @@ import datasets
 from ..corruptions import IS_CORRUPTED, corrupt_labels, nominal_rates, poison, realised_rates, trigger_all, use_noisy_labels
 from ..data.load import TEST, TRAIN, TRIGGERED, load_data
 from ..data.preprocess import ImageTransform
+from ..data.texts import TextTransform, is_text
 from ..evaluation.path_table import PathLengths
 from ..images.squeezing import Squeeze, squeeze_images
 from ..trainer import RobustTrainer
+from .kinds import NO_CHECK, CheckKind
 from .options import CorruptionOptions, DataOptions, PreprocessOptions
 
 
@@ -22,13 +24,13 @@ class RunState:
     """What the stages of a run have made so far; None for what is not there.
 
     Attributes:
-        splits: train and test, and test_triggered where there is a trigger; columns image and label.
+        splits: train and test, and test_triggered where there is a trigger; columns image or text, and label.
         corruption: What was corrupted, with nominal and realised rates.
         poison: The record of an availability poison.
         paths: Path lengths by which crafted label noise was chosen.
         squeeze: What was done to the training images.
         unlabelled: More images, for the pre-training alone.
-        model: The network; processor: its image processor; transform: rows of the splits to its inputs.
+        model: The network; processor: its image processor or tokenizer; transform: rows of the splits to its inputs.
         pretraining: The record of a first stage of training.
         trainer: After training.
         record: Settings, curves and figures of the training.
@@ -42,7 +44,7 @@ class RunState:
     unlabelled: datasets.Dataset | None = None
     model: Any = None
     processor: Any = None
-    transform: ImageTransform | None = None
+    transform: ImageTransform | TextTransform | None = None
     pretraining: dict[str, Any] | None = None
     trainer: RobustTrainer | None = None
     record: dict[str, Any] = field(default_factory=dict)
@@ -61,6 +63,11 @@ class RunState:
     def triggered(self) -> datasets.Dataset | None:
         """The test split with the trigger on every image."""
         return self.splits.get(TRIGGERED)
+
+    @property
+    def text(self) -> bool:
+        """Whether the data are texts, else images."""
+        return is_text(self.train)
 
 
 class Stage(Protocol):
@@ -100,41 +107,47 @@ class KnownClasses:
 
 def data_stages(
     data: DataOptions, corruption: CorruptionOptions, preprocess: PreprocessOptions | None = None, *crafting: Stage,
-    classes: KnownClasses = KnownClasses(),
+    classes: KnownClasses = KnownClasses(), check: CheckKind = NO_CHECK, whole: bool = False,
 ) -> list[Stage]:  # fmt: skip
     """Returns the stages that prepare data: loaded, crafted noise and poisons, corrupted, and the training images squeezed at last.
 
     Args:
-        data: Which images.
+        data: Which images or texts.
         corruption: A trigger or wrong labels.
         preprocess: What is done to the training images; None for nothing.
         crafting: Stages that work on the clean splits.
         classes: Of a model that the data are for.
+        check: What else has to fit images, or texts, as the data are.
+        whole: Without a test split all rows are to be tested, and none are trained on.
 
     Raises:
         ValueError: For settings out of range.
     """
     corrupt = CorruptData(corruption)
     squeeze = [] if preprocess is None else [SqueezeImages(preprocess)]
-    return [LoadData(data, corruption.given(), classes), *crafting, corrupt, *squeeze]
+    options = (corruption, *(() if preprocess is None else (preprocess,)), *check.options)
+    load = LoadData(data, corruption.given(), classes, whole)
+    return [load, replace(check, options=options), *crafting, corrupt, *squeeze]
 
 
 def prepare(
     data: DataOptions, corruption: CorruptionOptions, preprocess: PreprocessOptions | None = None,
-    classes: KnownClasses = KnownClasses(),
+    classes: KnownClasses = KnownClasses(), check: CheckKind = NO_CHECK, whole: bool = False,
 ) -> RunState:  # fmt: skip
     """Returns the state after `data_stages`; a data set that was saved poisoned comes with its own triggered test set.
 
     Args:
-        data: Which images.
+        data: Which images or texts.
         corruption: A trigger or wrong labels.
         preprocess: What is done to the training images; None for nothing.
         classes: Of a model that the data are for.
+        check: As of `data_stages`.
+        whole: As of `data_stages`.
 
     Raises:
         ValueError: For settings out of range, and for a second corruption of a corrupted data set.
     """
-    return run_stages(data_stages(data, corruption, preprocess, classes=classes))
+    return run_stages(data_stages(data, corruption, preprocess, classes=classes, check=check, whole=whole))
 
 
 @dataclass(frozen=True)
@@ -146,11 +159,13 @@ class LoadData:
         corrupting: Name and value of the option that is going to corrupt the labels, None for none; a data set that is corrupted
             already is refused then, before anything long begins.
         classes: Of a model that the data are for.
+        whole: Without a test split all rows are to be tested, and none are trained on.
     """
 
     data: DataOptions
     corrupting: tuple[str, Any] | None = None
     classes: KnownClasses = KnownClasses()
+    whole: bool = False
 
     def __post_init__(self) -> None:
         self.data.source()  # raises where no data set is named
@@ -164,6 +179,7 @@ class LoadData:
             max_test_samples=data.max_test_samples, seed=data.split_seed, names=self.classes.names,
             source=self.classes.source, names_required=self.classes.required,
             others=[value for name, value in [self.corrupting or ("", "")] if name == "noisy_label_column"],
+            hold_out=not self.whole,
         )  # fmt: skip
         if IS_CORRUPTED not in state.train.column_names:
             return
@@ -203,10 +219,10 @@ class CorruptData:
             train = corrupt_labels(train, **noise, seed=seed, exact=options.noise_form == "exact")
             record |= {"noise": options.describe(), "seed": seed}
         elif options.noisy_label_column is not None:
-            others = [c for c in train.column_names if c not in ("image", "label")]
+            others = [c for c in train.column_names if c not in ("image", "text", "label")]
             if options.noisy_label_column not in others:
                 raise ValueError(
-                    f"noisy_label_column={options.noisy_label_column!r} is not among the columns {others} beside image and label: "
+                    f"noisy_label_column={options.noisy_label_column!r} is not among the columns {others} beside inputs and label: "
                     "name one of them."
                 )
             train = use_noisy_labels(train, options.noisy_label_column)

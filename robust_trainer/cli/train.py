@@ -1,4 +1,4 @@
-"""The command train: one robust training of an image classifier."""
+"""The command train: one robust training of a classifier of images or texts."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from ..data.preprocess import image_shape
 from ..evaluation.robustness import show_eps
 from ..methods.table import METHODS
 from ..models.saved_networks import in_words
-from ..models.zoo import known_classes
+from ..models.text_models import SMALL_TEXT
+from ..models.zoo import SMALL, known_classes, model_kinds
 from ..reporting.console import command_line, say, show
 from ..reporting.results import table
 from ..trainer import RobustTrainer
 from .corrupt import tell_rates
+from .kinds import CheckKind
 from .options import CorruptionOptions, DataOptions, ModelOptions, PreprocessOptions
 from .outputs import RUN, OverwriteOptions, check_output
 from .parser import make_parser, parse
@@ -41,27 +43,32 @@ TRAIN_DEFAULTS: dict[str, Any] = {
     "report_to": "none",
     "remove_unused_columns": False,
 }
-#: Where the model is small-cnn or resnet32, trained from scratch (TrainingArguments' defaults are for fine-tuning).
+#: Where the model is a small one, trained from scratch (TrainingArguments' defaults are for fine-tuning).
 SMALL_DEFAULTS: dict[str, Any] = {
     "learning_rate": 2e-3,
     "num_train_epochs": 20,
     "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 256,
 }
+SMALL_TEXT_DEFAULTS: dict[str, Any] = {**SMALL_DEFAULTS, "learning_rate": 5e-4, "num_train_epochs": 10}
+DEFAULTS_BY_MODEL = {**dict.fromkeys(SMALL, SMALL_DEFAULTS), **dict.fromkeys(SMALL_TEXT, SMALL_TEXT_DEFAULTS)}
 
 
 def train(argv: Sequence[str]) -> None:
-    """robust-trainer train: writes the model, its image processor, results.json, ledger.parquet and report.html.
+    """robust-trainer train: writes the model, its image processor or tokenizer, results.json, ledger.parquet and report.html.
 
     Args:
         argv: The words after the command's name.
     """
-    about = "Train an image classifier robustly. Methods: " + "; ".join(f"{m.name}: {m.summary}" for m in METHODS.values())
+    about = "Train a classifier of images or texts robustly. Methods: " + "; ".join(
+        f"{m.name}: {m.summary}" for m in METHODS.values()
+    )
     kinds = [DataOptions, CorruptionOptions, PreprocessOptions, ModelOptions, ContrastiveOptions, OverwriteOptions, RobustConfig]
     parser = make_parser("train", kinds, about)
-    parser.epilog = "With small-cnn and resnet32: " + ", ".join(f"{k} {v}" for k, v in SMALL_DEFAULTS.items()) + "."
+    told = [", ".join(f"{k} {v}" for k, v in defaults.items()) for defaults in (SMALL_DEFAULTS, SMALL_TEXT_DEFAULTS)]
+    parser.epilog = f"With small-cnn and resnet32: {told[0]}. With small-bert: {told[1]}."
     parser.set_defaults(**TRAIN_DEFAULTS, dataloader_pin_memory=torch.cuda.is_available())
-    data, corruption, preprocess, model, contrastive, output, args = parse(parser, argv, small=SMALL_DEFAULTS)
+    data, corruption, preprocess, model, contrastive, output, args = parse(parser, argv, small=DEFAULTS_BY_MODEL)
     args.resume_from_checkpoint = _resuming(args.resume_from_checkpoint)
     plain = args.method is None
     if plain:
@@ -71,7 +78,8 @@ def train(argv: Sequence[str]) -> None:
     # fresh weights know no classes; a model that knows the data's has them in its own order
     names = None if model.from_scratch else known_classes(model.model, model.trust_remote_code)
     classes = KnownClasses(names, f"model={model.model!r}", required=False)
-    preparing: list[Stage] = data_stages(data, corruption, preprocess, classes=classes)
+    check = CheckKind((model, contrastive), f"model={model.model!r}", model_kinds(model.model, model.trust_remote_code))
+    preparing: list[Stage] = data_stages(data, corruption, preprocess, classes=classes, check=check)
     training: list[Stage] = [BuildModel(args, model)]
     if epochs:
         preparing.append(LoadUnlabelled(contrastive, data))
@@ -92,7 +100,7 @@ def train(argv: Sequence[str]) -> None:
     with args.main_process_first(desc="preparing the data"):
         state = run_stages(preparing)
     tell_rates(state.corruption, per_class=True)
-    if image_shape(state.train)[1] <= 16 and "OMP_NUM_THREADS" not in os.environ:
+    if not state.text and image_shape(state.train)[1] <= 16 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # on so few pixels a second thread costs more than it brings
     run_stages(training, state)
     assert state.trainer is not None
@@ -139,7 +147,7 @@ def _tell(state: RunState, trainer: RobustTrainer, args: RobustConfig, folder: P
         say(f"which samples it distrusted: robust-trainer audit {folder}")
     recipe = trainer.recipe()
     attack = recipe.perturbation if recipe is not None else None
-    if attack is not None and state.triggered is None:
+    if attack is not None and state.triggered is None and not state.text:
         one = attack.single()[0]  # of two norms: the l_inf ball's
         norm, eps = "linf" if one.norm == "hybrid" else one.norm, show_eps(one.eps)
         attacks = "pgd-20 cw-20 autoattack" if norm in AUTOATTACK_NORMS else "pgd-20 cw-20"

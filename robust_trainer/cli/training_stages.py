@@ -16,10 +16,12 @@ from transformers.utils import logging
 from ..config import RobustConfig
 from ..corruptions import ATTACK_TARGET
 from ..data.load import label_names
-from ..data.preprocess import ImageTransform, image_shape, model_channels, tell_unseen
+from ..data.preprocess import image_shape, make_transform, model_channels, tell_unseen
+from ..data.texts import tell_cut
 from ..evaluation.accuracy import compute_accuracy, evaluate_backdoor
 from ..ledger.class_counts import trusted_by_class
 from ..models.saved_networks import read_record
+from ..models.text_models import SMALL_TEXT, build_text_model, positions
 from ..models.zoo import SMALL, build_model
 from ..reporting.atomic_files import replacing_files, write_json
 from ..reporting.html import write_report
@@ -37,7 +39,7 @@ logger = logging.get_logger(__name__)
 
 @dataclass(frozen=True)
 class BuildModel:
-    """Builds the network with the run's seed, for the training images' channels and side."""
+    """Builds the network with the run's seed, for the training images' channels and side or the training texts' words."""
 
     args: RobustConfig
     options: ModelOptions
@@ -45,16 +47,23 @@ class BuildModel:
     def __call__(self, state: RunState) -> None:
         """Sets ``state.model``, ``processor`` and ``transform``."""
         set_seed(self.args.seed)
-        channels, side = image_shape(state.train)
-        side = min(side, 64)
-        state.model, state.processor = build_model(
-            self.options.model, label_names(state.train), channels=channels,
-            image_size=self.options.image_size or side, from_scratch=self.options.from_scratch,
-            trust_remote_code=self.options.trust_remote_code,
-        )  # fmt: skip
-        chosen = side if self.options.image_size is None and self.options.model in SMALL else None
-        tell_unseen(state.splits, model_channels(state.model), chosen)
-        state.transform = ImageTransform(state.processor, model_channels(state.model))
+        options, names = self.options, label_names(state.train)
+        fresh: dict[str, Any] = {"from_scratch": options.from_scratch, "trust_remote_code": options.trust_remote_code}
+        if state.text:
+            texts = state.train["text"][:] if options.model in SMALL_TEXT else ()
+            state.model, state.processor = build_text_model(options.model, names, texts, max_length=options.max_length, **fresh)
+            most = positions(state.model)
+            room = most > state.processor.model_max_length
+            tell_cut(state.splits, state.processor, f": max_length can be up to {most}" if room else ", all that the model takes")
+        else:
+            channels, side = image_shape(state.train)
+            side = min(side, 64)
+            state.model, state.processor = build_model(
+                options.model, names, channels=channels, image_size=options.image_size or side, **fresh
+            )
+            chosen = side if options.image_size is None and options.model in SMALL else None
+            tell_unseen(state.splits, model_channels(state.model), chosen)
+        state.transform = make_transform(state.model, state.processor)
 
 
 class RemoveEarlier(TrainerCallback):
@@ -75,7 +84,7 @@ def _check_numbers(args: RobustConfig) -> None:
     if not 0 <= args.dataloader_num_workers <= 1024:
         raise ValueError(f"dataloader_num_workers={args.dataloader_num_workers} must be in [0, 1024]: give for instance 2.")
     if args.dataloader_drop_last:
-        raise ValueError("dataloader_drop_last=True would leave test images out of the figures, too: leave it out.")
+        raise ValueError("dataloader_drop_last=True would leave test samples out of the figures, too: leave it out.")
     if not 0 <= args.label_smoothing_factor <= 1:
         raise ValueError(f"label_smoothing_factor={args.label_smoothing_factor} must be in [0, 1]: give for instance 0.1.")
     kwargs: Any = args.lr_scheduler_kwargs
@@ -106,7 +115,7 @@ class Train:
     def __post_init__(self) -> None:
         _check_numbers(self.args)
         half = next((name for name in ("bf16_full_eval", "fp16_full_eval") if getattr(self.args, name)), None)
-        if half is not None and self.options.model in SMALL:
+        if half is not None and self.options.model in (*SMALL, *SMALL_TEXT):
             raise ValueError(
                 f"{half}=True: model={self.options.model!r} takes numbers of 32 bits: leave it out, or give bf16=True."
             )
@@ -114,7 +123,7 @@ class Train:
             given = [name for name in ("label_names", "prediction_loss_only", "batch_eval_metrics") if getattr(self.args, name)]
             raise ValueError(f"{given[0]}={getattr(self.args, given[0])!r} leaves no accuracy to measure: leave it out.")
         if self.args.remove_unused_columns:
-            raise ValueError("remove_unused_columns=True would drop the images before they are preprocessed: leave it at False.")
+            raise ValueError("remove_unused_columns=True would drop the inputs before they are preprocessed: leave it at False.")
 
     def __call__(self, state: RunState) -> None:
         """Sets ``state.trainer`` and ``state.record``."""
@@ -196,7 +205,7 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class WriteRun:
-    """Writes the model and its image processor, results.json, report.html and, with a ledger, ledger.parquet.
+    """Writes the model and its image processor or tokenizer, results.json, report.html and, with a ledger, ledger.parquet.
 
     Args:
         folder: Where to.

@@ -45,6 +45,7 @@ def load_data(
     source: str = "the model",
     names_required: bool = True,
     others: Sequence[str] = (),
+    hold_out: bool = True,
 ) -> datasets.DatasetDict:
     """Returns a data set with splits 'train' and 'test' (and 'test_triggered' where saved), columns 'image' or 'text', and 'label'.
 
@@ -69,6 +70,7 @@ def load_data(
         source: Where these names come from, for messages.
         names_required: Whether the data may have no other classes; else the names count only where it has the same.
         others: More columns of class labels, to be numbered along.
+        hold_out: Without a test split a fifth of train becomes one; False: all rows are both, for a model that saw none of them.
 
     Raises:
         ValueError: For a name that leads nowhere, for missing or unusable columns, and naming row and file, for unusable images or
@@ -81,8 +83,11 @@ def load_data(
     parts = _splits(loaded, name, test_split, image_column, text_column, label_column)
     data = gate(parts, names=names, source=source, required=names_required, others=others)
     whole = TEST not in data  # rows of both parts are named as in the one table
-    if whole:
+    if whole and hold_out:
         data = _hold_out(data, name, seed)
+    elif whole:
+        data[TEST] = data[TRAIN]
+        logger.warning(f"dataset={name!r} has no test split: all its {len(data[TEST])} rows are tested, as none was trained on.")
     for key, limit in ((TRAIN, max_train_samples), (TEST, max_test_samples), (TRIGGERED, max_test_samples)):
         if limit is not None and key in data and limit < len(data[key]):
             data[key] = data[key].select(kept_rows(len(data[key]), limit, seed)[0])

@@ -1,4 +1,4 @@
-"""Images to the model's inputs, batch by batch, with the image processor of the model."""
+"""Images, or texts, to the model's inputs, batch by batch, with the image processor or tokenizer of the model."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .decode import GREY, ImageError, decode_images, open_image, undecoded
 from .readable import LOOKED_AT, check_readable
 from .splits import TRAIN
+from .texts import TextTransform
 
 logger = logging.get_logger(__name__)
 
@@ -58,6 +60,25 @@ class ImageTransform:
         if self.label_column in batch:
             out["labels"] = torch.tensor(batch[self.label_column])
         return out
+
+
+def kind_of(processor: Any) -> str:
+    """Returns what a model classifies, ``image`` or ``text``.
+
+    Args:
+        processor: Its image processor, or its tokenizer.
+    """
+    return "text" if isinstance(processor, PreTrainedTokenizerBase) else "image"
+
+
+def make_transform(model: Any, processor: Any) -> ImageTransform | TextTransform:
+    """Returns what makes the rows of `load_data` the model's inputs.
+
+    Args:
+        model: The model.
+        processor: Its image processor, or its tokenizer.
+    """
+    return TextTransform(processor) if kind_of(processor) == "text" else ImageTransform(processor, model_channels(model))
 
 
 def image_shape(data: datasets.Dataset, column: str = "image", look_at: int = LOOKED_AT) -> tuple[int, int]:

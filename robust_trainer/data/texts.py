@@ -148,7 +148,7 @@ class TextTransform:
         return out
 
 
-def tell_cut(splits: Mapping[str, datasets.Dataset], tokenizer: Any, mend: str, column: str = "text") -> None:
+def tell_cut(splits: Mapping[str, datasets.Dataset], tokenizer: Any, mend: str = "", column: str = "text") -> None:
     """Says in one line for each split how many of its texts have more tokens than are read.
 
     Args:

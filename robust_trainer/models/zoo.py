@@ -1,4 +1,4 @@
-"""Image classifiers by name: two small ones to train from scratch, and every transformers image model by its name or folder."""
+"""Image classifiers by name: small ones to train from scratch, and every transformers image model; and saved models of any kind."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import math
 import os
 from typing import Any
 
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
 from ..data.class_names import names_of
 from .peers import load_networks
+from .pretrained import KINDS, kinds_of, open_pretrained
 from .small_networks import (
     Classifier,
     PlainCNN,
@@ -22,6 +22,7 @@ from .small_networks import (
     SmallCNN,
     SmallCNNConfig,
 )
+from .text_models import SMALL_TEXT, load_tokenizer
 
 try:  # without torchvision the plain name answers with a warning
     from transformers import ViTImageProcessorPil as PlainProcessor
@@ -42,6 +43,8 @@ for _config, _model in SMALL.values():
     _config.register_for_auto_class()
     _model.register_for_auto_class("AutoModelForImageClassification")
 
+_IMAGE = f"{', '.join(SMALL)}, or the hub name or folder of an image classification model"
+_ANY = f"{', '.join([*SMALL, *SMALL_TEXT])}, or the hub name or folder of an image or text classification model"
 #: Pixels; a processor that makes larger images is taken for a damaged one.
 LARGEST_SIDE = 16_384
 
@@ -84,29 +87,44 @@ def build_model(
             size={"height": side, "width": side}, image_mean=[mean] * channels, image_std=[std] * channels, do_resize=True
         )
         return model_class(config_class(num_channels=channels, image_size=side, **names)), processor
-    config = _found(AutoConfig, name, trust_remote_code, **names)
+    config = open_pretrained(AutoConfig, name, trust_remote_code, _IMAGE, **names)
     processor = _processor(name, trust_remote_code)
     if from_scratch:
         return AutoModelForImageClassification.from_config(config, trust_remote_code=trust_remote_code), processor
-    model = _found(AutoModelForImageClassification, name, trust_remote_code, config=config, ignore_mismatched_sizes=True)
-    return model, processor
+    more = {"config": config, "ignore_mismatched_sizes": True}
+    return open_pretrained(AutoModelForImageClassification, name, trust_remote_code, _IMAGE, **more), processor
+
+
+def model_kinds(name: str, trust_remote_code: bool | None = False) -> set[str]:
+    """Returns what a model can classify, ``image`` or ``text`` or both; empty where nothing tells.
+
+    Args:
+        name: As for `build_model` or `build_text_model`.
+        trust_remote_code: As for `build_model`.
+
+    Raises:
+        ValueError: When the model cannot be found.
+    """
+    if name in SMALL or name in SMALL_TEXT:
+        return {"image" if name in SMALL else "text"}
+    return kinds_of(open_pretrained(AutoConfig, name, trust_remote_code, _ANY))
 
 
 def known_classes(name: str, trust_remote_code: bool | None = False) -> list[str] | None:
     """Returns the class names that a transformers model was trained with, by number; None where it has none.
 
     Args:
-        name: As for `build_model`.
+        name: As for `build_model` or `build_text_model`.
         trust_remote_code: As for `build_model`.
 
     Raises:
         ValueError: When the model cannot be found.
     """
-    return None if name in SMALL else names_of(_found(AutoConfig, name, trust_remote_code))
+    return None if name in SMALL or name in SMALL_TEXT else names_of(open_pretrained(AutoConfig, name, trust_remote_code, _ANY))
 
 
 def load_model(folder: str, trust_remote_code: bool | None = False, alone: bool = False) -> tuple[PreTrainedModel, Any]:
-    """Returns the model and the image processor saved in a folder by `RobustTrainer.save_model`.
+    """Returns the model and the image processor or tokenizer saved in a folder by `RobustTrainer.save_model`.
 
     Args:
         folder: The ``output_dir`` of a training; where it trained several networks, the model is a `PeerModel` of all of them.
@@ -118,17 +136,27 @@ def load_model(folder: str, trust_remote_code: bool | None = False, alone: bool 
     """
     if not os.path.isfile(os.path.join(folder, "config.json")):
         raise ValueError(f"run={folder!r} holds no saved model (config.json): give the output_dir of a training.")
+    kind = _saved_kind(folder, trust_remote_code)
 
     def load(one: str) -> Any:
-        return _found(AutoModelForImageClassification, one, trust_remote_code)
+        return open_pretrained(KINDS[kind], one, trust_remote_code, _ANY)
 
     model: Any = load(folder) if alone else load_networks(folder, load)
-    return model, _processor(folder, trust_remote_code)
+    return model, load_tokenizer(folder, trust_remote_code) if kind == "text" else _processor(folder, trust_remote_code)
+
+
+def _saved_kind(folder: str, trust_remote_code: bool | None) -> str:
+    """What a saved model classifies; of one that could be either, or of which nothing is known, what lies beside it tells."""
+    kinds = kinds_of(open_pretrained(AutoConfig, folder, trust_remote_code, _ANY))
+    if len(kinds) == 1:
+        return kinds.pop()
+    beside = {file for file in ("preprocessor_config.json", "tokenizer_config.json") if os.path.isfile(os.path.join(folder, file))}
+    return "text" if beside == {"tokenizer_config.json"} else "image"
 
 
 def _processor(name: str, trust_remote_code: bool | None) -> Any:
     """The image processor, with settings that images can be processed by: a side of 1e9 pixels would be a full memory."""
-    processor = _found(AutoImageProcessor, name, trust_remote_code)
+    processor = open_pretrained(AutoImageProcessor, name, trust_remote_code, _IMAGE)
     settings = processor.to_dict()
     sides = [side for key in ("size", "crop_size") for side in dict(settings.get(key) or {}).values()]
     per_channel = [settings[key] for key in ("image_mean", "image_std") if settings.get(key) is not None]
@@ -146,19 +174,3 @@ def _processor(name: str, trust_remote_code: bool | None) -> Any:
 
 def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _found(auto: Any, name: str, trust_remote_code: bool | None, **kwargs: Any) -> Any:
-    try:
-        return auto.from_pretrained(name, trust_remote_code=bool(trust_remote_code), **kwargs)
-    except (OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError, MemoryError, SafetensorError) as error:
-        if not trust_remote_code and "trust_remote_code" in str(error):  # asked on the terminal where nobody says yes or no
-            mend = "" if trust_remote_code is None else "give --trust_remote_code if you have read it or trust its author, or "
-            raise ValueError(
-                f"model={name!r} brings Python code of its own, which is not run: {mend}choose another model."
-            ) from None
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"model={name!r} could not be loaded by {auto.__name__}: choose {', '.join(SMALL)}, or the hub name or folder of an "
-            f"image classification model ({reason})."
-        ) from error

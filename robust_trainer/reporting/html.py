@@ -1,4 +1,4 @@
-"""The report: one HTML file with the table, the curves and the most suspicious images; it needs no network and no other file."""
+"""The report: one HTML file with the table, the curves and the most suspicious samples; it needs no network and no other file."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from .safe_text import plain, visible
 
 #: Figures: per-epoch column -> title and what to read from it.
 PLOTS: Mapping[str, tuple[str, str]] = {
-    "clean_accuracy": ("Clean accuracy", "On the untouched test images; higher is better."),
-    "poison_accuracy": ("Poison accuracy", "On the test images with the trigger, against their true labels; higher is better."),
+    "clean_accuracy": ("Clean accuracy", "On the untouched test data; higher is better."),
+    "poison_accuracy": ("Poison accuracy", "On the test data with the trigger, against their true labels; higher is better."),
     "eval_accuracy": ("Accuracy", "On the evaluation data; higher is better."),
-    "robust_accuracy": ("Robust accuracy", "On images perturbed by the attack that was trained against; higher is better."),
+    "robust_accuracy": ("Robust accuracy", "On inputs perturbed by the attack that was trained against; higher is better."),
     "kept_clean": ("Kept of the clean samples", "The share of the clean training samples that was trained on; higher is better."),
     "kept_corrupted": (
         "Kept of the corrupted samples", "The share of the corrupted training samples that was trained on; lower is better."
@@ -30,6 +30,7 @@ PLOTS: Mapping[str, tuple[str, str]] = {
     "kept_fraction": ("Kept of all samples", "The share of the training samples that was trained on."),
 }  # fmt: skip
 _THUMBNAIL = 96  # pixels, the longer side of an image in the report
+TEXT = 400  # characters of a text in the report
 
 #: Classes in the table of those of which few samples are kept.
 FEW = 50
@@ -44,15 +45,19 @@ def write_report(
     Args:
         path: File to write.
         content: The run's `results.results`.
-        suspects: Rows of `results.suspects`, shown as pictures in that order.
+        suspects: Rows of `results.suspects`, shown as pictures or texts in that order.
         suspects_of: The method whose ledger they come from.
         title: Heading of the page.
     """
     runs = content["runs"]
     heading, rows = table(runs)
+    shown = [
+        {**row, "image": image_uri(row["image"]) if row.get("text") is None else "", "text": plain(row.get("text") or "", TEXT)}
+        for row in suspects
+    ]
     page = template("report.html").render(
         title=title, content=content, runs=runs, heading=heading, rows=rows, figures=figures(runs),
-        suspects=[{**row, "image": image_uri(row["image"])} for row in suspects], suspects_of=suspects_of,
+        suspects=shown, texts=any(row.get("text") is not None for row in suspects), suspects_of=suspects_of,
         options=options_told(content), settings=settings_told(runs), few=few_kept(runs),
     )  # fmt: skip
     return write_text(path, page)

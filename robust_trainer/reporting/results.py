@@ -63,7 +63,7 @@ def mean_last(rows: Sequence[Mapping[str, float]], k: int) -> dict[str, float]:
 
 
 def suspects(trainer: Any, data: Any, count: int = 24) -> list[dict[str, Any]]:
-    """Returns the most suspicious training samples, highest mean score first: image, given label, prediction, truth if known.
+    """Returns the most suspicious training samples, highest mean score first: input, given label, prediction, truth if known.
 
     Args:
         trainer: A trainer after its training.
@@ -74,13 +74,13 @@ def suspects(trainer: Any, data: Any, count: int = 24) -> list[dict[str, Any]]:
         return []
     names = label_names(data.train)
     order = torch.argsort(trainer.ledger.mean_score, descending=True, stable=True)[:count].tolist()
-    out, images = [], undecoded(data.train)
+    out, rows = [], undecoded(data.train)
     for row in trainer.ledger.to_dataset().select(order):
-        sample = images[row["index"]]
+        sample = rows[row["index"]]
         truth = sample.get("clean_label")
         out.append(
             {
-                "image": sample["image"], "index": row["index"], "given": names[sample["label"]],
+                "image": sample.get("image"), "text": sample.get("text"), "index": row["index"], "given": names[sample["label"]],
                 "predicted": names[row["predicted"]] if row["predicted"] >= 0 else "-", "score": row["mean_score"],
                 "kept": row["kept"], "seen": row["seen"], "truth": None if truth is None else names[truth],
                 "corrupted": sample.get(IS_CORRUPTED),

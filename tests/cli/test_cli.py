@@ -172,7 +172,7 @@ def test_class_maps_are_read(tmp_path):
 def test_flags_win_over_yaml_and_small_models_have_their_own_defaults(tmp_path):
     from robust_trainer import RobustConfig
     from robust_trainer.cli.options import ModelOptions
-    from robust_trainer.cli.train import SMALL_DEFAULTS, TRAIN_DEFAULTS
+    from robust_trainer.cli.train import DEFAULTS_BY_MODEL, SMALL_DEFAULTS, TRAIN_DEFAULTS
 
     file = tmp_path / "c.yaml"
     lines = ["method: prl-at", "noise_rate: 0.1", "learning_rate: 1e-3", "image_mean: [0.5]", "image_std: [0.25]", "use_cpu: true"]
@@ -181,7 +181,7 @@ def test_flags_win_over_yaml_and_small_models_have_their_own_defaults(tmp_path):
     def read(*words):
         parser = make_parser("train", [DataOptions, CorruptionOptions, ModelOptions, RobustConfig], "")
         parser.set_defaults(**TRAIN_DEFAULTS | {"output_dir": str(tmp_path / "o")})
-        return parse(parser, [str(file), *words], small=SMALL_DEFAULTS)
+        return parse(parser, [str(file), *words], small=DEFAULTS_BY_MODEL)
 
     _, _, model, args = read("--noise_rate", "0.3")
     assert (args.method, args.noise_rate, args.learning_rate, args.eps) == ("prl-at", 0.3, 1e-3, None)

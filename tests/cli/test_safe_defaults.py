@@ -333,7 +333,7 @@ def test_a_processor_that_no_image_can_have(name, value, run, capsys):
         (["--gradient_accumulation_steps", "-1"], "gradient_accumulation_steps=-1 must be at least 1"),
         (["--eval_accumulation_steps", "0"], "eval_accumulation_steps=0 must be at least 1"),
         (["--accelerator_config", '{"a": 1}'], "got an unexpected keyword argument 'a'): look at the ones in JSON"),
-        (["--dataloader_drop_last", "true"], "would leave test images out of the figures"),
+        (["--dataloader_drop_last", "true"], "would leave test samples out of the figures"),
         (["--dataloader_num_workers", "99999999999999999999"], "must be in [0, 1024]"),
         (["--label_smoothing_factor", "1e9"], "label_smoothing_factor=1000000000.0 must be in [0, 1]"),
         (["--lr_scheduler_kwargs", '{"a": 1}'], "does not fit lr_scheduler_type=linear"),

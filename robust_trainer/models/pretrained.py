@@ -1,0 +1,53 @@
+"""Whatever transformers opens by a name or a folder: told in one line where it cannot, and what a model takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+)
+
+#: What a model of each kind is opened by.
+KINDS: dict[str, Any] = {"image": AutoModelForImageClassification, "text": AutoModelForSequenceClassification}
+_MAPPINGS = {"image": MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, "text": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING}
+
+
+def open_pretrained(auto: Any, name: str, trust_remote_code: bool | None, expected: str, **kwargs: Any) -> Any:
+    """Returns what an auto class of transformers finds.
+
+    Args:
+        auto: As ``AutoConfig``.
+        name: Hub name or folder.
+        trust_remote_code: Run Python code that it brings; None: no, and nobody can say yes.
+        expected: What could have been given, for the message.
+
+        **kwargs: Further arguments of ``from_pretrained``.
+
+    Raises:
+        ValueError: Where it is not found or cannot be read, and where it brings code that is not to be run.
+    """
+    try:
+        return auto.from_pretrained(name, trust_remote_code=bool(trust_remote_code), **kwargs)
+    except (OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError, MemoryError, SafetensorError) as error:
+        if not trust_remote_code and "trust_remote_code" in str(error):  # asked on the terminal where nobody says yes or no
+            mend = "" if trust_remote_code is None else "give --trust_remote_code if you have read it or trust its author, or "
+            raise ValueError(
+                f"model={name!r} brings Python code of its own, which is not run: {mend}choose another model."
+            ) from None
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"model={name!r} could not be loaded by {auto.__name__}: give {expected} ({reason}).") from error
+
+
+def kinds_of(config: Any) -> set[str]:
+    """Returns what a model can classify: of `KINDS`; empty where nothing tells.
+
+    Args:
+        config: Of a transformers model.
+    """
+    own = getattr(config, "auto_map", None) or {}
+    return {kind for kind, auto in KINDS.items() if type(config) in _MAPPINGS[kind] or auto.__name__ in own}
