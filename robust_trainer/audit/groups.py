@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .inputs import Inputs, noise_levels
-from .patterns import FEWEST, Pattern, shared_pattern
+from ..evidence.patterns import FEWEST, Pattern, shared_pattern
 from .result import GROUPS
 
 FINE, MISLABELLED, TRIGGERED, PERTURBED, UNCLEAR, UNSEEN = range(len(GROUPS))

@@ -3,7 +3,7 @@
 import numpy as np
 from helpers.tables import every_row
 
-from robust_trainer.audit.patterns import _class_means
+from robust_trainer.evidence.patterns import _class_means
 from robust_trainer.data.labels import rows_by_class
 
 

@@ -7,9 +7,10 @@ of mislabelled samples is as varied as of any others, what is left of triggered 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.ndimage import uniform_filter
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import roc_auc_score
 from sklearn.mixture import GaussianMixture
@@ -27,11 +28,16 @@ MOST, FEWEST = 0.5, 10
 #: A feature's standard deviation counts as at least so much, on the scale [0, 1].
 FLOOR = 0.02
 ROUNDS = 5
+#: Smaller images have no details apart from themselves.
+DETAIL = 6
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """What the carriers share: carries (n,) bool, the mean difference to the others (D,), apart and enriched as measured."""
+    """What the carriers share: carries (n,) bool, the mean difference to the others (D,), apart and enriched as measured.
+
+    detailed: whether all of it is of `details` of the inputs.
+    """
 
     carries: np.ndarray
     difference: np.ndarray
@@ -40,6 +46,7 @@ class Pattern:
     means: np.ndarray
     direction: np.ndarray
     cut: float
+    detailed: bool = False
 
     def carried_by(self, vectors: np.ndarray, classes: np.ndarray) -> np.ndarray:
         """Whether other samples carry it, bool (n,), from their vectors (n, D) and the classes (n,) that they should be.
@@ -97,6 +104,46 @@ class _Projection:
     difference: np.ndarray
     means: np.ndarray
     direction: np.ndarray
+
+
+def find_pattern(
+    vectors: np.ndarray,
+    labels: np.ndarray,
+    distrusted: np.ndarray,
+    classes: int,
+    shape: tuple[int, ...] | None = None,
+    seed: int = 0,
+) -> Pattern | None:
+    """The `Pattern` that the distrusted samples share in the inputs' details or, where none convinces there, in the inputs.
+
+    A small or faint trigger drowns in what natural images differ by at large, which `details` takes away.
+
+    Args:
+        vectors: (n, D) in [0, 1], float32, or levels of 0 to 255 as uint8.
+        labels: The class (n,) that each sample should be, in [0, C).
+        distrusted: Whether the sample is distrusted (n,).
+        classes: Number of classes C.
+        shape: Of an input, (H, W, channels), None where it is no image.
+        seed: Seed of every draw.
+    """
+    if int(distrusted.sum()) < FEWEST or int((~distrusted).sum()) < FEWEST:
+        return None
+    if vectors.dtype == np.uint8:
+        vectors = vectors.astype(np.float32) / 255
+    fine = details(vectors, shape) if shape is not None and min(shape[:2]) >= DETAIL else None
+    found = shared_pattern(fine, labels, distrusted, classes, seed) if fine is not None else None
+    return shared_pattern(vectors, labels, distrusted, classes, seed) if found is None else replace(found, detailed=True)
+
+
+def details(vectors: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Images less their local means over 3 x 3 pixels, (n, H W channels).
+
+    Args:
+        vectors: (n, H W channels).
+        shape: (H, W, channels).
+    """
+    images = vectors.reshape(-1, *shape)
+    return (images - uniform_filter(images, (0, 3, 3, 0))).reshape(len(images), -1)
 
 
 def _project(x: np.ndarray, labels: np.ndarray, chosen: np.ndarray, half: np.ndarray, classes: int) -> _Projection | None:

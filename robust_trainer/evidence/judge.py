@@ -1,0 +1,187 @@
+"""The verdict on every given label before training: how probably it is wrong, and which class it should be."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..selection.noise_rate import RateEstimate
+from .label_model import LabelModel, fit_label_model
+from .neighbours import normalise
+from .patterns import FEWEST, Pattern, find_pattern
+
+#: Features say something about labels where predictions agree with them more often than chance by so many standard errors.
+INFORMED = 4.0
+#: Fewer rows, or rows per class, say nothing.
+FEWEST_ROWS, FEWEST_OF_CLASS = 50, 2.0
+#: Rows times classes that are held at a time; beyond, labels are not judged (4 bytes each, some five tables of them).
+MOST_CELLS = 400_000_000
+#: Patterns that are looked for, one after another.
+MOST_PATTERNS = 3
+
+
+@dataclass(frozen=True)
+class LabelEvidence:
+    """What features, neighbours and a shared pattern say of N given labels; not trained for, so nothing has seen the labels' task.
+
+    Attributes:
+        wrong: probability that the given label is wrong, (N,) float32 in [0, 1]; 1 where a pattern is carried.
+        suggested: the likeliest class, (N,) int64; the given one where nothing is known.
+        confidence: its probability, (N,) float32.
+        carriers: whether the row carries a shared pattern, such as a trigger, (N,) bool.
+        rate: the share of wrong labels, patterns included.
+        transition: probability of each given label (column) for each right one (row), (C, C); of rows without a pattern.
+        agreement: share of the rows whose label is the one that their features predict.
+        chance: the same for predictions that know nothing but how frequent classes are.
+        informative: whether agreement is beyond chance; where not, nothing is doubted.
+        patterns: those found, the strongest first.
+        told: what was found, in one sentence.
+    """
+
+    wrong: np.ndarray
+    suggested: np.ndarray
+    confidence: np.ndarray
+    carriers: np.ndarray
+    rate: RateEstimate
+    transition: np.ndarray
+    agreement: float
+    chance: float
+    informative: bool
+    patterns: tuple[Pattern, ...]
+    told: str
+
+    def __len__(self) -> int:
+        return len(self.wrong)
+
+
+def judge_labels(
+    features: np.ndarray | Tensor,
+    labels: np.ndarray,
+    classes: int,
+    *,
+    inputs: np.ndarray | None = None,
+    shape: tuple[int, ...] | None = None,
+    seed: int = 0,
+) -> LabelEvidence:
+    """Returns the evidence on N given labels.
+
+    A noise transition and a linear model on the features (`fit_label_model`) say how probably each label is wrong. Who is
+    doubted is compared with the others in the inputs themselves: a pattern that they share (`find_pattern`), a trigger for
+    instance, makes its carriers' labels wrong, and the model is fitted again without them.
+
+    Args:
+        features: (N, D) of a network that has not seen the labels, any scale.
+        labels: given class numbers (N,) in [0, C).
+        classes: C.
+        inputs: the rows' inputs as vectors (N, V) in [0, 1], for patterns; None: none are looked for.
+        shape: of an input, (H, W, channels), where they are images.
+        seed: of every draw.
+
+    Raises:
+        ValueError: for shapes that do not fit, and labels out of range.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or len(labels) != len(features) or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"labels are {labels.shape} {labels.dtype}, expected {len(features)} class numbers, one for each feature row."
+        )
+    if len(labels) and not (0 <= labels.min() and labels.max() < classes):
+        raise ValueError(f"labels reach from {labels.min()} to {labels.max()}, expected 0 to {classes - 1}.")
+    if inputs is not None and len(inputs) != len(labels):
+        raise ValueError(f"inputs have {len(inputs)} rows and labels {len(labels)}: give one row for each label.")
+    labels = labels.astype(np.int64)
+    present = len(np.unique(labels))
+    if len(labels) < FEWEST_ROWS or present < 2 or len(labels) < FEWEST_OF_CLASS * present:
+        return _nothing(labels, classes, f"{len(labels):,} rows of {present:,} classes are too few to judge labels by features.")
+    if len(labels) * classes > MOST_CELLS:
+        return _nothing(
+            labels, classes, f"{len(labels):,} rows times {classes:,} classes are too many to judge labels by features."
+        )
+    rows = normalise(features)
+    given = torch.from_numpy(labels).to(rows.device)
+    model = fit_label_model(rows, given, classes, seed)
+    carriers, patterns = _carriers(model, labels, classes, inputs, shape, seed)
+    agreement, chance, informed = _agreement(model.first, labels, classes)
+    if not informed and not carriers.any():
+        told = (
+            f"The features predict the labels hardly better than chance ({agreement:.0%} of the labels, chance {chance:.0%}): they "
+            "say nothing about them, and nothing is doubted."
+        )
+        return _nothing(labels, classes, told, agreement, chance)
+    rate = model.rate
+    if carriers.any():
+        kept = torch.from_numpy(~carriers).to(rows.device)
+        model = fit_label_model(rows[kept], given[kept], classes, seed)
+        posterior = torch.empty(len(labels), classes, device=rows.device)
+        posterior[kept] = model.posterior
+        posterior[~kept] = model.predict(rows[~kept])
+        share, rest = float(carriers.mean()), model.rate
+        rate = RateEstimate(*(share + (1.0 - share) * r for r in (rest.rate, rest.low, rest.high)), n=len(labels))
+    else:
+        posterior = model.posterior
+    confidence, suggested = posterior.max(1)
+    wrong = (1.0 - posterior.gather(1, given.unsqueeze(1)).squeeze(1)).clamp(0.0, 1.0).cpu().numpy()
+    wrong[carriers] = 1.0
+    return LabelEvidence(
+        wrong=wrong.astype(np.float32), suggested=suggested.cpu().numpy(), confidence=confidence.cpu().numpy(), carriers=carriers,
+        rate=rate, transition=model.transition.cpu().numpy(), agreement=agreement, chance=chance, informative=True,
+        patterns=patterns, told=_told(rate, carriers, agreement),
+    )  # fmt: skip
+
+
+def _carriers(
+    model: LabelModel, labels: np.ndarray, classes: int, inputs: np.ndarray | None, shape: tuple[int, ...] | None, seed: int
+) -> tuple[np.ndarray, tuple[Pattern, ...]]:
+    """Who carries a pattern that doubted rows share, (N,) bool, and the patterns."""
+    carriers, patterns = np.zeros(len(labels), dtype=bool), []
+    if inputs is None:
+        return carriers, ()
+    readable = np.isfinite(inputs).all(1)
+    own_of = (model.doubts, model.first.argmax(1), model.votes.argmax(1))
+    # three judges of whom to doubt: a linear model learns a trigger that neighbours do not see, and the other way round
+    judges = [own.cpu().numpy() for own in own_of]
+    while len(patterns) < MOST_PATTERNS:
+        free = readable & ~carriers
+        found = None
+        for own in judges:
+            found = find_pattern(inputs[free], own[free], (own != labels)[free], classes, shape, seed)
+            if found is not None:
+                break
+        if found is None:
+            break
+        rows = np.flatnonzero(free)[found.carries]
+        if len(rows) < FEWEST:
+            break
+        carriers[rows] = True
+        patterns.append(found)
+    return carriers, tuple(patterns)
+
+
+def _agreement(scores: Tensor, labels: np.ndarray, classes: int) -> tuple[float, float, bool]:
+    """The share of labels that are predicted, the share by chance, and whether the first is beyond the second."""
+    predicted = scores.argmax(1).cpu().numpy()
+    agreement = float((predicted == labels).mean())
+    shares = [np.bincount(x, minlength=classes) / len(labels) for x in (labels, predicted)]
+    chance = float(shares[0] @ shares[1])
+    error = math.sqrt(max(chance * (1.0 - chance), 1e-9) / len(labels))
+    return agreement, chance, agreement - chance > INFORMED * error
+
+
+def _nothing(labels: np.ndarray, classes: int, told: str, agreement: float = 0.0, chance: float = 0.0) -> LabelEvidence:
+    """No doubt about any label."""
+    n = len(labels)
+    return LabelEvidence(
+        wrong=np.zeros(n, np.float32), suggested=labels, confidence=np.zeros(n, np.float32), carriers=np.zeros(n, dtype=bool),
+        rate=RateEstimate(0.0, 0.0, 1.0, n), transition=np.eye(classes, dtype=np.float32) if classes <= 20_000 else np.eye(0),
+        agreement=agreement, chance=chance, informative=False, patterns=(), told=told,
+    )  # fmt: skip
+
+
+def _told(rate: RateEstimate, carriers: np.ndarray, agreement: float) -> str:
+    found = f"About {100 * rate.rate:.1f} % of the labels are wrong ({100 * rate.low:.0f} to {100 * rate.high:.0f} %)"
+    shared = f", {int(carriers.sum()):,} of them on rows that share a pattern" if carriers.any() else ""
+    return f"{found}{shared}; the features alone predict {agreement:.0%} of the given labels."

@@ -1,0 +1,183 @@
+"""What each label should be, and which labels are given for which: a noise transition fitted to leave-one-out predictions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..selection.noise_rate import RateEstimate
+from .neighbours import Neighbours, find_neighbours
+from .rate import wrong_label_rate
+from .ridge import LeaveOneOutRidge
+
+#: Neighbours that are found and, of these, the nearest whose labels help the linear model.
+NEIGHBOURS, NEAREST = 50, 20
+#: Sharpness of the softmax over linear scores; the weight of the neighbours' votes beside them, and what keeps their log finite.
+SHARPNESS, VOTE_WEIGHT, VOTE_FLOOR = tuple(np.geomspace(2.0, 60.0, 9)), 0.5, 0.02
+#: No class is less likely than this part of 1 / C.
+FLOOR = 0.005
+#: Labels counted before any is seen, of each class: right ones, and ones spread over the classes by their frequency.
+RIGHT, SPREAD = 2.0, 0.5
+STEPS, ROUNDS = 15, 2
+#: Rows that the transition and the sharpness are fitted on.
+FITTED = 10_000
+_ROWS = 16_384
+
+
+@dataclass(frozen=True)
+class LabelModel:
+    """What N rows' labels should be.
+
+    Attributes:
+        probs: probability of each class before a row's own label is looked at, (N, C).
+        posterior: the same after it was looked at, (N, C).
+        transition: probability of each given label (column) for each right one (row), (C, C).
+        rate: share of wrong labels.
+        first: leave-one-out predictions made from the given labels alone, (N, C).
+        votes: shares of the NEIGHBOURS nearest rows' given labels, (N, C).
+        doubts: the classes that the transition says before it is scaled to the rate, (N,): whom to compare with whom.
+    """
+
+    probs: Tensor
+    posterior: Tensor
+    transition: Tensor
+    rate: RateEstimate
+    first: Tensor
+    votes: Tensor
+    doubts: Tensor
+    _ridge: LeaveOneOutRidge
+    _features: Tensor
+    _penalty: float
+    _sharpness: float
+
+    def predict(self, others: Tensor) -> Tensor:
+        """Returns each class's probability for rows that the model was not made of, (Q, C).
+
+        Args:
+            others: features (Q, D), normalised as those of the model.
+        """
+        if not len(others):
+            return self.probs[:0]
+        near = find_neighbours(self._features, NEAREST, queries=others, normalised=True)
+        scores = self._ridge.predict(self.posterior, self._penalty, others)
+        return _probabilities(scores, soft_votes(near, self.posterior, NEAREST), self._sharpness)
+
+
+def fit_label_model(features: Tensor, labels: Tensor, classes: int, seed: int = 0) -> LabelModel:
+    """Returns the model of N rows' labels, from their features and the labels given to them.
+
+    Twice: leave-one-out predictions of a ridge regression and of the nearest neighbours, as probabilities, with a noise transition
+    fitted to the given labels by expectation maximisation; the second time from the first's posterior in the labels' place. Then
+    the transition is moved towards or away from the identity until the mean posterior says the rate of `wrong_label_rate`.
+
+    Args:
+        features: (N, D) of length 1 (`neighbours.normalise`).
+        labels: int64 (N,) in [0, C).
+        classes: C, >= 2.
+        seed: of the rows that the transition is fitted on, of many.
+
+    References:
+        Dawid and Skene 1979, "Maximum likelihood estimation of observer error-rates using the EM algorithm"; Zhu, Song and Liu
+        2021, "Clusterability as an alternative to anchor points when learning with noisy labels" (neighbours that share a label).
+    """
+    ridge, near = LeaveOneOutRidge(features), find_neighbours(features, NEIGHBOURS, normalised=True)
+    targets = torch.nn.functional.one_hot(labels, classes).float()
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:FITTED].to(labels.device)
+    every, first = soft_votes(near, targets, NEIGHBOURS), targets
+    posterior, transition = targets, torch.eye(classes, device=labels.device)
+    for turn in range(ROUNDS):
+        penalty = ridge.best_penalty(posterior)
+        scores, votes = ridge.left_out(posterior, penalty), soft_votes(near, posterior, NEAREST)
+        first = scores if turn == 0 else first
+        fits = [_fit_transition(_probabilities(scores[order], votes[order], a), labels[order]) for a in SHARPNESS]
+        best = max(range(len(fits)), key=lambda i: fits[i][1])
+        transition, sharpness = fits[best][0], SHARPNESS[best]
+        probs = _probabilities(scores, votes, sharpness)
+        posterior = _posterior(probs, labels, transition)
+    doubts = posterior.argmax(1)
+    rate = rate_of(first, labels, classes)
+    transition = scale_transition(probs, labels, transition, rate.rate)
+    return LabelModel(
+        probs, _posterior(probs, labels, transition), transition, rate, first, every, doubts, ridge, features, penalty, sharpness
+    )  # fmt: skip
+
+
+def rate_of(scores: Tensor, labels: Tensor, classes: int) -> RateEstimate:
+    """Returns the share of wrong labels from scores that have not seen them.
+
+    Args:
+        scores: (N, C), higher is likelier.
+        labels: (N,).
+        classes: C.
+    """
+    if len(labels) == 0:
+        return RateEstimate(0.0, 0.0, 1.0, 0)
+    top = scores.topk(2, 1)
+    margins = (top.values[:, 0] - top.values[:, 1]).cpu().numpy()
+    return wrong_label_rate(margins, (top.indices[:, 0] != labels).cpu().numpy(), classes)
+
+
+def soft_votes(near: Neighbours, shares: Tensor, k: int) -> Tensor:
+    """Returns the similarity-weighted mean of the k nearest rows' class shares, (N, C); zeros where nobody is similar.
+
+    Args:
+        near: neighbours of N rows.
+        shares: (rows searched, C).
+        k: neighbours that vote.
+    """
+    out = []
+    size = max(1, 2**24 // max(k * shares.shape[1], 1))
+    for index, similarity in zip(near.index[:, :k].split(size), near.similarity[:, :k].split(size)):
+        weight = similarity.to(shares.device).clamp_min(0.0)
+        sums = torch.bmm(weight.unsqueeze(1), shares[index.to(shares.device)]).squeeze(1)
+        out.append(sums / weight.sum(1, keepdim=True).clamp_min(1e-9))
+    return torch.cat(out) if out else shares[:0]
+
+
+def _probabilities(scores: Tensor, votes: Tensor, sharpness: float) -> Tensor:
+    p = (sharpness * scores + VOTE_WEIGHT * torch.log(votes + VOTE_FLOOR)).softmax(1)
+    return p * (1.0 - FLOOR) + FLOOR / p.shape[1]
+
+
+def _posterior(probs: Tensor, labels: Tensor, transition: Tensor) -> Tensor:
+    joint = probs * transition.T[labels]
+    return joint / joint.sum(1, keepdim=True).clamp_min(1e-12)
+
+
+def _fit_transition(probs: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+    """The transition (C, C) of highest posterior density for these labels, and the log of that density."""
+    classes = probs.shape[1]
+    counts = torch.bincount(labels, minlength=classes).to(probs.dtype)
+    eye = torch.eye(classes, device=probs.device)
+    prior = SPREAD * (counts / counts.sum()).expand(classes, classes) + RIGHT * eye
+    transition = 0.6 * eye + 0.4 / classes
+    for _ in range(STEPS):
+        found = torch.zeros_like(eye).index_add_(1, labels, _posterior(probs, labels, transition).T) + prior
+        transition = found / found.sum(1, keepdim=True)
+    likelihood = torch.log((probs * transition.T[labels]).sum(1).clamp_min(1e-12)).sum(dtype=torch.float64)
+    return transition, float(likelihood + (prior * torch.log(transition.clamp_min(1e-12))).sum(dtype=torch.float64))
+
+
+def scale_transition(probs: Tensor, labels: Tensor, transition: Tensor, rate: float) -> Tensor:
+    """Returns the transition between the identity and beyond by which the mean posterior of a wrong label is the rate.
+
+    Args:
+        probs: (N, C).
+        labels: (N,).
+        transition: (C, C).
+        rate: in [0, 1]; 0 gives the identity.
+    """
+    eye = torch.eye(len(transition), device=transition.device)
+    if rate <= 0.0:
+        return eye
+    most = 1.0 / max(float((1.0 - transition.diagonal()).max()), 1e-9)
+    low, high = 0.0, most
+    for _ in range(30):
+        middle = (low + high) / 2
+        moved = ((1.0 - middle) * eye + middle * transition).clamp_min(0.0)
+        wrong = float(1.0 - _posterior(probs, labels, moved).gather(1, labels.unsqueeze(1)).mean())
+        low, high = (low, middle) if wrong > rate else (middle, high)
+    return ((1.0 - low) * eye + low * transition).clamp_min(0.0)
