@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .inputs import Inputs, noise_levels
 from ..evidence.patterns import FEWEST, Pattern, shared_pattern
+from .inputs import Inputs, noise_levels
 from .result import GROUPS
 
 FINE, MISLABELLED, TRIGGERED, PERTURBED, UNCLEAR, UNSEEN = range(len(GROUPS))

@@ -96,11 +96,9 @@ def judge_labels(
     labels = labels.astype(np.int64)
     present = len(np.unique(labels))
     if len(labels) < FEWEST_ROWS or present < 2 or len(labels) < FEWEST_OF_CLASS * present:
-        return _nothing(labels, classes, f"{len(labels):,} rows of {present:,} classes are too few to judge labels by features.")
+        return _nothing(labels, classes, f"{len(labels):,} rows of {present:,} classes are too few to judge labels by.")
     if len(labels) * classes > MOST_CELLS:
-        return _nothing(
-            labels, classes, f"{len(labels):,} rows times {classes:,} classes are too many to judge labels by features."
-        )
+        return _nothing(labels, classes, f"{len(labels):,} rows times {classes:,} classes are too many to judge labels by.")
     rows = normalise(features)
     given = torch.from_numpy(labels).to(rows.device)
     model = fit_label_model(rows, given, classes, seed)

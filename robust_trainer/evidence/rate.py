@@ -24,8 +24,9 @@ def wrong_label_rate(margins: np.ndarray, disagrees: np.ndarray, classes: int) -
 
     Errors of a model become rarer the larger its margin, wrong labels do not: what is left of the disagreement at large margins is
     theirs. Psychometricians call it the lapse rate of a curve. With margin m in standard deviations, the model errs with
-    g(m) = 1 / (1 + exp(a + b m)), at m = 0 between 1/2 and 1 - 1/C; label and prediction disagree with r + (1 - r C / (C - 1)) g(m).
-    The rate r is the mean over a prior that puts some weight on no wrong label, so that what the data hardly tell is told as small.
+    g(m) = 1 / (1 + exp(a + b m)), at m = 0 between 1/2 and 1 - 1/C, and label and prediction disagree with
+    r + (1 - r C / (C - 1)) g(m). The rate r is its mean over a prior that puts some weight on no wrong label, so that a rate that
+    the data hardly tell is told as small.
 
     Args:
         margins: largest score less the second, (N,), of predictions that have not seen the row's label.

@@ -24,10 +24,10 @@ from robust_trainer.audit import groups, load_ledger, make_audit, write_cleaned
 from robust_trainer.audit.cleaned import dataset_card
 from robust_trainer.audit.groups import FINE, MISLABELLED, PERTURBED, TRIGGERED, UNCLEAR
 from robust_trainer.audit.inputs import noise_levels, open_inputs
-from robust_trainer.evidence.patterns import shared_pattern
 from robust_trainer.audit.result import DROPPED, KEPT, RELABELLED, Audit
 from robust_trainer.audit.suspicion import judge, judge_numbers, transition_matrix
 from robust_trainer.data.load import load_data
+from robust_trainer.evidence.patterns import shared_pattern
 from robust_trainer.ledger.fingerprint import class_names
 from robust_trainer.ledger.ledger import SampleLedger
 from robust_trainer.reporting.atomic_files import replacing

@@ -3,8 +3,8 @@
 import numpy as np
 from helpers.tables import every_row
 
-from robust_trainer.evidence.patterns import _class_means
 from robust_trainer.data.labels import rows_by_class
+from robust_trainer.evidence.patterns import _class_means
 
 
 @every_row("seed", range(12))
