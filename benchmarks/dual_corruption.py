@@ -48,12 +48,12 @@ from robust_trainer import RobustConfig, RobustTrainer
 from robust_trainer.corruptions import corrupt_labels
 from robust_trainer.corruptions.poisons.networks import accuracy, seeded, train_plain
 from robust_trainer.corruptions.poisons.poison_images import FRESH, NONE, find_poison, poison_images, realised_norms
+from robust_trainer.data.augmentation.augmentations import Augmentation, augment, make_augmentation
+from robust_trainer.data.augmentation.squeezing import make_squeeze, squeeze_images
 from robust_trainer.data.images import InputSpace
 from robust_trainer.data.load import load_data
 from robust_trainer.data.pixels import IS_POISONED, read_levels, read_pixels, write_levels
 from robust_trainer.data.randomness import keyed_seed
-from robust_trainer.images.augmentations import Augmentation, augment, make_augmentation
-from robust_trainer.images.squeezing import make_squeeze, squeeze_images
 from robust_trainer.methods.table import get_method
 from robust_trainer.methods.units import fraction
 from robust_trainer.models.pixel_model import PixelModel, pixel_model

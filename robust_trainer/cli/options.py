@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..corruptions import CLASS_MAPS, LABEL_RULES, NOISES, TRIGGERS, AllToOne, LabelRule, PixelTrigger
-from ..images.squeezing import SQUEEZES, Squeeze, make_squeeze
+from ..data.augmentation.squeezing import SQUEEZES, Squeeze, make_squeeze
 from ..methods.settings import GivenTwice, parse_json
 from ..reporting.suggest import did_you_mean
 from .poison_options import read_settings

@@ -9,11 +9,11 @@ from typing import Any, Protocol
 import datasets
 
 from ..corruptions import IS_CORRUPTED, corrupt_labels, nominal_rates, poison, realised_rates, trigger_all, use_noisy_labels
+from ..data.augmentation.squeezing import Squeeze, squeeze_images
 from ..data.load import TEST, TRAIN, TRIGGERED, load_data
 from ..data.preprocess import ImageTransform
 from ..data.texts import TextTransform, is_text
 from ..evaluation.path_table import PathLengths
-from ..images.squeezing import Squeeze, squeeze_images
 from ..trainer import RobustTrainer
 from .kinds import NO_CHECK, CheckKind
 from .options import CorruptionOptions, DataOptions, PreprocessOptions

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.augmentation.augmentations import check, seeded_generators
+from ..data.augmentation.load_kornia import load_kornia
 from ..data.images import InputSpace
-from ..images.augmentations import check, seeded_generators
-from ..images.load_kornia import load_kornia
 
 #: The names of `make_views`, and what each does.
 VIEWS: Mapping[str, str] = {

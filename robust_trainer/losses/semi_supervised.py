@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..images.augmentations import Augmentation
+from ..data.augmentation.augmentations import Augmentation
 from ..types import ForwardOutput, Objective, Progress
 
 CONSISTENCIES = ("sum", "mean")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, TypeVar
 
-from ..images.augmentations import make_augmentation
+from ..data.augmentation.augmentations import make_augmentation
 from ..losses.adversarial import Mart, Nrat, PairObjective, Trades
 from ..losses.semi_supervised import SemiSupervised
 from ..losses.standard import HardBootstrap, make_objective

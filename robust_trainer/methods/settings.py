@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
-from ..images.augmentations import AUGMENTATIONS
+from ..data.augmentation.augmentations import AUGMENTATIONS
 from ..losses.adversarial import INNER
 from ..losses.semi_supervised import CONSISTENCIES
 from ..losses.standard import OBJECTIVES

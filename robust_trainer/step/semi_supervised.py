@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..images.augmentations import augment
+from ..data.augmentation.augmentations import augment
 from ..ledger.means import RunningMeans
 from ..losses.semi_supervised import SemiSupervised
 from ..perturbations.inputs import Forward, PixelAdapter

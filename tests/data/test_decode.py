@@ -17,12 +17,12 @@ from PIL import Image
 
 from robust_trainer.audit.samples import thumbnail
 from robust_trainer.corruptions import PatchTrigger, poison
+from robust_trainer.data.augmentation.squeezing import Squeeze, squeeze_images
 from robust_trainer.data.decode import MAX_PIXELS, ImageError, decode_image, decode_images, undecoded
 from robust_trainer.data.features import FeatureReader
 from robust_trainer.data.indexing import Indexed
 from robust_trainer.data.pixels import read_levels
 from robust_trainer.data.preprocess import ImageTransform, image_shape
-from robust_trainer.images.squeezing import Squeeze, squeeze_images
 
 RAMP = np.linspace(0, 65535, 16).reshape(4, 4).astype(np.uint16)
 EIGHT = np.arange(0, 256, 17, dtype=np.uint8).reshape(4, 4)

@@ -8,9 +8,9 @@ import torch
 from helpers.tables import every_row
 from PIL import Image, ImageEnhance, ImageOps
 
+from robust_trainer.data.augmentation import autoaugment
+from robust_trainer.data.augmentation.augmentations import AUGMENTATIONS, Augmentation, augment, check, make_augmentation
 from robust_trainer.data.images import InputSpace
-from robust_trainer.images import autoaugment
-from robust_trainer.images.augmentations import AUGMENTATIONS, Augmentation, augment, check, make_augmentation
 
 PIXELS = InputSpace()
 NAMES = list(AUGMENTATIONS)

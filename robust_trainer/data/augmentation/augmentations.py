@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..data.images import InputSpace
-from ..data.randomness import RowDraws, keyed_seed
+from ..images import InputSpace
+from ..randomness import RowDraws, keyed_seed
 from .autoaugment import auto_augment
 from .load_kornia import load_kornia
 

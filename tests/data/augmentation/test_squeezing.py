@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from robust_trainer.cli.main import main
 from robust_trainer.cli.options import CorruptionOptions, DataOptions, PreprocessOptions
 from robust_trainer.cli.stages import prepare
-from robust_trainer.images.squeezing import Squeeze, make_squeeze, squeeze_images
+from robust_trainer.data.augmentation.squeezing import Squeeze, make_squeeze, squeeze_images
 
 
 def picture(mode="RGB", side=16, seed=0):

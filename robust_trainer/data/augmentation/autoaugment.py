@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ..data.randomness import RowDraws
+from ..randomness import RowDraws
 from .load_kornia import load_kornia
 
 #: The 25 sub-policies of Cubuk et al. 2018 for CIFAR-10: twice (operation, its probability, its level 0..9).

@@ -15,9 +15,9 @@ import datasets
 import PIL.Image
 import PIL.ImageOps
 
-from ..data import columns
-from ..data.decode import decode_image
-from ..data.mapping import map_columns
+from .. import columns
+from ..decode import decode_image
+from ..mapping import map_columns
 
 #: The names of `make_squeeze`, in the order in which they are applied.
 SQUEEZES = ("bits", "grayscale", "jpeg")
