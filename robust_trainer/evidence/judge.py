@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ class LabelEvidence:
         informative: whether agreement is beyond chance; where not, nothing is doubted.
         patterns: those found, the strongest first.
         told: what was found, in one sentence.
+        predicted: the class that the linear model says of the row, fitted to the given labels without it, (N,) int64.
+        support: share of the nearest neighbours' votes that go to the given label, (N,) float32 in [0, 1]; NaN where unknown.
     """
 
     wrong: np.ndarray
@@ -53,6 +55,8 @@ class LabelEvidence:
     informative: bool
     patterns: tuple[Pattern, ...]
     told: str
+    predicted: np.ndarray
+    support: np.ndarray
 
     def __len__(self) -> int:
         return len(self.wrong)
@@ -103,13 +107,15 @@ def judge_labels(
     given = torch.from_numpy(labels).to(rows.device)
     model = fit_label_model(rows, given, classes, seed)
     carriers, patterns = _carriers(model, labels, classes, inputs, shape, seed)
+    predicted = model.first.argmax(1).cpu().numpy()
+    support = model.votes.gather(1, given.unsqueeze(1)).squeeze(1).cpu().numpy()
     agreement, chance, informed = _agreement(model.first, labels, classes)
     if not informed and not carriers.any():
         told = (
             f"The features predict the labels hardly better than chance ({agreement:.0%} of the labels, chance {chance:.0%}): they "
             "say nothing about them, and nothing is doubted."
         )
-        return _nothing(labels, classes, told, agreement, chance)
+        return replace(_nothing(labels, classes, told, agreement, chance), predicted=predicted, support=support)
     rate = model.rate
     if carriers.any():
         kept = torch.from_numpy(~carriers).to(rows.device)
@@ -128,6 +134,7 @@ def judge_labels(
         wrong=wrong.astype(np.float32), suggested=suggested.cpu().numpy(), confidence=confidence.cpu().numpy(), carriers=carriers,
         rate=rate, transition=model.transition.cpu().numpy(), agreement=agreement, chance=chance, informative=True,
         patterns=patterns, told=_told(rate, carriers, agreement),
+        predicted=predicted, support=support,
     )  # fmt: skip
 
 
@@ -176,6 +183,7 @@ def _nothing(labels: np.ndarray, classes: int, told: str, agreement: float = 0.0
         wrong=np.zeros(n, np.float32), suggested=labels, confidence=np.zeros(n, np.float32), carriers=np.zeros(n, dtype=bool),
         rate=RateEstimate(0.0, 0.0, 1.0, n), transition=np.eye(classes, dtype=np.float32) if classes <= 20_000 else np.eye(0),
         agreement=agreement, chance=chance, informative=False, patterns=(), told=told,
+        predicted=labels, support=np.full(n, np.nan, np.float32),
     )  # fmt: skip
 
 
