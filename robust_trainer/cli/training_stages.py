@@ -146,8 +146,9 @@ class Train:
         if going_on is True and state.pretraining is not None and get_last_checkpoint(str(args.output_dir)) is None:
             going_on = None  # stopped in the stage before
         begun = to_resume_from(trainer, going_on, trainer.recipe() is not None)
+        behind = steps_done(begun) if begun else 0  # asked before the training, which may remove that checkpoint
         steps = trainer.train(resume_from_checkpoint=begun).global_step
-        if begun and steps == steps_done(begun):
+        if begun and steps == behind:
             logger.warning(
                 f"{str(begun)!r} has {steps} steps behind it, as many as this run takes or more: nothing was left to train; "
                 "give a larger num_train_epochs to go on."

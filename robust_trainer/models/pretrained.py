@@ -11,6 +11,9 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
 )
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 #: What a model of each kind is opened by.
 KINDS: dict[str, Any] = {"image": AutoModelForImageClassification, "text": AutoModelForSequenceClassification}
@@ -41,6 +44,35 @@ def open_pretrained(auto: Any, name: str, trust_remote_code: bool | None, expect
             ) from None
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"model={name!r} could not be loaded by {auto.__name__}: give {expected} ({reason}).") from error
+
+
+def open_classifier(kind: str, name: str, trust_remote_code: bool | None, expected: str, config: Any) -> Any:
+    """Returns a pretrained classifier with a head for the config's classes, and says which parts of it have fresh weights.
+
+    Args:
+        kind: A key of `KINDS`.
+        name: Hub name or folder.
+        trust_remote_code: As of `open_pretrained`.
+        expected: As of `open_pretrained`.
+        config: With the classes.
+
+    Raises:
+        ValueError: As `open_pretrained`.
+    """
+    more = {"config": config, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    before = logging.get_verbosity()
+    logging.set_verbosity(max(before, logging.ERROR))  # the report of the weights, of which the line below tells what counts
+    try:
+        model, info = open_pretrained(KINDS[kind], name, trust_remote_code, expected, **more)
+    finally:
+        logging.set_verbosity(before)
+    fresh = [*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])]
+    parts = list(dict.fromkeys(".".join(key.split(".")[:-1]) for key in sorted(fresh)))
+    if parts:
+        few = ", ".join(parts[:4]) + (f" and {len(parts) - 4} more layers" if len(parts) > 4 else "")
+        rest = "; the rest is pretrained" if len(fresh) < len(model.state_dict()) / 2 else ": is it of another architecture?"
+        logger.warning(f"model={name!r} has fresh weights in {few}{rest}")
+    return model
 
 
 def kinds_of(config: Any) -> set[str]:

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.utils import logging
 
 from ..data.texts import USUAL_LENGTH
-from .pretrained import open_pretrained
+from .pretrained import open_classifier, open_pretrained
 
 logger = logging.get_logger(__name__)
 
@@ -76,9 +76,7 @@ def build_text_model(
     if from_scratch:
         model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
     else:
-        model = open_pretrained(
-            AutoModelForSequenceClassification, name, trust_remote_code, _EXPECTED, config=config, ignore_mismatched_sizes=True
-        )
+        model = open_classifier("text", name, trust_remote_code, _EXPECTED, config)
     pieces = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > pieces:
         raise ValueError(f"model={name!r} embeds {pieces} tokens but its tokenizer has {len(tokenizer)}: give the model's own.")

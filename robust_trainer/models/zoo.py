@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 
 from ..data.class_names import names_of
 from .peers import load_networks
-from .pretrained import KINDS, kinds_of, open_pretrained
+from .pretrained import KINDS, kinds_of, open_classifier, open_pretrained
 from .small_networks import (
     Classifier,
     PlainCNN,
@@ -91,8 +91,7 @@ def build_model(
     processor = _processor(name, trust_remote_code)
     if from_scratch:
         return AutoModelForImageClassification.from_config(config, trust_remote_code=trust_remote_code), processor
-    more = {"config": config, "ignore_mismatched_sizes": True}
-    return open_pretrained(AutoModelForImageClassification, name, trust_remote_code, _IMAGE, **more), processor
+    return open_classifier("image", name, trust_remote_code, _IMAGE, config), processor
 
 
 def model_kinds(name: str, trust_remote_code: bool | None = False) -> set[str]:

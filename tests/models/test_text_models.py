@@ -2,6 +2,7 @@
 
 import pickle
 import random
+import shutil
 
 import datasets
 import pytest
@@ -90,16 +91,28 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path):
         build_text_model(name, ["a", "b"])
 
 
-def test_fresh_weights_and_a_new_head(tmp_path):
+def test_fresh_weights_and_a_new_head(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr("robust_trainer.models.pretrained.logger.warning", lambda text: said.append(text))
     model, tokenizer = build_text_model("small-bert", ["x", "y", "z"], TEXTS, max_length=16, hidden_size=16)
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path)
     torch.manual_seed(1)
+    build_text_model(str(tmp_path), ["a", "b", "c"])
+    assert not said
     tuned, _ = build_text_model(str(tmp_path), ["a", "b"])
+    assert said == [f"model={str(tmp_path)!r} has fresh weights in classifier; the rest is pretrained"]
     fresh, _ = build_text_model(str(tmp_path), ["a", "b"], from_scratch=True)
     old, new, none = (m.bert.encoder.layer[1].output.dense.weight for m in (model, tuned, fresh))
     assert torch.equal(old, new) and not torch.equal(old, none)
     assert tuned.config.id2label == fresh.config.id2label == {0: "a", 1: "b"} and tuned.classifier.out_features == 2
+    other = CONFIGS["electra"]()
+    other.vocab_size = len(tokenizer)
+    other.save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    shutil.copy(tmp_path / "model.safetensors", tmp_path / "other")
+    build_text_model(str(tmp_path / "other"), ["a", "b"])
+    assert "more layers: is it of another architecture?" in said[1]
     again, processor = load_model(str(tmp_path))
     assert kind_of(processor) == "text" and torch.equal(again.classifier.weight, model.classifier.weight)
 
