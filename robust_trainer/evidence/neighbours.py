@@ -16,7 +16,8 @@ from torch import Tensor
 
 #: Bytes of similarities that are held at a time.
 CHUNK_BYTES = 128 * 2**20
-_COLUMNS = 16384  # of a tile
+_COLUMNS = 32768  # of a tile
+_CACHED = 32 * 2**20  # bytes of a work array on a CPU: larger ones come from new pages each time
 _SPARE = 8  # candidates beyond k, so that rounding in the fast search does not decide who is among the k
 _LOW = 0xFFFFFFFF  # the half of a sort key that holds the row number
 
@@ -191,11 +192,12 @@ def _exact(asked: Tensor, columns: Tensor, own: Tensor | None, k: int, chunk_byt
     high = max(1, min(len(asked), chunk_bytes // (4 * across)))
     wanted = min(k + _SPARE, len(columns))
     noise = 4 * columns.shape[1] ** 0.5 * 2.0**-24  # of a similarity in float32
+    room = columns.new_empty(high * across)  # one array for all tiles: new ones cost a third more time
     index, similarity = [], []
     for start in range(0, len(asked), high):
         rows = asked[start : start + high]
         place = None if own is None else own[start : start + high].to(rows.device)
-        value, candidate = _fast(rows, columns, place, wanted, across)
+        value, candidate = _fast(rows, columns, place, wanted, room, across)
         found, exact = _sharp(rows, columns, candidate, value > -2.0, k, chunk_bytes)
         if wanted < len(columns) and k:
             close = (value[:, k - 1] - value[:, -1] <= 2 * noise).nonzero()[:, 0]  # others may be as similar as the k-th
@@ -206,28 +208,32 @@ def _exact(asked: Tensor, columns: Tensor, own: Tensor | None, k: int, chunk_byt
     return torch.cat(index), torch.cat(similarity)
 
 
-def _fast(rows: Tensor, columns: Tensor, place: Tensor | None, wanted: int, across: int) -> tuple[Tensor, Tensor]:
+def _fast(rows: Tensor, columns: Tensor, place: Tensor | None, wanted: int, room: Tensor, across: int) -> tuple[Tensor, Tensor]:
     """Returns similarities in float32 and numbers of the most similar columns, in descending order; the own column has -3."""
     value = rows.new_full((len(rows), 0), 0.0)
     number = torch.zeros(len(rows), 0, dtype=torch.int64, device=rows.device)
     for start in range(0, len(columns), across):
-        tile = rows @ columns[start : start + across].T
+        block = columns[start : start + across]
+        tile = torch.mm(rows, block.T, out=room[: len(rows) * len(block)].view(len(rows), len(block)))
         _hide(tile, place, start, -3.0)
         best, at = tile.topk(min(wanted, tile.shape[1]), dim=1)
         value, number = torch.cat([value, best], 1), torch.cat([number, at + start], 1)
         if value.shape[1] > wanted:
             value, at = value.topk(wanted, dim=1)
             number = number.gather(1, at)
-    return value.sort(1, descending=True)[0], number.gather(1, value.argsort(1, descending=True))
+    value, at = value.sort(1, descending=True)
+    return value, number.gather(1, at)
 
 
 def _sharp(rows: Tensor, columns: Tensor, candidate: Tensor, real: Tensor, k: int, chunk_bytes: int) -> tuple[Tensor, Tensor]:
     """Returns the k best of the candidates in order and their similarity, by float64; candidates not ``real`` come last."""
     index, similarity = [], []
-    size = max(1, chunk_bytes // (12 * max(1, candidate.shape[1]) * columns.shape[1]))
+    wide, width = _wide(rows.device), columns.shape[1]
+    most = min(chunk_bytes, _CACHED) if rows.device.type == "cpu" else chunk_bytes
+    size = max(1, most // (12 * max(1, candidate.shape[1]) * width))
     for part in torch.arange(len(rows), device=rows.device).split(size):
-        wide = _wide(rows.device)
-        exact = torch.bmm(columns[candidate[part]].to(wide), rows[part].to(wide)[:, :, None])[:, :, 0]
+        near = columns.index_select(0, candidate[part].flatten()).view(len(part), -1, width)
+        exact = torch.bmm(near.to(wide), rows[part].to(wide)[:, :, None])[:, :, 0]
         key = _sort_key(exact, candidate[part]).masked_fill(~real[part], torch.iinfo(torch.int64).min)
         number, value = _from_key(key.sort(1, descending=True)[0][:, :k])
         index.append(number)
@@ -237,7 +243,7 @@ def _sharp(rows: Tensor, columns: Tensor, candidate: Tensor, real: Tensor, k: in
 
 def _slow(rows: Tensor, columns: Tensor, place: Tensor | None, k: int, chunk_bytes: int) -> tuple[Tensor, Tensor]:
     """Returns what `_exact` does, all of it in float64: for rows with many neighbours of one and the same similarity."""
-    across = min(_COLUMNS // 4, len(columns), max(1, chunk_bytes // 24))
+    across = min(_COLUMNS // 8, len(columns), max(1, chunk_bytes // 24))
     high = max(1, chunk_bytes // (24 * across))
     index, similarity = [], []
     for part in torch.arange(len(rows), device=rows.device).split(high):
