@@ -89,6 +89,7 @@ class Lite0(PreTrainedModel):
         )
         if missing or unexpected:
             raise SystemExit(f"{path} does not fit EfficientNet-Lite0: missing {missing[:3]}, unexpected {unexpected[:3]}.")
+        model.name_or_path = model.config.name_or_path = "efficientnet-lite0"  # tells that it is not from scratch
         return model
 
 
@@ -141,16 +142,21 @@ def small_cnn(labels: Sequence[str], channels: int, side: int) -> PreTrainedMode
     return build_model("small-cnn", list(labels), channels=channels, image_size=side, from_scratch=True)[0]
 
 
+class SmallImageResNet(ResNetForImageClassification):
+    """transformers' ResNet with a first layer of 3x3 without stride or pooling, which leaves small images their size."""
+
+    def __init__(self, config: ResNetConfig):
+        super().__init__(config)
+        stem = self.resnet.embedder
+        stem.embedder.convolution = nn.Conv2d(config.num_channels, config.embedding_size, 3, padding=1, bias=False)
+        stem.pooler = nn.Identity()
+        self.post_init()
+
+
 def resnet18(labels: Sequence[str]) -> PreTrainedModel:
-    """ResNet-18 from scratch, as transformers has it, with a stem that leaves small images their size."""
-    config = ResNetConfig(
-        embedding_size=64, hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic", **_names(labels)
-    )
-    model = ResNetForImageClassification(config)
-    stem = model.resnet.embedder
-    stem.embedder.convolution = nn.Conv2d(3, 64, 3, padding=1, bias=False)  # 7x7 with stride 2 is for 224 pixels
-    stem.pooler = nn.Identity()
-    return model
+    """ResNet-18 from scratch."""
+    sizes = {"embedding_size": 64, "hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2], "layer_type": "basic"}
+    return SmallImageResNet(ResNetConfig(**sizes, **_names(labels)))
 
 
 def _names(labels: Sequence[str]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import datasets
 import fine_tuning_networks as networks
 import numpy as np
 import torch
+from fine_tuning_report import CLEAN_ONLY, PLAIN
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -304,4 +305,6 @@ def skipped(task: Task, corruption: str, method: str) -> str | None:
         return "triggers are for images"
     if task.kind == "text" and method == "prl-at-memory":
         return "its attack moves pixels, which texts have none of"
+    if method == CLEAN_ONLY and not CORRUPTIONS[corruption].rate:
+        return f"all rows are clean: see {PLAIN}"
     return None
