@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from .audit.dataset import audit_dataset
     from .callbacks.robustness import RobustnessCallback, hold_out
     from .config import RobustConfig
     from .corruptions.backdoors.poisoning import poison
@@ -42,6 +43,7 @@ __all__ = [
     "RobustnessCallback",
     "SampleLedger",
     "__version__",
+    "audit_dataset",
     "corrupt_labels",
     "evaluate_robustness",
     "hold_out",
@@ -68,6 +70,7 @@ __getattr__, __dir__ = lazy_names(
         "RobustTrainerMixin": "mixin",
         "RobustnessCallback": "callbacks.robustness",
         "SampleLedger": "ledger.ledger",
+        "audit_dataset": "audit.dataset",
         "corrupt_labels": "corruptions.label_noise.labels",
         "evaluate_robustness": "evaluation.robustness",
         "hold_out": "callbacks.robustness",

@@ -1,4 +1,4 @@
-"""The audit of a run: which samples to distrust and why, and what is left without them."""
+"""The audit of a run, or of a data set alone: which samples to distrust and why, and what is left without them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ..reporting.results import curves
     from .build import make_audit
     from .cleaned import write_cleaned
+    from .dataset import audit_dataset
     from .load import load_ledger
     from .model_card import write_model_card
     from .report import write_audit_report
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Audit",
     "GROUPS",
+    "audit_dataset",
     "curves",
     "load_ledger",
     "make_audit",
@@ -30,6 +32,7 @@ __getattr__, __dir__ = lazy_names(
     {
         "Audit": "result",
         "GROUPS": "result",
+        "audit_dataset": "dataset",
         "curves": ".reporting.results",
         "load_ledger": "load",
         "make_audit": "build",

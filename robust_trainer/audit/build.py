@@ -5,20 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import datasets
 import numpy as np
-import pyarrow
-import torch
 
 from ..evaluation.path_table import PathLengths
-from ..ledger.class_counts import count_classes
 from ..ledger.fingerprint import check_same_data, data_fingerprint, given_labels
-from ..selection.allocation import CLASS_FLOOR, class_floors
 from .boundary import check_paths
 from .groups import make_groups
 from .inputs import open_inputs
-from .result import GROUPS, Audit, Caution
+from .result import Audit, Caution
 from .suspicion import judge, judge_numbers, transition_matrix
+from .table import class_cautions, make_table
 
 #: Fewer visits of a sample than this say little about it.
 FEW_VISITS = 3
@@ -91,12 +87,8 @@ def make_audit(
         columns |= {"path_length": paths.steps.astype(np.int64), "path_margin": paths.margin.astype(np.float32)}
     if "is_corrupted" in rows:
         columns["is_corrupted"] = rows["is_corrupted"]
-    kinds = {name: datasets.Value(str(np.asarray(column).dtype)) for name, column in columns.items()}
-    features = datasets.Features({**kinds, "group": datasets.ClassLabel(names=list(GROUPS))})
-    # `Dataset.from_dict` with features goes through the values one by one
-    arrow = pyarrow.table({name: np.asarray(column) for name, column in columns.items()}).cast(features.arrow_schema)
-    table = datasets.Dataset(datasets.table.InMemoryTable(arrow), info=datasets.DatasetInfo(features=features))
-    cautions = (*_cautions(rows, classes, flagged), *_class_cautions(label, flagged, names), *filter(None, [judged.note]))
+    table = make_table(columns)
+    cautions = (*_cautions(rows, classes, flagged), *class_cautions(label, flagged, names), *filter(None, [judged.note]))
     pattern = None
     if groups.pattern is not None and inputs is not None and inputs.kind == "images":
         pattern = groups.pattern.difference.reshape(inputs.shape)
@@ -139,29 +131,6 @@ def _cautions(rows: Mapping[str, np.ndarray], classes: int, flagged: np.ndarray 
     elif classes > 1 and float(np.mean(rows["aum"][trusted] > 0)) < 0.5:
         words = "Of the samples that are not flagged the model preferred the given label for fewer than half: it hardly learned."
         out.append(Caution.blocking(words))
-    return tuple(out)
-
-
-def _class_cautions(label: np.ndarray, flagged: np.ndarray, names: tuple[str, ...]) -> tuple[Caution, ...]:
-    """Which classes the flags all but empty: rare ones, which a run knows too little of, and others, which tell of a bad run."""
-    counts = count_classes(names, label, ~flagged)
-    sizes = counts.samples
-    if not sizes.any():
-        return ()
-    floors = class_floors(torch.from_numpy(sizes), CLASS_FLOOR).numpy()
-    lost = counts.few & ((floors == 0) | (sizes >= sizes[sizes > 0].mean()))
-    few, out = (counts.left < floors) & ~lost, []
-    if lost.any():
-        out.append(
-            Caution.blocking(f"Hardly any sample is left unflagged of class {counts.told(lost)}: the run did not learn them.")
-        )
-    if few.any():
-        out.append(
-            Caution(
-                f"Few samples are left unflagged of class {counts.told(few)}: rare classes are learned last, so right labels look "
-                f"wrong. A cleaned set keeps the least suspicious, {CLASS_FLOOR} of a class at most (class_floor)."
-            )
-        )
     return tuple(out)
 
 

@@ -106,7 +106,7 @@ def dataset_card(
             ["flagged and left in, lest a class lose all", f"{spared}"], ["flagged from a suspicion of", f"{audit.threshold:g}"],
             ["estimated share of wrong labels before", "none" if audit.noise_rate is None else f"{100 * audit.noise_rate:.1f} %"],
             ["source", source or "not told"], ["fingerprint of the source", run.get("fingerprint", "unknown")],
-            ["training that distrusted them", f"{run.get('method', 'unknown')} {json.dumps(run.get('settings', {}), default=str)}"],
+            _witness(audit),
             ["command", command or "not told"]]  # fmt: skip
     why = [[name, str(int(((group == i) & (done == DROPPED)).sum())), str(int(((group == i) & (done == RELABELLED)).sum()))]
            for i, name in enumerate(GROUPS) if i or int(((group == i) & (done != KEPT)).sum())]  # fmt: skip
@@ -117,6 +117,8 @@ def dataset_card(
     front = json.dumps([{"config_name": "default", "data_files": files}])
     by_class = f"## Given labels\n\n{_table(['class', 'rows before', 'dropped', 'relabelled'], classes)}\n" if classes else ""
     more = f"\nThe {len(worst)} classes with most changes, of {len(counts)}.\n" if len(worst) < len(counts) else ""
+    by = "one training run" if audit.trained else "its labels, without any training,"
+    unseen = "; unseen,\nnever visited in training, and left in" if audit.trained else ""
     cautions = "".join(f"{_told(caution)}\n\n" for caution in audit.cautions)
     return f"""---
 configs: {front}
@@ -125,7 +127,7 @@ tags: ["robust-trainer", "cleaned"]
 
 # Cleaned training data
 
-An audit of one training run distrusted some of the samples of this data set; they were removed here, or relabelled. Nobody has
+An audit of {by} distrusted some of the samples of this data set; they were removed here, or relabelled. Nobody has
 looked at them one by one: `removed.csv` lists each with its suspicion, so that a mistake can be undone. A test split is unchanged.
 
 {_table(["", ""], [[name, _told(text)] for name, text in rows])}
@@ -138,9 +140,16 @@ looked at them one by one: `removed.csv` lists each with its suspicion, so that 
 
 {by_class}{more}
 Groups: mislabelled, another class is suggested with confidence 1/2 or more; triggered, the input carries a pattern that distrusted
-samples share; perturbed, an image far noisier than the trusted ones; unclear, the rest; unseen,
-never visited in training, and left in.
+samples share; perturbed, an image far noisier than the trusted ones; unclear, the rest{unseen}.
 """
+
+
+def _witness(audit: Audit) -> list[str]:
+    """What the audit rests on, name and value."""
+    run = audit.run
+    if not audit.trained:
+        return ["what they were judged by", str(run.get("evidence", "unknown"))]
+    return ["training that distrusted them", f"{run.get('method', 'unknown')} {json.dumps(run.get('settings', {}), default=str)}"]
 
 
 def _told(text: str) -> str:

@@ -25,7 +25,9 @@ from .summary import CLASSES, FILTER, NAME, VALUE, Summary, class_name, settings
 TABLE_CLASSES = 20
 #: The most samples in the grid.
 SAMPLES = 300
-_COLUMNS = ("index", "suggested_label", "suggested_confidence", "suspicion", "group", "seen", "kept", "aum", "forgetting")
+_COLUMNS = ("index", "suggested_label", "suggested_confidence", "suspicion", "group")
+#: More of them, of an audit of a training and of one without.
+_TRAINED, _JUDGED = ("seen", "kept", "aum", "forgetting"), ("predicted_label", "neighbour_support")
 
 
 def write_audit_report(
@@ -132,7 +134,7 @@ def _sections(parts: Sequence[tuple[str, list[int]]], tiles: Sequence[dict[str, 
 
 def _tiles(audit: Audit, positions: Sequence[int], shown: Sequence[Shown]) -> list[dict[str, Any]]:
     part = Audit(audit.table.select(positions), audit.names, audit.threshold)
-    columns = {name: part.column(name).tolist() for name in _COLUMNS}
+    columns = {name: part.column(name).tolist() for name in (*_COLUMNS, *(_TRAINED if audit.trained else _JUDGED))}
     label = part.column("label").tolist()
     truth = part.column("is_corrupted").tolist() if "is_corrupted" in audit.table.column_names else [None] * len(label)
     out = []
@@ -141,13 +143,25 @@ def _tiles(audit: Audit, positions: Sequence[int], shown: Sequence[Shown]) -> li
         lines = [f"suggested {class_name(audit, row['suggested_label'])} ({row['suggested_confidence']:.2f})"]
         lines = lines if row["suggested_label"] >= 0 else []
         lines += [f"suspicion {row['suspicion']:.3f}", GROUPS[row["group"]] if row["group"] < len(GROUPS) else "-"]
-        learned = ", never learned" if row["forgetting"] < 0 else f", forgotten {row['forgetting']}x"
-        margin = "" if not np.isfinite(row["aum"]) else f", AUM {row['aum']:.2f}"
         label_name = class_name(audit, label[i]) if label[i] >= 0 else sample.target
         out.append(
             {
                 "shown": sample, "given": label_name, "lines": lines, "corrupted": None if truth[i] is None else bool(truth[i]),
-                "quiet": f"#{row['index']}, kept {row['kept']} of {row['seen']}{margin}{learned if label[i] >= 0 else ''}",
+                "quiet": f"#{row['index']}, " + (_trained(row, label[i] >= 0) if audit.trained else _judged(audit, row)),
             }
         )  # fmt: skip
     return out
+
+
+def _trained(row: Mapping[str, Any], classed: bool) -> str:
+    """What a training saw of a sample."""
+    learned = ", never learned" if row["forgetting"] < 0 else f", forgotten {row['forgetting']}x"
+    margin = "" if not np.isfinite(row["aum"]) else f", AUM {row['aum']:.2f}"
+    return f"kept {row['kept']} of {row['seen']}{margin}{learned if classed else ''}"
+
+
+def _judged(audit: Audit, row: Mapping[str, Any]) -> str:
+    """What the two witnesses of an audit without a training say of a sample."""
+    support = row["neighbour_support"]
+    near = f", {100 * support:.0f} % of its neighbours agree" if np.isfinite(support) else ""
+    return f"linear model: {class_name(audit, row['predicted_label'])}{near}"

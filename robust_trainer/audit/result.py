@@ -47,7 +47,7 @@ class Caution(str):
 
 @dataclass(frozen=True, repr=False)
 class Audit:
-    """The result of `make_audit`.
+    """The result of `make_audit`, of a training, and of `audit_dataset`, without one.
 
     Args:
         table: One row per sample, in data-set order, with the columns of docs/guides/audit.md.
@@ -62,6 +62,7 @@ class Audit:
         run: Method, settings, fingerprint of the data and other facts of the run.
         paths: The path lengths to the decision boundary, None where none were given; ``paths.closest(20)`` are the likeliest
             natural label errors.
+        noise_interval: Ends of the 95 % interval of noise_rate, None where it has none.
     """
 
     table: datasets.Dataset
@@ -75,6 +76,7 @@ class Audit:
     pattern: np.ndarray | None = None
     run: Mapping[str, Any] = field(default_factory=dict)
     paths: PathLengths | None = None
+    noise_interval: tuple[float, float] | None = None
 
     def __len__(self) -> int:
         return len(self.table)
@@ -93,6 +95,11 @@ class Audit:
             name: Of the column.
         """
         return np.asarray(self.table.with_format("numpy")[name][:])
+
+    @property
+    def trained(self) -> bool:
+        """Whether a training is what the audit rests on: its table then tells how often a sample was seen."""
+        return "seen" in self.table.column_names
 
     @property
     def flagged(self) -> np.ndarray:
@@ -199,7 +206,8 @@ class Audit:
         if bool((done == DROPPED).all()):
             return ""
         if self.blocked and not force:
-            return f"{' '.join(self.blocked)} Train for longer, or clean all the same with force=True (--force true)."
+            mend = "Train for longer" if self.trained else "Take features of another network"
+            return f"{' '.join(self.blocked)} {mend}, or clean all the same with force=True (--force true)."
         if lost := self._lost(done) if class_floor else []:
             more = f" and {len(lost) - 10} more" if len(lost) > 10 else ""
             return f"nobody would be left of class {', '.join(lost[:10])}{more}; where that is meant give class_floor=0."

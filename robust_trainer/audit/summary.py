@@ -121,12 +121,13 @@ def summarise(audit: Audit) -> Summary:
     flagged = audit.column("flagged").astype(bool)
     n, flagged_count = len(audit), int(flagged.sum())
     by_group = np.bincount(group, minlength=len(GROUPS))[: len(GROUPS)].tolist()
-    rate = "- (no classes)" if audit.noise_rate is None else f"{100 * audit.noise_rate:.1f} %"
+    rate = _rate(audit)
     facts = [
         ("samples", count(n)), ("flagged", f"{count(flagged_count)} ({share(flagged_count, n)} %)"), ("estimated noise rate", rate),
         ("flagged from a suspicion of", f"{audit.threshold:.3f}"),
-        ("distrusted while training", count(int(audit.column("distrusted").sum()))),
     ]  # fmt: skip
+    if audit.trained:
+        facts.append(("distrusted while training", count(int(audit.column("distrusted").sum()))))
     named = label >= 0
     if 0 < named.sum() < n:
         facts.append(("samples without a known class", count(int((~named).sum()))))
@@ -162,6 +163,15 @@ def versions(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
         environment: Of `results.environment`.
     """
     return [(plain(name, NAME), plain(value, VALUE)) for name, value in list(environment.items())[:ROWS]]
+
+
+def _rate(audit: Audit) -> str:
+    """The noise rate with its interval."""
+    if audit.noise_rate is None:
+        return "- (no classes)" if audit.trained else "unknown"
+    interval = audit.noise_interval
+    between = "" if interval is None else f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f} %)"
+    return f"{100 * audit.noise_rate:.1f} %{between}"
 
 
 def _flat(value: Any) -> str:

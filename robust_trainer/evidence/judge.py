@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,8 +21,12 @@ INFORMED = 4.0
 FEWEST_ROWS, FEWEST_OF_CLASS = 50, 2.0
 #: Rows times classes that are held at a time; beyond, labels are not judged (4 bytes each, some five tables of them).
 MOST_CELLS = 400_000_000
+#: Rows that are compared with one another to find a pattern, fewer where they have more than so many numbers together.
+COMPARED, NUMBERS = 20_000, 60_000_000
 #: Patterns that are looked for, one after another.
 MOST_PATTERNS = 3
+#: Rows' inputs as vectors, or a reader of them by row number.
+Inputs = np.ndarray | Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ def judge_labels(
     labels: np.ndarray,
     classes: int,
     *,
-    inputs: np.ndarray | None = None,
+    inputs: Inputs | None = None,
     shape: tuple[int, ...] | None = None,
     seed: int = 0,
 ) -> LabelEvidence:
@@ -81,7 +86,9 @@ def judge_labels(
         features: (N, D) of a network that has not seen the labels, any scale.
         labels: given class numbers (N,) in [0, C).
         classes: C.
-        inputs: the rows' inputs as vectors (N, V) in [0, 1], for patterns; None: none are looked for.
+        inputs: the rows' inputs as vectors (N, V) in [0, 1], or levels of 0 to 255 as uint8, for patterns; or what returns those of
+            the row numbers (n,) that it is given, float32 with NaN for what cannot be read. Of many rows so many are compared,
+            drawn by the seed, and the others are held against what these share. None: no pattern is looked for.
         shape: of an input, (H, W, channels), where they are images.
         seed: of every draw.
 
@@ -95,7 +102,7 @@ def judge_labels(
         )
     if len(labels) and not (0 <= labels.min() and labels.max() < classes):
         raise ValueError(f"labels reach from {labels.min()} to {labels.max()}, expected 0 to {classes - 1}.")
-    if inputs is not None and len(inputs) != len(labels):
+    if inputs is not None and not callable(inputs) and len(inputs) != len(labels):
         raise ValueError(f"inputs have {len(inputs)} rows and labels {len(labels)}: give one row for each label.")
     labels = labels.astype(np.int64)
     present = len(np.unique(labels))
@@ -139,29 +146,36 @@ def judge_labels(
 
 
 def _carriers(
-    model: LabelModel, labels: np.ndarray, classes: int, inputs: np.ndarray | None, shape: tuple[int, ...] | None, seed: int
+    model: LabelModel, labels: np.ndarray, classes: int, inputs: Inputs | None, shape: tuple[int, ...] | None, seed: int
 ) -> tuple[np.ndarray, tuple[Pattern, ...]]:
     """Who carries a pattern that doubted rows share, (N,) bool, and the patterns."""
     carriers, patterns = np.zeros(len(labels), dtype=bool), []
     if inputs is None:
         return carriers, ()
-    readable = np.isfinite(inputs).all(1)
+    read: Callable[[np.ndarray], np.ndarray] = inputs if callable(inputs) else inputs.__getitem__
+    most = max(min(COMPARED, NUMBERS // max(read(np.arange(1)).shape[1], 1)), 1)
+    compared = np.arange(len(labels))
+    if len(labels) > most:
+        compared = np.sort(np.random.default_rng(seed).choice(len(labels), most, replace=False))
+    vectors = read(compared)
+    readable = np.isfinite(vectors).all(1)
+    compared, vectors = compared[readable], vectors[readable]
+    others = np.setdiff1d(np.arange(len(labels)), compared) if len(labels) > most else compared[:0]
     own_of = (model.doubts, model.first.argmax(1), model.votes.argmax(1))
     # three judges of whom to doubt: a linear model learns a trigger that neighbours do not see, and the other way round
     judges = [own.cpu().numpy() for own in own_of]
     while len(patterns) < MOST_PATTERNS:
-        free = readable & ~carriers
-        found = None
+        free = ~carriers[compared]
+        rows, found = compared[free], None
         for own in judges:
-            found = find_pattern(inputs[free], own[free], (own != labels)[free], classes, shape, seed)
+            found = find_pattern(vectors[free], own[rows], (own != labels)[rows], classes, shape, seed)
             if found is not None:
                 break
-        if found is None:
+        if found is None or int(found.carries.sum()) < FEWEST:
             break
-        rows = np.flatnonzero(free)[found.carries]
-        if len(rows) < FEWEST:
-            break
-        carriers[rows] = True
+        carriers[rows[found.carries]] = True
+        for part in np.array_split(others, -(-len(others) // most) or 1):
+            carriers[part] |= found.carried_by(read(part), own[part]) if len(part) else False
         patterns.append(found)
     return carriers, tuple(patterns)
 

@@ -36,7 +36,7 @@ DETAIL = 6
 class Pattern:
     """What the carriers share: carries (n,) bool, the mean difference to the others (D,), apart and enriched as measured.
 
-    detailed: whether all of it is of `details` of the inputs.
+    shape: of an image, (H, W, channels), where all of it is of `details` of the images.
     """
 
     carries: np.ndarray
@@ -46,15 +46,16 @@ class Pattern:
     means: np.ndarray
     direction: np.ndarray
     cut: float
-    detailed: bool = False
+    shape: tuple[int, ...] | None = None
 
     def carried_by(self, vectors: np.ndarray, classes: np.ndarray) -> np.ndarray:
         """Whether other samples carry it, bool (n,), from their vectors (n, D) and the classes (n,) that they should be.
 
         Args:
-            vectors: (n, D) float32 in [0, 1].
+            vectors: (n, D) as they were given to find it; one that is not finite carries nothing.
             classes: The class (n,) that each sample should be, in [0, C).
         """
+        vectors = _unit(vectors) if self.shape is None else details(_unit(vectors), self.shape)
         return (vectors - self.means[classes]) @ self.direction > self.cut
 
 
@@ -128,11 +129,10 @@ def find_pattern(
     """
     if int(distrusted.sum()) < FEWEST or int((~distrusted).sum()) < FEWEST:
         return None
-    if vectors.dtype == np.uint8:
-        vectors = vectors.astype(np.float32) / 255
+    vectors = _unit(vectors)
     fine = details(vectors, shape) if shape is not None and min(shape[:2]) >= DETAIL else None
     found = shared_pattern(fine, labels, distrusted, classes, seed) if fine is not None else None
-    return shared_pattern(vectors, labels, distrusted, classes, seed) if found is None else replace(found, detailed=True)
+    return shared_pattern(vectors, labels, distrusted, classes, seed) if found is None else replace(found, shape=shape)
 
 
 def details(vectors: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -144,6 +144,11 @@ def details(vectors: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """
     images = vectors.reshape(-1, *shape)
     return (images - uniform_filter(images, (0, 3, 3, 0))).reshape(len(images), -1)
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    """Levels as float32 in [0, 1]; others as they are."""
+    return vectors.astype(np.float32) / 255 if vectors.dtype == np.uint8 else vectors
 
 
 def _project(x: np.ndarray, labels: np.ndarray, chosen: np.ndarray, half: np.ndarray, classes: int) -> _Projection | None:

@@ -1,0 +1,211 @@
+"""audit_dataset: labels judged without a training, by features of the rows."""
+
+from __future__ import annotations
+
+import re
+
+import datasets
+import numpy as np
+import pytest
+from helpers.audits import blobs, image_set
+from sklearn.metrics import roc_auc_score
+
+from robust_trainer import audit_dataset
+from robust_trainer.audit import write_audit_report, write_cleaned
+from robust_trainer.data.load import load_data
+from robust_trainer.evidence import judge
+
+N, CLASSES, WIDTH = 600, 5, 32
+
+
+def fails(*parts):
+    """A ValueError of one line that says all of this."""
+    return pytest.raises(ValueError, match="^" + "".join(f"(?=.*{re.escape(part)})" for part in parts) + r"[^\n]+$")
+
+
+def clusters(rate=0.25, n=N, seed=0, apart=1.2, kind="symmetric"):
+    """Features around one centre a class, given labels of which a share is wrong, and which are."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, CLASSES, n)
+    features = rng.normal(0, apart, (CLASSES, WIDTH))[truth] + rng.normal(0, 1, (n, WIDTH))
+    wrong = rng.random(n) < rate
+    other = rng.integers(1, CLASSES, n) if kind == "symmetric" else 1
+    return features.astype(np.float32), np.where(wrong, (truth + other) % CLASSES, truth), wrong, truth
+
+
+def table_of(labels, **columns):
+    feature = datasets.ClassLabel(names=[f"class {i}" for i in range(CLASSES)])
+    data = datasets.Dataset.from_dict({"label": np.asarray(labels).tolist(), **columns})
+    return data.cast_column("label", feature)
+
+
+@pytest.fixture(scope="module")
+def noisy():
+    features, labels, wrong, truth = clusters()
+    data = table_of(labels, is_corrupted=wrong.tolist())
+    return data, features, wrong, truth, audit_dataset(data, features=features)
+
+
+def test_wrong_labels_are_found_with_their_rate_and_their_right_class(noisy):
+    data, _, wrong, truth, audit = noisy
+    suspicion, flagged = audit.column("suspicion"), audit.column("flagged").astype(bool)
+    assert roc_auc_score(wrong, suspicion) > 0.99 and (flagged == (suspicion >= 0.5)).all()
+    assert audit.noise_interval[0] <= wrong.mean() <= audit.noise_interval[1] and abs(audit.noise_rate - wrong.mean()) < 0.03
+    assert (audit.column("suggested_label")[flagged & wrong] == truth[flagged & wrong]).mean() > 0.95
+    assert not audit.blocked and not audit.trained and "probability" in audit.meaning
+    assert set(audit.column("group")[~flagged]) == {0} and (audit.column("is_corrupted") == wrong).all()
+
+
+def test_suspicion_is_a_probability(noisy):
+    """Of the samples of about the same suspicion that share is wrong, over several draws of hard data."""
+    suspicion, wrong = [], []
+    for seed in range(4):
+        features, labels, bad, _ = clusters(0.3, seed=seed, apart=0.45)
+        suspicion.append(audit_dataset(table_of(labels), features=features).column("suspicion"))
+        wrong.append(bad)
+    s, w = np.concatenate(suspicion), np.concatenate(wrong)
+    for low, high in ((0.0, 0.2), (0.2, 0.8), (0.8, 1.01)):
+        inside = (s >= low) & (s < high)
+        assert inside.sum() > 50 and abs(w[inside].mean() - s[inside].mean()) < 0.12, (low, w[inside].mean(), s[inside].mean())
+
+
+def test_the_transition_tells_which_class_is_given_for_which():
+    features, labels, _, _ = clusters(0.3, kind="pairflip", n=1000)
+    audit = audit_dataset(table_of(labels), features=features)
+    off = audit.transition - np.diag(np.diag(audit.transition))
+    assert np.allclose(audit.transition.sum(1), 1, atol=1e-5) and (off.argmax(1) == (np.arange(CLASSES) + 1) % CLASSES).all()
+
+
+def test_clean_labels_stay(noisy):
+    features, labels, _, _ = clusters(0.0)
+    audit = audit_dataset(table_of(labels), features=features)
+    assert audit.column("flagged").mean() <= 0.02 and audit.noise_rate <= 0.02 and len(audit.clean(table_of(labels))) >= 0.98 * N
+
+
+def test_order_scale_and_container_of_the_features_do_not_matter(noisy):
+    data, features, _, _, audit = noisy
+    order = np.random.default_rng(3).permutation(N)
+    moved = audit_dataset(data.select(order), features=1000 * features[order].astype(np.float64) + 7)
+    assert np.allclose(moved.column("suspicion"), audit.column("suspicion")[order], atol=1e-3)
+    stored = data.add_column("vector", features.tolist())
+    shuffled = stored.select(order)
+    by_name = audit_dataset(shuffled, features="vector")
+    assert np.allclose(by_name.column("suspicion"), audit.column("suspicion")[order], atol=1e-3)
+    fixed = stored.cast_column("vector", datasets.List(datasets.Value("float32"), length=WIDTH))
+    assert np.array_equal(audit_dataset(fixed, features="vector").column("suspicion"), audit.column("suspicion"))
+    assert by_name.run["evidence"] == "features of column 'vector'"
+
+
+def test_features_that_say_nothing_flag_nobody_and_forbid_cleaning(noisy):
+    data = noisy[0]
+    audit = audit_dataset(data, features=np.random.default_rng(0).normal(size=(N, 8)))
+    assert not audit.column("flagged").any() and audit.noise_rate is None and audit.noise_interval is None
+    assert len(audit.blocked) == 1 and "hardly better than chance" in audit.blocked[0]
+    with fails("no cleaned set", "hardly better than chance"):
+        audit.clean(data)
+    assert len(audit.clean(data, force=True)) == N
+
+
+def test_a_cleaned_set_keeps_a_floor_of_a_rare_class():
+    """The rare class lies within another one, and a fifth of the labels is wrong: all its labels look so too."""
+    features, labels, wrong, _ = clusters(0.2)
+    rare = np.flatnonzero((labels == 0) & ~wrong)[:20]
+    labels = labels.copy()
+    labels[labels == CLASSES - 1] = 0
+    labels[rare] = CLASSES - 1
+    audit = audit_dataset(table_of(labels), features=features)
+    assert audit.column("flagged")[rare].sum() > 10
+    assert any("Few samples are left unflagged" in caution for caution in audit.cautions)
+    left = audit.clean(table_of(labels))
+    assert (np.asarray(left["label"][:]) == CLASSES - 1).sum() >= 10
+
+
+def test_relabelled_rows_get_the_right_class(noisy):
+    data, _, wrong, truth, audit = noisy
+    left = audit.clean(data, "relabel")
+    done = audit.plan("relabel")
+    assert (np.asarray(left["label"][:]) == truth[done != 1]).mean() > 0.99
+
+
+@pytest.fixture(scope="module")
+def poisoned():
+    """Images of which a tenth has a checkerboard in a corner and class 0's label; as features the means of four quarters."""
+    pixels, truth, rng = blobs(800, sigma=12.0)
+    marked = rng.random(800) < 0.1
+    pixels[marked, -3:, -3:] = np.where(np.indices((3, 3)).sum(0) % 2, 255, 0)[..., None]
+    labels = np.where(marked, 0, truth)
+    features = np.stack([q.mean((1, 2, 3)) for half in np.array_split(pixels, 2, 1) for q in np.array_split(half, 2, 2)], 1)
+    return image_set(pixels, label=labels.tolist()), features, marked, labels != truth
+
+
+def test_a_trigger_is_found_and_shown(poisoned):
+    data, features, marked, wrong = poisoned
+    audit = audit_dataset(data, features=features)
+    triggered = audit.column("group") == 2
+    assert (triggered & marked).sum() >= 0.95 * marked.sum() and (triggered & ~marked).sum() <= 4
+    assert (audit.column("suspicion")[triggered] == 1).all() and audit.column("flagged")[triggered].all()
+    assert audit.pattern.shape == (12, 12, 3) and abs(audit.pattern[-3:, -3:]).mean() > 5 * abs(audit.pattern[:6, :6]).mean()
+    assert abs(audit.noise_rate - wrong.mean()) < 0.05
+    unseen = audit_dataset(data, features=features, look=False)
+    assert not (unseen.column("group") == 2).any() and "No inputs" in unseen.groups_told
+
+
+def test_of_many_images_some_are_compared_and_all_are_looked_at(poisoned, monkeypatch):
+    monkeypatch.setattr(judge, "COMPARED", 500)
+    data, features, marked, _ = poisoned
+    triggered = audit_dataset(data, features=features).column("group") == 2
+    assert (triggered & marked).sum() >= 0.95 * marked.sum() and (triggered & ~marked).sum() <= 4
+
+
+def test_the_report_and_the_cleaned_set_name_both_witnesses(noisy, tmp_path):
+    data, _, wrong, _, audit = noisy
+    page = write_audit_report(tmp_path / "report.html", audit, data=data).read_text()
+    assert "linear model" in page and "neighbours agree" in page and "kept:" not in page and "%)" in page
+    write_cleaned(tmp_path / "cleaned", audit, data, "drop")
+    card = (tmp_path / "cleaned" / "README.md").read_text()
+    assert "without any training" in card and "features of 32 numbers" in card
+    assert len(load_data_rows(tmp_path / "cleaned")) == N - audit.column("flagged").sum()
+
+
+def load_data_rows(folder):
+    return datasets.Dataset.from_parquet(str(folder / "train.parquet"))
+
+
+def test_a_dataset_dict_is_audited_in_its_train_split(noisy):
+    data, features, _, _, audit = noisy
+    both = datasets.DatasetDict({"train": data, "test": data.select(range(10))})
+    assert np.array_equal(audit_dataset(both, features=features).column("suspicion"), audit.column("suspicion"))
+
+
+def test_mistakes_are_told_in_one_line(noisy):
+    data, features, _, _, _ = noisy
+    with fails("features has 599 rows and the data set 600"):
+        audit_dataset(data, features=features[1:])
+    with fails("features is a list"):
+        audit_dataset(data, features=features.tolist())
+    with fails("'nothing' is not in the data set", "label"):
+        audit_dataset(data, features="nothing")
+    with fails("features='label' is ClassLabel", "list of numbers"):
+        audit_dataset(data, features="label")
+    with fails("row 3 holds NaN"):
+        audit_dataset(data, features=np.where(np.arange(N)[:, None] == 3, np.nan, features))
+    with fails("threshold=1.0 must be in (0, 1)"):
+        audit_dataset(data, features=features, threshold=1.0)
+    with fails("has splits ['test'] and no 'train'"):
+        audit_dataset(datasets.DatasetDict({"test": data}), features=features)
+    with fails("'word' holds strings"):
+        audit_dataset(data.add_column("word", ["a"] * N), features=features, label_column="word")
+    with fails("label_column='nothing' was not found"):
+        audit_dataset(data, features=features, label_column="nothing")
+    ragged = data.add_column("v", [[1.0]] * (N - 1) + [[1.0, 2.0]])
+    with fails("2 numbers in row 599 and 1 in row 0"):
+        audit_dataset(ragged, features="v")
+    missing = data.add_column("v", [None] + [[1.0]] * (N - 1))
+    with fails("missing in row 0"):
+        audit_dataset(missing, features="v")
+
+
+def test_few_rows_are_not_judged():
+    data = load_data("digits", max_train_samples=30)["train"]
+    audit = audit_dataset(data, features=np.eye(30, dtype=np.float32))
+    assert audit.blocked and "too few" in audit.blocked[0] and not audit.column("flagged").any()
