@@ -9,6 +9,8 @@ from .._lazy import lazy_names
 if TYPE_CHECKING:
     from ..data.load import label_names, load_data
     from ..data.preprocess import ImageTransform, image_shape, model_channels
+    from ..data.texts import TextTransform
+    from ..models.text_models import build_text_model
     from ..models.zoo import build_model
     from .options import CorruptionOptions, DataOptions, ModelOptions, PreprocessOptions
     from .parser import make_parser, parse
@@ -23,7 +25,9 @@ __all__ = [
     "ModelOptions",
     "PreprocessOptions",
     "RunState",
+    "TextTransform",
     "build_model",
+    "build_text_model",
     "image_shape",
     "label_names",
     "load_data",
@@ -43,7 +47,9 @@ __getattr__, __dir__ = lazy_names(
         "ModelOptions": "options",
         "PreprocessOptions": "options",
         "RunState": "stages",
+        "TextTransform": ".data.texts",
         "build_model": ".models.zoo",
+        "build_text_model": ".models.text_models",
         "image_shape": ".data.preprocess",
         "label_names": ".data.load",
         "load_data": ".data.load",

@@ -78,7 +78,8 @@ def train(argv: Sequence[str]) -> None:
     # fresh weights know no classes; a model that knows the data's has them in its own order
     names = None if model.from_scratch else known_classes(model.model, model.trust_remote_code)
     classes = KnownClasses(names, f"model={model.model!r}", required=False)
-    check = CheckKind((model, contrastive), f"model={model.model!r}", model_kinds(model.model, model.trust_remote_code))
+    given = f"model={model.model!r}" + (" (the default)" if model.model == ModelOptions.model else "")
+    check = CheckKind((model, contrastive), given, model_kinds(model.model, model.trust_remote_code))
     preparing: list[Stage] = data_stages(data, corruption, preprocess, classes=classes, check=check)
     training: list[Stage] = [BuildModel(args, model)]
     if epochs:

@@ -52,9 +52,8 @@ class BuildModel:
         if state.text:
             texts = state.train["text"][:] if options.model in SMALL_TEXT else ()
             state.model, state.processor = build_text_model(options.model, names, texts, max_length=options.max_length, **fresh)
-            most = positions(state.model)
-            room = most > state.processor.model_max_length
-            tell_cut(state.splits, state.processor, f": max_length can be up to {most}" if room else ", all that the model takes")
+            longer = options.model in SMALL_TEXT or positions(state.model) > state.processor.model_max_length
+            tell_cut(state.splits, state.processor, ": max_length sets it" if longer else ", all that the model takes")
         else:
             channels, side = image_shape(state.train)
             side = min(side, 64)

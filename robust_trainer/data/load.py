@@ -230,6 +230,12 @@ def _input_column(
     images = any(isinstance(feature, datasets.Image) or (is_pixels(feature) and name in IMAGE_NAMES) for name, feature in features)
     if text is not None or (image is None and not images and text_columns(data, label)):
         return "text", find_text_column(data, text, label, tell)
+    if image is None and not images and not any(map(is_pixels, data.features.values())):
+        kinds = ", ".join(f"{name!r} ({getattr(feature, 'dtype', None) or 'nested'})" for name, feature in features)
+        raise ValueError(
+            f"no column of images or of texts was found among {kinds}: set image_column or text_column; images are read from a "
+            "folder, not by the names of their files in a table."
+        )
     return "image", find_image_column(data, image)
 
 
@@ -302,6 +308,9 @@ def _text_columns(data: datasets.Dataset, split: str, text: str, label: str) -> 
     images = [name for name, feature in data.features.items() if isinstance(feature, datasets.Image)]
     if images and split == TRAIN:
         logger.warning(f"the texts of column {text!r} are read, and the images of {' and '.join(map(repr, images))} are not.")
+    for old, new in ((text, "text"), (label, "label")):
+        if old != new and new in data.column_names and split == TRAIN:
+            logger.warning(f"column {new!r} is left out, since {old!r} is read in its place.")
     return _renamed(data.remove_columns(images), text, "text", label)
 
 

@@ -173,7 +173,7 @@ def test_which_column_holds_the_texts(columns, chosen, tmp_path, said):
     path = tmp_path / "data.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     if chosen is None:
-        refused(path, "set ", *columns)
+        refused(path, "set ", *columns, "text_column")
         return
     data = load_data(str(path))
     assert sorted(data["train"]["text"][:] + data["test"]["text"][:]) == sorted(row[chosen] for row in rows)
@@ -182,6 +182,17 @@ def test_which_column_holds_the_texts(columns, chosen, tmp_path, said):
     for name, reason in (("nobody", "not in the data set"), ("label", "column of the labels")):
         refused(path, reason, text_column=name)
     refused(path, "both given", text_column=chosen, image_column=chosen)
+
+
+def test_a_column_whose_place_is_taken_is_told(tmp_path, said):
+    rows = [{"text": f"short {i}", "sentence": f"long {i}", "label": i, "mood": i % 2} for i in range(10)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = load_data(str(tmp_path / "a.jsonl"), text_column="sentence", label_column="mood")
+    assert all(text.startswith("long") for text in data["train"]["text"]) and label_names(data["train"]) == ["0", "1"]
+    assert [line for line in said if "left out" in line] == [
+        "column 'text' is left out, since 'sentence' is read in its place.",
+        "column 'label' is left out, since 'mood' is read in its place.",
+    ]
 
 
 def test_missing_texts_are_refused_and_empty_ones_are_told(tmp_path, said):
