@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import default_data_collator
 
+from ..models.features import forward_names
 from ..models.outputs import logits_of
-from ..models.peers import PeerModel
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Pass:
         """
         device = self.device if self.device is not None else next((p.device for p in model.parameters()), torch.device("cpu"))
         labelled = {*self.label_names, "labels", "label", "label_ids"}
-        names = _names(model)
+        names = forward_names(model)
 
         def of_the_model(rows: list[Any]) -> Any:
             if not isinstance(rows[0], Mapping):
@@ -80,16 +79,6 @@ class Pass:
                 raise ValueError(f"{kind} takes {sorted(names or ())} but the batch has {sorted(rest)}: rename the columns.")
             outputs = model(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in taken.items()})
             yield outputs, _logits(outputs, model, labels), labels
-
-
-def _names(model: nn.Module) -> set[str] | None:
-    """What the model's forward names; None where it names nothing and takes anything."""
-    bare = model.peers[0] if isinstance(model, PeerModel) else model
-    if hasattr(bare, "get_base_model"):  # PEFT's forward takes anything
-        bare = bare.get_base_model()  # type: ignore[operator]
-    parameters = inspect.signature(bare.forward).parameters.values()
-    names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    return None if not names and any(p.kind is p.VAR_KEYWORD for p in parameters) else names
 
 
 def _logits(outputs: Any, model: nn.Module, labels: Tensor) -> Tensor:

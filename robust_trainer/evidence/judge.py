@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..selection.noise_rate import RateEstimate
-from .label_model import LabelModel, fit_label_model
-from .neighbours import normalise
+from .label_model import LabelModel, fit_label_model, fit_probabilities
+from .neighbours import Neighbours, normalise
 from .patterns import FEWEST, Pattern, find_pattern
 
 #: Features say something about labels where predictions agree with them more often than chance by so many standard errors.
@@ -46,7 +46,9 @@ class LabelEvidence:
         patterns: those found, the strongest first.
         told: what was found, in one sentence.
         predicted: the class that the linear model says of the row, fitted to the given labels without it, (N,) int64.
-        support: share of the nearest neighbours' votes that go to the given label, (N,) float32 in [0, 1]; NaN where unknown.
+        support: share of the nearest neighbours' votes that go to the given label, (N,) float32 in [0, 1]; of given probabilities
+            the label's; NaN where unknown.
+        neighbours: of each row, by its features; None where labels were not judged.
     """
 
     wrong: np.ndarray
@@ -62,16 +64,18 @@ class LabelEvidence:
     told: str
     predicted: np.ndarray
     support: np.ndarray
+    neighbours: Neighbours | None = None
 
     def __len__(self) -> int:
         return len(self.wrong)
 
 
 def judge_labels(
-    features: np.ndarray | Tensor,
+    features: np.ndarray | Tensor | None,
     labels: np.ndarray,
     classes: int,
     *,
+    probs: np.ndarray | None = None,
     inputs: Inputs | None = None,
     shape: tuple[int, ...] | None = None,
     seed: int = 0,
@@ -83,9 +87,11 @@ def judge_labels(
     instance, makes its carriers' labels wrong, and the model is fitted again without them.
 
     Args:
-        features: (N, D) of a network that has not seen the labels, any scale.
+        features: (N, D) of a network that has not seen the labels, any scale; None where probs are given.
         labels: given class numbers (N,) in [0, C).
         classes: C.
+        probs: (N, C), in the place of the linear model and the neighbours: probabilities of another model's, which has not seen the
+            row's label (out-of-fold).
         inputs: the rows' inputs as vectors (N, V) in [0, 1], or levels of 0 to 255 as uint8, for patterns; or what returns those of
             the row numbers (n,) that it is given, float32 with NaN for what cannot be read. Of many rows so many are compared,
             drawn by the seed, and the others are held against what these share. None: no pattern is looked for.
@@ -96,10 +102,15 @@ def judge_labels(
         ValueError: for shapes that do not fit, and labels out of range.
     """
     labels = np.asarray(labels)
-    if labels.ndim != 1 or len(labels) != len(features) or labels.dtype.kind not in "iu":
+    given_rows = features if probs is None else probs
+    if given_rows is None:
+        raise ValueError("features and probs are both None: give one of them.")
+    if labels.ndim != 1 or len(labels) != len(given_rows) or labels.dtype.kind not in "iu":
         raise ValueError(
-            f"labels are {labels.shape} {labels.dtype}, expected {len(features)} class numbers, one for each feature row."
+            f"labels are {labels.shape} {labels.dtype}, expected {len(given_rows)} class numbers, one for each feature row."
         )
+    if probs is not None:
+        _check_probs(probs, classes)
     if len(labels) and not (0 <= labels.min() and labels.max() < classes):
         raise ValueError(f"labels reach from {labels.min()} to {labels.max()}, expected 0 to {classes - 1}.")
     if inputs is not None and not callable(inputs) and len(inputs) != len(labels):
@@ -110,23 +121,25 @@ def judge_labels(
         return _nothing(labels, classes, f"{len(labels):,} rows of {present:,} classes are too few to judge labels by.")
     if len(labels) * classes > MOST_CELLS:
         return _nothing(labels, classes, f"{len(labels):,} rows times {classes:,} classes are too many to judge labels by.")
-    rows = normalise(features)
+    rows = normalise(given_rows) if probs is None else torch.from_numpy(np.asarray(probs, dtype=np.float32))
     given = torch.from_numpy(labels).to(rows.device)
-    model = fit_label_model(rows, given, classes, seed)
+    fit = fit_label_model if probs is None else fit_probabilities
+    model = fit(rows, given, classes, seed)
     carriers, patterns = _carriers(model, labels, classes, inputs, shape, seed)
     predicted = model.first.argmax(1).cpu().numpy()
     support = model.votes.gather(1, given.unsqueeze(1)).squeeze(1).cpu().numpy()
+    near, what = model.neighbours, "features" if probs is None else "probabilities"
     agreement, chance, informed = _agreement(model.first, labels, classes)
     if not informed and not carriers.any():
         told = (
-            f"The features predict the labels hardly better than chance ({agreement:.0%} of the labels, chance {chance:.0%}): they "
+            f"The {what} predict the labels hardly better than chance ({agreement:.0%} of the labels, chance {chance:.0%}): they "
             "say nothing about them, and nothing is doubted."
         )
-        return replace(_nothing(labels, classes, told, agreement, chance), predicted=predicted, support=support)
+        return replace(_nothing(labels, classes, told, agreement, chance), predicted=predicted, support=support, neighbours=near)
     rate = model.rate
     if carriers.any():
         kept = torch.from_numpy(~carriers).to(rows.device)
-        model = fit_label_model(rows[kept], given[kept], classes, seed)
+        model = fit(rows[kept], given[kept], classes, seed)
         posterior = torch.empty(len(labels), classes, device=rows.device)
         posterior[kept] = model.posterior
         posterior[~kept] = model.predict(rows[~kept])
@@ -140,9 +153,19 @@ def judge_labels(
     return LabelEvidence(
         wrong=wrong.astype(np.float32), suggested=suggested.cpu().numpy(), confidence=confidence.cpu().numpy(), carriers=carriers,
         rate=rate, transition=model.transition.cpu().numpy(), agreement=agreement, chance=chance, informative=True,
-        patterns=patterns, told=_told(rate, carriers, agreement),
-        predicted=predicted, support=support,
+        patterns=patterns, told=_told(rate, carriers, agreement, what),
+        predicted=predicted, support=support, neighbours=near,
     )  # fmt: skip
+
+
+def _check_probs(probs: np.ndarray, classes: int) -> None:
+    """Raises ``ValueError`` for what are no probabilities of the classes."""
+    if probs.ndim != 2 or probs.shape[1] != classes or probs.dtype.kind not in "fiub":
+        raise ValueError(f"probs are {probs.shape} {probs.dtype}, expected ({len(probs)}, {classes}): a column for each class.")
+    bad = ~(np.isfinite(probs).all(1) & (probs >= -1e-6).all(1) & (abs(probs.sum(1, dtype=np.float64) - 1.0) < 1e-2))
+    if bad.any():
+        row = int(bad.argmax())
+        raise ValueError(f"probs: row {row} is {probs[row][:5]}, expected numbers from 0 to 1 that sum to 1: apply a softmax.")
 
 
 def _carriers(
@@ -201,7 +224,7 @@ def _nothing(labels: np.ndarray, classes: int, told: str, agreement: float = 0.0
     )  # fmt: skip
 
 
-def _told(rate: RateEstimate, carriers: np.ndarray, agreement: float) -> str:
+def _told(rate: RateEstimate, carriers: np.ndarray, agreement: float, what: str) -> str:
     found = f"About {100 * rate.rate:.1f} % of the labels are wrong ({100 * rate.low:.0f} to {100 * rate.high:.0f} %)"
     shared = f", {int(carriers.sum()):,} of them on rows that share a pattern" if carriers.any() else ""
-    return f"{found}{shared}; the features alone predict {agreement:.0%} of the given labels."
+    return f"{found}{shared}; the {what} alone predict {agreement:.0%} of the given labels."

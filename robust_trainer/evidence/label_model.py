@@ -17,6 +17,8 @@ from .ridge import LeaveOneOutRidge
 NEIGHBOURS, NEAREST = 50, 20
 #: Sharpness of the softmax over linear scores; the weight of the neighbours' votes beside them, and what keeps their log finite.
 SHARPNESS, VOTE_WEIGHT, VOTE_FLOOR = tuple(np.geomspace(2.0, 60.0, 9)), 0.5, 0.02
+#: Sharpness of a softmax over the log of given probabilities, 1 being their own; the least of these whose log is taken.
+TEMPERS, LEAST_PROB = tuple(np.geomspace(0.25, 4.0, 9)), 1e-4
 #: No class is less likely than this part of 1 / C.
 FLOOR = 0.005
 #: Labels counted before any is seen, of each class: right ones, and ones spread over the classes by their frequency.
@@ -39,6 +41,7 @@ class LabelModel:
         first: leave-one-out predictions made from the given labels alone, (N, C).
         votes: shares of the NEIGHBOURS nearest rows' given labels, (N, C).
         doubts: the classes that the transition says before it is scaled to the rate, (N,): whom to compare with whom.
+        neighbours: of each row, NEIGHBOURS of them; None where probabilities were given.
     """
 
     probs: Tensor
@@ -48,19 +51,22 @@ class LabelModel:
     first: Tensor
     votes: Tensor
     doubts: Tensor
-    _ridge: LeaveOneOutRidge
-    _features: Tensor
-    _penalty: float
+    neighbours: Neighbours | None
     _sharpness: float
+    _ridge: LeaveOneOutRidge | None = None
+    _features: Tensor | None = None
+    _penalty: float = 1.0
 
     def predict(self, others: Tensor) -> Tensor:
         """Returns each class's probability for rows that the model was not made of, (Q, C).
 
         Args:
-            others: features (Q, D), normalised as those of the model.
+            others: features (Q, D), normalised as those of the model; or given probabilities (Q, C), where it was made of such.
         """
         if not len(others):
             return self.probs[:0]
+        if self._ridge is None or self._features is None:
+            return _tempered(others, self._sharpness)
         near = find_neighbours(self._features, NEAREST, queries=others, normalised=True)
         scores = self._ridge.predict(self.posterior, self._penalty, others)
         return _probabilities(scores, soft_votes(near, self.posterior, NEAREST), self._sharpness)
@@ -101,8 +107,29 @@ def fit_label_model(features: Tensor, labels: Tensor, classes: int, seed: int = 
     rate = rate_of(first, labels, classes)
     transition = scale_transition(probs, labels, transition, rate.rate)
     return LabelModel(
-        probs, _posterior(probs, labels, transition), transition, rate, first, every, doubts, ridge, features, penalty, sharpness
+        probs, _posterior(probs, labels, transition), transition, rate, first, every, doubts, near, sharpness, ridge,
+        features, penalty,
     )  # fmt: skip
+
+
+def fit_probabilities(given_probs: Tensor, labels: Tensor, classes: int, seed: int = 0) -> LabelModel:
+    """Returns the model of N rows' labels from probabilities of the classes in the place of features: otherwise `fit_label_model`.
+
+    Args:
+        given_probs: (N, C), of a model that has not seen the row's own label, as in cross-validation.
+        labels: int64 (N,) in [0, C).
+        classes: C, >= 2.
+        seed: of the rows that the transition is fitted on, of many.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:FITTED].to(labels.device)
+    fits = [_fit_transition(_tempered(given_probs[order], a), labels[order]) for a in TEMPERS]
+    best = max(range(len(fits)), key=lambda i: fits[i][1])
+    transition, probs = fits[best][0], _tempered(given_probs, TEMPERS[best])
+    doubts = _posterior(probs, labels, transition).argmax(1)
+    rate = rate_of(given_probs.clamp_min(LEAST_PROB).log(), labels, classes)
+    transition = scale_transition(probs, labels, transition, rate.rate)
+    posterior = _posterior(probs, labels, transition)
+    return LabelModel(probs, posterior, transition, rate, given_probs, given_probs, doubts, None, TEMPERS[best])
 
 
 def rate_of(scores: Tensor, labels: Tensor, classes: int) -> RateEstimate:
@@ -135,6 +162,12 @@ def soft_votes(near: Neighbours, shares: Tensor, k: int) -> Tensor:
         sums = torch.bmm(weight.unsqueeze(1), shares[index.to(shares.device)]).squeeze(1)
         out.append(sums / weight.sum(1, keepdim=True).clamp_min(1e-9))
     return torch.cat(out) if out else shares[:0]
+
+
+def _tempered(given_probs: Tensor, sharpness: float) -> Tensor:
+    """Given probabilities made sharper or softer."""
+    p = (sharpness * given_probs.clamp_min(LEAST_PROB).log()).softmax(1)
+    return p * (1.0 - FLOOR) + FLOOR / p.shape[1]
 
 
 def _probabilities(scores: Tensor, votes: Tensor, sharpness: float) -> Tensor:

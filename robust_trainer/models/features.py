@@ -1,7 +1,8 @@
-"""The features in front of a model's last linear layer, read while it runs."""
+"""What a model's forward takes, and the features in front of its last linear layer, read while it runs."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -91,3 +92,17 @@ def last_linear(layers: Layers, outputs: Any, logits: Tensor) -> tuple[nn.Linear
             raise ValueError("the last linear layer runs on every token and no token's output is the logits: features are unknown.")
         inputs = inputs.flip(1)[torch.arange(len(inputs), device=inputs.device), token]
     return module, inputs.detach().flatten(1).float()
+
+
+def forward_names(model: nn.Module) -> set[str] | None:
+    """Returns what the model's forward names; None where it names nothing and takes anything.
+
+    Args:
+        model: of a `PeerModel` the first network counts, of PEFT's the one that it wraps.
+    """
+    bare = model.peers[0] if isinstance(model, PeerModel) else model
+    if hasattr(bare, "get_base_model"):  # PEFT's forward takes anything
+        bare = bare.get_base_model()  # type: ignore[operator]
+    parameters = inspect.signature(bare.forward).parameters.values()
+    names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return None if not names and any(p.kind is p.VAR_KEYWORD for p in parameters) else names

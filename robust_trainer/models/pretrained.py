@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoModel,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
 )
@@ -83,3 +84,41 @@ def kinds_of(config: Any) -> set[str]:
     """
     own = getattr(config, "auto_map", None) or {}
     return {kind for kind, auto in KINDS.items() if type(config) in _MAPPINGS[kind] or auto.__name__ in own}
+
+
+def has_head(config: Any, kind: str) -> bool:
+    """Returns whether the network that was saved with a config is a classifier, by the name of its class.
+
+    Args:
+        config: Of a transformers model.
+        kind: A key of `KINDS`.
+    """
+    saved = getattr(config, "architectures", None) or []
+    known = _MAPPINGS[kind][type(config)] if type(config) in _MAPPINGS[kind] else ()
+    names = {one.__name__ for one in (known if isinstance(known, tuple) else (known,))}
+    names.add((getattr(config, "auto_map", None) or {}).get(KINDS[kind].__name__, "").rpartition(".")[2])
+    return any(name in names for name in saved)
+
+
+def open_encoder(name: str, trust_remote_code: bool | None, expected: str) -> Any:
+    """Returns a pretrained network without a head.
+
+    Args:
+        name: As of `open_pretrained`.
+        trust_remote_code: As of `open_pretrained`.
+        expected: As of `open_pretrained`.
+
+    Raises:
+        ValueError: As `open_pretrained`, and where most of its weights are not there.
+    """
+    before = logging.get_verbosity()
+    logging.set_verbosity(max(before, logging.ERROR))  # the report of the weights, of which the line below tells what counts
+    try:
+        model, info = open_pretrained(AutoModel, name, trust_remote_code, expected, output_loading_info=True)
+    finally:
+        logging.set_verbosity(before)
+    missing = len(info["missing_keys"]) + len(info["mismatched_keys"])
+    if missing > len(model.state_dict()) / 2:
+        of = f"{missing} of the {len(model.state_dict())} tensors of {type(model).__name__}"
+        raise ValueError(f"model={name!r} has no weights for {of}, so its features say nothing: give {expected}.")
+    return model

@@ -77,14 +77,29 @@ def build_text_model(
         model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=trust_remote_code)
     else:
         model = open_classifier("text", name, trust_remote_code, _EXPECTED, config)
+    if getattr(model.config, "pad_token_id", None) is None:
+        model.config.pad_token_id = tokenizer.pad_token_id  # decoders find a text's last token by it
+    fit_tokenizer(model, tokenizer, name, max_length)
+    return model, tokenizer
+
+
+def fit_tokenizer(model: Any, tokenizer: Any, name: str, max_length: int | None = None) -> None:
+    """Sets how many tokens of a text the tokenizer reads, its ``model_max_length``.
+
+    Args:
+        model: A transformers text model.
+        tokenizer: Its own.
+        name: As it was given, for messages.
+        max_length: Special ones counted. Default: as many as the model takes, at most 512.
+
+    Raises:
+        ValueError: For a length that the model does not take, and a tokenizer that knows more tokens than the model.
+    """
     pieces = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > pieces:
         raise ValueError(f"model={name!r} embeds {pieces} tokens but its tokenizer has {len(tokenizer)}: give the model's own.")
-    if getattr(model.config, "pad_token_id", None) is None:
-        model.config.pad_token_id = tokenizer.pad_token_id  # decoders find a text's last token by it
     usual, most = min(tokenizer.model_max_length, positions(model), USUAL_LENGTH), positions(model)
     tokenizer.model_max_length = _length(name, max_length, most, usual, tokenizer.num_special_tokens_to_add() + 1)
-    return model, tokenizer
 
 
 def _length(name: str, asked: int | None, most: int, usual: int, least: int) -> int:

@@ -88,7 +88,7 @@ def build_model(
         )
         return model_class(config_class(num_channels=channels, image_size=side, **names)), processor
     config = open_pretrained(AutoConfig, name, trust_remote_code, _IMAGE, **names)
-    processor = _processor(name, trust_remote_code)
+    processor = load_image_processor(name, trust_remote_code)
     if from_scratch:
         return AutoModelForImageClassification.from_config(config, trust_remote_code=trust_remote_code), processor
     return open_classifier("image", name, trust_remote_code, _IMAGE, config), processor
@@ -141,7 +141,7 @@ def load_model(folder: str, trust_remote_code: bool | None = False, alone: bool 
         return open_pretrained(KINDS[kind], one, trust_remote_code, _ANY)
 
     model: Any = load(folder) if alone else load_networks(folder, load)
-    return model, load_tokenizer(folder, trust_remote_code) if kind == "text" else _processor(folder, trust_remote_code)
+    return model, load_tokenizer(folder, trust_remote_code) if kind == "text" else load_image_processor(folder, trust_remote_code)
 
 
 def _saved_kind(folder: str, trust_remote_code: bool | None) -> str:
@@ -153,8 +153,17 @@ def _saved_kind(folder: str, trust_remote_code: bool | None) -> str:
     return "text" if beside == {"tokenizer_config.json"} else "image"
 
 
-def _processor(name: str, trust_remote_code: bool | None) -> Any:
-    """The image processor, with settings that images can be processed by: a side of 1e9 pixels would be a full memory."""
+def load_image_processor(name: str, trust_remote_code: bool | None = False) -> Any:
+    """Returns the image processor of a transformers model.
+
+    Args:
+        name: Hub name or folder.
+        trust_remote_code: Run Python code that it brings; None: no, and nobody can say yes.
+
+    Raises:
+        ValueError: Where there is none, and for settings that no image can be processed by: a side of 1e9 pixels would be a full
+            memory.
+    """
     processor = open_pretrained(AutoImageProcessor, name, trust_remote_code, _IMAGE)
     settings = processor.to_dict()
     sides = [side for key in ("size", "crop_size") for side in dict(settings.get(key) or {}).values()]
