@@ -1,97 +1,160 @@
-"""An audit of a data set without any training: from features of its rows, or from probabilities of the user's own."""
+"""An audit of a data set without any training: by features of its rows, or by probabilities of the user's own."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import datasets
 import numpy as np
 
-from ..data.columns import check_dataset, read_labels, read_vectors
+from ..data.columns import check_dataset, read_labels
 from ..data.columns import label_column as find_label_column
 from ..data.mapping import IS_CORRUPTED
 from ..data.splits import TRAIN
 from ..evidence.judge import LabelEvidence, judge_labels
 from ..ledger.fingerprint import content_columns, data_fingerprint
+from ..reporting.safe_text import plain
 from .groups import CONFIDENT, MISLABELLED, TRIGGERED, UNCLEAR
 from .inputs import Inputs, open_inputs
+from .likeness import Likeness, find_likeness
 from .result import Audit, Caution
+from .sources import Network, Source, given_features, given_probs, input_column
 from .table import class_cautions, make_table
 
 #: Of a class with fewer rows little can be said.
 FEW_ROWS = 10
 #: Half the width of the noise rate's interval beyond which the evidence counts as weak.
 WIDE = 0.1
+#: Where more than this share of another split are near-duplicates of audited rows, its figures flatter.
+COPIED_SHARE = 0.01
 #: Of more classes the transition, which has their square of cells, is not kept.
 MOST_TRANSITIONS = 5_000
+_REST = (
+    "combined with how often each class is given for each other one (the noise transition), which is estimated with them. A sample "
+    "that carries a pattern which doubted samples share, such as a trigger, has suspicion 1."
+)
 MEANING = (
     "Suspicion is the probability that the given label is wrong. Two witnesses, neither of which has seen the sample's own label: "
     "a linear model (ridge regression) on the features, fitted to all labels but the sample's, and the labels of the nearest "
-    "neighbours in these features. Their probability of each class is combined with how often each class is given for each other "
-    "one (the noise transition), which is estimated with them. A sample that carries a pattern which doubted samples share, such "
-    "as a trigger, has suspicion 1."
+    f"neighbours in these features. Their probability of each class is {_REST}"
+)
+PROBS_MEANING = (
+    "Suspicion is the probability that the given label is wrong. The witness is the probability of each class that was given "
+    f"(pred_probs), which must come from a model that has not seen the sample's label: it is {_REST}"
 )
 
 
 def audit_dataset(
     data: datasets.Dataset | datasets.DatasetDict,
+    model: Any = None,
     *,
-    features: np.ndarray | str | None = None,
+    features: np.ndarray | Mapping[str, np.ndarray] | str | None = None,
+    pred_probs: np.ndarray | str | None = None,
     label_column: str | None = None,
+    image_column: str | None = None,
+    text_column: str | None = None,
+    processing_class: Any = None,
     threshold: float = 0.5,
     look: bool = True,
+    max_length: int | None = None,
+    batch_size: int = 64,
+    device: Any = None,
+    trust_remote_code: bool = False,
     seed: int = 0,
 ) -> Audit:
-    """Returns the `Audit` of a data set's labels, made without any training.
+    """Returns the `Audit` of a data set's labels, made without any training: one pass of a pretrained network, or none.
+
+    The labels are judged by features of a network that has not been trained on them (`judge_labels`: neighbours, and a linear
+    model whose predictions have not seen the row's label), or by given probabilities. The same features tell near-duplicates, in
+    other splits too, and rows that lie apart.
 
     Args:
-        data: One split with a column of class numbers, or a `DatasetDict` whose train split is audited.
-        features: Numbers (N, D) by which rows are alike, of a network that has not been trained on these labels; or the name of a
+        data: One split with a column of class numbers, or a `DatasetDict`, whose split train is audited; its other splits are
+            searched for near-duplicates.
+        model: A pretrained encoder or classifier of images or texts: hub name, folder, or the network itself. Its pooled features
+            are taken (`evidence.features.encode`).
+        features: In the place of a model: numbers (N, D) by which rows are alike; one such array for each split; or the name of a
             column that holds them.
+        pred_probs: Probabilities of each class (N, C), or the name of a column of them, of a model that has not seen the row's
+            label, as in cross-validation. The labels are judged by these; features or a model beside them serve to find
+            near-duplicates.
         label_column: Of the given labels. Default: label or labels.
+        image_column: Default: the only one of images.
+        text_column: Default: the only one of texts, where there are no images.
+        processing_class: The image processor or tokenizer of a model that is given itself; None: the columns are its inputs.
         threshold: Suspicion in (0, 1) from which a sample is flagged.
         look: Look at the images or texts for a pattern that doubted samples share, such as a trigger.
+        max_length: Tokens of a text that a named model reads. Default: as many as it takes, at most 512.
+        batch_size: Rows that the model sees at a time.
+        device: Where the model runs. Default: a named one on a GPU where there is one.
+        trust_remote_code: Run Python code that the named model brings.
         seed: Of the samples that are compared, of many.
 
     Raises:
-        ValueError: In one line, for settings out of range, labels that are no class numbers, and features that do not fit.
+        ValueError: In one line, for settings out of range, labels that are no class numbers, features or probabilities that do not
+            fit, and models, images or texts that cannot be read.
     """
     if not isinstance(threshold, int | float) or not 0.0 < threshold < 1.0:
         raise ValueError(f"threshold={threshold!r} must be in (0, 1): give for instance 0.5.")
-    train = _training_split(data)
-    check_dataset(train)
-    column = find_label_column(train, label_column)
-    labels, classes = read_labels(train, column)
-    rows, source = _given_features(train, features)
-    inputs = open_inputs(train.remove_columns(features) if isinstance(features, str) else train) if look else None
-    evidence = judge_labels(
-        rows, labels, classes, inputs=None if inputs is None else inputs.read, shape=_image_shape(inputs), seed=seed
-    )  # fmt: skip
+    if model is not None and features is not None:
+        raise ValueError("model and features are both given: leave one of them out.")
+    if model is None and features is None and pred_probs is None:
+        raise ValueError("nothing to judge the labels by: give model, features or pred_probs.")
+    alone = [
+        name for name, value in (("processing_class", processing_class), ("max_length", max_length), ("device", device)) if value
+    ]
+    if model is None and alone:
+        raise ValueError(f"{alone[0]} is for a model, and none is given: leave it out, or give model.")
+    network = None if model is None else Network(model, processing_class, max_length, batch_size, device, trust_remote_code)
+    splits = _splits(data)
+    train = splits[TRAIN]
+    label = find_label_column(train, label_column)
+    labels, classes = read_labels(train, label)
+    probs = None if pred_probs is None else given_probs(train, pred_probs, classes)
+    source = Source("given probabilities") if features is None else given_features(splits, features)
+    used = [name for name in (features, pred_probs) if isinstance(name, str)]
+    kind, column = input_column(train.remove_columns(used), image_column, text_column, label, needed=network is not None)
+    if network is not None:
+        source = network.encode(splits, kind, column)
+    inputs = open_inputs(train.select_columns(column) if column else train.remove_columns(used)) if look else None
+    shape = inputs.shape if inputs is not None and inputs.kind == "images" else None
+    read = None if inputs is None else inputs.read
+    evidence = judge_labels(source.features.get(TRAIN), labels, classes, probs=probs, inputs=read, shape=shape, seed=seed)
+    alike = None
+    if source.features:
+        numbers = {split: labels if split == TRAIN else _same_labels(part, train, label) for split, part in splits.items()}
+        alike = find_likeness(source.features, numbers, TRAIN, evidence.neighbours)
     run = {
-        "evidence": source, "names": _names(train, column, classes), "rows": len(train), "label_column": column,
-        "columns": content_columns(train), "fingerprint": data_fingerprint(train, column),
+        "evidence": source.told if probs is None or not source.features else f"given probabilities; {source.told}",
+        "names": _names(train, label, classes), "rows": len(train), "label_column": label, "columns": content_columns(train),
+        "fingerprint": data_fingerprint(train, label),
     }  # fmt: skip
-    return _audit(train, labels, evidence, inputs, float(threshold), run)
+    return _audit(train, labels, evidence, inputs, alike, probs, float(threshold), run)
 
 
-def _training_split(data: Any) -> Any:
+def _splits(data: Any) -> dict[str, datasets.Dataset]:
+    """The splits by name, the one that is audited as train."""
     if isinstance(data, datasets.DatasetDict):
-        if TRAIN not in data:
+        if TRAIN not in data and len(data) != 1:
             raise ValueError(f"data has splits {list(data)} and no 'train': pass the split to audit.")
-        return data[TRAIN]
-    return data
+        first = data[TRAIN] if TRAIN in data else next(iter(data.values()))
+        splits = {TRAIN: first, **{name: part for name, part in data.items() if part is not first and len(part)}}
+    else:
+        splits = {TRAIN: data}
+    for part in splits.values():
+        check_dataset(part)
+    return splits
 
 
-def _given_features(train: datasets.Dataset, features: Any) -> tuple[np.ndarray, str]:
-    """The features (N, D), and what they are in words."""
-    if isinstance(features, str):
-        return read_vectors(train, features), f"features of column {features!r}"
-    if not isinstance(features, np.ndarray) or features.ndim != 2 or features.dtype.kind not in "fiub":
-        got = f"{features.shape} {features.dtype}" if isinstance(features, np.ndarray) else f"a {type(features).__name__}"
-        raise ValueError(f"features is {got}, expected numbers (N, D) as a numpy array, or the name of a column of them.")
-    if len(features) != len(train):
-        raise ValueError(f"features has {len(features)} rows and the data set {len(train)}: give one row for each sample.")
-    return features, f"features of {features.shape[1]} numbers"
+def _same_labels(part: datasets.Dataset, train: datasets.Dataset, label: str) -> np.ndarray | None:
+    """The labels of another split, None where it has none by the same numbers."""
+    if label not in part.column_names or part.features[label] != train.features[label]:
+        return None
+    try:
+        return read_labels(part, label)[0]
+    except ValueError:  # unlabelled, as test splits may be
+        return None
 
 
 def _names(train: datasets.Dataset, column: str, classes: int) -> list[str]:
@@ -99,24 +162,28 @@ def _names(train: datasets.Dataset, column: str, classes: int) -> list[str]:
     return list(feature.names) if isinstance(feature, datasets.ClassLabel) else [str(i) for i in range(classes)]
 
 
-def _image_shape(inputs: Inputs | None) -> tuple[int, ...] | None:
-    return inputs.shape if inputs is not None and inputs.kind == "images" else None
-
-
 def _audit(
-    train: datasets.Dataset, labels: np.ndarray, evidence: LabelEvidence, inputs: Inputs | None, threshold: float,
-    run: dict[str, Any],
+    train: datasets.Dataset, labels: np.ndarray, evidence: LabelEvidence, inputs: Inputs | None, alike: Likeness | None,
+    probs: np.ndarray | None, threshold: float, run: dict[str, Any],
 ) -> Audit:  # fmt: skip
     names, n = tuple(run["names"]), len(labels)
     flagged = (evidence.wrong >= threshold) | evidence.carriers
-    other = evidence.suggested != labels
-    group = np.where(flagged, np.where(other & (evidence.confidence >= CONFIDENT), MISLABELLED, UNCLEAR), 0)
+    sure = (evidence.suggested != labels) & (evidence.confidence >= CONFIDENT)
+    group = np.where(flagged, np.where(sure, MISLABELLED, UNCLEAR), 0)
     group[evidence.carriers] = TRIGGERED
     columns: dict[str, np.ndarray] = {
         "index": np.arange(n), "label": labels, "suggested_label": evidence.suggested,
         "suggested_confidence": evidence.confidence, "suspicion": evidence.wrong, "flagged": flagged, "group": group,
-        "predicted_label": evidence.predicted, "neighbour_support": evidence.support,
+        "predicted_label": evidence.predicted,
     }  # fmt: skip
+    if probs is not None:
+        columns["label_probability"] = probs[np.arange(n), labels]
+    else:
+        columns["neighbour_support"] = evidence.support
+    if alike is not None:
+        columns |= {
+            "duplicate_group": alike.group, "duplicate_of": alike.first_of_group(), "copied": alike.copied, "outlier": alike.outlier
+        }  # fmt: skip
     if IS_CORRUPTED in train.column_names:
         columns[IS_CORRUPTED] = np.asarray(train.with_format(None)[IS_CORRUPTED][:]).astype(bool)
     pattern = None
@@ -127,8 +194,9 @@ def _audit(
         table=make_table(columns), names=names, threshold=threshold, noise_rate=evidence.rate.rate if known else None,
         noise_interval=(evidence.rate.low, evidence.rate.high) if known else None,
         transition=evidence.transition if known and 0 < len(evidence.transition) <= MOST_TRANSITIONS else None,
-        meaning=MEANING, cautions=_cautions(labels, flagged, evidence, names), groups_told=_groups_told(evidence, inputs),
-        pattern=pattern, run=run,
+        meaning=MEANING if probs is None else PROBS_MEANING,
+        cautions=(*_cautions(labels, flagged, evidence, names), *_copied(alike)),
+        groups_told=_groups_told(evidence, inputs), pattern=pattern, run=run, likeness=alike,
     )  # fmt: skip
 
 
@@ -149,6 +217,17 @@ def _cautions(labels: np.ndarray, flagged: np.ndarray, evidence: LabelEvidence, 
         verb = "class has" if few == 1 else "classes have"
         out.append(Caution(f"{few:,} {verb} fewer than {FEW_ROWS} samples: little can be said of their labels."))
     return (*out, *class_cautions(labels, flagged, names, trained=False))
+
+
+def _copied(alike: Likeness | None) -> list[Caution]:
+    """Which other splits hold what is to be trained on, in words."""
+    shares = {} if alike is None else {s: len(pairs) / alike.sizes[s] for s, (pairs, _) in alike.copies.items()}
+    flatters = "are near-duplicates of audited samples: figures on it flatter"
+    return [
+        Caution(f"{100 * share:.1f} % of the split '{plain(split, 60)}' {flatters}.")
+        for split, share in shares.items()
+        if share > COPIED_SHARE
+    ]
 
 
 def _groups_told(evidence: LabelEvidence, inputs: Inputs | None) -> str:

@@ -16,6 +16,7 @@ from ..reporting.results import environment as this_environment
 from ..reporting.results import table
 from ..reporting.safe_text import plain
 from .boundary import closest_by_class, closest_tile, told
+from .likeness import alike_sections, outlier_section
 from .pictures import NAMED, cells, heat_map, histogram, path_histogram, pattern_picture
 from .result import GROUPS, Audit
 from .samples import Shown, show
@@ -27,7 +28,8 @@ TABLE_CLASSES = 20
 SAMPLES = 300
 _COLUMNS = ("index", "suggested_label", "suggested_confidence", "suspicion", "group")
 #: More of them, of an audit of a training and of one without.
-_TRAINED, _JUDGED = ("seen", "kept", "aum", "forgetting"), ("predicted_label", "neighbour_support")
+_TRAINED = ("seen", "kept", "aum", "forgetting")
+_JUDGED = ("predicted_label", "neighbour_support", "label_probability", "outlier")
 
 
 def write_audit_report(
@@ -61,11 +63,16 @@ def write_audit_report(
     truth = audit.column("is_corrupted").astype(bool) if summary.known else None
     parts, left_out = _grid(audit, summary, per_class)
     near, near_left = closest_by_class(audit, per_class)
-    rows_near, rows_grid = ([row for _, part in p for row in part] for p in (near, parts))
-    shown = show(data, [*rows_near, *rows_grid], len(audit))
-    grid = _sections(parts, _tiles(audit, rows_grid, shown[len(rows_near) :]))
-    left_out["pictures"] = sum(sample.left_out for sample in shown)
+    alike, alike_left = alike_sections(audit.likeness, per_class)
+    apart = outlier_section(audit.likeness, per_class)
+    rows_near, rows_alike, rows_apart, rows_grid = ([row for _, part in p for row in part] for p in (near, alike, apart, parts))
+    shown = iter(show(data, [*rows_near, *rows_alike, *rows_apart, *rows_grid], len(audit)))
     closest = _sections(near, [closest_tile(audit, row, sample) for row, sample in zip(rows_near, shown)])
+    alike, apart, grid = (
+        _sections(part, _tiles(audit, rows, [next(shown) for _ in rows]))
+        for part, rows in ((alike, rows_alike), (apart, rows_apart), (parts, rows_grid))
+    )
+    left_out["pictures"] = sum(tile["shown"].left_out for part in (*closest, *alike, *apart, *grid) for tile in part["tiles"])
     page = template("audit.html").render(
         title=plain(title, 200), audit=audit, told=plain(audit.groups_told, 2 * VALUE), s=summary, groups=GROUPS,
         command=plain(command or (content or {}).get("command", ""), 4 * VALUE), settings=settings(audit, content),
@@ -74,7 +81,7 @@ def write_audit_report(
         histogram=histogram(audit.column("suspicion"), audit.threshold, truth), classes=summary.classes[:CLASSES],
         transition=_transition(audit), pattern=pattern_picture(audit.pattern), grid=grid, left_out=left_out, closest=closest,
         closest_left=near_left, closest_told=told(audit), closest_histogram=_path_histogram(audit, truth),
-        environment=versions(environment),
+        environment=versions(environment), alike=alike, alike_left=alike_left, apart=apart,
     )  # fmt: skip
     return write_text(path, page)
 
@@ -134,7 +141,8 @@ def _sections(parts: Sequence[tuple[str, list[int]]], tiles: Sequence[dict[str, 
 
 def _tiles(audit: Audit, positions: Sequence[int], shown: Sequence[Shown]) -> list[dict[str, Any]]:
     part = Audit(audit.table.select(positions), audit.names, audit.threshold)
-    columns = {name: part.column(name).tolist() for name in (*_COLUMNS, *(_TRAINED if audit.trained else _JUDGED))}
+    names = [*_COLUMNS, *(_TRAINED if audit.trained else (n for n in _JUDGED if n in part.table.column_names))]
+    columns = {name: part.column(name).tolist() for name in names}
     label = part.column("label").tolist()
     truth = part.column("is_corrupted").tolist() if "is_corrupted" in audit.table.column_names else [None] * len(label)
     out = []
@@ -161,7 +169,10 @@ def _trained(row: Mapping[str, Any], classed: bool) -> str:
 
 
 def _judged(audit: Audit, row: Mapping[str, Any]) -> str:
-    """What the two witnesses of an audit without a training say of a sample."""
+    """What the witnesses of an audit without a training say of a sample."""
+    predicted = class_name(audit, row["predicted_label"])
+    if "label_probability" in row:
+        return f"given probabilities: {predicted}, label {row['label_probability']:.2f}"
     support = row["neighbour_support"]
     near = f", {100 * support:.0f} % of its neighbours agree" if np.isfinite(support) else ""
-    return f"linear model: {class_name(audit, row['predicted_label'])}{near}"
+    return f"linear model: {predicted}{near}"

@@ -20,6 +20,7 @@ from ..reporting.parquet_files import write_parquet
 from ..reporting.safe_text import plain
 from ..selection.allocation import CLASS_FLOOR, class_floors
 from ..selection.ranking import smallest
+from .likeness import Likeness
 
 #: The groups of the column ``group``, in the order of their numbers.
 GROUPS = ("fine", "mislabelled", "triggered", "perturbed", "unclear", "unseen")
@@ -62,6 +63,7 @@ class Audit:
         run: Method, settings, fingerprint of the data and other facts of the run.
         paths: The path lengths to the decision boundary, None where none were given; ``paths.closest(20)`` are the likeliest
             natural label errors.
+        likeness: Near-duplicates and outliers, of an audit without a training that has features.
         noise_interval: Ends of the 95 % interval of noise_rate, None where it has none.
     """
 
@@ -77,6 +79,7 @@ class Audit:
     run: Mapping[str, Any] = field(default_factory=dict)
     paths: PathLengths | None = None
     noise_interval: tuple[float, float] | None = None
+    likeness: Likeness | None = None
 
     def __len__(self) -> int:
         return len(self.table)

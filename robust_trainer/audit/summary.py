@@ -131,7 +131,7 @@ def summarise(audit: Audit) -> Summary:
     named = label >= 0
     if 0 < named.sum() < n:
         facts.append(("samples without a known class", count(int((~named).sum()))))
-    facts += _boundary(audit)
+    facts += [*_boundary(audit), *_likeness(audit)]
     pairs, suggestions = _pairs(audit, label, suggested, flagged & named)
     return Summary(
         n, flagged_count, tuple(facts), tuple((name, by_group[i], share(by_group[i], n)) for i, name in enumerate(GROUPS)),
@@ -212,6 +212,21 @@ def _boundary(audit: Audit) -> list[tuple[str, str]]:
     shown = f"more than {audit.paths.max_steps}" if middle > audit.paths.max_steps else str(middle)
     beyond = f"{count(at)} ({share(at, len(steps))} %)"
     return [("median path to the boundary", f"{shown} steps"), ("beyond the boundary already", beyond)]
+
+
+def _likeness(audit: Audit) -> list[tuple[str, str]]:
+    """What the near-duplicates are, in this split and in others."""
+    if (alike := audit.likeness) is None:
+        return []
+    groups = alike.groups
+    odd = sum(bool(alike.conflicts[rows[0]]) for rows in groups)
+    facts = [("near-duplicates", f"{count(int((alike.group >= 0).sum()))} in {count(len(groups))} groups")]
+    facts += [("groups of them with different labels", count(odd))] if groups else []
+    for split, (pairs, differ) in alike.copies.items():
+        other = "" if differ is None or not differ.any() else f", {count(int(differ.sum()))} with another label"
+        told = f"{count(len(pairs))} ({share(len(pairs), alike.sizes[split])} %){other}"
+        facts.append((f"rows of {plain(split, NAME)} with a near-duplicate here", told))
+    return facts
 
 
 def _classes(

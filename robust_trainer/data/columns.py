@@ -166,37 +166,38 @@ def read_column(dataset: datasets.Dataset, name: str) -> np.ndarray:
     return column.to_numpy(zero_copy_only=False)
 
 
-def read_vectors(dataset: datasets.Dataset, name: str) -> np.ndarray:
+def read_vectors(dataset: datasets.Dataset, name: str, where: str = "", option: str = "features") -> np.ndarray:
     """Returns a column of lists of numbers, such as embeddings, as an array (N, D).
 
     Args:
         dataset: A `datasets.Dataset`.
         name: Of the column.
+        where: What begins a message, as ``split 'test': ``.
+        option: What the name was given as, for messages.
 
     Raises:
         ValueError: For a column that is missing or holds something else, and naming the row, for lists of different lengths and
             missing values.
     """
+    what = f"{where}{option}={name!r}"
     if name not in dataset.column_names:
-        raise ValueError(f"features={name!r} is not in the data set: choose one of {dataset.column_names}.")
+        raise ValueError(f"{what} is not in the data set: choose one of {dataset.column_names}.")
     column = arrow_column(dataset, name)
     column = column.storage if isinstance(column, pa.ExtensionArray) else column
     kind = column.type
     lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     if not lists or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
-        raise ValueError(f"features={name!r} is {dataset.features[name]}, expected a list of numbers in each row: name another.")
+        raise ValueError(f"{what} is {dataset.features[name]}, expected a list of numbers in each row: name another.")
     if column.null_count:
         row = column.is_null().index(True).as_py()
-        raise ValueError(f"features={name!r} is missing in row {row}: leave such rows out.")
+        raise ValueError(f"{what} is missing in row {row}: leave such rows out.")
     lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
     if (odd := np.flatnonzero(lengths != lengths[0])).size:
         row = int(odd[0])
-        raise ValueError(
-            f"features={name!r} holds {lengths[row]} numbers in row {row} and {lengths[0]} in row 0: give each row as many."
-        )
+        raise ValueError(f"{what} holds {lengths[row]} numbers in row {row} and {lengths[0]} in row 0: give each row as many.")
     flat = column.flatten()
     if not lengths[0] or flat.null_count:
-        raise ValueError(f"features={name!r} holds empty lists or missing numbers: leave such rows out.")
+        raise ValueError(f"{what} holds empty lists or missing numbers: leave such rows out.")
     return flat.to_numpy(zero_copy_only=False).reshape(len(column), -1)
 
 

@@ -8,12 +8,16 @@ import datasets
 import numpy as np
 import pytest
 from helpers.audits import blobs, image_set
+from helpers.toy import resnet
 from sklearn.metrics import roc_auc_score
 
 from robust_trainer import audit_dataset
 from robust_trainer.audit import write_audit_report, write_cleaned
+from robust_trainer.audit.summary import summarise
 from robust_trainer.data.load import load_data
 from robust_trainer.evidence import judge
+from robust_trainer.evidence.features import encode
+from robust_trainer.models.zoo import PlainProcessor
 
 N, CLASSES, WIDTH = 600, 5, 32
 
@@ -191,8 +195,8 @@ def test_mistakes_are_told_in_one_line(noisy):
         audit_dataset(data, features=np.where(np.arange(N)[:, None] == 3, np.nan, features))
     with fails("threshold=1.0 must be in (0, 1)"):
         audit_dataset(data, features=features, threshold=1.0)
-    with fails("has splits ['test'] and no 'train'"):
-        audit_dataset(datasets.DatasetDict({"test": data}), features=features)
+    with fails("has splits ['a', 'b'] and no 'train'"):
+        audit_dataset(datasets.DatasetDict({"a": data, "b": data}), features=features)
     with fails("'word' holds strings"):
         audit_dataset(data.add_column("word", ["a"] * N), features=features, label_column="word")
     with fails("label_column='nothing' was not found"):
@@ -203,6 +207,85 @@ def test_mistakes_are_told_in_one_line(noisy):
     missing = data.add_column("v", [None] + [[1.0]] * (N - 1))
     with fails("missing in row 0"):
         audit_dataset(missing, features="v")
+
+
+def test_near_duplicates_within_and_across_splits_and_outliers(tmp_path):
+    features, labels, _, _ = clusters(0.1)
+    rng = np.random.default_rng(1)
+    features[10:15] = features[:5] + rng.normal(0, 0.02, (5, WIDTH))
+    labels[10:15] = labels[:5]
+    labels[10] = (labels[0] + 1) % CLASSES
+    features[20] = 8 * rng.normal(size=WIDTH)
+    data = table_of(labels, text=[f"text {i}" for i in range(N)])
+    test = table_of(labels[:100])
+    others = rng.normal(0, 1.5, (100, WIDTH))
+    others[7], others[8] = features[50], features[51]
+    test = table_of(np.where(np.arange(100) == 7, labels[50], (labels[51] + 1) % CLASSES))
+    both = datasets.DatasetDict({"train": data, "test": test, "odd": test.rename_column("label", "other")})
+    audit = audit_dataset(both, features={"train": features, "test": others, "odd": others})
+    group, first = audit.column("duplicate_group"), audit.column("duplicate_of")
+    assert all(group[i] == group[10 + i] >= 0 and first[10 + i] == first[i] == i for i in range(5))
+    assert (group >= 0).sum() == 10 and audit.likeness.conflicts.nonzero()[0].tolist() == [0, 10]
+    assert audit.likeness.groups[0].tolist() == [0, 10]  # those with different labels come first
+    pairs, differ = audit.likeness.copies["test"]
+    assert pairs.tolist() == [[7, 50], [8, 51]] and differ.tolist() == [False, True]
+    assert audit.likeness.copies["odd"][1] is None and np.flatnonzero(audit.column("copied")).tolist() == [50, 51]
+    assert audit.column("outlier")[20] > 0.98 and any("2.0 % of the split 'test'" in caution for caution in audit.cautions)
+    facts = dict(summarise(audit).facts)
+    assert facts["near-duplicates"] == "10 in 5 groups" and facts["groups of them with different labels"] == "1"
+    assert facts["rows of test with a near-duplicate here"] == "2 (2.0 %), 1 with another label"
+    page = write_audit_report(tmp_path / "report.html", audit, data=data).read_text()
+    assert "2 near-duplicates, with different labels" in page and "shown are those of its rows 8, 7" in page
+    assert "Farthest from all others" in page and "text 20" in page
+    alone = audit_dataset(data, features=features)
+    assert np.array_equal(alone.column("duplicate_group"), group) and not alone.likeness.copies
+
+
+def test_given_probabilities_take_the_place_of_features():
+    features, labels, wrong, truth = clusters(0.25)
+    centres = np.stack([features[truth == c].mean(0) for c in range(CLASSES)])
+    logits = -0.5 * ((features[:, None] - centres) ** 2).sum(2)
+    probs = np.exp(logits - logits.max(1, keepdims=True))
+    probs /= probs.sum(1, keepdims=True)
+    data = table_of(labels, p=probs.tolist())
+    audit = audit_dataset(data, pred_probs=probs)
+    assert roc_auc_score(wrong, audit.column("suspicion")) > 0.99 and abs(audit.noise_rate - wrong.mean()) < 0.03
+    assert (audit.column("suggested_label")[wrong] == truth[wrong]).mean() > 0.95 and audit.likeness is None
+    assert np.allclose(audit.column("label_probability"), probs[np.arange(N), labels]) and "pred_probs" in audit.meaning
+    again = audit_dataset(data, pred_probs="p", features=features)
+    assert np.allclose(again.column("suspicion"), audit.column("suspicion"), atol=1e-4) and again.likeness is not None
+    blind = audit_dataset(data, pred_probs=np.full((N, CLASSES), 0.2))
+    assert blind.blocked and "probabilities predict the labels hardly better" in blind.blocked[0]
+    with fails("pred_probs is of shape (600, 4), expected (600, 5)"):
+        audit_dataset(data, pred_probs=probs[:, :4])
+    with fails("pred_probs: row 2", "sum to 1"):
+        audit_dataset(data, pred_probs=np.where(np.arange(N)[:, None] == 2, 1.0, probs))
+
+
+def test_a_model_gives_the_features(tmp_path, poisoned):
+    """An untrained network of random filters still tells squares in corners apart."""
+    network, processor = resnet(), PlainProcessor(size={"height": 12, "width": 12}, image_mean=[0.5] * 3, image_std=[0.1] * 3)
+    data, _, marked, _ = poisoned
+    audit = audit_dataset(data, network, processing_class=processor, look=False)
+    vectors = encode(network, data, processing_class=processor)
+    by_hand = audit_dataset(data, features=vectors, look=False)
+    assert np.array_equal(audit.column("suspicion"), by_hand.column("suspicion")) and network.training
+    assert audit.run["evidence"] == "features of ResNetForImageClassification, 12 numbers"
+    network.save_pretrained(tmp_path / "net")
+    processor.save_pretrained(tmp_path / "net")
+    named = audit_dataset(datasets.DatasetDict({"train": data, "test": data.select(range(30))}), str(tmp_path / "net"), look=False)
+    assert np.allclose(named.column("suspicion"), audit.column("suspicion"), atol=1e-3)
+    assert named.run["evidence"] == "features of net, 12 numbers" and len(named.likeness.copies["test"][0]) == 30
+    with fails("processing_class is found by the model's name"):
+        audit_dataset(data, str(tmp_path / "net"), processing_class=processor)
+    with fails("no column of images or texts"):
+        audit_dataset(data.remove_columns("image"), str(tmp_path / "net"))
+    with fails("model and features are both given"):
+        audit_dataset(data, network, features=vectors)
+    with fails("nothing to judge the labels by"):
+        audit_dataset(data)
+    with fails("device is for a model"):
+        audit_dataset(data, features=vectors, device="cpu")
 
 
 def test_few_rows_are_not_judged():
