@@ -38,7 +38,7 @@ from .perturbations.inputs import Forward, InputAdapter
 from .problems import SINGLE_LABEL, UNLABELLED, Problem
 from .selection.noise_rate import RateEstimate
 from .step import checkpoints
-from .step.dataset_scores import EpochScan, score_dataset
+from .step.dataset_scores import EpochScan
 from .step.first_batch import check_first_batch, unplanned
 from .step.plan import RobustStep
 from .step.records import MicroBatch, StepPlan
@@ -176,7 +176,7 @@ class RobustTrainerMixin(Trainer):
                 step = self._robust_step = self._set_up(bare)
                 rule = decides_epochs(step.run.recipe.selection) if step is not None else None
                 callbacks += [SpectralCap(cap.k, cap.layers)] if cap is not None else []
-                if step is not None and rule is not None and rule.memory == "scan":
+                if step is not None and ((rule is not None and rule.memory == "scan") or step.evidence is not None):
                     callbacks.append(self._epoch_scan(step))
                 for callback in callbacks:
                     self.add_callback(callback)
@@ -237,12 +237,10 @@ class RobustTrainerMixin(Trainer):
     def _epoch_scan(self, step: RobustStep) -> EpochScan:
         """The callback that has the training set scored at an epoch's start."""
 
-        def decide(loader: Any) -> list[str]:
-            if step.run.ledger is None:
-                return []
+        def decide(loader: Any) -> str:
             bare = self._unwrapped(self.model_wrapped)
             batches = (self._micro_batch(self._prepare_inputs(inputs)) for inputs in loader)
-            return step.decide_epoch(score_dataset(step.run, step.run.ledger, bare, batches, step.read), self._progress())
+            return step.decide_epoch(bare, batches, self._progress())
 
         def loader() -> Any:
             return indexed_loader(self, step.run, SequentialSampler, None, "Scoring", training=False)

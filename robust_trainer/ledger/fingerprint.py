@@ -157,7 +157,9 @@ def new_ledger(trainer: Any, recipe: Recipe, problem: Problem, classes: int | No
     }  # fmt: skip
     wide = SampleLedger.needs_wide(classes if problem.one_class else 1, epochs)
     kept = classes if predictions else None
-    ledger = SampleLedger(size, args.device, wide=wide, classes=kept, networks=recipe.num_networks, run=run)
+    ledger = SampleLedger(
+        size, args.device, wide=wide, classes=kept, networks=recipe.num_networks, judged=recipe.evidence is not None, run=run
+    )
     if problem.one_class and recipe.class_floor > 0 and recipe.selection is not None:
         labels = given_labels(data, label, classes)
         ledger.given = None if labels is None else torch.from_numpy(labels)

@@ -17,6 +17,8 @@ from .margins import LOGIT_MARGIN, MARGIN, QUANTA, follow_rival, forgotten
 _SCORES = ("last_score", "mean_score", "ema_score", "aum", "margin")
 _COUNTS = ("seen", "kept", "label", "predicted", "epoch", "doubt", "forgetting", "rival", "rival_confidence", "nonfinite")
 _START = (0, 0, -1, -1, -1, 0, -1, -1, 0, 0)
+#: Columns of labels that were judged by features.
+JUDGED = ("label_wrong", "weight", "target", "suggested", "suggested_confidence", "carrier")
 #: Below this, class numbers and epochs fit into 16 bits.
 _NARROW = 2**15
 
@@ -45,6 +47,7 @@ class SampleLedger:
         classes: to keep the running mean of each sample's predicted probabilities as well, ``mean_probs`` (N, classes), 4 bytes
             each; None: not kept.
         networks: M; of several, each one's loss at the last visit is kept, ``network_loss`` (N, M), 4 bytes each.
+        judged: whether what was judged of the labels is kept as well (`step.evidence`), 22 bytes a row.
         run: facts about the training, for the files that the ledger is written to.
     """
 
@@ -56,6 +59,7 @@ class SampleLedger:
         wide: bool = False,
         classes: int | None = None,
         networks: int = 1,
+        judged: bool = False,
         run: Mapping[str, Any] | None = None,
     ):
         self.ema_decay = ema_decay
@@ -71,6 +75,13 @@ class SampleLedger:
             self._columns["mean_probs"] = torch.zeros(size, classes, device=device)
         if networks > 1:
             self._columns["network_loss"] = torch.zeros(size, networks, device=device)
+        if judged:
+            numbers = {"label_wrong": 0.0, "weight": 1.0, "suggested_confidence": 0.0}
+            self._columns.update({name: torch.full((size,), value, device=device) for name, value in numbers.items()})
+            self._columns.update(
+                {name: torch.full((size,), -1, dtype=torch.int32, device=device) for name in ("target", "suggested")}
+            )
+            self._columns["carrier"] = torch.zeros(size, dtype=torch.bool, device=device)
         self.before_read: Callable[[], None] | None = None
         self.truth: Tensor | None = None
         self.given: Tensor | None = None
@@ -208,6 +219,7 @@ class SampleLedger:
         rows.update({name: np.where(known, c[name], np.float32(np.nan)) for name in ("aum", "margin")})
         rows.update({name: c[name].astype(np.int32) for name in ("forgetting", "rival", "nonfinite")})
         rows["rival_confidence"] = c["rival_confidence"].astype(np.float32) / QUANTA
+        rows.update({name: c[name] for name in JUDGED if name in c})
         if "mean_probs" in c:
             rows["mean_probs"] = c["mean_probs"]
         rows["distrusted"] = self.distrusted().cpu().numpy()

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from ..data.augmentation.augmentations import make_augmentation
+from ..evidence.decision import ActOnEvidence
 from ..losses.adversarial import Mart, Nrat, PairObjective, Trades
 from ..losses.semi_supervised import SemiSupervised
 from ..losses.standard import HardBootstrap, make_objective
@@ -157,6 +158,9 @@ class Method:
             freeze_backbone=s.get("freeze_backbone", False),
             spectral=cap_of(s),
             class_floor=s.get("class_floor", SETTINGS["class_floor"].default) if self.takes("class_floor") else 0,
+            evidence=_made(ActOnEvidence, {"class_floor": SETTINGS["class_floor"].default, **s})
+            if "evidence" in self.parts
+            else None,
             settings=s,
             given=frozenset(changes),
         )
@@ -189,6 +193,10 @@ class Method:
             return None
         strong, weak = make_augmentation(s["strong_augmentation"]), make_augmentation(s["weak_augmentation"])
         return _made(SemiSupervised, s, strong, weak)
+
+    def _evidence(self, s: Mapping[str, Any]) -> ActOnEvidence | None:
+        known = {"class_floor": SETTINGS["class_floor"].default, **s}
+        return _made(ActOnEvidence, known) if "evidence" in self.parts else None
 
     def _weight_perturbation(self, s: Mapping[str, Any]) -> WeightPerturbation | None:
         return _made(WeightPerturbation, s) if "weight-perturbation" in self.parts else None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..evidence.decision import ActOnEvidence
 from ..losses.adversarial import PairObjective
 from ..losses.semi_supervised import SemiSupervised
 from ..models.spectral import Cap
@@ -46,6 +47,7 @@ class Recipe:
         freeze_backbone: whether the classification head is trained alone.
         spectral: the cap of the weights' spectral norms, None for none.
         class_floor: samples of each class that the selection cannot leave out where a class is rare (`allocation.class_floors`).
+        evidence: when labels are judged by features, and what is done about the doubted ones (auto); None: they are not.
         settings: the numbers it was built from.
         given: names of the settings that the user named; the others are the method's own values.
         fitted: settings that nobody named, as this run has them (`run_length.fit_to_run`).
@@ -77,6 +79,7 @@ class Recipe:
     freeze_backbone: bool = False
     spectral: Cap | None = None
     class_floor: int = 0
+    evidence: ActOnEvidence | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     given: frozenset[str] = field(default=frozenset(), compare=False)
     fitted: Mapping[str, Any] = field(default_factory=dict, compare=False)

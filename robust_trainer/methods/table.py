@@ -53,6 +53,9 @@ _CAPPED: Mapping[str, Any] = {**_FROZEN, "spectral_cap": 1.0, "spectral_layers":
 _ROWS = (
     Method("standard", "empirical risk minimisation; the ledger only records", "-", "prl-l", ("objective",)),
     Method("at", "adversarial training alone", "Backdoor sec. 5 (AT), eq. 2", "prl-l", ("attack", "objective")),
+    # ---- labels judged by features: nothing needs to be told
+    Method("auto", "recommended: labels judged before training, wrong ones left out or mended, clean data trained on as it is",
+           "this project, docs/background/auto.md", "prl-l", ("evidence", "objective")),
     # ---- robust losses: every sample is used
     Method("mae", "mean absolute error, 1 - p_y", "Ghosh et al. 2017; NRAT sec. 2", "prl-l", objective="mae"),
     Method("gce", "generalised cross-entropy", "Zhang and Sabuncu 2018; NRAT sec. 2", "prl-l", ("gce",), objective="gce"),
@@ -97,7 +100,7 @@ _ROWS = (
     Method("bootstrap-at", "bootstrap in both steps", "Backdoor Algorithm 1", "prl-l", ("bootstrap", "attack", "filtered-steps")),
     Method(
         "prl-at-memory",
-        "recommended: PRL-AT ranked by what the ledger remembers, per class",
+        "PRL-AT ranked by what the ledger remembers, per class",
         "this project, docs/reference/methods.md",
         "prl-l",
         _RANKED_AT,

@@ -45,6 +45,7 @@ class EpochSelection:
 
     run: Run
     floor: ClassFloor
+    _told: set[str] = field(default_factory=set)
 
     @property
     def rule(self) -> EpochRule | None:
@@ -85,7 +86,7 @@ class EpochSelection:
         return rule.decides(progress) and not self._of(int(progress.epoch))
 
     @torch.no_grad()
-    def from_scan(self, scan: DatasetScores, progress: Progress) -> list[str]:
+    def from_scan(self, scan: DatasetScores, progress: Progress) -> str:
         """Decides over the epoch from all samples' scores and records them in the ledger.
 
         Args:
@@ -93,11 +94,11 @@ class EpochSelection:
             progress: where training stands.
 
         Returns:
-            The names of the classes of which nobody is left.
+            What is to be said, once of each class, of the classes of which nobody is left; '' for nothing.
         """
         rule, ledger, classes, epoch = self.rule, self.run.ledger, self.run.classes, int(progress.epoch)
         if rule is None or ledger is None:
-            return []
+            return ""
         seen = torch.ones_like(scan.labels)
         mask = rule.keep_mask(scan.scores, seen, scan.labels, classes, progress, ledger.columns["keep"])
         self.floor.count(scan.labels)
@@ -109,7 +110,16 @@ class EpochSelection:
             scan.probs,
         )  # fmt: skip
         counts = count_classes(tuple(ledger.run.get("names") or ()), scan.labels.cpu().numpy(), mask.cpu().numpy())
-        return [counts.name(int(c)) for c in np.flatnonzero((counts.samples > 0) & (counts.left == 0))]
+        every = [counts.name(int(c)) for c in np.flatnonzero((counts.samples > 0) & (counts.left == 0))]
+        emptied = [name for name in every if name not in self._told]
+        self._told.update(emptied)
+        if not emptied:
+            return ""
+        return (
+            f"epoch {epoch}: the selection leaves nobody of class {', '.join(emptied[:10])}"
+            f"{f' and {len(emptied) - 10} more' if len(emptied) > 10 else ''}: "
+            "set rebalance=True or lower rebalance_eta, or warm up for longer."
+        )
 
     def _of(self, epoch: int) -> bool:
         return self.made and int(self.run.states["keep"]["epoch"]) == epoch
@@ -161,34 +171,28 @@ def _in_order(rows: Tensor, index: Tensor, size: int) -> Tensor:
 
 @dataclass(eq=False)
 class EpochScan(TrainerCallback):
-    """Has the training set scored where the method asks for it, before an epoch's first batch is drawn.
+    """Has the training set looked at where the method asks for it, before an epoch's first batch is drawn.
 
     Guarantee: no random number of the training is used up, whatever the data set's transforms draw.
 
     Args:
-        due: whether the epoch that starts now wants a scan.
+        due: whether the epoch that starts now wants it.
         loader: makes the loader of the whole training set, once.
-        decide: scores the loader's samples, decides, and returns the names of the classes of which nobody is left.
+        decide: looks at the loader's samples, decides, and returns what is to be said, '' for nothing.
     """
 
     due: Callable[[], bool]
     loader: Callable[[], Any]
-    decide: Callable[[Any], list[str]]
+    decide: Callable[[Any], str]
     _loader: Any = None
-    _told: set[str] = field(default_factory=set)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Scores the data set where the method asks for it, before the epoch's first batch is drawn."""
+        """Looks at the data set where the method asks for it, before the epoch's first batch is drawn."""
         if not self.due():
             return
         if self._loader is None:
             self._loader = self.loader()
         with preserve_rng(args.device):
-            emptied = [name for name in self.decide(self._loader) if name not in self._told]
-        if emptied:
-            self._told.update(emptied)
-            logger.warning(
-                f"epoch {int(state.epoch or 0)}: the selection leaves nobody of class {', '.join(emptied[:10])}"
-                f"{f' and {len(emptied) - 10} more' if len(emptied) > 10 else ''}: "
-                "set rebalance=True or lower rebalance_eta, or warm up for longer."
-            )
+            said = self.decide(self._loader)
+        if said:
+            logger.warning(said)

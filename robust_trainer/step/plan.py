@@ -6,12 +6,13 @@ shared perturbation averages the same signs, however the batch was cut.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.randomness import keyed_seed
 from ..ledger.pending import PendingRecords, StepRecord, record
@@ -21,7 +22,8 @@ from ..perturbations.collapse import collapse
 from ..perturbations.inputs import EmbeddingAdapter, Forward, InputAdapter, PixelAdapter
 from ..types import ForwardOutput, Objective, Progress
 from .class_floor import ClassFloor
-from .dataset_scores import DatasetScores, EpochSelection
+from .dataset_scores import EpochSelection, score_dataset
+from .evidence import EvidenceStage
 from .inner import InnerMaximization
 from .nonfinite import NonfiniteGuard, finite_samples, without
 from .outer import OuterMinimization
@@ -52,7 +54,10 @@ class RobustStep:
         self.run = run
         self.floor = ClassFloor(run)
         self.selection = EpochSelection(run, self.floor)
-        self.weights = WeightDecider(run, self.selection, self.floor)
+        self.evidence = EvidenceStage(run, run.recipe.evidence) if run.recipe.evidence is not None else None
+        if self.evidence is not None:
+            run.recipe = replace(run.recipe, relabel=self.evidence.targets)
+        self.weights = WeightDecider(run, self.selection, self.floor, self.evidence)
         self.outer = OuterMinimization(run.recipe, self.read)
         self.pending = PendingRecords()
         self.adapter: InputAdapter | None = None
@@ -247,6 +252,7 @@ class RobustStep:
             return
         labels = self.run.problem.ledger_labels(batch.targets)
         active = recipe.selection is not None and recipe.selection.filter_active(progress)
+        active = active or (self.evidence is not None and self.evidence.made)
         losses = recipe.objective(output, output.network_targets()).float().T if recipe.num_networks > 1 else None
         repeats = (batch.repeats, batch.all_repeats)
         entry = StepRecord(
@@ -311,13 +317,27 @@ class RobustStep:
         self.floor.open_epoch(progress)
         self.selection.from_memory(self._with_rate(progress))
 
-    def decide_epoch(self, scan: DatasetScores, progress: Progress) -> list[str]:
-        """Decides over the epoch from all samples' scores; returns the names of the classes of which nobody is left."""
-        return self.selection.from_scan(scan, self._with_rate(progress))
+    def decide_epoch(self, model: nn.Module, batches: Iterable[MicroBatch], progress: Progress) -> str:
+        """Looks at all samples before an epoch: judges their labels, or decides from their scores whom to keep.
+
+        Args:
+            model: unwrapped.
+            batches: the data set, each sample once; of several processes, each its share.
+            progress: where training stands.
+
+        Returns:
+            What is to be said, '' for nothing.
+        """
+        run = self.run
+        if run.ledger is None:
+            return ""
+        if self.evidence is not None:
+            return self.evidence.judge(model, batches, self.read)
+        return self.selection.from_scan(score_dataset(run, run.ledger, model, batches, self.read), self._with_rate(progress))
 
     def scan_due(self, progress: Progress) -> bool:
-        """Returns whether the epoch that starts now wants all samples scored first."""
-        return self.selection.scan_due(progress)
+        """Returns whether the epoch that starts now wants all samples looked at first."""
+        return self.evidence.due(progress) if self.evidence is not None else self.selection.scan_due(progress)
 
     def labelled(self) -> Tensor | None:
         """Returns whose labels the epoch trains on, bool (N,), None before there is a decision."""

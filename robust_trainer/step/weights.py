@@ -13,6 +13,7 @@ from ..selection.rules import ESTIMATED
 from ..types import BatchRule, ForwardOutput, Progress, decides_epochs
 from .class_floor import ClassFloor
 from .dataset_scores import EpochSelection
+from .evidence import EvidenceStage
 from .records import FirstForward, MicroBatch, Run, SampleWeights, StepWeights
 
 _APART = 0x5EED  # so that the held-out samples are no stretch of the sampler's order, which comes from the same seed
@@ -26,12 +27,14 @@ class WeightDecider:
         run: of the training.
         selection: the decision over the epoch.
         floor: the samples of rare classes that are kept whatever the rule says.
+        evidence: on the labels, for methods that judge them.
         estimator: of the noise rate, made when the number of classes is known; None where it is not estimated.
     """
 
     run: Run
     selection: EpochSelection
     floor: ClassFloor
+    evidence: EvidenceStage | None = None
     estimator: RateEstimator | None = None
 
     # ---- the rule's weights ----------------------------------------------------------------------------------------------
@@ -43,6 +46,7 @@ class WeightDecider:
 
         The first that applies:
 
+        0. labels were judged: what the evidence says, whatever the scores;
         1. no rule, or one that is switched off here (``inner_filter``, ``outer_filter``): everybody, weight 1;
         2. an `EpochRule` has decided over this epoch: the ledger's ``keep``, whatever the scores;
         3. an `EpochRule` alone, before its first decision, or a semi-supervised method before it: everybody;
@@ -62,6 +66,8 @@ class WeightDecider:
     def known_weights(self, batches: Sequence[MicroBatch], place: str) -> list[Tensor] | None:
         """Returns what `decide_weights` returns where it needs no scores (its first three cases), else None."""
         rule = self.run.recipe.selection
+        if self.evidence is not None and self.evidence.made and batches[0].index is not None:
+            return self.evidence.weights(list(batches))
         if rule is None or not self._active(place):
             return _everybody(batches)
         if self.selection.made:
@@ -136,6 +142,8 @@ class WeightDecider:
             if estimator is not None:
                 # the estimate of the noise rate needs samples whose labels no update has seen
                 training = torch.where(estimator.hold_out(batch.positions), torch.zeros_like(weight), weight)
+            if self.evidence is not None and self.evidence.made and batch.index is not None:
+                weight = self.evidence.trusted(batch)  # a row that is trained as another class is not trusted either
             samples.append(SampleWeights(weight, batch.without_repeats(training), batch.without_repeats(1.0 - training)))
         whole = torch.cat([sample.training[:, : batch.real] for sample, batch in zip(samples, batches)], 1)
         rule, total = self.run.recipe.selection, self.run.total
@@ -148,7 +156,9 @@ class WeightDecider:
 
     @property
     def estimate(self) -> RateEstimate | None:
-        """The share of wrong labels as estimated so far (``noise_rate="auto"``), None before the first estimate."""
+        """The share of wrong labels as estimated so far (``auto``, ``noise_rate="auto"``), None before the first estimate."""
+        if self.evidence is not None:
+            return self.evidence.rate
         return self.estimator.best if self.estimator is not None and self.estimator.started else None
 
     @property

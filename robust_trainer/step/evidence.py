@@ -1,0 +1,229 @@
+"""Labels judged while training: one pass over the data set for features, the evidence, and what the ledger keeps of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..evidence.decision import ActOnEvidence, Decision
+from ..evidence.judge import COMPARED, NUMBERS, LabelEvidence, judge_labels
+from ..models.features import last_linear, watched
+from ..models.modes import eval_mode
+from ..models.outputs import logits_of
+from ..selection.noise_rate import RateEstimate
+from ..types import ForwardOutput, Progress
+from .records import MicroBatch, Run
+
+#: Images are compared at this many pixels a side at most, texts by so many groups of tokens.
+SIDE, TOKENS = 64, 2048
+
+
+@dataclass
+class EvidenceStage:
+    """When labels are judged in a run, and what its steps do with the verdict.
+
+    The verdict is columns of the ledger, so in checkpoints and in what an audit reads: ``label_wrong`` (probability), ``weight``,
+    ``target`` (class), ``suggested``, ``suggested_confidence`` and ``carrier``.
+
+    Args:
+        run: of the training.
+        act: what is done.
+    """
+
+    run: Run
+    act: ActOnEvidence
+
+    @property
+    def made(self) -> bool:
+        """Whether labels were judged yet."""
+        return "evidence" in self.run.states
+
+    @property
+    def rate(self) -> RateEstimate | None:
+        """The share of wrong labels by the last verdict, None before."""
+        if not self.made:
+            return None
+        rate, low, high, n = self.run.states["evidence"]["rate"].tolist()
+        return RateEstimate(rate, low, high, int(n))
+
+    def due(self, progress: Progress) -> bool:
+        """Returns whether the epoch that starts now wants the labels judged: not when a resumed run has the verdict.
+
+        Args:
+            progress: where training stands.
+        """
+        if self.run.ledger is None:
+            return False
+        done = int(self.run.states["evidence"]["looks"]) if self.made else 0
+        looks = self.act.looks_at(progress.max_epochs)
+        return done < len(looks) and progress.epoch >= looks[done]
+
+    def weights(self, batches: list[MicroBatch]) -> list[Tensor]:
+        """Returns the rows' weights, (1, B) of each micro-batch."""
+        return [self._column("weight")[batch.positions].unsqueeze(0) for batch in batches]
+
+    def trusted(self, batch: MicroBatch) -> Tensor:
+        """Returns whether the given labels are trusted, (1, B) of 0 and 1."""
+        return (self._column("label_wrong")[batch.positions] <= 0.5).float().unsqueeze(0)
+
+    def targets(self, output: ForwardOutput) -> Tensor:
+        """Returns the classes that a micro-batch is trained as, (M, B): a recipe's ``relabel``."""
+        given = output.network_targets()
+        if not self.made or output.index is None:
+            return given
+        return self._column("target")[output.index].to(given.dtype).expand_as(given)
+
+    def _column(self, name: str) -> Tensor:
+        ledger = self.run.ledger
+        if ledger is None:
+            raise ValueError("labels are judged on a data set with a length: there is no ledger.")
+        return ledger._columns[name]
+
+    def judge(self, model: nn.Module, batches: Iterable[MicroBatch], read: Any) -> str:
+        """Judges the labels from one pass in evaluation mode, and returns what is to be said.
+
+        Args:
+            model: unwrapped.
+            batches: the data set, each sample once; of several processes, each its share.
+            read: a model's outputs with a micro-batch's targets.
+        """
+        run, ledger = self.run, self.run.ledger
+        if ledger is None:
+            return ""
+        size = len(ledger)
+        gathered = _one_pass(model, batches, read, run, size, self.act.find_patterns)
+        if isinstance(gathered, str):
+            self._keep(None, None, np.zeros(0, np.int64))
+            return f"method '{run.recipe.name}': {gathered} No label is judged, nothing is left out."
+        labels = gathered.labels.cpu().numpy()
+        inputs = None if gathered.inputs is None else gathered.inputs.cpu().numpy()
+        evidence = judge_labels(gathered.features, labels, run.classes, inputs=inputs, shape=gathered.shape, seed=run.seed)
+        decision = self.act.decide(evidence, labels)
+        self._keep(evidence, decision, labels)
+        done = f" {decision.told(labels)}." if evidence.informative else ""
+        return f"method '{run.recipe.name}': {evidence.told}{done}"
+
+    def _keep(self, evidence: LabelEvidence | None, decision: Decision | None, labels: np.ndarray) -> None:
+        """Writes the verdict into the ledger's columns and the run's states."""
+        ledger, device = self.run.ledger, self.run.device
+        assert ledger is not None
+        looks = int(self.run.states["evidence"]["looks"]) + 1 if self.made else 1
+        if evidence is not None and decision is not None:
+            columns = {
+                "label_wrong": evidence.wrong, "weight": decision.weight, "target": decision.target, "carrier": evidence.carriers,
+                "suggested": evidence.suggested, "suggested_confidence": evidence.confidence,
+            }  # fmt: skip
+            for name, values in columns.items():
+                column = ledger._columns[name]
+                column.copy_(torch.from_numpy(np.ascontiguousarray(values)).to(device, column.dtype))
+            rate = evidence.rate
+        else:
+            rate = RateEstimate(0.0, 0.0, 1.0, 0)
+            ledger._columns["weight"].fill_(1.0)
+        known = evidence is not None and evidence.informative
+        numbers = torch.tensor([rate.rate, rate.low, rate.high, rate.n], dtype=torch.float64)
+        made = decision is not None
+        self.run.states["evidence"] = {
+            "looks": torch.tensor(looks), "rate": numbers, "known": torch.tensor(known), "relabels": torch.tensor(made),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Gathered:
+    """All N rows, in the data set's order: features (N, D), labels (N,), and where they are compared inputs (N, V) uint8."""
+
+    features: Tensor
+    labels: Tensor
+    inputs: Tensor | None
+    shape: tuple[int, ...] | None
+
+
+@torch.no_grad()
+def _one_pass(model: nn.Module, batches: Iterable[MicroBatch], read: Any, run: Run, size: int, compare: bool) -> _Gathered | str:
+    """One forward of every sample, equal on all processes; or why there are no features."""
+    features, labels, index, inputs = [], [], [], []
+    reader: _InputReader | None = None
+    with eval_mode(model), watched(model) as layers:
+        for batch in batches:
+            outputs = model(**batch.inputs)
+            logits = logits_of(outputs)
+            if logits is None:
+                return "the model returns no logits, so its features are unknown."
+            try:
+                features.append(last_linear(layers, outputs, logits)[1].half())
+            except ValueError as error:
+                return f"{error}"
+            layers.linear.clear()
+            labels.append(run.problem.classes_of(batch.targets))
+            index.append(batch.positions)
+            if compare and reader is None:
+                reader = _InputReader.of(batch.inputs, size)
+                compare = reader is not None
+            if reader is not None:
+                inputs.append(reader.read(batch.inputs))
+    order = run.gather(torch.cat(index))
+    places = torch.empty(size, dtype=torch.long, device=order.device)
+    places[order] = torch.arange(len(order), device=order.device)  # a sample that several processes have counts once
+    rows = [run.gather(torch.cat(parts))[places] for parts in (features, labels)]
+    vectors = run.gather(torch.cat(inputs))[places] if inputs and reader is not None else None
+    if not bool(rows[0].isfinite().all()):
+        return "its features are not finite."
+    if reader is not None and vectors is not None:
+        vectors = reader.levels(vectors)
+    return _Gathered(rows[0], rows[1].long(), vectors, reader.shape if reader is not None else None)
+
+
+@dataclass(frozen=True)
+class _InputReader:
+    """How a batch's inputs become vectors: images made small, or which tokens a text has.
+
+    Attributes:
+        name: of the input.
+        shape: of an image's vector (H, W, channels), None for texts.
+    """
+
+    name: str
+    shape: tuple[int, ...] | None
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Any], size: int) -> _InputReader | None:
+        """Returns the reader of the first images or token numbers among the inputs, None where there are none.
+
+        Args:
+            inputs: of a batch.
+            size: rows of the data set.
+        """
+        for name, value in inputs.items():
+            if isinstance(value, Tensor) and value.is_floating_point() and value.dim() == 4 and value.shape[1] in (1, 3):
+                channels, height, width = value.shape[1:]
+                room = max(NUMBERS // min(size, COMPARED), 1)
+                scale = min(1.0, SIDE / max(height, width), (room / (height * width * channels)) ** 0.5)
+                return cls(name, (max(int(height * scale), 1), max(int(width * scale), 1), channels))
+        if isinstance(inputs.get("input_ids"), Tensor):
+            return cls("input_ids", None)
+        return None
+
+    def read(self, inputs: Mapping[str, Any]) -> Tensor:
+        """Returns the batch's vectors: float16 (B, H W channels), or uint8 (B, TOKENS) of 0 and 255."""
+        value = inputs[self.name]
+        if self.shape is not None:
+            small = nn.functional.adaptive_avg_pool2d(value.float(), self.shape[:2])
+            return small.permute(0, 2, 3, 1).flatten(1).half()
+        mask = inputs.get("attention_mask")
+        present = torch.zeros(len(value), TOKENS, dtype=torch.uint8, device=value.device)
+        shown = torch.full_like(value, 255, dtype=torch.uint8)
+        if isinstance(mask, Tensor) and mask.shape == value.shape:
+            shown = shown * mask.to(torch.uint8)
+        return present.scatter_reduce_(1, value % TOKENS, shown, "amax")
+
+    def levels(self, vectors: Tensor) -> Tensor:
+        """Returns the vectors of all rows as levels from 0 to 255, uint8."""
+        if self.shape is None:
+            return vectors
+        low, high = vectors.min().float(), vectors.max().float()
+        return ((vectors.float() - low) * (255.0 / (high - low).clamp_min(1e-6))).round().to(torch.uint8)
