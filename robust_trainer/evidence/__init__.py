@@ -1,1 +1,15 @@
-"""What is known of labels before training: neighbours, a linear model, near-duplicates."""
+"""What is known of labels before training: neighbours, a linear model, a noise transition, shared patterns, near-duplicates."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .judge import COMPARED, NUMBERS, LabelEvidence, judge_labels
+
+__all__ = ["COMPARED", "LabelEvidence", "NUMBERS", "judge_labels"]
+__getattr__, __dir__ = lazy_names(
+    __name__, {"COMPARED": "judge", "LabelEvidence": "judge", "NUMBERS": "judge", "judge_labels": "judge"}
+)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from ..selection.allocation import CLASS_FLOOR, class_floors
-from .judge import LabelEvidence
+
+if TYPE_CHECKING:
+    from .judge import LabelEvidence
 
 #: A label that is probably wrong is trusted no more; a row counts for less than this not at all.
 DOUBTED, LEAST_WEIGHT = 0.5, 0.05

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .. import evidence as labels_judged
 from ..evidence.decision import ActOnEvidence, Decision
-from ..evidence.judge import COMPARED, NUMBERS, LabelEvidence, judge_labels
 from ..models.features import last_linear, watched
 from ..models.modes import eval_mode
 from ..models.outputs import logits_of
@@ -102,13 +102,15 @@ class EvidenceStage:
             return f"method '{run.recipe.name}': {gathered} No label is judged, nothing is left out."
         labels = gathered.labels.cpu().numpy()
         inputs = None if gathered.inputs is None else gathered.inputs.cpu().numpy()
-        evidence = judge_labels(gathered.features, labels, run.classes, inputs=inputs, shape=gathered.shape, seed=run.seed)
+        evidence = labels_judged.judge_labels(
+            gathered.features, labels, run.classes, inputs=inputs, shape=gathered.shape, seed=run.seed
+        )
         decision = self.act.decide(evidence, labels)
         self._keep(evidence, decision, labels)
         done = f" {decision.told(labels)}." if evidence.informative else ""
         return f"method '{run.recipe.name}': {evidence.told}{done}"
 
-    def _keep(self, evidence: LabelEvidence | None, decision: Decision | None, labels: np.ndarray) -> None:
+    def _keep(self, evidence: labels_judged.LabelEvidence | None, decision: Decision | None, labels: np.ndarray) -> None:
         """Writes the verdict into the ledger's columns and the run's states."""
         ledger, device = self.run.ledger, self.run.device
         assert ledger is not None
@@ -201,7 +203,7 @@ class _InputReader:
         for name, value in inputs.items():
             if isinstance(value, Tensor) and value.is_floating_point() and value.dim() == 4 and value.shape[1] in (1, 3):
                 channels, height, width = value.shape[1:]
-                room = max(NUMBERS // min(size, COMPARED), 1)
+                room = max(labels_judged.NUMBERS // min(size, labels_judged.COMPARED), 1)
                 scale = min(1.0, SIDE / max(height, width), (room / (height * width * channels)) ** 0.5)
                 return cls(name, (max(int(height * scale), 1), max(int(width * scale), 1), channels))
         if isinstance(inputs.get("input_ids"), Tensor):
