@@ -1,8 +1,7 @@
-"""The subcommand audit: which samples of a finished run to distrust, a report, a model card, and the data set without them."""
+"""The command audit: which samples of a finished run to distrust, a report, a model card, and the data set without them."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,23 +12,21 @@ import numpy as np
 import torch
 from transformers import DataCollatorWithPadding
 
-from ..audit import Audit, load_ledger, make_audit, write_audit_report, write_cleaned, write_model_card
+from ..audit import Audit, load_ledger, make_audit, write_model_card
 from ..audit.load import load_curves
-from ..audit.result import ACTIONS
-from ..audit.summary import summarise
 from ..config import check_writable
 from ..data.preprocess import make_transform
 from ..detectors import DETECTORS, collect_evidence, detect
 from ..evaluation.path_table import PathLengths, load_paths
 from ..ledger.ledger import auroc
 from ..models.zoo import load_model
-from ..reporting.atomic_files import remove_unfinished, write_text
 from ..reporting.console import command_line, say, show
 from ..reporting.locks import hold
 from ..reporting.parquet_files import write_parquet
-from ..reporting.results import environment, percent
+from ..reporting.results import percent
 from ..reporting.safe_text import plain
-from ..selection.allocation import CLASS_FLOOR
+from .audit_dataset import EPILOG, audit_data, is_of_data
+from .audit_files import FlagOptions, remove, told, write_audit
 from .identity import check_same_run
 from .options import CorruptionOptions, DataOptions, PreprocessOptions
 from .parser import make_parser, parse_for_run
@@ -38,38 +35,20 @@ from .stages import KnownClasses, RunState, prepare
 
 #: The detectors that judge a finished run; loss isolation needs losses of a training of its own.
 AFTERWARDS = tuple(name for name in DETECTORS if name != "loss-isolation")
-#: What the audit leaves in its folder.
-TABLE, REPORT, CARD, FIGURES, CLEANED, DETECTED = (
-    "audit.parquet", "report.html", "MODEL_CARD.md", "audit.json", "cleaned", "detectors.parquet"
-)  # fmt: skip
+#: What the audit of a run leaves in its folder, beside what every audit does.
+CARD, DETECTED = "MODEL_CARD.md", "detectors.parquet"
 
 
 @dataclass
-class AuditOptions:
+class AuditOptions(FlagOptions):
     """What `audit` looks at, and what it writes."""
-
-    _argument_group_name = "audit"
 
     run: str = field(default="robust_run", metadata={"help": "Folder of a training with a ledger: its output_dir."})
     output_dir: str | None = field(default=None, metadata={"help": "Folder to write to. Default: audit in the run's folder."})
-    threshold: float = field(default=0.5, metadata={"help": "Suspicion in (0, 1) from which a sample is flagged."})
-    clean: str = field(default="drop", metadata={"help": "The cleaned data set: drop flagged samples, relabel sure ones, or none."})
-    relabel_confidence: float = field(default=0.8, metadata={"help": "For clean=relabel: from this confidence on, (0, 1]."})
-    class_floor: int = field(
-        default=CLASS_FLOOR,
-        metadata={
-            "help": "Where classes differ in size: so many samples of each stay in the cleaned set at least; 0: classes may go."
-        },
-    )
-    force: bool = field(
-        default=False, metadata={"help": "Write the cleaned set although a caution says that the run knows too little for it."}
-    )
-    per_class: int = field(default=8, metadata={"help": "Samples shown per class in the report."})
     paths: str | None = field(
         default=None,
         metadata={"help": f"File of path lengths (robust-trainer paths). Default: the run's {LENGTHS}, if any; none: without."},
     )
-    look: bool = field(default=True, metadata={"help": "Look at the images or texts, to tell triggers from wrong labels."})
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run the Python code that the run's model brings; only where its author is trusted."}
     )
@@ -82,11 +61,15 @@ class AuditOptions:
 
 
 def audit(argv: Sequence[str]) -> None:
-    """robust-trainer audit: writes audit.parquet, report.html, MODEL_CARD.md, audit.json and the cleaned data set.
+    """robust-trainer audit: of a run, or with --model, --features or --pred_probs of a data set, without any training.
+
+    Writes audit.parquet, report.html, audit.json and the cleaned data set; of a run MODEL_CARD.md too.
 
     Args:
         argv: The words after the command's name.
     """
+    if is_of_data(argv):
+        return audit_data(argv)
     about = (
         "Audit a finished training: which samples it distrusted, and the data set without them. Data and corruption are those of "
         "the run, where its results.json tells, unless given here. Detectors: "
@@ -94,16 +77,19 @@ def audit(argv: Sequence[str]) -> None:
     )  # fmt: skip
     parser = make_parser("audit", [AuditOptions, DataOptions, CorruptionOptions, PreprocessOptions], about, first="run_folder")
     kinds = (DataOptions, CorruptionOptions, PreprocessOptions)
+    parser.epilog = EPILOG
     content, data_known, (options, data, corruption, preprocess) = parse_for_run(parser, argv, kinds)
-    if options.clean not in (*ACTIONS, "none"):
-        raise ValueError(f"clean={options.clean!r} is unknown: choose one of {', '.join(ACTIONS)}, none.")
+    options.check()
     for name in options.detectors or ():
         if name not in AFTERWARDS:
             raise ValueError(f"detector {name!r} is unknown here: choose one of {', '.join(AFTERWARDS)}.")
-    if options.per_class < 1:
-        raise ValueError(f"per_class={options.per_class} must be at least 1: give for instance 8.")
     if options.detector_rate is not None and not 0.0 < options.detector_rate < 1.0:
         raise ValueError(f"detector_rate={options.detector_rate} must be in (0, 1): give for instance 0.1.")
+    if data.dataset is not None and not Path(options.run).is_dir():
+        raise ValueError(
+            f"run={options.run!r} is no folder: give the output_dir of a training, or --model, --features or --pred_probs to audit "
+            "the data set without one."
+        )
     rows, facts = load_ledger(options.run)
     check_same_run(options.run, content, facts.get("id"), "the ledger")
     paths = _paths(options, facts)
@@ -117,11 +103,10 @@ def audit(argv: Sequence[str]) -> None:
     result = make_audit(rows, facts, prepared and prepared.train, threshold=options.threshold, look=options.look, paths=paths)
     refusal = ""
     if prepared is not None and options.clean != "none":
-        done = result.plan(options.clean, options.relabel_confidence, options.class_floor)  # complains before anything is written
-        refusal = result.refusal(done, options.class_floor, options.force)
+        refusal = options.refusal(result)  # complains before anything is written
     command = command_line("audit", argv)
     written = _write(result, prepared, folder, options, content, command, data.dataset or "", refusal)
-    say(_told(result))
+    say(told(result))
     if options.detectors and prepared is not None:
         say(_detect(result, prepared, folder, options, rows.get("mean_probs")))
         written.append(DETECTED)
@@ -155,59 +140,16 @@ def _write(
     result: Audit, prepared: RunState | None, folder: Path, options: AuditOptions, content: Any, command: str, source: str,
     refusal: str,
 ) -> list[str]:  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_unfinished(folder)
-    remove_unfinished(folder / CLEANED)
-    train = None if prepared is None else prepared.train
-    written = [TABLE, REPORT, CARD, FIGURES]
-    result.to_parquet(folder / TABLE)
-    curves = load_curves(options.run) if content is None else None
-    write_audit_report(
-        folder / REPORT, result, data=train, content=content, curves=curves, command=command, per_class=options.per_class
-    )
+    known = prepared is not None
+    written = write_audit(
+        result, folder, options, command, train=prepared.train if known else None, test=prepared.test if known else None,
+        source=source, refusal=refusal, content=content, curves=load_curves(options.run) if content is None else None,
+    )  # fmt: skip
     tag = "text-classification" if prepared is not None and prepared.text else None
     write_model_card(folder / CARD, result, content=content, command=command, pipeline_tag=tag)
-    write_text(folder / FIGURES, json.dumps(_figures(result, command), indent=2, default=str) + "\n")
-    if train is not None and prepared is not None and options.clean != "none" and not refusal:
-        write_cleaned(
-            folder / CLEANED, result, train, options.clean, options.relabel_confidence, test=prepared.test,
-            source=source.rstrip("/").rpartition("/")[2], command=command, class_floor=options.class_floor, force=options.force,
-        )  # fmt: skip
-        written.append(f"{CLEANED}/")
-    else:
-        _remove(folder / CLEANED, ("train.parquet", "test.parquet", "removed.csv", "README.md"))
     if not options.detectors:
-        _remove(folder, (DETECTED,))
-    return written
-
-
-def _remove(folder: Path, names: Sequence[str]) -> None:
-    """Removes what an earlier audit left and this one does not write, lest the two be taken for one."""
-    for name in names:
-        (folder / name).unlink(missing_ok=True)
-    if folder.name == CLEANED and folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
-
-
-def _figures(result: Audit, command: str) -> dict[str, Any]:
-    summary = summarise(result)
-    return {
-        "command": command, "samples": summary.n, "flagged": summary.flagged, "threshold": result.threshold,
-        "noise_rate": result.noise_rate, "groups": {name: n for name, n, _ in summary.groups}, "groups_told": result.groups_told,
-        "cautions": list(result.cautions), "cautions_that_forbid_cleaning": list(result.blocked),
-        "known_truth": dict(summary.known), "classes": list(result.names),
-        "paths": None if result.paths is None else {"step_size": result.paths.step_size, "norm": result.paths.norm,
-                                                   "max_steps": result.paths.max_steps},
-        "transition": None if result.transition is None else np.round(result.transition, 5).tolist(),
-        "run": dict(result.run), "environment": environment(),
-    }  # fmt: skip
-
-
-def _told(result: Audit) -> str:
-    summary = summarise(result)
-    rows = [[name, value] for name, value in (*summary.facts, *summary.known)]
-    rows += [[name, f"{n} ({share} %)"] for name, n, share in summary.groups]
-    return "\n".join([show(["figure", "value"], rows), result.groups_told, *(plain(caution, 2000) for caution in result.cautions)])
+        remove(folder, (DETECTED,))
+    return [*written[:2], CARD, *written[2:]]
 
 
 def _detect(audited: Audit, prepared: RunState, folder: Path, options: AuditOptions, probs: np.ndarray | None) -> str:

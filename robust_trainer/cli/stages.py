@@ -160,12 +160,14 @@ class LoadData:
             already is refused then, before anything long begins.
         classes: Of a model that the data are for.
         whole: Without a test split all rows are to be tested, and none are trained on.
+        audited: Nothing is trained or tested: without a test split there is none, and rows may have neither image nor text.
     """
 
     data: DataOptions
     corrupting: tuple[str, Any] | None = None
     classes: KnownClasses = KnownClasses()
     whole: bool = False
+    audited: bool = False
 
     def __post_init__(self) -> None:
         self.data.source()  # raises where no data set is named
@@ -179,7 +181,7 @@ class LoadData:
             max_test_samples=data.max_test_samples, seed=data.split_seed, names=self.classes.names,
             source=self.classes.source, names_required=self.classes.required,
             others=[value for name, value in [self.corrupting or ("", "")] if name == "noisy_label_column"],
-            hold_out=not self.whole,
+            hold_out=None if self.audited else not self.whole, inputs=not self.audited,
         )  # fmt: skip
         if IS_CORRUPTED not in state.train.column_names:
             return
@@ -212,7 +214,8 @@ class CorruptData:
         if trigger is not None:
             nominal = options.corrupt_rate
             train = poison(train, trigger=trigger, rate=nominal, label_rule=rule, seed=seed)
-            state.splits[TRIGGERED] = trigger_all(state.test, trigger, label_rule=rule)
+            if TEST in state.splits:
+                state.splits[TRIGGERED] = trigger_all(state.test, trigger, label_rule=rule)
             record |= {"trigger": options.describe(), "seed": seed}
         elif noise is not None:
             nominal = nominal_rates(train, **noise)

@@ -45,7 +45,8 @@ def load_data(
     source: str = "the model",
     names_required: bool = True,
     others: Sequence[str] = (),
-    hold_out: bool = True,
+    hold_out: bool | None = True,
+    inputs: bool = True,
 ) -> datasets.DatasetDict:
     """Returns a data set with splits 'train' and 'test' (and 'test_triggered' where saved), columns 'image' or 'text', and 'label'.
 
@@ -70,7 +71,9 @@ def load_data(
         source: Where these names come from, for messages.
         names_required: Whether the data may have no other classes; else the names count only where it has the same.
         others: More columns of class labels, to be numbered along.
-        hold_out: Without a test split a fifth of train becomes one; False: all rows are both, for a model that saw none of them.
+        hold_out: Without a test split a fifth of train becomes one; False: all rows are both, for a model that saw none of them;
+            None: there is no test split then.
+        inputs: Whether rows have to have an image or a text.
 
     Raises:
         ValueError: For a name that leads nowhere, for missing or unusable columns, and naming row and file, for unusable images or
@@ -80,24 +83,24 @@ def load_data(
         if value is not None and value < 1:
             raise ValueError(f"{field}={value} must be at least 1: raise it, or leave it out to take every sample.")
     loaded = digits() if name == "digits" else _load(name, config)
-    parts = _splits(loaded, name, test_split, image_column, text_column, label_column)
+    parts = _splits(loaded, name, test_split, image_column, text_column, label_column, inputs)
     data = gate(parts, names=names, source=source, required=names_required, others=others)
     whole = TEST not in data  # rows of both parts are named as in the one table
     if whole and hold_out:
         data = _hold_out(data, name, seed)
-    elif whole:
+    elif whole and hold_out is not None:
         data[TEST] = data[TRAIN]
         logger.warning(f"dataset={name!r} has no test split: all its {len(data[TEST])} rows are tested, as none was trained on.")
     for key, limit in ((TRAIN, max_train_samples), (TEST, max_test_samples), (TRIGGERED, max_test_samples)):
         if limit is not None and key in data and limit < len(data[key]):
             data[key] = data[key].select(kept_rows(len(data[key]), limit, seed)[0])
     first = loaded if isinstance(loaded, datasets.Dataset) else next(iter(loaded.values()))
-    kind, column = _input_column(first, image_column, text_column, label_column)  # as its user knows it
+    kind, column = _input_column(first, image_column, text_column, label_column, needed=inputs)  # as its user knows it
     for key, split in data.items():
         where = "" if whole and key in (TRAIN, TEST) else f"split '{key}': "
         if kind == "text":
             check_texts(split, where, column)
-        else:
+        elif kind == "image":
             check_readable(split, "image", where, column)
     return data
 
@@ -197,7 +200,13 @@ def _load_folder(name: str, path: str, labelled: bool) -> Any:
 
 
 def _splits(
-    splits: Any, name: str, test_split: str | None, image_column: str | None, text_column: str | None, label_column: str | None
+    splits: Any,
+    name: str,
+    test_split: str | None,
+    image_column: str | None,
+    text_column: str | None,
+    label_column: str | None,
+    inputs: bool,
 ) -> dict[str, datasets.Dataset]:
     """The splits train and, where there are any, test and test_triggered, with columns image or text, and label."""
     splits = _training_split(splits, name)
@@ -209,20 +218,22 @@ def _splits(
         if len(splits[key]) == 0 and key in (TRAIN, TRIGGERED, test_split, *TEST_NAMES):
             raise ValueError(f"split '{key}' of dataset={name!r} has 0 rows: put samples in it.")
     label = _label_column(splits[TRAIN], label_column)
-    kind, column = _input_column(splits[TRAIN], image_column, text_column, label, tell=True)
+    kind, column = _input_column(splits[TRAIN], image_column, text_column, label, tell=True, needed=inputs)
     test = _labelled_test(splits, name, test_split, label)
     parts = {TRAIN: splits[TRAIN], **({} if test is None else {TEST: splits[test]})}
     if TRIGGERED in splits:
         parts[TRIGGERED] = splits[TRIGGERED]
+    if not kind:
+        return {key: _renamed(split, label, "label", label) for key, split in parts.items()}
     if kind == "text":
         return {key: _text_columns(split, key, find_text_column(split, column, label), label) for key, split in parts.items()}
     return {key: _columns(split, column if column in split.column_names else None, label) for key, split in parts.items()}
 
 
 def _input_column(
-    data: datasets.Dataset, image: str | None, text: str | None, label: str | None, tell: bool = False
+    data: datasets.Dataset, image: str | None, text: str | None, label: str | None, tell: bool = False, needed: bool = True
 ) -> tuple[str, str]:
-    """What the inputs are, image or text, and their column: an Image column wins where no column is named."""
+    """What the inputs are, image or text, and their column: an Image column wins where no column is named; '' for none."""
     if image is not None and text is not None:
         raise ValueError(f"image_column={image!r} and text_column={text!r} are both given: leave one of them out.")
     label = label or next((n for n in _LABEL_NAMES if n in data.column_names), None)
@@ -230,6 +241,8 @@ def _input_column(
     images = any(isinstance(feature, datasets.Image) or (is_pixels(feature) and name in IMAGE_NAMES) for name, feature in features)
     if text is not None or (image is None and not images and text_columns(data, label)):
         return "text", find_text_column(data, text, label, tell)
+    if image is None and not images and not needed:
+        return "", ""
     if image is None and not images and not any(map(is_pixels, data.features.values())):
         kinds = ", ".join(f"{name!r} ({getattr(feature, 'dtype', None) or 'nested'})" for name, feature in features)
         raise ValueError(

@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
+from .modes import no_bars
 from .pretrained import KINDS, has_head, kinds_of, open_encoder, open_pretrained
 from .text_models import SMALL_TEXT, fit_tokenizer, load_tokenizer
 from .zoo import SMALL, load_image_processor
@@ -35,10 +36,11 @@ def load_encoder(name: str, kind: str, *, max_length: int | None = None, trust_r
     if kinds_of(config) == {_OTHER[kind]} and not hasattr(config, f"{'vision' if kind == 'image' else 'text'}_config"):
         raise ValueError(f"model={name!r} takes {_OTHER[kind]}s, the data are {kind}s: give {expected}.")
     processor = load_tokenizer(name, trust_remote_code) if kind == "text" else load_image_processor(name, trust_remote_code)
-    if has_head(config, kind):
-        model = open_pretrained(KINDS[kind], name, trust_remote_code, expected)
-    else:
-        model = open_encoder(name, trust_remote_code, expected)
+    with no_bars():
+        if has_head(config, kind):
+            model = open_pretrained(KINDS[kind], name, trust_remote_code, expected)
+        else:
+            model = open_encoder(name, trust_remote_code, expected)
     if kind == "text":
         fit_tokenizer(model, processor, name, max_length)
     return model, processor

@@ -18,7 +18,8 @@ from helpers.one_line import fails
 from helpers.processes import Child
 from helpers.toy import Logits, images, robust
 
-from robust_trainer.cli.audit import CARD, CLEANED, DETECTED, FIGURES, REPORT, TABLE
+from robust_trainer.cli.audit import CARD, DETECTED
+from robust_trainer.cli.audit_files import CLEANED, FIGURES, REPORT, TABLE
 from robust_trainer.cli.main import main
 from robust_trainer.data.load import load_data
 from robust_trainer.reporting import parquet_files as files

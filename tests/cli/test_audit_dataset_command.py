@@ -1,0 +1,138 @@
+"""robust-trainer audit --dataset D --model M as a user types it: what it writes, what it says, and its one-line errors."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from helpers.one_line import fails
+from transformers import ResNetConfig, ResNetModel
+
+from robust_trainer.cli.main import main
+from robust_trainer.data.load import load_data
+from robust_trainer.models.zoo import PlainProcessor
+
+FILES = {"audit.parquet", "report.html", "audit.json", "cleaned", "duplicates.csv"}
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """A parquet file of embeddings, probabilities and words for labels: a fifth of them is wrong."""
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 3, 400)
+    features = rng.normal(0, 1.5, (3, 16))[truth] + rng.normal(0, 1, (400, 16))
+    wrong = rng.random(400) < 0.2
+    given = np.where(wrong, (truth + rng.integers(1, 3, 400)) % 3, truth)
+    features[30] = features[20]
+    path = tmp_path_factory.mktemp("table") / "rows.parquet"
+    probs = np.eye(3)[truth] * 0.7 + 0.1
+    columns = {"vector": features.tolist(), "probs": probs.tolist(), "label": [["cat", "dog", "emu"][c] for c in given]}
+    datasets.Dataset.from_dict(columns).to_parquet(str(path))
+    np.save(path.parent / "vectors.npy", features)
+    return path, wrong, truth
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    """Random filters, which tell digits apart well enough."""
+    folder = tmp_path_factory.mktemp("network")
+    torch.manual_seed(0)
+    sizes = {"embedding_size": 32, "hidden_sizes": [64], "depths": [1], "layer_type": "basic"}
+    ResNetModel(ResNetConfig(**sizes, downsample_in_first_stage=False)).save_pretrained(folder)
+    PlainProcessor(size={"height": 8, "width": 8}, image_mean=[0.5] * 3, image_std=[0.25] * 3).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits")
+    load_data("digits", max_train_samples=300, max_test_samples=40).save_to_disk(str(folder))
+    return folder
+
+
+def audit(capsys, *words):
+    capsys.readouterr()
+    assert main(["audit", *map(str, words)]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_column_of_embeddings(table, tmp_path, capsys):
+    path, wrong, truth = table
+    told = audit(capsys, "--dataset", path, "--features", "vector", "--output_dir", tmp_path / "out")
+    assert {p.name for p in (tmp_path / "out").iterdir()} == FILES
+    rows = datasets.Dataset.from_parquet(str(tmp_path / "out" / "audit.parquet"))
+    flagged = np.asarray(rows["flagged"][:])
+    assert (flagged == wrong).mean() > 0.95 and len(rows) == 400  # without a test split nobody is held out
+    figures = json.loads((tmp_path / "out" / "audit.json").read_text())
+    assert figures["noise_interval"][0] <= wrong.mean() <= figures["noise_interval"][1] and figures["flagged"] == flagged.sum()
+    assert "estimated noise rate" in told and " to " in told and "most often suggested" in told and "cat" in told
+    assert f"then, without the flagged samples: robust-trainer train --dataset {tmp_path / 'out' / 'cleaned'}" in told
+    left = datasets.Dataset.from_parquet(str(tmp_path / "out" / "cleaned" / "train.parquet"))
+    assert len(left) == 400 - flagged.sum() and left.features["label"].names == ["cat", "dog", "emu"]
+    with open(tmp_path / "out" / "duplicates.csv") as lines:
+        like = list(csv.DictReader(lines))
+    assert ("train", "30", "20") in [(row["split"], row["row"], row["like_row"]) for row in like] and len(like) < 5
+
+
+def test_files_of_numbers_and_probabilities_tell_the_same(table, tmp_path, capsys):
+    path, wrong, _ = table
+    audit(capsys, "--dataset", path, "--features", path.parent / "vectors.npy", "--output_dir", tmp_path / "a")
+    audit(capsys, "--dataset", path, "--features", "vector", "--output_dir", tmp_path / "b", "--clean", "none")
+    a, b = (datasets.Dataset.from_parquet(str(tmp_path / name / "audit.parquet")) for name in "ab")
+    assert np.allclose(a["suspicion"][:], b["suspicion"][:], atol=1e-4) and not (tmp_path / "b" / "cleaned").exists()
+    told = audit(capsys, "--dataset", path, "--pred_probs", "probs", "--output_dir", tmp_path / "a", "--clean", "relabel")
+    assert {p.name for p in (tmp_path / "a").iterdir()} == FILES - {"duplicates.csv"} and "near-duplicates" not in told
+    c = datasets.Dataset.from_parquet(str(tmp_path / "a" / "audit.parquet"))
+    assert (np.asarray(c["flagged"][:]) == wrong).mean() > 0.95
+
+
+def test_a_model_on_images_with_planted_wrong_labels(data, network, tmp_path, capsys):
+    words = ["--dataset", data, "--model", network, "--output_dir", tmp_path / "out", "--corrupt", "symmetric"]
+    told = audit(capsys, *words, "--corrupt_rate", 0.2, "--max_train_samples", 200)
+    assert "flagged of the corrupted (recall)" in told and "rows of test with a near-duplicate here" in told
+    assert {p.name for p in (tmp_path / "out").iterdir()} >= FILES - {"cleaned"}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "linear model" in page and "data:image/png" in page
+    left = load_data(str(tmp_path / "out" / "cleaned"))
+    assert len(left["test"]) == 40
+
+
+def test_a_config_file_and_help(table, tmp_path, capsys):
+    config = tmp_path / "audit.yaml"
+    config.write_text(f"dataset: {table[0]}\nfeatures: vector\noutput_dir: {tmp_path / 'out'}\n")
+    audit(capsys, config)
+    assert {p.name for p in (tmp_path / "out").iterdir()} == FILES
+    for words in (["--model", "m", "--help"], ["--dataset", "d", "--features", "f", "-h"]):
+        with pytest.raises(SystemExit):
+            main(["audit", *words])
+        assert "--pred_probs" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["audit", "--help"])
+    assert "Without a training: robust-trainer audit --dataset D" in " ".join(capsys.readouterr().out.split())
+
+
+def test_mistakes_are_one_line(table, data, network, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = str(table[0])
+    assert "'vectors' is not in the data set" in fails(capsys, "audit", "--dataset", path, "--features", "vectors")
+    assert "no column of images or texts" in fails(capsys, "audit", "--dataset", path, "--model", str(network))
+    assert "dataset is missing" in fails(capsys, "audit", "--model", str(network))
+    told = fails(capsys, "audit", "--dataset", path, "--features", "vector", "--model", "m")
+    assert "are both given" in told
+    assert "are both given" in fails(capsys, "audit", str(data), "--model", "m")
+    assert "clean='all' is unknown" in fails(capsys, "audit", "--dataset", path, "--features", "vector", "--clean", "all")
+    assert "threshold=2.0" in fails(capsys, "audit", "--dataset", path, "--features", "vector", "--threshold", "2")
+    assert "no.npy" in fails(capsys, "audit", "--dataset", path, "--features", "no.npy")
+    (tmp_path / "bad.npy").write_bytes(b"not numbers")
+    assert "could not be read" in fails(capsys, "audit", "--dataset", path, "--features", "bad.npy")
+    assert "is for a model" in fails(capsys, "audit", "--dataset", path, "--features", "vector", "--max_length", "5")
+    told = fails(capsys, "audit", "--dataset", path, "--features", "vector", "--corrupt", "patch")
+    assert "corrupt='patch' is for images" in told
+    assert "model='/no/such' could not be loaded" in fails(capsys, "audit", "--dataset", str(data), "--model", "/no/such")
+    told = fails(capsys, "audit", "--dataset", path)
+    assert "robust_run" in told and "--model" in told
+    assert not (tmp_path / "robust_audit").exists() or not any((tmp_path / "robust_audit").iterdir())
