@@ -39,6 +39,7 @@ class LabelEvidence:
         confidence: its probability, (N,) float32.
         carriers: whether the row carries a shared pattern, such as a trigger, (N,) bool.
         rate: the share of wrong labels, patterns included.
+        rest: the same among the rows without a pattern.
         transition: probability of each given label (column) for each right one (row), (C, C); of rows without a pattern.
         agreement: share of the rows whose label is the one that their features predict.
         chance: the same for predictions that know nothing but how frequent classes are.
@@ -56,6 +57,7 @@ class LabelEvidence:
     confidence: np.ndarray
     carriers: np.ndarray
     rate: RateEstimate
+    rest: RateEstimate
     transition: np.ndarray
     agreement: float
     chance: float
@@ -78,6 +80,8 @@ def judge_labels(
     probs: np.ndarray | None = None,
     inputs: Inputs | None = None,
     shape: tuple[int, ...] | None = None,
+    carriers: np.ndarray | None = None,
+    rest: RateEstimate | None = None,
     seed: int = 0,
 ) -> LabelEvidence:
     """Returns the evidence on N given labels.
@@ -96,6 +100,9 @@ def judge_labels(
             the row numbers (n,) that it is given, float32 with NaN for what cannot be read. Of many rows so many are compared,
             drawn by the seed, and the others are held against what these share. None: no pattern is looked for.
         shape: of an input, (H, W, channels), where they are images.
+        carriers: rows that are known to carry a pattern, (N,) bool; then no other is looked for. None: none are known.
+        rest: the share of wrong labels among the others where it is known from features that no label has touched: those of a
+            network that was trained on the labels agree with wrong ones, too. None: it is estimated.
         seed: of every draw.
 
     Raises:
@@ -124,8 +131,10 @@ def judge_labels(
     rows = normalise(given_rows) if probs is None else torch.from_numpy(np.asarray(probs, dtype=np.float32))
     given = torch.from_numpy(labels).to(rows.device)
     fit = fit_label_model if probs is None else fit_probabilities
-    model = fit(rows, given, classes, seed)
-    carriers, patterns = _carriers(model, labels, classes, inputs, shape, seed)
+    model = fit(rows, given, classes, seed, rest)
+    patterns: tuple[Pattern, ...] = ()
+    if carriers is None or not carriers.any():
+        carriers, patterns = _carriers(model, labels, classes, inputs, shape, seed)
     predicted = model.first.argmax(1).cpu().numpy()
     support = model.votes.gather(1, given.unsqueeze(1)).squeeze(1).cpu().numpy()
     near, what = model.neighbours, "features" if probs is None else "probabilities"
@@ -136,15 +145,15 @@ def judge_labels(
             "say nothing about them, and nothing is doubted."
         )
         return replace(_nothing(labels, classes, told, agreement, chance), predicted=predicted, support=support, neighbours=near)
-    rate = model.rate
+    rate = without = model.rate
     if carriers.any():
         kept = torch.from_numpy(~carriers).to(rows.device)
-        model = fit(rows[kept], given[kept], classes, seed)
+        model = fit(rows[kept], given[kept], classes, seed, rest)
         posterior = torch.empty(len(labels), classes, device=rows.device)
         posterior[kept] = model.posterior
         posterior[~kept] = model.predict(rows[~kept])
-        share, rest = float(carriers.mean()), model.rate
-        rate = RateEstimate(*(share + (1.0 - share) * r for r in (rest.rate, rest.low, rest.high)), n=len(labels))
+        share, without = float(carriers.mean()), model.rate
+        rate = RateEstimate(*(share + (1.0 - share) * r for r in (without.rate, without.low, without.high)), n=len(labels))
     else:
         posterior = model.posterior
     confidence, suggested = posterior.max(1)
@@ -152,7 +161,7 @@ def judge_labels(
     wrong[carriers] = 1.0
     return LabelEvidence(
         wrong=wrong.astype(np.float32), suggested=suggested.cpu().numpy(), confidence=confidence.cpu().numpy(), carriers=carriers,
-        rate=rate, transition=model.transition.cpu().numpy(), agreement=agreement, chance=chance, informative=True,
+        rate=rate, rest=without, transition=model.transition.cpu().numpy(), agreement=agreement, chance=chance, informative=True,
         patterns=patterns, told=_told(rate, carriers, agreement, what),
         predicted=predicted, support=support, neighbours=near,
     )  # fmt: skip
@@ -218,7 +227,8 @@ def _nothing(labels: np.ndarray, classes: int, told: str, agreement: float = 0.0
     n = len(labels)
     return LabelEvidence(
         wrong=np.zeros(n, np.float32), suggested=labels, confidence=np.zeros(n, np.float32), carriers=np.zeros(n, dtype=bool),
-        rate=RateEstimate(0.0, 0.0, 1.0, n), transition=np.eye(classes, dtype=np.float32) if classes <= 20_000 else np.eye(0),
+        rate=RateEstimate(0.0, 0.0, 1.0, n), rest=RateEstimate(0.0, 0.0, 1.0, n),
+        transition=np.eye(classes, dtype=np.float32) if classes <= 20_000 else np.eye(0),
         agreement=agreement, chance=chance, informative=False, patterns=(), told=told,
         predicted=labels, support=np.full(n, np.nan, np.float32),
     )  # fmt: skip

@@ -72,7 +72,7 @@ class LabelModel:
         return _probabilities(scores, soft_votes(near, self.posterior, NEAREST), self._sharpness)
 
 
-def fit_label_model(features: Tensor, labels: Tensor, classes: int, seed: int = 0) -> LabelModel:
+def fit_label_model(features: Tensor, labels: Tensor, classes: int, seed: int = 0, rate: RateEstimate | None = None) -> LabelModel:
     """Returns the model of N rows' labels, from their features and the labels given to them.
 
     Twice: leave-one-out predictions of a ridge regression and of the nearest neighbours, as probabilities, with a noise transition
@@ -84,6 +84,7 @@ def fit_label_model(features: Tensor, labels: Tensor, classes: int, seed: int = 
         labels: int64 (N,) in [0, C).
         classes: C, >= 2.
         seed: of the rows that the transition is fitted on, of many.
+        rate: the share of wrong labels where it is known; None: it is estimated.
 
     References:
         Dawid and Skene 1979, "Maximum likelihood estimation of observer error-rates using the EM algorithm"; Zhu, Song and Liu
@@ -104,7 +105,7 @@ def fit_label_model(features: Tensor, labels: Tensor, classes: int, seed: int = 
         probs = _probabilities(scores, votes, sharpness)
         posterior = _posterior(probs, labels, transition)
     doubts = posterior.argmax(1)
-    rate = rate_of(first, labels, classes)
+    rate = rate_of(first, labels, classes) if rate is None else rate
     transition = scale_transition(probs, labels, transition, rate.rate)
     return LabelModel(
         probs, _posterior(probs, labels, transition), transition, rate, first, every, doubts, near, sharpness, ridge,
@@ -112,7 +113,9 @@ def fit_label_model(features: Tensor, labels: Tensor, classes: int, seed: int = 
     )  # fmt: skip
 
 
-def fit_probabilities(given_probs: Tensor, labels: Tensor, classes: int, seed: int = 0) -> LabelModel:
+def fit_probabilities(
+    given_probs: Tensor, labels: Tensor, classes: int, seed: int = 0, rate: RateEstimate | None = None
+) -> LabelModel:
     """Returns the model of N rows' labels from probabilities of the classes in the place of features: otherwise `fit_label_model`.
 
     Args:
@@ -120,13 +123,14 @@ def fit_probabilities(given_probs: Tensor, labels: Tensor, classes: int, seed: i
         labels: int64 (N,) in [0, C).
         classes: C, >= 2.
         seed: of the rows that the transition is fitted on, of many.
+        rate: the share of wrong labels where it is known; None: it is estimated.
     """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:FITTED].to(labels.device)
     fits = [_fit_transition(_tempered(given_probs[order], a), labels[order]) for a in TEMPERS]
     best = max(range(len(fits)), key=lambda i: fits[i][1])
     transition, probs = fits[best][0], _tempered(given_probs, TEMPERS[best])
     doubts = _posterior(probs, labels, transition).argmax(1)
-    rate = rate_of(given_probs.clamp_min(LEAST_PROB).log(), labels, classes)
+    rate = rate_of(given_probs.clamp_min(LEAST_PROB).log(), labels, classes) if rate is None else rate
     transition = scale_transition(probs, labels, transition, rate.rate)
     posterior = _posterior(probs, labels, transition)
     return LabelModel(probs, posterior, transition, rate, given_probs, given_probs, doubts, None, TEMPERS[best])

@@ -51,6 +51,14 @@ class EvidenceStage:
         rate, low, high, n = self.run.states["evidence"]["rate"].tolist()
         return RateEstimate(rate, low, high, int(n))
 
+    @property
+    def _rest(self) -> RateEstimate | None:
+        """The share of wrong labels without a pattern by the first verdict on features that say something, None before one."""
+        if not self.made or not bool(self.run.states["evidence"]["known"]):
+            return None
+        rate, low, high, n = self.run.states["evidence"]["rest"].tolist()
+        return RateEstimate(rate, low, high, int(n))
+
     def due(self, progress: Progress) -> bool:
         """Returns whether the epoch that starts now wants the labels judged: not when a resumed run has the verdict.
 
@@ -76,7 +84,8 @@ class EvidenceStage:
         given = output.network_targets()
         if not self.made or output.index is None:
             return given
-        return self._column("target")[output.index].to(given.dtype).expand_as(given)
+        target = self._column("target")[output.index].to(given.dtype)
+        return torch.where(target >= 0, target, given)
 
     def _column(self, name: str) -> Tensor:
         ledger = self.run.ledger
@@ -103,8 +112,9 @@ class EvidenceStage:
         labels = gathered.labels.cpu().numpy()
         inputs = None if gathered.inputs is None else gathered.inputs.cpu().numpy()
         evidence = labels_judged.judge_labels(
-            gathered.features, labels, run.classes, inputs=inputs, shape=gathered.shape, seed=run.seed
-        )
+            gathered.features, labels, run.classes, inputs=inputs, shape=gathered.shape, seed=run.seed,
+            carriers=self._column("carrier").cpu().numpy(), rest=self._rest,
+        )  # fmt: skip
         decision = self.act.decide(evidence, labels)
         self._keep(evidence, decision, labels)
         done = f" {decision.told(labels)}." if evidence.informative else ""
@@ -123,16 +133,15 @@ class EvidenceStage:
             for name, values in columns.items():
                 column = ledger._columns[name]
                 column.copy_(torch.from_numpy(np.ascontiguousarray(values)).to(device, column.dtype))
-            rate = evidence.rate
+            rate, rest = evidence.rate, evidence.rest
         else:
-            rate = RateEstimate(0.0, 0.0, 1.0, 0)
+            rate = rest = RateEstimate(0.0, 0.0, 1.0, 0)
             ledger._columns["weight"].fill_(1.0)
         known = evidence is not None and evidence.informative
-        numbers = torch.tensor([rate.rate, rate.low, rate.high, rate.n], dtype=torch.float64)
-        made = decision is not None
-        self.run.states["evidence"] = {
-            "looks": torch.tensor(looks), "rate": numbers, "known": torch.tensor(known), "relabels": torch.tensor(made),
-        }  # fmt: skip
+        rates = {
+            name: torch.tensor([r.rate, r.low, r.high, r.n], dtype=torch.float64) for name, r in (("rate", rate), ("rest", rest))
+        }
+        self.run.states["evidence"] = {"looks": torch.tensor(looks), "known": torch.tensor(known), **rates}
 
 
 @dataclass(frozen=True)
