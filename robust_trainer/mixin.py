@@ -109,6 +109,8 @@ class RobustTrainerMixin(Trainer):
     def distrusted_samples(self) -> datasets.Dataset:
         """Returns the ledger's rows left out in over half of their visits since the filter was half-way up, worst first.
 
+        Of ``auto`` the rows whose given label is not trusted, whether they are left out or trained as another class.
+
         Raises:
             ValueError: without a ledger.
         """

@@ -82,6 +82,7 @@ class SampleLedger:
                 {name: torch.full((size,), -1, dtype=torch.int32, device=device) for name in ("target", "suggested")}
             )
             self._columns["carrier"] = torch.zeros(size, dtype=torch.bool, device=device)
+            self._columns["trusted"] = torch.ones(size, dtype=torch.bool, device=device)
         self.before_read: Callable[[], None] | None = None
         self.truth: Tensor | None = None
         self.given: Tensor | None = None
@@ -177,8 +178,12 @@ class SampleLedger:
             each[index] = losses.float()
 
     def distrusted(self) -> Tensor:
-        """Returns which samples were left out in more than half of the visits that `doubt` counts, bool (N,)."""
-        return self.columns["doubt"] > 0
+        """Returns which samples were left out in more than half of the visits that `doubt` counts, bool (N,).
+
+        Where labels were judged: those whose given label is not trusted, visited or not.
+        """
+        columns = self.columns
+        return ~columns["trusted"] if "trusted" in columns else columns["doubt"] > 0
 
     def network_losses(self) -> list[float] | None:
         """Returns each of several networks' mean loss, at the last visits, on the samples that are not distrusted; else None.
@@ -232,10 +237,10 @@ class SampleLedger:
         return datasets.Dataset.from_dict(self.rows())
 
     def distrusted_rows(self) -> datasets.Dataset:
-        """Returns the rows of `to_dataset` that are distrusted, highest mean score first."""
+        """Returns the rows of `to_dataset` that are distrusted, the likeliest wrong or else the highest mean score first."""
         rows = self.to_dataset()
         flagged = np.flatnonzero(np.asarray(rows["distrusted"][:]))
-        scores = np.asarray(rows["mean_score"][:])[flagged]
+        scores = np.asarray(rows["label_wrong" if "label_wrong" in rows.column_names else "mean_score"][:])[flagged]
         return rows.select(flagged[np.argsort(-scores, kind="stable")])
 
     def to_parquet(self, path: str | Path) -> Path:

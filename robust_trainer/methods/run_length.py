@@ -68,6 +68,11 @@ def fit_to_run(recipe: Recipe, problem: Problem, length: RunLength, size: int | 
             "train_dataset is a stream: its samples have no positions, so there is no ledger, no audit and no memory, and the run "
             "is one epoch; load it without streaming=True to have them."
         )
+        if recipe.evidence is not None:
+            said.append(
+                f"method '{recipe.name}': the labels of a stream cannot be judged, so every sample is trained on as it is: load "
+                "the data set without streaming=True, or use prl with a noise_rate in numbers."
+            )
     if not recipe.settings or recipe.settings.get("rule") is not None:
         return recipe, said  # the user's own objects
     estimates = problem.one_class and recipe.perturbation is None and size is not None and length.epochs >= AUTO_EPOCHS

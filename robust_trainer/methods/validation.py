@@ -344,6 +344,11 @@ def _validate_problem(trainer: Trainer, recipe: Recipe, problem: Problem) -> Non
             )
     if problem.one_class:
         return
+    if recipe.evidence is not None:
+        raise ValueError(
+            f"method '{recipe.name}' judges one class label per sample, but problem_type='{problem}': use standard, spl, prl or "
+            "co-prl."
+        )
     inner = recipe.settings.get("inner_loss", "ce")
     if (
         recipe.adversarial_loss is not None
@@ -371,7 +376,8 @@ def _validate_unlabelled(trainer: Trainer, recipe: Recipe, problem: Problem) -> 
     attack = recipe.perturbation is not None or recipe.semi_supervised is not None
     rule = recipe.selection
     grouped = getattr(rule, "per_class", False) or getattr(rule, "rebalance", False) or hasattr(recipe.selection, "scale")
-    if not fits or attack or grouped or recipe.relabel is not None or recipe.ledger_score is not None or recipe.gradients:
+    labels = recipe.evidence is not None or recipe.relabel is not None or recipe.ledger_score is not None
+    if not fits or attack or grouped or labels or recipe.gradients:
         raise ValueError(
             f"method '{recipe.name}' with these settings needs labelled samples, the model has only losses of its own: use "
             "standard, spl, trim, co-teaching or rca, as they come."

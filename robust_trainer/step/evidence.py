@@ -28,7 +28,7 @@ class EvidenceStage:
     """When labels are judged in a run, and what its steps do with the verdict.
 
     The verdict is columns of the ledger, so in checkpoints and in what an audit reads: ``label_wrong`` (probability), ``weight``,
-    ``target`` (class), ``suggested``, ``suggested_confidence`` and ``carrier``.
+    ``target`` (class), ``suggested``, ``suggested_confidence``, ``carrier`` and ``trusted`` (the given label is trained on).
 
     Args:
         run: of the training.
@@ -44,19 +44,24 @@ class EvidenceStage:
         return "evidence" in self.run.states
 
     @property
+    def known(self) -> bool:
+        """Whether a verdict is in force: labels were judged, and the features said something of them."""
+        return self.made and bool(self.run.states["evidence"]["known"])
+
+    @property
     def rate(self) -> RateEstimate | None:
-        """The share of wrong labels by the last verdict, None before."""
-        if not self.made:
-            return None
-        rate, low, high, n = self.run.states["evidence"]["rate"].tolist()
-        return RateEstimate(rate, low, high, int(n))
+        """The share of wrong labels by the verdict in force, None before and where the features say nothing of the labels."""
+        return self._kept_rate("rate")
 
     @property
     def _rest(self) -> RateEstimate | None:
         """The share of wrong labels without a pattern by the first verdict on features that say something, None before one."""
-        if not self.made or not bool(self.run.states["evidence"]["known"]):
+        return self._kept_rate("rest")
+
+    def _kept_rate(self, name: str) -> RateEstimate | None:
+        if not self.known:
             return None
-        rate, low, high, n = self.run.states["evidence"]["rest"].tolist()
+        rate, low, high, n = self.run.states["evidence"][name].tolist()
         return RateEstimate(rate, low, high, int(n))
 
     def due(self, progress: Progress) -> bool:
@@ -77,7 +82,7 @@ class EvidenceStage:
 
     def trusted(self, batch: MicroBatch) -> Tensor:
         """Returns whether the given labels are trusted, (1, B) of 0 and 1."""
-        return (self._column("label_wrong")[batch.positions] <= 0.5).float().unsqueeze(0)
+        return self._column("trusted")[batch.positions].float().unsqueeze(0)
 
     def targets(self, output: ForwardOutput) -> Tensor:
         """Returns the classes that a micro-batch is trained as, (M, B): a recipe's ``relabel``."""
@@ -85,7 +90,7 @@ class EvidenceStage:
         if not self.made or output.index is None:
             return given
         target = self._column("target")[output.index].to(given.dtype)
-        return torch.where(target >= 0, target, given)
+        return torch.where(target < 0, given, target.expand_as(given))  # below 0: no look has told anything
 
     def _column(self, name: str) -> Tensor:
         ledger = self.run.ledger
@@ -104,44 +109,53 @@ class EvidenceStage:
         run, ledger = self.run, self.run.ledger
         if ledger is None:
             return ""
-        size = len(ledger)
-        gathered = _one_pass(model, batches, read, run, size, self.act.find_patterns)
+        # of a compiled model the one inside: a graph that is compiled now would have the hooks in it
+        gathered = _one_pass(getattr(model, "_orig_mod", model), batches, read, run, len(ledger), self.act.find_patterns)
         if isinstance(gathered, str):
-            self._keep(None, None, np.zeros(0, np.int64))
-            return f"method '{run.recipe.name}': {gathered} No label is judged, nothing is left out."
+            return self._nothing_new(gathered)
         labels = gathered.labels.cpu().numpy()
         inputs = None if gathered.inputs is None else gathered.inputs.cpu().numpy()
         evidence = labels_judged.judge_labels(
             gathered.features, labels, run.classes, inputs=inputs, shape=gathered.shape, seed=run.seed,
             carriers=self._column("carrier").cpu().numpy(), rest=self._rest,
         )  # fmt: skip
+        if not evidence.informative:
+            return self._nothing_new(evidence.told)
         decision = self.act.decide(evidence, labels)
-        self._keep(evidence, decision, labels)
-        done = f" {decision.told(labels)}." if evidence.informative else ""
-        return f"method '{run.recipe.name}': {evidence.told}{done}"
+        self._keep(evidence, decision)
+        return f"method '{run.recipe.name}': {evidence.told} {decision.told(labels)}."
 
-    def _keep(self, evidence: labels_judged.LabelEvidence | None, decision: Decision | None, labels: np.ndarray) -> None:
-        """Writes the verdict into the ledger's columns and the run's states."""
-        ledger, device = self.run.ledger, self.run.device
+    def _nothing_new(self, why: str) -> str:
+        """Counts a look that told nothing, and returns what is to be said; an earlier verdict stays in force."""
+        known = self.known
+        rates = self.run.states["evidence"] if known else {name: torch.zeros(4, dtype=torch.float64) for name in ("rate", "rest")}
+        self._count(rates["rate"], rates["rest"], known)
+        stays = "What was found before stays in force." if known else "No label is doubted, every sample is trained on as it is."
+        return f"method '{self.run.recipe.name}': {why} {stays}"
+
+    def _keep(self, evidence: labels_judged.LabelEvidence, decision: Decision) -> None:
+        """Writes the verdict into the ledger's columns and the run's states; of several processes the first one's."""
+        run, ledger = self.run, self.run.ledger
         assert ledger is not None
+        columns = {
+            "label_wrong": evidence.wrong, "weight": decision.weight, "target": decision.target, "carrier": evidence.carriers,
+            "suggested": evidence.suggested, "suggested_confidence": evidence.confidence, "trusted": decision.trusted,
+        }  # fmt: skip
+        rates = [number for r in (evidence.rate, evidence.rest) for number in (r.rate, r.low, r.high, r.n)]
+        table = np.stack([values.astype(np.float64) for values in columns.values()], 1)
+        verdict = torch.from_numpy(np.append(table.ravel(), rates))
+        if run.processes > 1:  # sums of an accelerator hang on their order: all have one verdict, whatever their rounding
+            verdict = run.total((verdict if run.rank == 0 else torch.zeros_like(verdict)).to(run.device)).cpu()
+        for name, values in zip(columns, verdict[:-8].view(len(ledger), -1).unbind(1)):
+            ledger._columns[name].copy_(values.to(ledger._columns[name].dtype))
+        self._count(verdict[-8:-4], verdict[-4:], True)
+
+    def _count(self, rate: Tensor, rest: Tensor, known: bool) -> None:
+        """Takes up a look in the run's states: the rates with their intervals, (4,), and whether a verdict is in force."""
         looks = int(self.run.states["evidence"]["looks"]) + 1 if self.made else 1
-        if evidence is not None and decision is not None:
-            columns = {
-                "label_wrong": evidence.wrong, "weight": decision.weight, "target": decision.target, "carrier": evidence.carriers,
-                "suggested": evidence.suggested, "suggested_confidence": evidence.confidence,
-            }  # fmt: skip
-            for name, values in columns.items():
-                column = ledger._columns[name]
-                column.copy_(torch.from_numpy(np.ascontiguousarray(values)).to(device, column.dtype))
-            rate, rest = evidence.rate, evidence.rest
-        else:
-            rate = rest = RateEstimate(0.0, 0.0, 1.0, 0)
-            ledger._columns["weight"].fill_(1.0)
-        known = evidence is not None and evidence.informative
-        rates = {
-            name: torch.tensor([r.rate, r.low, r.high, r.n], dtype=torch.float64) for name, r in (("rate", rate), ("rest", rest))
-        }
-        self.run.states["evidence"] = {"looks": torch.tensor(looks), "known": torch.tensor(known), **rates}
+        self.run.states["evidence"] = {
+            "looks": torch.tensor(looks), "rate": rate.clone(), "rest": rest.clone(), "known": torch.tensor(known),
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -162,9 +176,8 @@ def _one_pass(model: nn.Module, batches: Iterable[MicroBatch], read: Any, run: R
     with eval_mode(model), watched(model) as layers:
         for batch in batches:
             outputs = model(**batch.inputs)
+            read(outputs, batch)  # a module without a config tells its number of classes only here
             logits = logits_of(outputs)
-            if logits is None:
-                return "the model returns no logits, so its features are unknown."
             try:
                 features.append(last_linear(layers, outputs, logits)[1].half())
             except ValueError as error:
@@ -183,7 +196,7 @@ def _one_pass(model: nn.Module, batches: Iterable[MicroBatch], read: Any, run: R
     rows = [run.gather(torch.cat(parts))[places] for parts in (features, labels)]
     vectors = run.gather(torch.cat(inputs))[places] if inputs and reader is not None else None
     if not bool(rows[0].isfinite().all()):
-        return "its features are not finite."
+        return "the network's features are not finite in half precision."
     if reader is not None and vectors is not None:
         vectors = reader.levels(vectors)
     return _Gathered(rows[0], rows[1].long(), vectors, reader.shape if reader is not None else None)

@@ -82,7 +82,7 @@ def check_first_batch(trainer: Any, step: RobustStep, model: nn.Module, inputs: 
             f"{what} is not the one that method '{recipe.name}' minimises, and cannot be had for each sample: give it as "
             f"compute_loss_func with reduction='none', or set objective='{problem.objective}'."
         )
-    if recipe.relabel is not None:
+    if recipe.relabel is not None and recipe.evidence is None:  # labels that were judged are replaced by classes, not mixtures
         raise ValueError(
             f"{what} cannot be given the label mixtures of method '{recipe.name}': use another method, or leave that loss out."
         )

@@ -391,7 +391,7 @@ class RobustStep:
                 run.classes = int(value)
             if kind == "state":
                 place, key = rest
-                run.states.setdefault(place, {})[key] = value if place == "keep" else value.to(run.device)
+                run.states.setdefault(place, {})[key] = value if place in ("keep", "evidence") else value.to(run.device)
         if "rate.numbers" in saved and (estimator := self.weights.rate_estimator()) is not None:
             estimator.load_state(saved)
         if run.ledger is not None:
