@@ -31,9 +31,9 @@ class Command:
 COMMANDS: Mapping[str, Command] = {
     row.name: row
     for row in (
-        Command("demo", "poison handwritten digits, train three methods, compare (some two minutes, no network)", "demo"),
+        Command("demo", "three ways to train on poisoned and on mislabelled digits (some two minutes, no network)", "demo"),
         Command("corrupt", "poison a data set or its labels and save it", "corrupt"),
-        Command("train", "train a classifier of images or texts: train config.yaml --method prl-at-memory ...", "train"),
+        Command("train", "train a classifier of images or texts: train config.yaml, or --dataset FOLDER --model NAME", "train"),
         Command("evaluate", "clean, poison and robust accuracy of a saved model: evaluate RUN --attacks pgd-20 --eps 8/255",
                 "evaluate"),
         Command("audit", "which samples a training distrusted, a report, and the data set without them: audit RUN --clean relabel",

@@ -17,6 +17,7 @@ from ..methods.table import METHODS
 from ..models.saved_networks import in_words
 from ..models.text_models import SMALL_TEXT
 from ..models.zoo import SMALL, known_classes, model_kinds
+from ..problems import SINGLE_LABEL
 from ..reporting.console import command_line, say, show
 from ..reporting.results import table
 from ..trainer import RobustTrainer
@@ -30,8 +31,16 @@ from .pretraining import ContrastiveOptions, ContrastivePretraining, LoadUnlabel
 from .stages import KnownClasses, RunState, Stage, data_stages, run_stages
 from .training_stages import BuildModel, Evaluate, Train, WriteRun
 
-#: What is trained by where no method is named: as always, and a ledger that tells the odd samples afterwards.
-DEFAULT_METHOD = "standard"
+#: What is trained by where no method is named; and where a sample has not one class, so that there is no label to judge: as
+#: always, and a ledger that tells the odd samples afterwards.
+DEFAULT_METHOD, DEFAULT_WITHOUT_CLASSES = "auto", "standard"
+#: What that means, in a line.
+DEFAULT_TOLD = {
+    "auto": "labels are judged before training and again on the way; wrong ones are left out, count for less or are trained as "
+    "the suggested class; --method NAME takes another, --method standard only watches, --method none is the plain Trainer",
+    "standard": "no sample is left out, a ledger notes which ones are doubtful; for instance --method prl --noise_rate 0.2 leaves "
+    "them out, and --method none keeps no ledger",
+}  # fmt: skip
 #: What `train` has otherwise than TrainingArguments: figures and a checkpoint every epoch, of which the last two are kept, and
 #: columns left to the image transform.
 TRAIN_DEFAULTS: dict[str, Any] = {
@@ -72,7 +81,7 @@ def train(argv: Sequence[str]) -> None:
     args.resume_from_checkpoint = _resuming(args.resume_from_checkpoint)
     plain = args.method is None
     if plain:
-        args.method = DEFAULT_METHOD
+        args.method = default_method(args)
     epochs = contrastive.epochs(args, model)
     folder = Path(args.output_dir)
     # fresh weights know no classes; a model that knows the data's has them in its own order
@@ -94,10 +103,7 @@ def train(argv: Sequence[str]) -> None:
             f"resume_from_checkpoint=true but output_dir={args.output_dir!r} has no checkpoint: leave it out to begin."
         )
     if plain:
-        say(
-            f"method {DEFAULT_METHOD}: no sample is left out, a ledger notes which ones are doubtful; for instance --method "
-            "prl-at-memory leaves them out, and --method none keeps no ledger"
-        )
+        say(f"method {args.method} (none is named): {DEFAULT_TOLD[str(args.method)]}")
     with args.main_process_first(desc="preparing the data"):
         state = run_stages(preparing)
     tell_rates(state.corruption, per_class=True)
@@ -107,6 +113,15 @@ def train(argv: Sequence[str]) -> None:
     assert state.trainer is not None
     if state.trainer.is_world_process_zero():
         _tell(state, state.trainer, args, folder)
+
+
+def default_method(args: RobustConfig) -> str:
+    """Returns the method where none is named.
+
+    Args:
+        args: Method and training, with the problem where it is named.
+    """
+    return DEFAULT_METHOD if args.problem_type in (None, SINGLE_LABEL.name) else DEFAULT_WITHOUT_CLASSES
 
 
 def _resuming(word: str | None) -> str | bool | None:
@@ -133,6 +148,8 @@ def _tell(state: RunState, trainer: RobustTrainer, args: RobustConfig, folder: P
         )
     written = ["model.safetensors", "results.json", "report.html", *(["ledger.parquet"] if trainer.ledger is not None else [])]
     say(show(*table([record])))
+    if (labels := record.get("labels")) is not None:
+        say(f"labels: {labels['found']} {labels['done']}")
     if isinstance(record["settings"].get("noise_rate"), str):
         say(f"noise rate, estimated while training: {trainer.estimated_noise_rate or 'none, nobody was dropped'}")
     if few := [f"{row['class']} ({row['kept']} of {row['samples']})" for row in record.get("classes", ()) if row["few"]]:

@@ -20,6 +20,7 @@ from ..data.preprocess import image_shape, make_transform, model_channels, tell_
 from ..data.texts import tell_cut
 from ..evaluation.accuracy import compute_accuracy, evaluate_backdoor
 from ..ledger.class_counts import trusted_by_class
+from ..ledger.findings import label_findings
 from ..models.saved_networks import read_record
 from ..models.text_models import SMALL_TEXT, build_text_model, positions
 from ..models.zoo import SMALL, build_model
@@ -168,7 +169,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Adds to the record the final figures, fractions in [0, 1], means over the last epochs, and what the ledger detected.
+    """Adds to the record the final figures, fractions in [0, 1], means over the last epochs, and what the ledger tells of labels.
 
     Args:
         last_k: Epochs that the means are over.
@@ -193,6 +194,8 @@ class Evaluate:
             record["distrusted"] = int(trainer.ledger.distrusted().sum())
             if (counts := trusted_by_class(trainer.ledger)) is not None:
                 record["classes"] = counts.rows()
+            if (findings := label_findings(trainer.ledger, estimate)) is not None:
+                record["labels"] = findings.record()
 
     @staticmethod
     def _final(trainer: Any, state: RunState) -> dict[str, float]:

@@ -58,7 +58,7 @@ def write_report(
     page = template("report.html").render(
         title=title, content=content, runs=runs, heading=heading, rows=rows, figures=figures(runs),
         suspects=shown, texts=any(row.get("text") is not None for row in suspects), suspects_of=suspects_of,
-        options=options_told(content), settings=settings_told(runs), few=few_kept(runs),
+        options=options_told(content), settings=settings_told(runs), few=few_kept(runs), labels=labels_told(runs),
     )  # fmt: skip
     return write_text(path, page)
 
@@ -70,9 +70,34 @@ def few_kept(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, int, int
         runs: Records of trainings.
     """
     rows = [
-        (run["method"], row["class"], row["samples"], row["kept"]) for run in runs for row in run.get("classes", ()) if row["few"]
+        (run_name(run), row["class"], row["samples"], row["kept"]) for run in runs for row in run.get("classes", ()) if row["few"]
     ]
     return rows[:FEW]
+
+
+def run_name(run: Mapping[str, Any]) -> str:
+    """Returns a run's method, and before it the name of its data where several data sets are compared.
+
+    Args:
+        run: Record of a training.
+    """
+    return f"{run['data']}: {run['method']}" if "data" in run else run["method"]
+
+
+def labels_told(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns what each run that judged its labels found and did: name, the sentences, and the classes that are hit most.
+
+    Args:
+        runs: Records of trainings.
+    """
+    return [
+        {
+            "name": run_name(run), "found": labels["found"], "done": labels["done"],
+            "classes": [(row["class"], row["samples"], row["doubted"]) for row in labels.get("classes", ())],
+            "pairs": [(row["suggested"], row["given"], row["samples"]) for row in labels.get("pairs", ())],
+        }
+        for run in runs if (labels := run.get("labels"))
+    ]  # fmt: skip
 
 
 def figures(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -87,7 +112,7 @@ def figures(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     out = []
     for name, (title, reading) in PLOTS.items():
         lines = {
-            drawable(plain(run["method"], 60)): [(row["epoch"], 100 * row[name]) for row in run["curves"] if name in row]
+            drawable(plain(run_name(run), 60)): [(row["epoch"], 100 * row[name]) for row in run["curves"] if name in row]
             for run in runs
         }
         if name in shown:
@@ -121,13 +146,16 @@ def options_told(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows += [(name, content["options"][name]) for name in ("dataset", "model") if name in content["options"]]
     rows += [("training samples", content["train_samples"]), ("test samples", content["test_samples"])]
     corruption = content.get("corruption")
+    for name, each in (content.get("corruptions") or {}).items():
+        told = each.get("trigger") or each.get("noise")
+        rows.append((f"data {name}", f"{told}; {percent(each['overall'])} % of the training samples ({each['corrupted']})"))
     if corruption:
         named = {"trigger": "trigger", "noise": "label noise", "seed": "corruption seed"}
         rows += [(label, corruption[name]) for name, label in named.items() if name in corruption]
         nominal = corruption.get("nominal")
         rate = f"{percent(corruption['overall'])} % realised ({corruption['corrupted']} samples)"
         rows.append(("corruption rate", rate if nominal is None else f"{percent(nominal)} % nominal, {rate}"))
-    else:
+    elif not content.get("corruptions"):
         rows.append(("corruption", "none known"))
     return [(name, str(value)) for name, value in rows]
 
@@ -141,7 +169,7 @@ def settings_told(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     out = []
     for run in runs:
         settings = {name: run[name] for name in ("seed", "epochs", "batch_size", "learning_rate", "parameters")} | run["settings"]
-        out.append((run["method"], ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        out.append((run_name(run), ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
                                              for name, value in settings.items() if value is not None)))  # fmt: skip
     return out
 

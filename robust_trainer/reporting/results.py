@@ -30,6 +30,8 @@ CURVES: Mapping[str, str] = {
     "filter_recall": "filter_recall",
     "filter_auroc": "filter_auroc",
 }
+#: Of what a run found about its labels (`ledger.findings`): shares in [0, 1].
+_SHARES = ("rate", "low", "high", "left_out", "relabelled", "weighted")
 
 
 def curves(history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
@@ -63,7 +65,9 @@ def mean_last(rows: Sequence[Mapping[str, float]], k: int) -> dict[str, float]:
 
 
 def suspects(trainer: Any, data: Any, count: int = 24) -> list[dict[str, Any]]:
-    """Returns the most suspicious training samples, highest mean score first: input, given label, prediction, truth if known.
+    """Returns the most suspicious training samples: input, given label, prediction, suggestion, truth if known.
+
+    Those whose label is wrong with the highest probability come first, of runs that judge labels; else the highest mean scores.
 
     Args:
         trainer: A trainer after its training.
@@ -73,17 +77,23 @@ def suspects(trainer: Any, data: Any, count: int = 24) -> list[dict[str, Any]]:
     if trainer.ledger is None:
         return []
     names = label_names(data.train)
-    order = torch.argsort(trainer.ledger.mean_score, descending=True, stable=True)[:count].tolist()
+    score, wrong = trainer.ledger.mean_score, trainer.ledger.columns.get("label_wrong")
+    order = torch.argsort(score, descending=True, stable=True)
+    if wrong is not None:
+        order = order[torch.argsort(wrong[order], descending=True, stable=True)]
+    order = order[:count].tolist()
     out, rows = [], undecoded(data.train)
     for row in trainer.ledger.to_dataset().select(order):
         sample = rows[row["index"]]
-        truth = sample.get("clean_label")
+        truth, wrong_label = sample.get("clean_label"), row.get("label_wrong")
+        suggested = row["suggested"] if wrong_label is not None and row["suggested"] not in (-1, sample["label"]) else None
         out.append(
             {
                 "image": sample.get("image"), "text": sample.get("text"), "index": row["index"], "given": names[sample["label"]],
                 "predicted": names[row["predicted"]] if row["predicted"] >= 0 else "-", "score": row["mean_score"],
                 "kept": row["kept"], "seen": row["seen"], "truth": None if truth is None else names[truth],
-                "corrupted": sample.get(IS_CORRUPTED),
+                "corrupted": sample.get(IS_CORRUPTED), "suggested": None if suggested is None else names[suggested],
+                "wrong": wrong_label, "carrier": bool(row.get("carrier")),
             }
         )  # fmt: skip
     return out
@@ -166,6 +176,10 @@ def check_results(content: Mapping[str, Any], path: str) -> None:
         figures(f"{place}.mean_last_k", run.get("mean_last_k") or {}, ["k"] if run.get("mean_last_k") else [])
         figures(f"{place}.detection", run.get("detection") or {})
         check(f"{place}.distrusted", run.get("distrusted", 0), (int, type(None)))
+        labels = run.get("labels")
+        check(f"{place}.labels", labels, (dict, type(None)))
+        for name, kinds in {**dict.fromkeys(_SHARES, number), **dict.fromkeys(("found", "done"), text)}.items() if labels else ():
+            check(f"{place}.labels.{name}", labels.get(name), kinds)
 
 
 def percent(value: float | None) -> str:
@@ -184,14 +198,18 @@ def table(runs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]
         runs: Records of trainings.
     """
     k = next((run["mean_last_k"]["k"] for run in runs if run.get("mean_last_k")), None)
-    heading = ["method", "clean %", "poison %", "attack %"]
+    heading = ["data"] if any("data" in run for run in runs) else []
+    start = len(heading) + 1
+    heading += ["method", "clean %", "poison %", "attack %"]
     heading += [f"clean last {k}", f"poison last {k}"] if k else []
-    heading += ["distrusted", "precision %", "recall %", "AUROC %", "seconds"]
+    heading += ["wrong labels %", "left out %", "relabelled %", "distrusted", "precision %", "recall %", "AUROC %", "seconds"]
     rows = []
     for run in runs:
         final, mean, detection = run["final"], run.get("mean_last_k") or {}, run.get("detection") or {}
-        row = [run["method"], *(percent(final.get(n)) for n in ("clean_accuracy", "poison_accuracy", "attack_success_rate"))]
+        row = [run.get("data", "")] * (start - 1) + [run["method"]]
+        row += [percent(final.get(n)) for n in ("clean_accuracy", "poison_accuracy", "attack_success_rate")]
         row += [percent(mean.get("clean_accuracy")), percent(mean.get("poison_accuracy"))] if k else []
+        row += _labels_cells(run)
         flagged = run.get("distrusted")
         row += ["-" if flagged is None else str(flagged)]
         row += [
@@ -200,6 +218,18 @@ def table(runs: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]
             percent(detection.get("auroc")),
         ]
         rows.append([*row, f"{run['seconds']:.1f}"])
-    empty = [i for i, name in enumerate(heading) if i and all(row[i] == "-" for row in rows)]
+    empty = [i for i, name in enumerate(heading) if i >= start and all(row[i] == "-" for row in rows)]
     keep = [i for i in range(len(heading)) if i not in empty]
     return [heading[i] for i in keep], [[row[i] for i in keep] for row in rows]
+
+
+def _labels_cells(run: Mapping[str, Any]) -> list[str]:
+    """Cells of the share of wrong labels, found or told, and the shares of rows that are left out and relabelled."""
+    labels, told, found = run.get("labels"), run.get("settings", {}).get("noise_rate"), run.get("estimated_noise_rate")
+    if labels is not None:
+        rate = f"{percent(labels['rate'])} found" if labels.get("known") else "-"
+        return [rate, percent(labels["left_out"]), percent(labels["relabelled"])]
+    rate = f"{percent(told)} told" if isinstance(told, int | float) and not isinstance(told, bool) else "-"
+    rate = f"{percent(found['rate'])} found" if isinstance(told, str) and found else rate
+    kept = next((row["kept_fraction"] for row in reversed(run["curves"]) if "kept_fraction" in row), 1.0)
+    return [rate, percent(1.0 - kept) if kept < 1.0 else "-", "-"]

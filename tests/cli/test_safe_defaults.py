@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 from robust_trainer.cli import main as command
 from robust_trainer.cli import training_stages
 from robust_trainer.cli.main import COMMANDS, main, one_line
-from robust_trainer.cli.train import DEFAULT_METHOD
-from robust_trainer.config import check_writable
+from robust_trainer.cli.train import DEFAULT_METHOD, DEFAULT_WITHOUT_CLASSES, default_method
+from robust_trainer.config import RobustConfig, check_writable
 from robust_trainer.models.zoo import build_model, load_model
 
 
@@ -66,21 +66,38 @@ def run(trained, tmp_path):
     return Path(shutil.copytree(trained[0], tmp_path / "run"))
 
 
-def test_without_a_method_a_ledger_is_kept_and_said(trained):
+def test_without_a_method_labels_are_judged_and_it_is_said(trained):
     folder, told = trained
     first = told.splitlines()[0]
-    assert first.startswith(f"method {DEFAULT_METHOD}: no sample is left out") and "--method prl-at-memory" in first
+    assert first.startswith("method auto (none is named): labels are judged before training") and "--method standard" in first
     (record,) = json.loads((folder / "results.json").read_text())["runs"]
-    assert record["method"] == DEFAULT_METHOD and (folder / "ledger.parquet").is_file()
+    assert record["method"] == DEFAULT_METHOD == "auto" and (folder / "ledger.parquet").is_file()
+    # 24 rows are too few to judge by: that is told by the command, results.json and the report, and nothing is done
+    assert record["labels"]["kind"] == "unknown" and record["labels"]["left_out"] == record["labels"]["relabelled"] == 0
+    assert f"labels: {record['labels']['found']} {record['labels']['done']}" in told
+    assert record["labels"]["done"] in (folder / "report.html").read_text()
+
+
+@every_row(
+    "problem, method",
+    [
+        (None, "auto"), ("single_label_classification", "auto"), ("regression", "standard"),
+        ("multi_label_classification", "standard"),
+    ],
+)  # fmt: skip
+def test_where_a_sample_has_no_single_class_no_label_is_judged(problem, method, tmp_path):
+    assert default_method(RobustConfig(output_dir=str(tmp_path), problem_type=problem)) == method
+    assert DEFAULT_WITHOUT_CLASSES == "standard"
 
 
 def test_a_method_that_is_named_is_taken(data, tmp_path, capsys):
     assert (
         main(["train", "--dataset", data, "--output_dir", str(tmp_path / "o"), "--method", "none", "--max_steps", "1", *FEW]) == 0
     )
-    assert "no sample is left out" not in capsys.readouterr().out and not (tmp_path / "o/ledger.parquet").exists()
-    words = ["train", "--dataset", data, "--output_dir", str(tmp_path / "p"), "--noise_rate", "0.2"]
-    assert "noise_rate=0.2 has no effect without a method" in fails(capsys, *words)
+    assert "none is named" not in capsys.readouterr().out and not (tmp_path / "o/ledger.parquet").exists()
+    for name, value in (("noise_rate", "0.2"), ("eps", "8/255")):  # auto is told no rate and attacks nobody
+        words = ["train", "--dataset", data, "--output_dir", str(tmp_path / "p"), f"--{name}", value]
+        assert f"{name}=" in (told := fails(capsys, *words)) and "has no effect without a method: set method=..." in told
 
 
 def test_every_epoch_is_kept_and_a_run_goes_on(run, data, capsys):

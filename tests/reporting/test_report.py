@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 
 import numpy as np
+import pytest
 from helpers.pages import content, run
 from helpers.tables import every_row
 from PIL import Image
 
 from robust_trainer.reporting.html import figures, image_uri, write_report
-from robust_trainer.reporting.results import table
+from robust_trainer.reporting.results import check_results, table
 
 
 def suspect(**changes):
@@ -65,3 +66,51 @@ def test_classes_of_which_hardly_anybody_is_kept_are_shown_by_name(tmp_path):
     part = page.split("hardly any sample is kept")[1].split("<h2>")[0]
     assert "<td>prl</td><td>&lt;cat&gt;</td><td>140</td><td>3</td>" in part and "dog" not in part
     assert "hardly any sample" not in write_report(tmp_path / "s.html", content(run())).read_text()
+
+
+LABELS = {
+    "known": True, "rate": 0.391, "low": 0.36, "high": 0.42, "kind": "wrong labels", "spread": "all", "carriers": 0,
+    "left_out": 0.105, "relabelled": 0.286, "weighted": 0.042,
+    "found": "About 39.1 % of <b>labels</b>.", "done": "10.5 % are left out.",
+    "classes": [{"class": "<cat>", "samples": 140, "doubted": 61}], "pairs": [{"suggested": "dog", "given": "cat", "samples": 9}],
+}  # fmt: skip
+
+
+def test_what_was_found_about_labels_and_done_is_shown(tmp_path):
+    told = run("prl", settings={"noise_rate": 0.4})
+    told["curves"] = [{"epoch": 1.0, "kept_fraction": 0.9}, {"epoch": 2.0, "kept_fraction": 0.6}, {"epoch": 2.0, "loss": 0.1}]
+    runs = [run("standard", settings={}, curves=[]), run("auto", labels=LABELS, settings={}), told]
+    heading, rows = table(runs)
+    cells = {row[0]: dict(zip(heading, row)) for row in rows}
+    shown = {name: [cells[name][k] for k in ("wrong labels %", "left out %", "relabelled %")] for name in cells}
+    assert shown == {"standard": ["-"] * 3, "auto": ["39.1 found", "10.5", "28.6"], "prl": ["40.0 told", "40.0", "-"]}
+    page = write_report(tmp_path / "r.html", content(*runs)).read_text()
+    part = page.split("What was found about the labels")[1].split("<h2>")[0]
+    assert "About 39.1 % of &lt;b&gt;labels&lt;/b&gt;. 10.5 % are left out." in part and "<strong>auto</strong>" in part
+    assert "<td>&lt;cat&gt;</td><td>140</td><td>61</td>" in part and "<td>dog</td><td>cat</td><td>9</td>" in part
+    assert "What was found" not in write_report(tmp_path / "s.html", content(run())).read_text()
+
+
+def test_runs_on_several_data_sets_are_told_apart(tmp_path):
+    runs = [run("auto", data=data, labels=LABELS) for data in ("poisoned", "mislabelled")]
+    assert table(runs)[0][:2] == ["data", "method"] and [row[:2] for row in table(runs)[1]] == [[r["data"], "auto"] for r in runs]
+    corruptions = {
+        "poisoned": {"trigger": "blend <0.1>", "overall": 0.25, "corrupted": 350},
+        "mislabelled": {"noise": "symmetric label noise", "overall": 0.4, "corrupted": 560},
+    }
+    page = write_report(tmp_path / "r.html", content(*runs, corruption=False) | {"corruptions": corruptions}).read_text()
+    assert "poisoned: auto" in page and "mislabelled: auto" in page and "none known" not in page
+    assert "blend &lt;0.1&gt;; 25.0 % of the training samples (350)" in page and "symmetric label noise; 40.0 %" in page
+
+
+def test_a_suggestion_is_shown_beside_the_prediction(tmp_path):
+    rows = [suspect(suggested="5", wrong=0.9, carrier=True), suspect(suggested=None, wrong=0.2, carrier=False)]
+    page = write_report(tmp_path / "r.html", content(run("auto")), suspects=rows, suspects_of="auto").read_text()
+    assert page.count("suggested 5") == 1 and page.count("carries a shared pattern") == 1
+    assert "The highest probabilities of a wrong label" in page
+
+
+@every_row("name, value", [("rate", "0.4"), ("left_out", None), ("found", 3), ("done", None)])
+def test_damaged_findings_are_refused(name, value):
+    with pytest.raises(ValueError, match=rf"labels\.{name} is"):
+        check_results(content(run("auto", labels=LABELS | {name: value})), "results.json")
