@@ -117,13 +117,13 @@ def label_findings(ledger: SampleLedger, rate: RateEstimate | None) -> LabelFind
 
     Args:
         ledger: of the run.
-        rate: share of wrong labels, as the run estimated it; an interval that ends at 1 says that nothing is known.
+        rate: share of wrong labels, as the run estimated it; None where nothing is known of the labels.
     """
-    if rate is None or "label_wrong" not in ledger.columns:
+    if "label_wrong" not in ledger.columns:
         return None
     columns = {name: ledger.columns[name].cpu().numpy() for name in ("label_wrong", "weight", "target", "suggested", "carrier")}
     label = (ledger.columns["label"] if ledger.given is None else ledger.given).cpu().numpy().astype(np.int64)
-    known, carrier = rate.high < 1.0, columns["carrier"].astype(bool)
+    known, carrier = rate is not None, columns["carrier"].astype(bool)
     doubted = (columns["label_wrong"] > DOUBTED) & (label >= 0)
     moved = (columns["target"] != label) & (columns["target"] >= 0) & (label >= 0) & (columns["weight"] > 0)
     out = columns["weight"] == 0
@@ -134,7 +134,8 @@ def label_findings(ledger: SampleLedger, rate: RateEstimate | None) -> LabelFind
     rows, bad = (np.bincount(label[chosen], minlength=classes) for chosen in (label >= 0, doubted))
     order = np.argsort(-bad / np.maximum(rows, 1), kind="stable")
     return LabelFindings(
-        rows=len(label), known=known, rate=rate, carriers=int(carrier.sum()), targets=tuple(targets),
+        rows=len(label), known=known, rate=rate or RateEstimate(0.0, 0.0, 1.0, len(label)),
+        carriers=int(carrier.sum()), targets=tuple(targets),
         spread=_spread(columns["suggested"][other], label[other], int((rows > 0).sum())),
         pairs=tuple((code // classes, code % classes, n) for code, n in pairs[:LISTED]),
         classes=tuple((int(c), int(rows[c]), int(bad[c])) for c in order[:LISTED] if bad[c]),

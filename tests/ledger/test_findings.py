@@ -10,7 +10,7 @@ from robust_trainer.ledger.findings import label_findings
 from robust_trainer.ledger.ledger import SampleLedger
 from robust_trainer.selection.noise_rate import RateEstimate
 
-RATE, UNKNOWN = RateEstimate(0.2, 0.18, 0.22, 400), RateEstimate(0.0, 0.0, 1.0, 400)
+RATE = RateEstimate(0.2, 0.18, 0.22, 400)
 C, EACH = 8, 50
 
 
@@ -96,10 +96,10 @@ def test_a_trigger_is_told_with_its_target(one_target):
 def test_where_nothing_is_known_nothing_is_claimed_or_done():
     right = np.repeat(np.arange(C), EACH)
     ledger = judged(right, right, np.zeros(len(right), np.float32))
-    findings = label_findings(ledger, UNKNOWN)
+    findings = label_findings(ledger, None)
     assert not findings.known and findings.kind == "unknown" and "no label is doubted" in findings.found
     assert findings.done == "All rows are trained on as they are."
-    assert label_findings(ledger, None) is None, "before labels were judged"
+    assert (findings.rate.low, findings.rate.high) == (0.0, 1.0) and findings.record()["left_out"] == 0
     assert label_findings(SampleLedger(10), RATE) is None, "a method that judges none"
 
 
