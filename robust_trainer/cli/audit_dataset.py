@@ -83,7 +83,8 @@ def is_of_data(argv: Sequence[str]) -> bool:
     """
     named = {word.split("=")[0] for word in argv}
     first = argv[0] if argv and not argv[0].startswith("-") else ""
-    return bool(named & {f"--{name}" for name in WITNESSES}) or (bool(first) and not os.path.isdir(first) and os.path.isfile(first))
+    config = first.lower().endswith((".yaml", ".yml", ".json")) and os.path.isfile(first)
+    return config or bool(named & {f"--{name}" for name in WITNESSES})
 
 
 def audit_data(argv: Sequence[str]) -> None:
