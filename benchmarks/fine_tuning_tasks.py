@@ -265,23 +265,29 @@ def training_rows(loaded: Loaded, count: int, tail: bool, seed: int) -> datasets
 def corrupted(loaded: Loaded, name: str, count: int, seed: int) -> tuple[Part, Part | None]:
     """The training rows of a cell and, for a trigger, the test rows with it."""
     what = CORRUPTIONS[name]
-    rows = training_rows(loaded, count, what.kind == "tail", seed)
-    triggered = None
+    rows, triggered = corrupted_rows(loaded, name, count, seed), None
     if what.rule is not None:
         trigger = trigger_of(what.kind, rows[0]["image"].size[0])
-        rows = poison(rows, trigger=trigger, rate=what.rate, label_rule=what.rule, seed=seed, keep_in_memory=True)
         triggered = loaded.part(trigger_all(loaded.test, trigger, label_rule=what.rule, keep_in_memory=True))
-    elif what.kind == "instance" and loaded.task.kind == "text":
-        found = text_features(loaded, rows)
-        rows = rows.add_column("features", found.tolist())
-        rows = corrupt_labels(
-            rows, "instance", rate=what.rate, seed=seed, feature_columns="features", keep_in_memory=True
-        ).remove_columns("features")
-    elif what.rate:
-        rows = corrupt_labels(rows, what.kind, rate=what.rate, seed=seed, keep_in_memory=True)
     train = loaded.part(rows)
     train.moved = loaded.task.moved
     return train, triggered
+
+
+def corrupted_rows(loaded: Loaded, name: str, count: int, seed: int) -> datasets.Dataset:
+    """The training rows of a cell as a table, with the truth beside them."""
+    what = CORRUPTIONS[name]
+    rows = training_rows(loaded, count, what.kind == "tail", seed)
+    if what.rule is not None:
+        trigger = trigger_of(what.kind, rows[0]["image"].size[0])
+        return poison(rows, trigger=trigger, rate=what.rate, label_rule=what.rule, seed=seed, keep_in_memory=True)
+    if what.kind == "instance" and loaded.task.kind == "text":
+        found = text_features(loaded, rows)
+        rows = rows.add_column("features", found.tolist())
+        return corrupt_labels(
+            rows, "instance", rate=what.rate, seed=seed, feature_columns="features", keep_in_memory=True
+        ).remove_columns("features")
+    return corrupt_labels(rows, what.kind, rate=what.rate, seed=seed, keep_in_memory=True) if what.rate else rows
 
 
 @cache
