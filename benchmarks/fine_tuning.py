@@ -57,7 +57,7 @@ def make_trainer(args: argparse.Namespace, loaded: Loaded, train: Part, row: dic
         "dataloader_pin_memory": torch.cuda.is_available(), "bf16": args.bf16,
         "dataloader_num_workers": args.workers, "dataloader_persistent_workers": args.workers > 0,
     }  # fmt: skip
-    data = {"train_dataset": train, "data_collator": loaded.collate}
+    data: dict[str, Any] = {"train_dataset": train, "data_collator": loaded.collate}
     model = loaded.model()
     trainer: Any
     if row["method"] in (PLAIN, CLEAN_ONLY):

@@ -65,7 +65,7 @@ class Lite0(PreTrainedModel):
         self.network, width = made, made._fc.in_features
         made._fc = nn.Identity()
         self.dropout = nn.Dropout(made._global_params.dropout_rate)
-        self.classifier = nn.Linear(width, int(config.num_labels))
+        self.classifier = nn.Linear(width, int(config.num_labels or 2))
         self.post_init()
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> ImageClassifierOutputWithNoAttention:
@@ -105,7 +105,7 @@ class MeanPooledBert(BertPreTrainedModel):
         super().__init__(config)
         self.bert = BertModel(config, add_pooling_layer=False)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.classifier = nn.Linear(config.hidden_size, int(config.num_labels))
+        self.classifier = nn.Linear(config.hidden_size, int(config.num_labels or 2))
         self.post_init()
 
     def forward(
@@ -147,7 +147,7 @@ class SmallImageResNet(ResNetForImageClassification):
 
     def __init__(self, config: ResNetConfig):
         super().__init__(config)
-        stem = self.resnet.embedder
+        stem: Any = self.resnet.embedder
         stem.embedder.convolution = nn.Conv2d(config.num_channels, config.embedding_size, 3, padding=1, bias=False)
         stem.pooler = nn.Identity()
         self.post_init()
@@ -155,7 +155,12 @@ class SmallImageResNet(ResNetForImageClassification):
 
 def resnet18(labels: Sequence[str]) -> PreTrainedModel:
     """ResNet-18 from scratch."""
-    sizes = {"embedding_size": 64, "hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2], "layer_type": "basic"}
+    sizes: dict[str, Any] = {
+        "embedding_size": 64,
+        "hidden_sizes": [64, 128, 256, 512],
+        "depths": [2, 2, 2, 2],
+        "layer_type": "basic",
+    }
     return SmallImageResNet(ResNetConfig(**sizes, **_names(labels)))
 
 
