@@ -8,8 +8,16 @@ from .._lazy import lazy_names
 
 if TYPE_CHECKING:
     from .judge import COMPARED, NUMBERS, LabelEvidence, judge_labels
+    from .label_model import most_telling
 
-__all__ = ["COMPARED", "LabelEvidence", "NUMBERS", "judge_labels"]
+__all__ = ["COMPARED", "LabelEvidence", "NUMBERS", "judge_labels", "most_telling"]
 __getattr__, __dir__ = lazy_names(
-    __name__, {"COMPARED": "judge", "LabelEvidence": "judge", "NUMBERS": "judge", "judge_labels": "judge"}
+    __name__,
+    {
+        "COMPARED": "judge",
+        "LabelEvidence": "judge",
+        "NUMBERS": "judge",
+        "judge_labels": "judge",
+        "most_telling": "label_model",
+    },
 )

@@ -16,7 +16,7 @@ from ..data.decode import undecoded
 from ..data.preprocess import ImageTransform, kind_of, model_channels
 from ..data.readable import check_readable
 from ..data.texts import check_texts
-from ..models.features import Layers, forward_names, last_linear, watched
+from ..models.features import Layers, forward_names, last_linear, mean_of_tokens, watched
 from ..models.modes import scoring_mode
 from ..models.outputs import logits_of
 
@@ -138,7 +138,7 @@ def _pooled(model: Any, outputs: Any, layers: Layers, batch: Mapping[str, Any], 
         return pooled.flatten(1).float()
     if hidden is not None and len(hidden) == rows and hidden.dim() >= 2:
         if hidden.dim() == 3:
-            return _mean_of_tokens(hidden.float(), batch.get("attention_mask"))
+            return mean_of_tokens(hidden.float(), batch.get("attention_mask"))
         return (hidden.mean((2, 3)) if hidden.dim() == 4 else hidden.flatten(1)).float()
     got = sorted(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__
     raise ValueError(
@@ -155,14 +155,6 @@ def _entry(outputs: Any, name: str, rows: int) -> Tensor | None:
 def _is_learned(pooler: Any) -> bool:
     """Whether a pooling has a linear layer of its own: that was made for another task, or was never trained."""
     return isinstance(pooler, nn.Module) and any(isinstance(m, nn.Linear) for m in pooler.modules())
-
-
-def _mean_of_tokens(hidden: Tensor, mask: Any) -> Tensor:
-    """The mean over the tokens (B, T, D) -> (B, D); over those of the mask (B, T), where there is one that fits."""
-    if not isinstance(mask, Tensor) or mask.shape != hidden.shape[:2]:
-        return hidden.mean(1)
-    weight = mask.to(hidden).unsqueeze(-1)
-    return (hidden * weight).sum(1) / weight.sum(1).clamp_min(1.0)
 
 
 def _images(model: Any, data: Any, column: str, processor: Any, batch_size: int) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:

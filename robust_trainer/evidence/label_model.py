@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..selection.noise_rate import RateEstimate
-from .neighbours import Neighbours, find_neighbours
+from .neighbours import Neighbours, find_neighbours, normalise
 from .rate import wrong_label_rate
 from .ridge import LeaveOneOutRidge
 
@@ -134,6 +135,25 @@ def fit_probabilities(
     transition = scale_transition(probs, labels, transition, rate.rate)
     posterior = _posterior(probs, labels, transition)
     return LabelModel(probs, posterior, transition, rate, given_probs, given_probs, doubts, None, TEMPERS[best])
+
+
+def most_telling(candidates: Sequence[Tensor], labels: Tensor, classes: int) -> Tensor:
+    """Returns those features of which a ridge regression predicts the labels with the least leave-one-out squared error, (N, D).
+
+    Args:
+        candidates: one or more features of the same N rows, any scale.
+        labels: int64 (N,).
+        classes: C.
+    """
+    if len(candidates) == 1:
+        return candidates[0]
+    targets = torch.nn.functional.one_hot(labels, classes).float()
+
+    def error(features: Tensor) -> float:
+        ridge = LeaveOneOutRidge(normalise(features))
+        return float((ridge.left_out(targets, ridge.best_penalty(targets)) - targets).square().sum(dtype=torch.float64))
+
+    return min(candidates, key=error)
 
 
 def rate_of(scores: Tensor, labels: Tensor, classes: int) -> RateEstimate:

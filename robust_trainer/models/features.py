@@ -18,6 +18,7 @@ from .peers import PeerModel
 class Layers:
     """What a forward ran through: the last `Linear` of each width with its input and output, the last convolution and after.
 
+    ``hidden``: what a transformers model's body returned for each token or patch, (B, T, D).
     ``after``: the leaf modules that followed the convolution as long as they kept its channels, with the last one's output.
     """
 
@@ -25,6 +26,7 @@ class Layers:
     conv: nn.Module | None = None
     channels: Tensor | None = None
     after: list[nn.Module] = field(default_factory=list)
+    hidden: Tensor | None = None
     _open: bool = False
 
     def see(self, module: nn.Module, inputs: tuple[Any, ...], named: Mapping[str, Any], output: Any) -> None:
@@ -41,6 +43,11 @@ class Layers:
                 self.channels = output
                 self.after.append(module)
 
+    def keep_hidden(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        """The forward hook of a body: keeps its tokens."""
+        states = output.get("last_hidden_state") if isinstance(output, Mapping) else None
+        self.hidden = states if isinstance(states, Tensor) and states.dim() == 3 else None
+
 
 @contextmanager
 def watched(model: nn.Module) -> Iterator[Layers]:
@@ -54,6 +61,9 @@ def watched(model: nn.Module) -> Iterator[Layers]:
     # the leaves, and layers that have others inside (LoRA's are no Linear themselves, but hold one)
     leaves = [m for m in bare.modules() if isinstance(m, nn.Linear) or next(m.children(), None) is None]
     handles = [m.register_forward_hook(layers.see, with_kwargs=True) for m in leaves]
+    body = getattr(bare, "base_model", bare)
+    if isinstance(body, nn.Module) and body is not bare:
+        handles.append(body.register_forward_hook(layers.keep_hidden))
     try:
         yield layers
     finally:
@@ -106,3 +116,16 @@ def forward_names(model: nn.Module) -> set[str] | None:
     parameters = inspect.signature(bare.forward).parameters.values()
     names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     return None if not names and any(p.kind is p.VAR_KEYWORD for p in parameters) else names
+
+
+def mean_of_tokens(hidden: Tensor, mask: Any) -> Tensor:
+    """Returns the mean over the tokens, (B, D).
+
+    Args:
+        hidden: (B, T, D).
+        mask: (B, T), which tokens count; where it does not fit, all do.
+    """
+    if not isinstance(mask, Tensor) or mask.shape != hidden.shape[:2]:
+        return hidden.mean(1)
+    weight = mask.to(hidden).unsqueeze(-1)
+    return (hidden * weight).sum(1) / weight.sum(1).clamp_min(1.0)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import evidence as labels_judged
 from ..evidence.decision import ActOnEvidence, Decision
-from ..models.features import last_linear, watched
+from ..models.features import last_linear, mean_of_tokens, watched
 from ..models.modes import eval_mode
 from ..models.outputs import logits_of
 from ..selection.noise_rate import RateEstimate
@@ -115,8 +115,9 @@ class EvidenceStage:
             return self._nothing_new(gathered)
         labels = gathered.labels.cpu().numpy()
         inputs = None if gathered.inputs is None else gathered.inputs.cpu().numpy()
+        features = labels_judged.most_telling(gathered.features, gathered.labels, run.classes)
         evidence = labels_judged.judge_labels(
-            gathered.features, labels, run.classes, inputs=inputs, shape=gathered.shape, seed=run.seed,
+            features, labels, run.classes, inputs=inputs, shape=gathered.shape, seed=run.seed,
             carriers=self._column("carrier").cpu().numpy(), rest=self._rest,
         )  # fmt: skip
         if not evidence.informative:
@@ -160,9 +161,9 @@ class EvidenceStage:
 
 @dataclass(frozen=True)
 class _Gathered:
-    """All N rows, in the data set's order: features (N, D), labels (N,), and where they are compared inputs (N, V) uint8."""
+    """All N rows, in their order: features (N, D) of one or two kinds, labels (N,), and inputs (N, V) uint8 to be compared."""
 
-    features: Tensor
+    features: list[Tensor]
     labels: Tensor
     inputs: Tensor | None
     shape: tuple[int, ...] | None
@@ -171,7 +172,7 @@ class _Gathered:
 @torch.no_grad()
 def _one_pass(model: nn.Module, batches: Iterable[MicroBatch], read: Any, run: Run, size: int, compare: bool) -> _Gathered | str:
     """One forward of every sample, equal on all processes; or why there are no features."""
-    features, labels, index, inputs = [], [], [], []
+    features, tokens, labels, index, inputs = [], [], [], [], []
     reader: _InputReader | None = None
     with eval_mode(model), watched(model) as layers:
         for batch in batches:
@@ -182,7 +183,10 @@ def _one_pass(model: nn.Module, batches: Iterable[MicroBatch], read: Any, run: R
                 features.append(last_linear(layers, outputs, logits)[1].half())
             except ValueError as error:
                 return f"{error}"
+            if layers.hidden is not None:
+                tokens.append(mean_of_tokens(layers.hidden.float(), batch.inputs.get("attention_mask")).half())
             layers.linear.clear()
+            layers.hidden = None
             labels.append(run.problem.classes_of(batch.targets))
             index.append(batch.positions)
             if compare and reader is None:
@@ -193,13 +197,16 @@ def _one_pass(model: nn.Module, batches: Iterable[MicroBatch], read: Any, run: R
     order = run.gather(torch.cat(index))
     places = torch.empty(size, dtype=torch.long, device=order.device)
     places[order] = torch.arange(len(order), device=order.device)  # a sample that several processes have counts once
-    rows = [run.gather(torch.cat(parts))[places] for parts in (features, labels)]
+    kinds = [features, *([tokens] if len(tokens) == len(features) else [])]
+    candidates = [run.gather(torch.cat(parts))[places] for parts in kinds]
+    given = run.gather(torch.cat(labels))[places].long()
     vectors = run.gather(torch.cat(inputs))[places] if inputs and reader is not None else None
-    if not bool(rows[0].isfinite().all()):
+    candidates = [rows for rows in candidates if bool(rows.isfinite().all())]
+    if not candidates:
         return "the network's features are not finite in half precision."
     if reader is not None and vectors is not None:
         vectors = reader.levels(vectors)
-    return _Gathered(rows[0], rows[1].long(), vectors, reader.shape if reader is not None else None)
+    return _Gathered(candidates, given, vectors, reader.shape if reader is not None else None)
 
 
 @dataclass(frozen=True)
