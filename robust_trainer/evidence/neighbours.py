@@ -14,11 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .approximate import FEWEST, candidates, load_faiss
+
+INDEXES = ("auto", "exact", "approximate")
+#: Pairs of rows up to which ``auto`` searches exactly, on a CPU and on an accelerator: 200,000 and 2 million rows.
+MOST_PAIRS, MOST_PAIRS_ON_ACCELERATOR = 200_000**2, 2_000_000**2
 #: Bytes of similarities that are held at a time.
 CHUNK_BYTES = 128 * 2**20
 _COLUMNS = 32768  # of a tile
 _CACHED = 32 * 2**20  # bytes of a work array on a CPU: larger ones come from new pages each time
 _SPARE = 8  # candidates beyond k, so that rounding in the fast search does not decide who is among the k
+_MORE = 60  # and in the approximate search, so that rounding in its codes does not
 _LOW = 0xFFFFFFFF  # the half of a sort key that holds the row number
 
 
@@ -102,14 +108,17 @@ def find_neighbours(
     *,
     queries: np.ndarray | Tensor | None = None,
     among: np.ndarray | Tensor | None = None,
+    index: str = "auto",
     normalised: bool = False,
     chunk_bytes: int = CHUNK_BYTES,
     device: str | torch.device | None = None,
 ) -> Neighbours:
     """Returns the k nearest neighbours of each row by cosine similarity, after the features' mean row was subtracted.
 
-    The search is exact: similarities are computed in float32, those that may be among the k once more in float64. The result
-    depends neither on the size of the chunks nor on the order in which the rows are visited.
+    The exact search computes similarities in float32, and those that may be among the k once more in float64. Its result depends
+    neither on the size of the chunks nor on the order in which the rows are visited. The approximate search finds candidates by an
+    inverted index on the CPU (faiss, the extra ``neighbours``) and computes their similarities in float64 as well; it misses a few
+    neighbours, mostly late ones, and of equally similar rows it may name others than the first.
 
     Args:
         features: the rows to search, (N, D), finite; a numpy array or a tensor, float16 as well, on any device.
@@ -117,13 +126,17 @@ def find_neighbours(
         queries: rows whose neighbours among ``features`` are sought, (Q, D), such as another split's; None: the features
             themselves, each row's own place left out.
         among: bool (N,), the rows of ``features`` that may be neighbours; None: all.
+        index: ``exact``, ``approximate`` (exact nevertheless below 4,096 rows), or ``auto``: exact up to 200,000 rows on a CPU and
+            2 million on an accelerator.
         normalised: True: rows are `normalise`'s already and are taken as they are.
         chunk_bytes: bytes of similarities that are held at a time.
         device: where to search; None: where the features are. The result is on the CPU.
 
     Raises:
-        ValueError: for features that are no finite (N, D) table, and settings out of range.
+        ValueError: for features that are no finite (N, D) table, settings out of range, and where the extra is needed and missing.
     """
+    if index not in INDEXES:
+        raise ValueError(f"index={index!r}, expected one of {', '.join(INDEXES)}.")
     _check_whole("k", k)
     _check_whole("chunk_bytes", chunk_bytes)
     features = _check_table(features, "features")
@@ -135,6 +148,13 @@ def find_neighbours(
     allowed = None if among is None else _check_mask(among, len(features)).nonzero()[:, 0]
     if allowed is not None and not len(allowed):
         raise ValueError("among marks no row, expected at least one that may be a neighbour.")
+    across = len(features) if allowed is None else len(allowed)
+    where = torch.device(device) if device is not None else _device_of(features)
+    if index == "auto":
+        most = MOST_PAIRS if where.type == "cpu" else MOST_PAIRS_ON_ACCELERATOR
+        index = "exact" if len(features if queries is None else queries) * across <= most else "approximate"
+    if index == "approximate":
+        load_faiss()  # fails before work starts
     if normalised:
         base = _as_normalised(features, "features", device)
         asked = None if queries is None else _as_normalised(queries, "queries", device)
@@ -150,10 +170,9 @@ def find_neighbours(
             own = torch.full((len(base),), -1).index_put((allowed,), torch.arange(len(allowed)))
     k = min(k, len(columns) - (own is not None))
     with _full_precision(base.device):
-        index, similarity = _exact(base if asked is None else asked.to(base.device), columns, own, k, chunk_bytes)
-    if allowed is not None:
-        index = allowed[index]
-    return Neighbours(index, similarity, len(base), own is not None)
+        search = _approximate if index == "approximate" and across >= FEWEST else _exact
+        number, similarity = search(base if asked is None else asked.to(base.device), columns, own, k, chunk_bytes)
+    return Neighbours(number if allowed is None else allowed[number], similarity, len(base), own is not None)
 
 
 @torch.no_grad()
@@ -206,6 +225,25 @@ def _exact(asked: Tensor, columns: Tensor, own: Tensor | None, k: int, chunk_byt
         index.append(found.cpu())
         similarity.append(exact.cpu())
     return torch.cat(index), torch.cat(similarity)
+
+
+def _approximate(asked: Tensor, columns: Tensor, own: Tensor | None, k: int, chunk_bytes: int) -> tuple[Tensor, Tensor]:
+    """Returns what `_exact` does, but for neighbours that the index misses; some candidates more than k are compared in float64."""
+    index = torch.zeros(len(asked), k, dtype=torch.int64)
+    similarity = torch.zeros(len(asked), k)
+    lacking = []
+    for rows, candidate in candidates(asked.cpu(), columns.cpu(), min(k + max(k, _MORE), len(columns))):
+        real = candidate >= 0
+        if own is not None:
+            real &= candidate != own[rows, None]
+        lacking.append(rows[real.sum(1) < k])
+        there = [part.to(asked.device) for part in (rows, candidate.clamp_min(0), real)]
+        found, exact = _sharp(asked[there[0]], columns, there[1], there[2], k, chunk_bytes)
+        index[rows], similarity[rows] = found.cpu(), exact.cpu()
+    if len(rest := torch.cat(lacking)):
+        found = _exact(asked[rest.to(asked.device)], columns, None if own is None else own[rest], k, chunk_bytes)
+        index[rest], similarity[rest] = found
+    return index, similarity
 
 
 def _fast(rows: Tensor, columns: Tensor, place: Tensor | None, wanted: int, room: Tensor, across: int) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,7 @@
 """Exact search against a slow reference; laws of neighbours and of votes; hostile inputs."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -213,3 +215,76 @@ def test_errors_are_one_line(call, words):
     with pytest.raises(ValueError, match=words) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+def clustered(n, d, seed=0):
+    rng = np.random.default_rng(seed)
+    inner = rng.normal(size=(20, 8))[rng.integers(0, 20, n)] + 0.5 * rng.normal(size=(n, 8))
+    return (inner @ rng.normal(size=(8, d)) + 0.5 * rng.normal(size=(n, d))).astype(np.float32)
+
+
+@pytest.mark.parametrize("d", [10, 90, 270])
+def test_approximate_search_finds_nearly_all(d):
+    """Of rows as they are, and of codes for two and for four features."""
+    pytest.importorskip("faiss")
+    rows = clustered(5000, d)
+    exact, found = find_neighbours(rows, 10, index="exact"), find_neighbours(rows, 10, index="approximate")
+    assert (found.similarity >= exact.similarity[:, -1:] - 1e-6).float().mean() > 0.95
+    assert (found.index[:, 0] == exact.index[:, 0]).float().mean() > 0.99
+    unit = normalise(rows)
+    torch.testing.assert_close(found.similarity, torch.einsum("nkd,nd->nk", unit[found.index], unit), rtol=0, atol=1e-6)
+    assert (found.similarity.diff(dim=1) <= 0).all()
+    assert (found.index != torch.arange(5000)[:, None]).all() and found.index.sort(1)[0].diff(dim=1).min() > 0
+    again = find_neighbours(rows, 10, index="approximate", chunk_bytes=10_000)
+    assert torch.equal(again.index, found.index) and torch.equal(again.similarity, found.similarity)
+
+
+def test_approximate_search_among_many_copies_queries_and_trusted_rows():
+    """Copies of a row are its neighbours, never the row itself, more of them than there are candidates or not."""
+    pytest.importorskip("faiss")
+    rows = clustered(6000, 24)
+    rows[:5000:50] = rows[0]  # 100 copies
+    rows[5000:] = rows[4000:5000]
+    found = find_neighbours(rows, 8, index="approximate")
+    own = torch.arange(6000)
+    assert (found.index != own[:, None]).all()
+    torch.testing.assert_close(found.similarity[:5000:50], torch.ones(100, 8))
+    assert set(found.index[:5000:50].flatten().tolist()) <= {*range(0, 5000, 50), *range(5000, 6000, 50)}
+    single = [i for i in range(4000, 5000) if i % 50]
+    assert torch.equal(found.index[single, 0], torch.tensor(single) + 1000)
+    trusted = np.arange(6000) < 5000
+    among = find_neighbours(rows, 8, among=trusted, index="approximate")
+    assert among.index.max() < 5000 and (among.index != own[:, None]).all()
+    assert torch.equal(among.index[[i + 1000 for i in single], 0], torch.tensor(single))
+    asked = find_neighbours(rows[:5000], 1, queries=rows[5000:], index="approximate")
+    assert asked.index.shape == (1000, 1) and not asked.within
+    assert torch.equal(asked.index[[i - 4000 for i in single], 0], torch.tensor(single))
+
+
+def test_rows_for_which_the_index_finds_too_few_are_searched_exactly(monkeypatch):
+    rows = clustered(300, 12)
+
+    def sparse_candidates(asked, columns, wanted):
+        yield torch.arange(0, 300, 2), torch.arange(wanted).repeat(150, 1)
+        yield torch.arange(1, 300, 2), torch.full((150, wanted), -1)
+
+    monkeypatch.setattr(neighbours, "FEWEST", 1)
+    monkeypatch.setattr(neighbours, "load_faiss", lambda: None)
+    monkeypatch.setattr(neighbours, "candidates", sparse_candidates)
+    exact, found = find_neighbours(rows, 6), find_neighbours(rows, 6, index="approximate")
+    assert torch.equal(found.index[1::2], exact.index[1::2]) and torch.equal(found.similarity[1::2], exact.similarity[1::2])
+    assert found.index[::2].max() < 6 + 60
+
+
+def test_auto_is_exact_for_few_rows_and_says_what_many_need(monkeypatch):
+    rows = clustered(5000, 6)
+    expected = find_neighbours(rows, 3, index="exact")
+    assert torch.equal(find_neighbours(rows, 3).index, expected.index)
+    monkeypatch.setattr(neighbours, "MOST_PAIRS", 4999**2)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ValueError, match=r"pip install 'robust-trainer\[neighbours\]', or index='exact'") as error:
+        find_neighbours(rows, 3)
+    assert "\n" not in str(error.value)
+    assert torch.equal(find_neighbours(rows, 3, index="exact").index, expected.index)
+    with pytest.raises(ValueError, match="index='fast', expected one of auto, exact, approximate"):
+        find_neighbours(rows, 3, index="fast")
