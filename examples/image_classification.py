@@ -1,6 +1,7 @@
 """Fine-tune or train an image classifier by any method on any data set.
 
-python examples/image_classification.py examples/digits_blend.yaml --method prl-at
+python examples/image_classification.py examples/digits_blend.yaml
+python examples/image_classification.py examples/digits_blend.yaml --method prl-at --noise_rate 0.25
 accelerate launch examples/image_classification.py examples/vit_folder.yaml --dataset path/to/images
 """
 
@@ -28,7 +29,7 @@ from robust_trainer.evaluation import compute_accuracy, evaluate_backdoor
 
 def main() -> None:
     parser = make_parser("image_classification", [DataOptions, CorruptionOptions, ModelOptions, RobustConfig], __doc__)
-    parser.set_defaults(output_dir="robust_run", remove_unused_columns=False, report_to="none")
+    parser.set_defaults(output_dir="robust_run", remove_unused_columns=False, report_to="none", method="auto")
     data, corruption, options, args = parse(parser, sys.argv[1:])
     set_seed(args.seed)
 
@@ -58,7 +59,7 @@ def main() -> None:
     trainer.train()
     trainer.save_model()
 
-    # 4. figures, and which samples it distrusted
+    # 4. figures, and which samples it doubted
     metrics = trainer.evaluate()
     if triggered is not None:
         metrics = evaluate_backdoor(trainer, evaluation["clean"], evaluation["poison"])

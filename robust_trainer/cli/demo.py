@@ -51,7 +51,7 @@ class DemoOptions:
         },
     )
     seed: int = field(default=0, metadata={"help": "Seed of the corruption, the weights and the order of the samples."})
-    epochs: int = field(default=20, metadata={"help": "Epochs per training."})
+    epochs: int = field(default=12, metadata={"help": "Epochs per training."})
     output_dir: str = field(
         default="robust_demo", metadata={"help": "Folder for results.json, report.html and a folder of each run."}
     )
@@ -72,7 +72,7 @@ def demo(argv: Sequence[str]) -> None:
     for name in options.method or ():
         get_method(name)
     if options.epochs < 1:
-        raise ValueError(f"epochs={options.epochs} must be at least 1: give for instance 20.")
+        raise ValueError(f"epochs={options.epochs} must be at least 1: give for instance 12.")
     folder = Path(options.output_dir)
     chosen = {data: dict.fromkeys(options.method or names) for data, names in TRAINED_BY.items()}
     folders = {(data, name): folder / f"{data}_{name}" for data, names in chosen.items() for name in names}
