@@ -13,8 +13,9 @@ RATES = np.concatenate([[0.0, 0.0025, 0.005, 0.0075], np.arange(0.01, 0.9, 0.01)
 BINS = 256
 #: How fast errors fall with the margin, in its standard deviations, and how many of a class-blind model's errors are at margin 0.
 SLOPES, STARTS = np.geomspace(0.3, 12.0, 40), 9
-#: Prior probability that no label is wrong, and the largest rate of the flat prior otherwise.
-CLEAN, LARGEST = 0.1, 0.6
+#: Prior probability that no label is wrong, the largest rate of the flat prior otherwise, and the rate beyond which an interval has
+#: to begin for the first to be given up.
+CLEAN, LARGEST, SURE = 0.5, 0.6, 0.01
 #: Half the drop of twice the log-likelihood that bounds a 95 % interval.
 _DROP = 1.92
 
@@ -25,8 +26,8 @@ def wrong_label_rate(margins: np.ndarray, disagrees: np.ndarray, classes: int) -
     Errors of a model become rarer the larger its margin, wrong labels do not: what is left of the disagreement at large margins is
     theirs. Psychometricians call it the lapse rate of a curve. With margin m in standard deviations, the model errs with
     g(m) = 1 / (1 + exp(a + b m)), at m = 0 between 1/2 and 1 - 1/C, and label and prediction disagree with
-    r + (1 - r C / (C - 1)) g(m). The rate r is its mean over a prior that puts some weight on no wrong label, so that a rate that
-    the data hardly tell is told as small.
+    r + (1 - r C / (C - 1)) g(m). The rate r is its mean over a flat prior or, where the interval holds 1 % or less, over
+    one that puts half of its weight on no wrong label: a rate that the data hardly tell is told as small.
 
     Args:
         margins: largest score less the second, (N,), of predictions that have not seen the row's label.
@@ -55,7 +56,8 @@ def wrong_label_rate(margins: np.ndarray, disagrees: np.ndarray, classes: int) -
     width = np.gradient(rates) * (rates <= LARGEST)
     slab = float((weight * width).sum() / LARGEST)
     mean = float((weight * width * rates).sum() / LARGEST)
-    rate = (1.0 - CLEAN) * mean / max((1.0 - CLEAN) * slab + CLEAN * float(weight[0]), 1e-300)
+    clean = CLEAN if inside.min() <= SURE else 0.0
+    rate = (1.0 - clean) * mean / max((1.0 - clean) * slab + clean * float(weight[0]), 1e-300)
     rate = min(max(rate, 0.0), float(inside.max()))
     return RateEstimate(rate, min(float(inside.min()), rate), float(inside.max()), n)
 
