@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -27,7 +28,8 @@ RIGHT, SPREAD = 2.0, 0.5
 STEPS, ROUNDS = 15, 2
 #: Rows that the transition and the sharpness are fitted on.
 FITTED = 10_000
-_ROWS = 16_384
+#: Up to so many rows neighbours are searched among all of them, beyond among so many.
+EXACT, SEARCHED = 200_000, 50_000
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def fit_label_model(features: Tensor, labels: Tensor, classes: int, seed: int = 
         Dawid and Skene 1979, "Maximum likelihood estimation of observer error-rates using the EM algorithm"; Zhu, Song and Liu
         2021, "Clusterability as an alternative to anchor points when learning with noisy labels" (neighbours that share a label).
     """
-    ridge, near = LeaveOneOutRidge(features), find_neighbours(features, NEIGHBOURS, normalised=True)
+    ridge, near = LeaveOneOutRidge(features), _neighbours(features, seed)
     targets = torch.nn.functional.one_hot(labels, classes).float()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:FITTED].to(labels.device)
     every, first = soft_votes(near, targets, NEIGHBOURS), targets
@@ -135,6 +137,15 @@ def fit_probabilities(
     transition = scale_transition(probs, labels, transition, rate.rate)
     posterior = _posterior(probs, labels, transition)
     return LabelModel(probs, posterior, transition, rate, given_probs, given_probs, doubts, None, TEMPERS[best])
+
+
+def _neighbours(features: Tensor, seed: int) -> Neighbours:
+    """The NEIGHBOURS nearest rows; of many rows, without the library for such searches, the nearest of a part of them."""
+    if len(features) <= EXACT or find_spec("faiss") is not None:
+        return find_neighbours(features, NEIGHBOURS, normalised=True)
+    among = torch.zeros(len(features), dtype=torch.bool)
+    among[torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))[:SEARCHED]] = True
+    return find_neighbours(features, NEIGHBOURS, normalised=True, among=among, index="exact")
 
 
 def most_telling(candidates: Sequence[Tensor], labels: Tensor, classes: int) -> Tensor:

@@ -21,6 +21,8 @@ from .records import MicroBatch, Run
 
 #: Images are compared at this many pixels a side at most, texts by so many groups of tokens.
 SIDE, TOKENS = 64, 2048
+#: Bytes of the images of all rows, made smaller where there are many.
+LEVELS = 1_000_000_000
 
 
 @dataclass
@@ -232,7 +234,7 @@ class _InputReader:
         for name, value in inputs.items():
             if isinstance(value, Tensor) and value.is_floating_point() and value.dim() == 4 and value.shape[1] in (1, 3):
                 channels, height, width = value.shape[1:]
-                room = max(labels_judged.NUMBERS // min(size, labels_judged.COMPARED), 1)
+                room = max(min(labels_judged.NUMBERS // min(size, labels_judged.COMPARED), LEVELS // size), 1)
                 scale = min(1.0, SIDE / max(height, width), (room / (height * width * channels)) ** 0.5)
                 return cls(name, (max(int(height * scale), 1), max(int(width * scale), 1), channels))
         if isinstance(inputs.get("input_ids"), Tensor):
