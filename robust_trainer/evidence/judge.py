@@ -25,6 +25,9 @@ MOST_CELLS = 400_000_000
 COMPARED, NUMBERS = 20_000, 60_000_000
 #: Patterns that are looked for, one after another.
 MOST_PATTERNS = 3
+#: A pattern counts where so large a share of its carriers is doubted, or carriers so many times as often as others, or where they
+#: are so many standard deviations apart from these: rare strokes of digits are up to 19, a blended image on photographs is 66.
+DOUBTED_CARRIERS, FAR_ENRICHED, FAR_APART = 0.4, 10.0, 20.0
 #: Rows' inputs as vectors, or a reader of them by row number.
 Inputs = np.ndarray | Callable[[np.ndarray], np.ndarray]
 
@@ -146,8 +149,9 @@ def judge_labels(
         )
         return replace(_nothing(labels, classes, told, agreement, chance), predicted=predicted, support=support, neighbours=near)
     rate = without = model.rate
+    known = torch.from_numpy(carriers).to(rows.device)
     if carriers.any():
-        kept = torch.from_numpy(~carriers).to(rows.device)
+        kept = ~known
         model = fit(rows[kept], given[kept], classes, seed, rest)
         posterior = torch.empty(len(labels), classes, device=rows.device)
         posterior[kept] = model.posterior
@@ -161,9 +165,9 @@ def judge_labels(
     wrong[carriers] = 1.0
     return LabelEvidence(
         wrong=wrong.astype(np.float32), suggested=suggested.cpu().numpy(), confidence=confidence.cpu().numpy(), carriers=carriers,
-        rate=rate, rest=without, transition=model.transition.cpu().numpy(), agreement=agreement, chance=chance, informative=True,
-        patterns=patterns, told=_told(rate, carriers, agreement, what),
-        predicted=predicted, support=support, neighbours=near,
+        rate=rate, rest=without, transition=_transition(model.posterior, given[~known], classes), agreement=agreement,
+        chance=chance, informative=True, patterns=patterns, told=_told(rate, carriers, agreement, what), predicted=predicted,
+        support=support, neighbours=near,
     )  # fmt: skip
 
 
@@ -200,16 +204,35 @@ def _carriers(
         free = ~carriers[compared]
         rows, found = compared[free], None
         for own in judges:
-            found = find_pattern(vectors[free], own[rows], (own != labels)[rows], classes, shape, seed)
-            if found is not None:
+            doubted = (own != labels)[rows]
+            found = find_pattern(vectors[free], own[rows], doubted, classes, shape, seed)
+            if found is not None and _convinces(found, doubted):
                 break
-        if found is None or int(found.carries.sum()) < FEWEST:
+            found = None
+        if found is None:
             break
         carriers[rows[found.carries]] = True
         for part in np.array_split(others, -(-len(others) // most) or 1):
             carriers[part] |= found.carried_by(read(part), own[part]) if len(part) else False
         patterns.append(found)
     return carriers, tuple(patterns)
+
+
+def _convinces(found: Pattern, doubted: np.ndarray) -> bool:
+    """Whether a pattern's carriers are doubted for it: what a few doubted rows share with many others is how these look."""
+    hits, carriers = int(doubted[found.carries].sum()), int(found.carries.sum())
+    sure = hits >= DOUBTED_CARRIERS * carriers or found.enriched >= FAR_ENRICHED or found.apart >= FAR_APART
+    return hits >= FEWEST and sure
+
+
+def _transition(posterior: Tensor, labels: Tensor, classes: int) -> np.ndarray:
+    """Which labels are given for which class, (C, C), as the posterior has it; a class that no row should be keeps its label.
+
+    The model's own transition is scaled until its mean doubt is the rate, which tells next to nothing where predictions are sure.
+    """
+    counts = torch.zeros(classes, classes, device=posterior.device).index_add_(1, labels, posterior.T)
+    total = counts.sum(1, keepdim=True)
+    return torch.where(total > 0.5, counts / total.clamp_min(1e-9), torch.eye(classes, device=counts.device)).cpu().numpy()
 
 
 def _agreement(scores: Tensor, labels: np.ndarray, classes: int) -> tuple[float, float, bool]:

@@ -79,7 +79,8 @@ def test_cut_into_blocks_it_is_the_same(monkeypatch):
     parts = LeaveOneOutRidge(rows)
     for penalty in (PENALTIES[0], PENALTIES[-1]):
         torch.testing.assert_close(parts.left_out(targets, penalty), whole.left_out(targets, penalty), rtol=0, atol=1e-4)
-    XX
+    ours, theirs = parts.predict(targets, 0.3, others), whole.predict(targets, 0.3, others)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
 def test_wide_features_are_projected(monkeypatch):
