@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import evidence as labels_judged
-from ..evidence.decision import ActOnEvidence, Decision
+from ..evidence.decision import ActOnEvidence
 from ..models.features import last_linear, mean_of_tokens, watched
 from ..models.modes import eval_mode
 from ..models.outputs import logits_of
@@ -21,6 +21,8 @@ from .records import MicroBatch, Run
 
 #: Images are compared at this many pixels a side at most, texts by so many groups of tokens.
 SIDE, TOKENS = 64, 2048
+#: The ledger's columns that hold the verdict.
+VERDICT = ("label_wrong", "weight", "target", "suggested", "suggested_confidence", "carrier", "trusted")
 #: Bytes of the images of all rows, made smaller where there are many.
 LEVELS = 1_000_000_000
 
@@ -115,6 +117,20 @@ class EvidenceStage:
         gathered = _one_pass(getattr(model, "_orig_mod", model), batches, read, run, len(ledger), self.act.find_patterns)
         if isinstance(gathered, str):
             return self._nothing_new(gathered)
+        # of several processes the first one judges: all have one verdict, whatever the rounding of their sums
+        verdict, said = self._verdict(gathered) if run.rank == 0 else (torch.zeros(_numbers(len(ledger)), dtype=torch.float64), "")
+        if run.processes > 1:
+            verdict = run.total(verdict.to(run.device)).cpu()
+        if not bool(verdict[0]):
+            return self._nothing_new(said)
+        for name, values in zip(VERDICT, verdict[9:].view(len(ledger), -1).unbind(1)):
+            ledger._columns[name].copy_(values.to(ledger._columns[name].dtype))
+        self._count(verdict[1:5], verdict[5:9], True)
+        return f"method '{run.recipe.name}': {said}" if said else ""
+
+    def _verdict(self, gathered: _Gathered) -> tuple[Tensor, str]:
+        """Whether there is one, the rates, and the columns VERDICT of each row, `_numbers` in float64; and what is to be said."""
+        run = self.run
         labels = gathered.labels.cpu().numpy()
         inputs = None if gathered.inputs is None else gathered.inputs.cpu().numpy()
         features = labels_judged.most_telling(gathered.features, gathered.labels, run.classes)
@@ -123,10 +139,15 @@ class EvidenceStage:
             carriers=self._column("carrier").cpu().numpy(), rest=self._rest,
         )  # fmt: skip
         if not evidence.informative:
-            return self._nothing_new(evidence.told)
-        decision = self.act.decide(evidence, labels)
-        self._keep(evidence, decision)
-        return f"method '{run.recipe.name}': {evidence.told} {decision.told(labels)}."
+            return torch.zeros(_numbers(len(labels)), dtype=torch.float64), evidence.told
+        made = self.act.decide(evidence, labels)
+        columns = {
+            "label_wrong": evidence.wrong, "weight": made.weight, "target": made.target, "suggested": evidence.suggested,
+            "suggested_confidence": evidence.confidence, "carrier": evidence.carriers, "trusted": made.trusted,
+        }  # fmt: skip
+        rates = [number for r in (evidence.rate, evidence.rest) for number in (r.rate, r.low, r.high, r.n)]
+        table = np.stack([columns[name].astype(np.float64) for name in VERDICT], 1)
+        return torch.from_numpy(np.concatenate([[1.0], rates, table.ravel()])), f"{evidence.told} {made.told(labels)}."
 
     def _nothing_new(self, why: str) -> str:
         """Counts a look that told nothing, and returns what is to be said; an earlier verdict stays in force."""
@@ -134,24 +155,7 @@ class EvidenceStage:
         rates = self.run.states["evidence"] if known else {name: torch.zeros(4, dtype=torch.float64) for name in ("rate", "rest")}
         self._count(rates["rate"], rates["rest"], known)
         stays = "What was found before stays in force." if known else "No label is doubted, every sample is trained on as it is."
-        return f"method '{self.run.recipe.name}': {why} {stays}"
-
-    def _keep(self, evidence: labels_judged.LabelEvidence, decision: Decision) -> None:
-        """Writes the verdict into the ledger's columns and the run's states; of several processes the first one's."""
-        run, ledger = self.run, self.run.ledger
-        assert ledger is not None
-        columns = {
-            "label_wrong": evidence.wrong, "weight": decision.weight, "target": decision.target, "carrier": evidence.carriers,
-            "suggested": evidence.suggested, "suggested_confidence": evidence.confidence, "trusted": decision.trusted,
-        }  # fmt: skip
-        rates = [number for r in (evidence.rate, evidence.rest) for number in (r.rate, r.low, r.high, r.n)]
-        table = np.stack([values.astype(np.float64) for values in columns.values()], 1)
-        verdict = torch.from_numpy(np.append(table.ravel(), rates))
-        if run.processes > 1:  # sums of an accelerator hang on their order: all have one verdict, whatever their rounding
-            verdict = run.total((verdict if run.rank == 0 else torch.zeros_like(verdict)).to(run.device)).cpu()
-        for name, values in zip(columns, verdict[:-8].view(len(ledger), -1).unbind(1)):
-            ledger._columns[name].copy_(values.to(ledger._columns[name].dtype))
-        self._count(verdict[-8:-4], verdict[-4:], True)
+        return f"method '{self.run.recipe.name}': {why} {stays}" if why else ""
 
     def _count(self, rate: Tensor, rest: Tensor, known: bool) -> None:
         """Takes up a look in the run's states: the rates with their intervals, (4,), and whether a verdict is in force."""
@@ -159,6 +163,11 @@ class EvidenceStage:
         self.run.states["evidence"] = {
             "looks": torch.tensor(looks), "rate": rate.clone(), "rest": rest.clone(), "known": torch.tensor(known),
         }  # fmt: skip
+
+
+def _numbers(size: int) -> int:
+    """How many numbers a verdict on so many rows has: whether there is one, two rates with their intervals, the columns."""
+    return 9 + len(VERDICT) * size
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def check_processes(equality, row, cut, length, tmp_path):
 
 @pytest.mark.parametrize("row,cut,length", [
     ("erat/crop-flip", "3", "uneven"), ("nrat-awp", "2", "uneven"), ("prl-g", "2x2", "uneven"), ("co-prl", "2", "uneven"),
-    ("prl-at-memory", "2", "even"), ("fast-at", "2", "uneven"),
+    ("prl-at-memory", "2", "even"), ("fast-at", "2", "uneven"), ("auto", "2", "uneven"),
 ])  # fmt: skip
 def test_several_processes_are_one(tmp_path, equality, row, cut, length):
     """After 20 steps and more: the weights, every loss and gradient norm, and all that the ledger has decided and counted.
