@@ -81,9 +81,8 @@ def suspects(trainer: Any, data: Any, count: int = 24) -> list[dict[str, Any]]:
     order = torch.argsort(score, descending=True, stable=True)
     if wrong is not None:
         order = order[torch.argsort(wrong[order], descending=True, stable=True)]
-    order = order[:count].tolist()
     out, rows = [], undecoded(data.train)
-    for row in trainer.ledger.to_dataset().select(order):
+    for row in trainer.ledger.to_dataset().select(order[:count].tolist()):
         sample = rows[row["index"]]
         truth, wrong_label = sample.get("clean_label"), row.get("label_wrong")
         suggested = row["suggested"] if wrong_label is not None and row["suggested"] not in (-1, sample["label"]) else None
@@ -178,8 +177,8 @@ def check_results(content: Mapping[str, Any], path: str) -> None:
         check(f"{place}.distrusted", run.get("distrusted", 0), (int, type(None)))
         labels = run.get("labels")
         check(f"{place}.labels", labels, (dict, type(None)))
-        for name, kinds in {**dict.fromkeys(_SHARES, number), **dict.fromkeys(("found", "done"), text)}.items() if labels else ():
-            check(f"{place}.labels.{name}", labels.get(name), kinds)
+        for name in (*_SHARES, "found", "done") if labels else ():
+            check(f"{place}.labels.{name}", labels.get(name), number if name in _SHARES else text)
 
 
 def percent(value: float | None) -> str:

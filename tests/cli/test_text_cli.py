@@ -143,7 +143,7 @@ def test_a_config_file_and_a_single_file_with_names_of_its_own(tmp_path, capsys)
 @every_row(
     "words, told",
     [
-        (["--model", "small-cnn"], "model='small-cnn' takes images, the data are texts: give the hub name or folder of a"),
+        (["--model", "small-cnn"], "model='small-cnn' (the default) takes images, the data are texts: give the hub name"),
         (["--image_size", "32"], "image_size=32 is for images, the data are texts: leave it out"),
         (["--squeeze", "jpeg"], "squeeze='jpeg' is for images"),
         (["--corrupt", "blend"], "corrupt='blend' is for images, the data are texts: give symmetric"),
