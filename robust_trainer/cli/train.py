@@ -76,6 +76,10 @@ def train(argv: Sequence[str]) -> None:
     parser = make_parser("train", kinds, about)
     told = [", ".join(f"{k} {v}" for k, v in defaults.items()) for defaults in (SMALL_DEFAULTS, SMALL_TEXT_DEFAULTS)]
     parser.epilog = f"With small-cnn and resnet32: {told[0]}. With small-bert: {told[1]}."
+    parser.options["method"].help = (
+        f"Robust method, e.g. prl; none: exactly the plain Trainer. Default: {DEFAULT_METHOD}; {DEFAULT_WITHOUT_CLASSES} where "
+        "problem_type says that a sample has not one class."
+    )
     parser.set_defaults(**TRAIN_DEFAULTS, dataloader_pin_memory=torch.cuda.is_available())
     data, corruption, preprocess, model, contrastive, output, args = parse(parser, argv, small=DEFAULTS_BY_MODEL)
     args.resume_from_checkpoint = _resuming(args.resume_from_checkpoint)

@@ -101,22 +101,25 @@ def labels_told(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def figures(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Returns the figures that the runs have values for: title, what to read from it, and the PNG as a data URI.
+    """Returns the figures that the runs have values for, of each data set its own: title, what to read from it, the PNG's data URI.
 
     Args:
         runs: Records of trainings.
     """
-    shown = {name for run in runs for row in run["curves"] for name in row}
-    if {"kept_clean", "kept_corrupted"} & shown:
-        shown.discard("kept_fraction")
     out = []
-    for name, (title, reading) in PLOTS.items():
-        lines = {
-            drawable(plain(run_name(run), 60)): [(row["epoch"], 100 * row[name]) for row in run["curves"] if name in row]
-            for run in runs
-        }
-        if name in shown:
-            out.append({"title": title, "reading": reading, "uri": percent_lines(lines)})
+    for data in dict.fromkeys(run.get("data") for run in runs):
+        own = [run for run in runs if run.get("data") == data]
+        shown = {name for run in own for row in run["curves"] for name in row}
+        if {"kept_clean", "kept_corrupted"} & shown:
+            shown.discard("kept_fraction")
+        for name, (title, reading) in PLOTS.items():
+            lines = {
+                drawable(plain(run["method"], 60)): [(row["epoch"], 100 * row[name]) for row in run["curves"] if name in row]
+                for run in own
+            }
+            if name in shown:
+                told = title if data is None else f"{title}: {data}"
+                out.append({"title": told, "reading": reading, "uri": percent_lines(lines)})
     return out
 
 

@@ -94,6 +94,8 @@ def test_what_was_found_about_labels_and_done_is_shown(tmp_path):
 def test_runs_on_several_data_sets_are_told_apart(tmp_path):
     runs = [run("auto", data=data, labels=LABELS) for data in ("poisoned", "mislabelled")]
     assert table(runs)[0][:2] == ["data", "method"] and [row[:2] for row in table(runs)[1]] == [[r["data"], "auto"] for r in runs]
+    titles = [figure["title"] for figure in figures(runs)]
+    assert titles[:2] == ["Clean accuracy: poisoned", "Poison accuracy: poisoned"] and len(titles) == 8
     corruptions = {
         "poisoned": {"trigger": "blend <0.1>", "overall": 0.25, "corrupted": 350},
         "mislabelled": {"noise": "symmetric label noise", "overall": 0.4, "corrupted": 560},
