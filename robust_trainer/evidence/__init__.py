@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from .judge import COMPARED, NUMBERS, LabelEvidence, judge_labels
+    from .judge import COMPARED, NUMBERS, LabelEvidence, judge_labels, with_earlier
     from .label_model import most_telling
 
-__all__ = ["COMPARED", "LabelEvidence", "NUMBERS", "judge_labels", "most_telling"]
+__all__ = ["COMPARED", "LabelEvidence", "NUMBERS", "judge_labels", "most_telling", "with_earlier"]
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
@@ -19,5 +19,6 @@ __getattr__, __dir__ = lazy_names(
         "NUMBERS": "judge",
         "judge_labels": "judge",
         "most_telling": "label_model",
+        "with_earlier": "judge",
     },
 )

@@ -23,6 +23,9 @@ FEWEST_ROWS, FEWEST_OF_CLASS = 50, 2.0
 MOST_CELLS = 400_000_000
 #: Rows that are compared with one another to find a pattern, fewer where they have more than so many numbers together.
 COMPARED, NUMBERS = 20_000, 60_000_000
+#: A later look counts alone where its features predict so much more of the labels: a network that learns features of its own. Less is
+#: what a network gains that was trained on the labels, wrong ones among them.
+BETTER = 0.03
 #: Patterns that are looked for, one after another.
 MOST_PATTERNS = 3
 #: A pattern counts where so large a share of its carriers is doubted, or carriers so many times as often as others, or where they
@@ -168,6 +171,32 @@ def judge_labels(
         rate=rate, rest=without, transition=_transition(model.posterior, given[~known], classes), agreement=agreement,
         chance=chance, informative=True, patterns=patterns, told=_told(rate, carriers, agreement, what), predicted=predicted,
         support=support, neighbours=near,
+    )  # fmt: skip
+
+
+def with_earlier(evidence: LabelEvidence, wrong: np.ndarray, suggested: np.ndarray, confidence: np.ndarray) -> LabelEvidence:
+    """Returns a later look's evidence together with an earlier one's.
+
+    The log odds of a wrong label are the mean of both. Where both suggest one class its probability is the larger one, else the
+    more probable class is suggested, with the mean of its probability and none.
+
+    Args:
+        evidence: the later look's.
+        agreement: share of the labels that the earlier look's features predicted.
+        wrong: the earlier probability that the label is wrong (N,).
+        suggested: the class that was suggested (N,).
+        confidence: its probability (N,).
+    """
+    if evidence.agreement > agreement + BETTER:
+        return evidence
+    odds = [np.log(p / (1.0 - p)) for p in (np.clip(w.astype(np.float64), 1e-3, 1.0 - 1e-3) for w in (wrong, evidence.wrong))]
+    both = 1.0 / (1.0 + np.exp(-(odds[0] + odds[1]) / 2.0))
+    one = suggested == evidence.suggested
+    more = np.maximum(confidence, evidence.confidence)
+    return replace(
+        evidence, wrong=np.where(evidence.carriers, 1.0, both).astype(np.float32),
+        suggested=np.where(one | (evidence.confidence >= confidence), evidence.suggested, suggested),
+        confidence=np.where(one, more, more / 2.0).astype(np.float32),
     )  # fmt: skip
 
 

@@ -123,9 +123,9 @@ class EvidenceStage:
             verdict = run.total(verdict.to(run.device)).cpu()
         if not bool(verdict[0]):
             return self._nothing_new(said)
-        for name, values in zip(VERDICT, verdict[9:].view(len(ledger), -1).unbind(1)):
+        for name, values in zip(VERDICT, verdict[10:].view(len(ledger), -1).unbind(1)):
             ledger._columns[name].copy_(values.to(ledger._columns[name].dtype))
-        self._count(verdict[1:5], verdict[5:9], True)
+        self._count(verdict[1:5], verdict[5:9], True, verdict[9])
         return f"method '{run.recipe.name}': {said}" if said else ""
 
     def _verdict(self, gathered: _Gathered) -> tuple[Tensor, str]:
@@ -140,6 +140,10 @@ class EvidenceStage:
         )  # fmt: skip
         if not evidence.informative:
             return torch.zeros(_numbers(len(labels)), dtype=torch.float64), evidence.told
+        if self.known:
+            before = (self._column(name).cpu().numpy() for name in ("label_wrong", "suggested", "suggested_confidence"))
+            agreed = float(self.run.states["evidence"]["agreement"])
+            evidence = labels_judged.with_earlier(evidence, agreed, *before)
         made = self.act.decide(evidence, labels)
         columns = {
             "label_wrong": evidence.wrong, "weight": made.weight, "target": made.target, "suggested": evidence.suggested,
@@ -147,27 +151,34 @@ class EvidenceStage:
         }  # fmt: skip
         rates = [number for r in (evidence.rate, evidence.rest) for number in (r.rate, r.low, r.high, r.n)]
         table = np.stack([columns[name].astype(np.float64) for name in VERDICT], 1)
-        return torch.from_numpy(np.concatenate([[1.0], rates, table.ravel()])), f"{evidence.told} {made.told(labels)}."
+        return torch.from_numpy(np.concatenate([[1.0], rates, [evidence.agreement], table.ravel()])), (
+            f"{evidence.told} {made.told(labels)}."
+        )
 
     def _nothing_new(self, why: str) -> str:
         """Counts a look that told nothing, and returns what is to be said; an earlier verdict stays in force."""
         known = self.known
-        rates = self.run.states["evidence"] if known else {name: torch.zeros(4, dtype=torch.float64) for name in ("rate", "rest")}
-        self._count(rates["rate"], rates["rest"], known)
+        nothing = torch.zeros(4, dtype=torch.float64)
+        was = self.run.states["evidence"] if known else {"rate": nothing, "rest": nothing, "agreement": nothing[0]}
+        self._count(was["rate"], was["rest"], known, was["agreement"])
         stays = "What was found before stays in force." if known else "No label is doubted, every sample is trained on as it is."
         return f"method '{self.run.recipe.name}': {why} {stays}" if why else ""
 
-    def _count(self, rate: Tensor, rest: Tensor, known: bool) -> None:
-        """Takes up a look in the run's states: the rates with their intervals, (4,), and whether a verdict is in force."""
+    def _count(self, rate: Tensor, rest: Tensor, known: bool, agreement: Tensor) -> None:
+        """Takes up a look in the run's states: the rates with their intervals, (4,), and whether a verdict is in force.
+
+        agreement: share of the labels that its features predict.
+        """
         looks = int(self.run.states["evidence"]["looks"]) + 1 if self.made else 1
         self.run.states["evidence"] = {
             "looks": torch.tensor(looks), "rate": rate.clone(), "rest": rest.clone(), "known": torch.tensor(known),
+            "agreement": agreement.clone(),
         }  # fmt: skip
 
 
 def _numbers(size: int) -> int:
-    """How many numbers a verdict on so many rows has: whether there is one, two rates with their intervals, the columns."""
-    return 9 + len(VERDICT) * size
+    """How many numbers a verdict on so many rows has: whether there is one, two rates with their intervals, agreement, the columns."""
+    return 10 + len(VERDICT) * size
 
 
 @dataclass(frozen=True)
