@@ -23,9 +23,9 @@ FEWEST_ROWS, FEWEST_OF_CLASS = 50, 2.0
 MOST_CELLS = 400_000_000
 #: Rows that are compared with one another to find a pattern, fewer where they have more than so many numbers together.
 COMPARED, NUMBERS = 20_000, 60_000_000
-#: A later look counts alone where its features predict so much more of the labels: a network that learns features of its own. Less is
-#: what a network gains that was trained on the labels, wrong ones among them.
-BETTER = 0.03
+#: A later look counts alone where its features predict so much more of the labels, as those of a network from scratch do; less is
+#: what any network gains by being trained on the labels, wrong ones among them.
+BETTER = 0.05
 #: Patterns that are looked for, one after another.
 MOST_PATTERNS = 3
 #: A pattern counts where so large a share of its carriers is doubted, or carriers so many times as often as others, or where they
@@ -174,7 +174,9 @@ def judge_labels(
     )  # fmt: skip
 
 
-def with_earlier(evidence: LabelEvidence, wrong: np.ndarray, suggested: np.ndarray, confidence: np.ndarray) -> LabelEvidence:
+def with_earlier(
+    evidence: LabelEvidence, agreement: float, wrong: np.ndarray, suggested: np.ndarray, confidence: np.ndarray
+) -> LabelEvidence:
     """Returns a later look's evidence together with an earlier one's.
 
     The log odds of a wrong label are the mean of both. Where both suggest one class its probability is the larger one, else the

@@ -177,7 +177,7 @@ class EvidenceStage:
 
 
 def _numbers(size: int) -> int:
-    """How many numbers a verdict on so many rows has: whether there is one, two rates with their intervals, agreement, the columns."""
+    """How many numbers a verdict on so many rows has: whether there is one, two rates, agreement, the columns."""
     return 10 + len(VERDICT) * size
 
 
