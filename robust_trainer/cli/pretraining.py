@@ -212,7 +212,7 @@ class ContrastivePretraining:
 
     def __call__(self, state: RunState) -> None:
         """Trains ``state.model`` and sets ``state.pretraining``."""
-        assert state.transform is not None, "built before"
+        assert isinstance(state.transform, ImageTransform), "built before, and not for texts"
         state.pretraining = pretrain(
             state.model, state.processor, state.train, state.unlabelled, self.options, self.epochs, self.args, state.transform
         )
