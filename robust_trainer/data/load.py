@@ -90,7 +90,7 @@ def load_data(
         data = _hold_out(data, name, seed)
     elif whole and hold_out is not None:
         data[TEST] = data[TRAIN]
-        logger.warning(f"dataset={name!r} has no test split: all its {len(data[TEST])} rows are tested; none should be of the training.")
+        logger.warning(f"dataset={name!r} has no test split: all its {len(data[TEST])} rows are tested; give none of the training.")
     for key, limit in ((TRAIN, max_train_samples), (TEST, max_test_samples), (TRIGGERED, max_test_samples)):
         if limit is not None and key in data and limit < len(data[key]):
             data[key] = data[key].select(kept_rows(len(data[key]), limit, seed)[0])
