@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from robust_trainer.corruptions.label_noise.transitions import noise_transition
 from robust_trainer.evidence import judge
-from robust_trainer.evidence.judge import LabelEvidence, judge_labels
+from robust_trainer.evidence.judge import LabelEvidence, judge_labels, with_earlier
 
 CLASSES, SHAPE = 10, (8, 8, 1)
 
@@ -240,3 +241,53 @@ def test_a_label_that_is_no_class_and_shapes_that_do_not_fit_are_told():
     broken[3, 2] = np.nan
     with pytest.raises(ValueError, match="finite"):
         judge_labels(broken, labels, CLASSES)
+
+
+# ---- two looks ---------------------------------------------------------------------------------------------------------
+
+
+def looks(seed=0):
+    """The evidence of two looks at the same labels, the second one's features a little better."""
+    pixels, truth = digits(500, seed)
+    labels = noisy(truth, "symmetric", 0.3, seed)
+    blurred = pixels + np.random.default_rng(seed).normal(0, 0.2, pixels.shape)
+    return judge_labels(blurred, labels, CLASSES), judge_labels(pixels, labels, CLASSES), labels
+
+
+def test_two_looks_count_together():
+    first, second, _ = looks()
+    both = with_earlier(second, second.agreement, first.wrong, first.suggested, first.confidence)
+    low, high = np.minimum(first.wrong, second.wrong), np.maximum(first.wrong, second.wrong)
+    assert (both.wrong >= low - 2e-3).all() and (both.wrong <= high + 2e-3).all() and both.wrong.dtype == np.float32
+    one = first.suggested == second.suggested
+    assert (both.suggested[one] == second.suggested[one]).all()
+    assert np.allclose(both.confidence[one], np.maximum(first.confidence, second.confidence)[one])
+    assert ((both.suggested == first.suggested) | (both.suggested == second.suggested)).all()
+    assert (both.confidence[~one] <= np.maximum(first.confidence, second.confidence)[~one]).all()
+
+
+def test_the_same_look_twice_is_that_look():
+    _, found, _ = looks()
+    both = with_earlier(found, found.agreement, found.wrong, found.suggested, found.confidence)
+    assert np.allclose(both.wrong, found.wrong, atol=2e-3) and np.array_equal(both.suggested, found.suggested)
+    assert np.allclose(both.confidence, found.confidence)
+
+
+def test_the_order_of_two_looks_does_not_matter_for_doubt():
+    first, second, _ = looks()
+    one = with_earlier(second, 1.0, first.wrong, first.suggested, first.confidence)
+    other = with_earlier(first, 1.0, second.wrong, second.suggested, second.confidence)
+    assert np.allclose(one.wrong, other.wrong, atol=1e-6) and np.allclose(one.confidence, other.confidence)
+
+
+def test_much_better_features_count_alone():
+    first, second, _ = looks()
+    assert with_earlier(second, second.agreement - 0.5, first.wrong, first.suggested, first.confidence) is second
+
+
+def test_a_carrier_stays_one():
+    first, second, _ = looks()
+    carriers = np.arange(len(second)) < 5
+    found = replace(second, carriers=carriers, wrong=np.where(carriers, 1.0, second.wrong).astype(np.float32))
+    both = with_earlier(found, 1.0, np.zeros_like(first.wrong), first.suggested, first.confidence)
+    assert (both.wrong[carriers] == 1).all() and (both.carriers == carriers).all()
