@@ -106,7 +106,7 @@ def judge_labels(
             the row numbers (n,) that it is given, float32 with NaN for what cannot be read. Of many rows so many are compared,
             drawn by the seed, and the others are held against what these share. None: no pattern is looked for.
         shape: of an input, (H, W, channels), where they are images.
-        carriers: rows that are known to carry a pattern, (N,) bool; then no other is looked for. None: none are known.
+        carriers: rows that an earlier look found to carry a pattern, (N,) bool, for where none is found now. None: none are known.
         rest: the share of wrong labels among the others where it is known from features that no label has touched: those of a
             network that was trained on the labels agree with wrong ones, too. None: it is estimated.
         seed: of every draw.
@@ -138,9 +138,8 @@ def judge_labels(
     given = torch.from_numpy(labels).to(rows.device)
     fit = fit_label_model if probs is None else fit_probabilities
     model = fit(rows, given, classes, seed, rest)
-    patterns: tuple[Pattern, ...] = ()
-    if carriers is None or not carriers.any():
-        carriers, patterns = _carriers(model, labels, classes, inputs, shape, seed)
+    found, patterns = _carriers(model, labels, classes, inputs, shape, seed)
+    carriers = found if carriers is None or found.any() else carriers
     predicted = model.first.argmax(1).cpu().numpy()
     support = model.votes.gather(1, given.unsqueeze(1)).squeeze(1).cpu().numpy()
     near, what = model.neighbours, "features" if probs is None else "probabilities"
