@@ -68,11 +68,13 @@ def write_audit_report(
     rows_near, rows_alike, rows_apart, rows_grid = ([row for _, part in p for row in part] for p in (near, alike, apart, parts))
     shown = iter(show(data, [*rows_near, *rows_alike, *rows_apart, *rows_grid], len(audit)))
     closest = _sections(near, [closest_tile(audit, row, sample) for row, sample in zip(rows_near, shown)])
-    alike, apart, grid = (
+    alike_shown, apart_shown, grid = (
         _sections(part, _tiles(audit, rows, [next(shown) for _ in rows]))
         for part, rows in ((alike, rows_alike), (apart, rows_apart), (parts, rows_grid))
     )
-    left_out["pictures"] = sum(tile["shown"].left_out for part in (*closest, *alike, *apart, *grid) for tile in part["tiles"])
+    left_out["pictures"] = sum(
+        tile["shown"].left_out for part in (*closest, *alike_shown, *apart_shown, *grid) for tile in part["tiles"]
+    )
     page = template("audit.html").render(
         title=plain(title, 200), audit=audit, told=plain(audit.groups_told, 2 * VALUE), s=summary, groups=GROUPS,
         command=plain(command or (content or {}).get("command", ""), 4 * VALUE), settings=settings(audit, content),
@@ -81,7 +83,7 @@ def write_audit_report(
         histogram=histogram(audit.column("suspicion"), audit.threshold, truth), classes=summary.classes[:CLASSES],
         transition=_transition(audit), pattern=pattern_picture(audit.pattern), grid=grid, left_out=left_out, closest=closest,
         closest_left=near_left, closest_told=told(audit), closest_histogram=_path_histogram(audit, truth),
-        environment=versions(environment), alike=alike, alike_left=alike_left, apart=apart,
+        environment=versions(environment), alike=alike_shown, alike_left=alike_left, apart=apart_shown,
     )  # fmt: skip
     return write_text(path, page)
 

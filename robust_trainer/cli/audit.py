@@ -140,9 +140,9 @@ def _write(
     result: Audit, prepared: RunState | None, folder: Path, options: AuditOptions, content: Any, command: str, source: str,
     refusal: str,
 ) -> list[str]:  # fmt: skip
-    known = prepared is not None
+    train, test = (None, None) if prepared is None else (prepared.train, prepared.test)
     written = write_audit(
-        result, folder, options, command, train=prepared.train if known else None, test=prepared.test if known else None,
+        result, folder, options, command, train=train, test=test,
         source=source, refusal=refusal, content=content, curves=load_curves(options.run) if content is None else None,
     )  # fmt: skip
     tag = "text-classification" if prepared is not None and prepared.text else None

@@ -159,7 +159,8 @@ def judge_labels(
         posterior[kept] = model.posterior
         posterior[~kept] = model.predict(rows[~kept])
         share, without = float(carriers.mean()), model.rate
-        rate = RateEstimate(*(share + (1.0 - share) * r for r in (without.rate, without.low, without.high)), n=len(labels))
+        low, middle, high = (share + (1.0 - share) * r for r in (without.low, without.rate, without.high))
+        rate = RateEstimate(middle, low, high, len(labels))
     else:
         posterior = model.posterior
     confidence, suggested = posterior.max(1)
@@ -215,7 +216,7 @@ def _carriers(
     model: LabelModel, labels: np.ndarray, classes: int, inputs: Inputs | None, shape: tuple[int, ...] | None, seed: int
 ) -> tuple[np.ndarray, tuple[Pattern, ...]]:
     """Who carries a pattern that doubted rows share, (N,) bool, and the patterns."""
-    carriers, patterns = np.zeros(len(labels), dtype=bool), []
+    carriers, patterns = np.zeros(len(labels), dtype=bool), list[Pattern]()
     if inputs is None:
         return carriers, ()
     read: Callable[[np.ndarray], np.ndarray] = inputs if callable(inputs) else inputs.__getitem__

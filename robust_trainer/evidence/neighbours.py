@@ -241,8 +241,9 @@ def _approximate(asked: Tensor, columns: Tensor, own: Tensor | None, k: int, chu
         found, exact = _sharp(asked[there[0]], columns, there[1], there[2], k, chunk_bytes)
         index[rows], similarity[rows] = found.cpu(), exact.cpu()
     if len(rest := torch.cat(lacking)):
-        found = _exact(asked[rest.to(asked.device)], columns, None if own is None else own[rest], k, chunk_bytes)
-        index[rest], similarity[rest] = found
+        index[rest], similarity[rest] = _exact(
+            asked[rest.to(asked.device)], columns, None if own is None else own[rest], k, chunk_bytes
+        )
     return index, similarity
 
 

@@ -83,4 +83,4 @@ class LeaveOneOutRidge:
         return sum(
             (rows.T.double() @ block.double() for rows, block in zip(self._rows.split(_ROWS), targets.split(_ROWS))),
             torch.zeros((), dtype=torch.float64, device=self._rows.device),
-        )  # type: ignore[return-value]
+        )

@@ -95,7 +95,7 @@ def has_head(config: Any, kind: str) -> bool:
     """
     saved = getattr(config, "architectures", None) or []
     known = _MAPPINGS[kind][type(config)] if type(config) in _MAPPINGS[kind] else ()
-    names = {one.__name__ for one in (known if isinstance(known, tuple) else (known,))}
+    names = {one.__name__ for one in (known if isinstance(known, tuple) else (known,)) if one is not None}
     names.add((getattr(config, "auto_map", None) or {}).get(KINDS[kind].__name__, "").rpartition(".")[2])
     return any(name in names for name in saved)
 

@@ -61,7 +61,7 @@ def build_text_model(
     """
     if len(labels) < 2:
         raise ValueError(f"the data set has {len(labels)} class ({', '.join(labels) or 'none'}): a classifier needs at least 2.")
-    names: dict[str, Any] = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    names: Any = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
     if name in SMALL_TEXT:
         length = _length(name, max_length, 100_000, SMALL_LENGTH, 3)
         tokenizer = train_tokenizer(texts, length)

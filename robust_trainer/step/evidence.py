@@ -201,6 +201,7 @@ def _one_pass(model: nn.Module, batches: Iterable[MicroBatch], read: Any, run: R
             outputs = model(**batch.inputs)
             read(outputs, batch)  # a module without a config tells its number of classes only here
             logits = logits_of(outputs)
+            assert logits is not None, "read has refused outputs without"
             try:
                 features.append(last_linear(layers, outputs, logits)[1].half())
             except ValueError as error:
@@ -265,7 +266,7 @@ class _InputReader:
         """Returns the batch's vectors: float16 (B, H W channels), or uint8 (B, TOKENS) of 0 and 255."""
         value = inputs[self.name]
         if self.shape is not None:
-            small = nn.functional.adaptive_avg_pool2d(value.float(), self.shape[:2])
+            small = nn.functional.adaptive_avg_pool2d(value.float(), (self.shape[0], self.shape[1]))
             return small.permute(0, 2, 3, 1).flatten(1).half()
         mask = inputs.get("attention_mask")
         present = torch.zeros(len(value), TOKENS, dtype=torch.uint8, device=value.device)
