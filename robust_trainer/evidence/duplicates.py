@@ -26,6 +26,11 @@ def find_duplicates(neighbours: Neighbours, *, closeness: float = CLOSENESS, sim
     Rows joined by a chain of such pairs form a group. No fixed similarity can do this: how similar strangers are depends on the
     data and on the encoder.
 
+    ``python benchmarks/near_duplicates.py`` plants altered copies among 5,000 rows. In EfficientNet-Lite0's features of CIFAR-10
+    the default finds 99 % of those with a patch, 90 % brighter by a fifth, 69 % cut by a pixel on each side, 65 % mirrored, 15 %
+    after JPEG; in MiniLM's of SST-2 92 % that lack a word and 72 % with a wrong letter. It groups 0.3 % of the unaltered rows of
+    both, but 20 % of CLINC150, where people rephrased one another's questions.
+
     Args:
         neighbours: of the rows themselves; ten of each row or more, else the last one takes the tenth's place.
         closeness: > 0; smaller ones ask for more alike rows.

@@ -241,9 +241,8 @@ def _approximate(asked: Tensor, columns: Tensor, own: Tensor | None, k: int, chu
         found, exact = _sharp(asked[there[0]], columns, there[1], there[2], k, chunk_bytes)
         index[rows], similarity[rows] = found.cpu(), exact.cpu()
     if len(rest := torch.cat(lacking)):
-        index[rest], similarity[rest] = _exact(
-            asked[rest.to(asked.device)], columns, None if own is None else own[rest], k, chunk_bytes
-        )
+        place = None if own is None else own[rest]
+        index[rest], similarity[rest] = _exact(asked[rest.to(asked.device)], columns, place, k, chunk_bytes)
     return index, similarity
 
 
@@ -330,13 +329,22 @@ def _wide(device: torch.device) -> torch.dtype:
 @contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
     """Products of float32 in float32, whatever shortcuts (TF32, bfloat16, autocast) the run allows."""
-    before = torch.get_float32_matmul_precision()
+    newer = hasattr(torch.backends, "fp32_precision")
+    products: list[Any] = [getattr(torch.backends, name).matmul for name in ("cuda", "mkldnn")] if newer else []
+    # torch >= 2.9 refuses the older question where a run, such as the Trainer's with tf32=True, has answered the newer one
+    before = [p.fp32_precision for p in products] if newer else [torch.get_float32_matmul_precision()]
     try:
-        torch.set_float32_matmul_precision("highest")
+        for product in products:
+            product.fp32_precision = "ieee"
+        if not newer:
+            torch.set_float32_matmul_precision("highest")
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        for product, precision in zip(products, before, strict=False):
+            product.fp32_precision = precision
+        if not newer:
+            torch.set_float32_matmul_precision(before[0])
 
 
 def _blocks(features: Any, name: str, device: torch.device, rows: int = 16384) -> Iterator[tuple[int, Tensor]]:
