@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.tables import every_row
 from helpers.text import net, padded, sentences
 from helpers.toy import CLASSES, Logits, curve, images, logits_module, resnet, robust, vit
 from torch import nn
@@ -299,6 +300,20 @@ def test_models_are_judged_by_their_features(tmp_path, said, build):
     trainer = train(tmp_path, build(), images(160), num_train_epochs=1)
     assert trainer.estimated_noise_rate is not None and trainer.estimated_noise_rate.n <= 160, said()
     assert 0 < float(trainer.ledger.weight.mean()) <= 1 and int(trainer.ledger.target.min()) >= 0
+
+
+@every_row("case", ["compiled", "workers", "smaller batches", "last dropped", "shuffled", "another loss"])
+def test_the_first_verdict_does_not_hang_on_how_is_trained(tmp_path, case):
+    settings = {
+        "compiled": dict(torch_compile=True, torch_compile_backend="eager"), "workers": dict(dataloader_num_workers=1),
+        "smaller batches": dict(per_device_train_batch_size=3),
+        "last dropped": dict(dataloader_drop_last=True, per_device_train_batch_size=60), "shuffled": dict(data_seed=9),
+        "another loss": dict(objective="gce"),
+    }[case]  # fmt: skip
+    one, other = (train(tmp_path, vit(), images(96), num_train_epochs=1, **extra) for extra in ({}, settings))
+    torch.testing.assert_close(one.ledger.label_wrong, other.ledger.label_wrong, rtol=0, atol=1e-2)
+    assert one.estimated_noise_rate.rate == pytest.approx(other.estimated_noise_rate.rate, abs=1e-2)
+    assert float(one.ledger.label_wrong.max()) > 0
 
 
 def test_a_text_model(tmp_path):
