@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import datasets
@@ -13,6 +14,7 @@ from ..data.columns import label_column as find_label_column
 from ..data.mapping import IS_CORRUPTED
 from ..data.splits import TRAIN
 from ..evidence.judge import LabelEvidence, judge_labels
+from ..evidence.label_model import EXACT, SEARCHED
 from ..ledger.fingerprint import content_columns, data_fingerprint
 from ..reporting.safe_text import plain
 from .groups import CONFIDENT, MISLABELLED, TRIGGERED, UNCLEAR
@@ -195,7 +197,7 @@ def _audit(
         noise_interval=(evidence.rate.low, evidence.rate.high) if known else None,
         transition=evidence.transition if known and 0 < len(evidence.transition) <= MOST_TRANSITIONS else None,
         meaning=MEANING if probs is None else PROBS_MEANING,
-        cautions=(*_cautions(labels, flagged, evidence, names), *_copied(alike)),
+        cautions=(*_cautions(labels, flagged, evidence, names), *_partly(alike), *_copied(alike)),
         groups_told=_groups_told(evidence, inputs), pattern=pattern, run=run, likeness=alike,
     )  # fmt: skip
 
@@ -217,6 +219,14 @@ def _cautions(labels: np.ndarray, flagged: np.ndarray, evidence: LabelEvidence, 
         verb = "class has" if few == 1 else "classes have"
         out.append(Caution(f"{few:,} {verb} fewer than {FEW_ROWS} samples: little can be said of their labels."))
     return (*out, *class_cautions(labels, flagged, names, trained=False))
+
+
+def _partly(alike: Likeness | None) -> list[Caution]:
+    """That not all rows were compared with all, where that is so."""
+    if alike is None or len(alike.group) <= EXACT or find_spec("faiss") is not None:
+        return []
+    words = f"Of more than {EXACT:,} samples near-duplicates were looked for among {SEARCHED:,}: install faiss "
+    return [Caution(words + "(pip install 'robust-trainer[neighbours]') to look among all.")]
 
 
 def _copied(alike: Likeness | None) -> list[Caution]:

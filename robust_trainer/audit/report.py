@@ -76,7 +76,8 @@ def write_audit_report(
         tile["shown"].left_out for part in (*closest, *alike_shown, *apart_shown, *grid) for tile in part["tiles"]
     )
     page = template("audit.html").render(
-        title=plain(title, 200), audit=audit, told=plain(audit.groups_told, 2 * VALUE), s=summary, groups=GROUPS,
+        title=plain(title, 200), audit=audit, told=plain(audit.groups_told, 2 * VALUE), s=summary, groups=_groups(audit, summary),
+        order={name: i for i, name in enumerate(GROUPS)},
         command=plain(command or (content or {}).get("command", ""), 4 * VALUE), settings=settings(audit, content),
         heading=heading, rows=[[plain(cell, NAME) for cell in row] for row in rows], figures=figures(runs),
         filter=FILTER if "distrusted" in heading else "", numbered=audit.transition is not None and len(audit.transition) > NAMED,
@@ -92,6 +93,11 @@ def _runs(audit: Audit, content: Mapping[str, Any] | None, curves: Sequence[Mapp
     if content is not None:
         return [dict(run) for run in content["runs"]]
     return [{"method": str(audit.run.get("method", "this run")), "curves": curves}] if curves else []
+
+
+def _groups(audit: Audit, summary: Summary) -> tuple[str, ...]:
+    """The groups that classes are counted by: without a training those alone that have samples."""
+    return tuple(name for name, n, _ in summary.groups[1:] if n or audit.trained)
 
 
 def _transition(audit: Audit) -> dict[str, Any] | None:
