@@ -7,10 +7,10 @@ from robust_trainer.evidence.rate import wrong_label_rate
 
 
 def draw(rate, n=2000, classes=10, sharp=4.0, seed=0):
-    """Margins and disagreements: a model that errs less the larger the margin, at 0 as by chance; that share of labels is wrong."""
+    """Margins and disagreements: a model that errs less the larger the margin, on two thirds at 0; a share of labels is wrong."""
     rng = np.random.default_rng(seed)
     margins = np.abs(rng.normal(0, 1, n))
-    errs = rng.random(n) < 1.0 / (1.0 + np.exp(sharp * margins - np.log(classes - 1)))
+    errs = rng.random(n) < 1.0 / (1.0 + np.exp(sharp * margins - np.log(min(2, classes - 1))))  # of two classes on one half
     wrong = rng.random(n) < rate
     # of the rows on which the model errs, a wrong label is the predicted class by chance
     return margins, np.where(wrong & errs, rng.random(n) > 1.0 / (classes - 1), wrong | errs)
