@@ -53,8 +53,11 @@ class LeaveOneOutRidge:
             targets: (N, C), one-hot or shares of classes.
             penalty: above 0.
         """
+        return self._left_out(targets, penalty, self._moments(targets))
+
+    def _left_out(self, targets: Tensor, penalty: float, moments: Tensor) -> Tensor:
         shrunk = 1.0 / (self._values + penalty)
-        fitted = (shrunk.unsqueeze(1) * self._moments(targets)).float()
+        fitted = (shrunk.unsqueeze(1) * moments).float()
         own = self._rows.square() @ shrunk.float().unsqueeze(1)
         return (self._rows @ fitted - own * targets) / (1.0 - own).clamp_min(1e-4)
 
@@ -64,9 +67,12 @@ class LeaveOneOutRidge:
         Args:
             targets: (N, C).
         """
-        return min(
-            PENALTIES, key=lambda penalty: float((self.left_out(targets, penalty) - targets).square().sum(dtype=torch.float64))
-        )
+        moments = self._moments(targets)
+
+        def error(penalty: float) -> float:
+            return float((self._left_out(targets, penalty, moments) - targets).square().sum(dtype=torch.float64))
+
+        return min(PENALTIES, key=error)
 
     def predict(self, targets: Tensor, penalty: float, others: Tensor) -> Tensor:
         """Returns the predictions for rows that the model was not made of, (Q, C) float32.
