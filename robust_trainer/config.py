@@ -83,7 +83,7 @@ class RobustConfig(TrainingArguments):
     """
 
     method: str | None = field(
-        default=None, metadata={"help": "Robust method, e.g. prl-at-memory; none: exactly the plain Trainer."}
+        default=None, metadata={"help": "Robust method, e.g. auto; none: exactly the plain Trainer."}
     )
     noise_rate: float | str | None = _setting("noise_rate")
     drop_schedule: str | None = _setting("drop_schedule")
