@@ -11,9 +11,9 @@ from ..selection.noise_rate import RateEstimate
 #: Rates that are tried; rows are put into so many bins by their margin.
 RATES = np.concatenate([[0.0, 0.0025, 0.005, 0.0075], np.arange(0.01, 0.9, 0.01)])
 BINS = 256
-#: How fast errors fall with the margin, in its standard deviations, and how often the largest score is wrong at margin 0: between
-#: 1/2, where two classes share all of the doubt, and 3/4 (of clean data sets here it was 0.63 to 0.75).
-SLOPES, STARTS, MOST_ERRORS = np.geomspace(0.3, 12.0, 40), 6, 0.75
+#: How fast errors fall with the margin, in its standard deviations, and how many frequencies of errors at margin 0 are tried: from
+#: 1/2, where two classes share all of the doubt, to 1 - 1/C, where all do (of clean data sets here it was 0.63 to 0.75).
+SLOPES, STARTS = np.geomspace(0.3, 12.0, 40), 9
 #: Prior probability that no label is wrong, the largest rate of the flat prior otherwise, and the rate beyond which an interval has
 #: to begin for the first to be given up.
 CLEAN, LARGEST, SURE = 0.5, 0.6, 0.01
@@ -26,7 +26,7 @@ def wrong_label_rate(margins: np.ndarray, disagrees: np.ndarray, classes: int) -
 
     Errors of a model become rarer the larger its margin, wrong labels do not: what is left of the disagreement at large margins is
     theirs. Psychometricians call it the lapse rate of a curve. With margin m in standard deviations, the model errs with
-    g(m) = 1 / (1 + exp(a + b m)), at m = 0 between 1/2 and 3/4, and label and prediction disagree with
+    g(m) = 1 / (1 + exp(a + b m)), at m = 0 between 1/2 and 1 - 1/C, and label and prediction disagree with
     r + (1 - r C / (C - 1)) g(m). The rate r is its mean over a flat prior or, where the interval holds 1 % or less, over
     one that puts half of its weight on no wrong label: a rate that the data hardly tell is told as small.
 
@@ -47,8 +47,7 @@ def wrong_label_rate(margins: np.ndarray, disagrees: np.ndarray, classes: int) -
     count = np.diff(np.append(edges, n)).astype(np.float64)
     hits = np.add.reduceat(disagrees[order].astype(np.float64), edges)
     middle = np.add.reduceat(m[order], edges) / count
-    most = min(MOST_ERRORS, 1.0 - 1.0 / classes)
-    start = np.zeros(1) if classes == 2 else np.linspace(-math.log(most / (1.0 - most)), 0.0, STARTS)
+    start = np.zeros(1) if classes == 2 else np.linspace(-math.log(classes - 1), 0.0, STARTS)
     errs = 1.0 / (1.0 + np.exp(np.clip(start[:, None, None] + SLOPES[None, :, None] * middle, -50.0, 50.0)))
     chance = classes / (classes - 1)
     rates = RATES[RATES * chance < 1.0]
