@@ -82,9 +82,7 @@ class RobustConfig(TrainingArguments):
         image_std: per-channel standard deviation of the input normalisation; None: the image processor's.
     """
 
-    method: str | None = field(
-        default=None, metadata={"help": "Robust method, e.g. auto; none: exactly the plain Trainer."}
-    )
+    method: str | None = field(default=None, metadata={"help": "Robust method, e.g. auto; none: exactly the plain Trainer."})
     noise_rate: float | str | None = _setting("noise_rate")
     drop_schedule: str | None = _setting("drop_schedule")
     drop_ramp_epochs: float | None = _setting("drop_ramp_epochs")
