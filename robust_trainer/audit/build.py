@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,10 @@ import numpy as np
 from ..evaluation.path_table import PathLengths
 from ..ledger.fingerprint import check_same_data, data_fingerprint, given_labels
 from .boundary import check_paths
-from .groups import make_groups
+from .groups import TRIGGERED, Groups, make_groups
 from .inputs import open_inputs
 from .result import Audit, Caution
-from .suspicion import judge, judge_numbers, transition_matrix
+from .suspicion import has_verdict, judge, judge_numbers, transition_matrix, with_verdict
 from .table import class_cautions, make_table
 
 #: Fewer visits of a sample than this say little about it.
@@ -65,13 +66,20 @@ def make_audit(
     classes = len(names)
     rate = run.get("settings", {}).get("noise_rate")
     judged = judge(rows, classes) if classes else judge_numbers(rows, rate if isinstance(rate, float) else None)
+    if classes and has_verdict(rows):
+        judged = with_verdict(judged, rows)
     suspicion, label = judged.suspicion, rows["label"].astype(np.int64)
     visited = rows["seen"] > 0
     doubted, rival = suspicion >= threshold, rows["rival"].astype(np.int64)
     leaning = (rows["aum"] < 0) & (rows["seen"] > 0) if classes else doubted
+    if classes and has_verdict(rows):
+        told = (rows["label_wrong"] >= 0.5) & (rows["suggested"] >= 0)
+        leaning, rival = leaning | told, np.where(told, rows["suggested"].astype(np.int64), rival)
     suggested, confidence = judged.suggested, judged.confidence
     inputs = open_inputs(data) if look else None
     groups = make_groups(inputs, label, rival, suggested, confidence, doubted, leaning, classes, seed, visited)
+    if classes and has_verdict(rows):
+        groups = _with_carriers(groups, rows["carrier"].astype(bool))
     suspicion = np.where(groups.carries, (1.0 + suspicion) / 2.0, suspicion)
     flagged = (suspicion >= threshold) | groups.carries
     if classes:
@@ -101,6 +109,15 @@ def make_audit(
     )  # fmt: skip
 
 
+def _with_carriers(groups: Groups, carriers: np.ndarray) -> Groups:
+    """The groups with the rows (N,) that the run found to carry a pattern when it judged the labels."""
+    if not carriers.any():
+        return groups
+    told = f"{groups.told} {int(carriers.sum()):,} share a pattern by the run's own verdict on the labels (triggered)."
+    group = np.where(carriers, TRIGGERED, groups.group)
+    return replace(groups, group=group, carries=groups.carries | carriers, told=told)
+
+
 def _with_labels(rows: Mapping[str, np.ndarray], data: Any, run: Mapping[str, Any]) -> Mapping[str, np.ndarray]:
     """The rows with the data set's labels where the ledger has none because training never saw the sample."""
     unseen = (rows["seen"] == 0) & (rows["label"] < 0)
@@ -111,17 +128,18 @@ def _with_labels(rows: Mapping[str, np.ndarray], data: Any, run: Mapping[str, An
 def _cautions(rows: Mapping[str, np.ndarray], classes: int, flagged: np.ndarray | None = None) -> tuple[Caution, ...]:
     """What makes the run a poor witness, in words."""
     seen = rows["seen"]
-    visited, out = seen > 0, []
+    visited, out, judged = seen > 0, list[Caution](), has_verdict(rows)
     flagged = np.zeros(len(seen), dtype=bool) if flagged is None else flagged
     if not visited.all():
-        words = f"{int((~visited).sum()):,} of {len(seen):,} samples were never visited in training: nothing is known of them."
-        out.append(Caution.blocking(words) if (~visited).mean() > UNSEEN_SHARE else Caution(words))
+        known = "their features alone tell of their labels" if judged else "nothing is known of them"
+        words = f"{int((~visited).sum()):,} of {len(seen):,} samples were never visited in training: {known}."
+        out.append(Caution(words) if judged or (~visited).mean() <= UNSEEN_SHARE else Caution.blocking(words))
     if not visited.any():
         return tuple(out)
     if np.median(seen[visited]) < FEW_VISITS:
         words = f"Samples were visited {int(np.median(seen[visited]))} times (median): train for longer to know more of them."
         out.append(Caution(words))
-    if (rows["kept"] == seen).all():
+    if (rows["kept"] == seen).all() and not judged:
         words = "This run trained on every sample; what it has learned by heart is not doubted. A run that filters tells more."
         out.append(Caution(words))
     trusted = visited & ~flagged
@@ -130,7 +148,8 @@ def _cautions(rows: Mapping[str, np.ndarray], classes: int, flagged: np.ndarray 
         out.append(Caution.blocking(words))
     elif classes > 1 and float(np.mean(rows["aum"][trusted] > 0)) < 0.5:
         words = "Of the samples that are not flagged the model preferred the given label for fewer than half: it hardly learned."
-        out.append(Caution.blocking(words))
+        more = " What is flagged was judged by features before." if judged else ""
+        out.append(Caution(words + more) if judged else Caution.blocking(words))
     return tuple(out)
 
 
@@ -150,4 +169,6 @@ def check_data(data: Any, size: int, run: Mapping[str, Any]) -> None:
 def _all_names(names: tuple[str, ...], rows: Mapping[str, np.ndarray]) -> tuple[str, ...]:
     """The names of the classes, by number where they have none: a model may have more outputs than the data set has classes."""
     most = max(int(rows["label"].max(initial=-1)), int(rows["rival"].max(initial=-1)))
+    if has_verdict(rows):
+        most = max(most, int(rows["suggested"].max(initial=-1)))
     return names + tuple(str(i) for i in range(len(names), most + 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,8 @@ def _columns(run: Mapping[str, Any]) -> dict[str, Column]:
         "nonfinite": Column("integer", 0, _MOST, optional=True), "forgetting": Column("integer", -1, _MOST), "rival": other,
         "rival_confidence": Column("number", 0.0, 1.001),
         "distrusted": _FLAG, "is_corrupted": Column("boolean", optional=True),
+        "label_wrong": Column("number", 0.0, 1.001, optional=True), "suggested": replace(other, optional=True),
+        "suggested_confidence": Column("number", 0.0, 1.001, optional=True), "carrier": Column("boolean", optional=True),
         "mean_probs": Column("vector", 1, MOST_CLASSES, optional=True),
     }  # fmt: skip
 
@@ -137,10 +140,13 @@ def _from_state(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         raise ValueError(f"{str(path)!r} holds no ledger (the data was streamed): train on a data set with a length.")
     probs = state.get("ledger.mean_probs")
     classes = None if probs is None else int(np.prod(probs.shape[1:]))
-    ledger = SampleLedger(state["ledger.seen"].numel(), wide=state["ledger.seen"].itemsize > 2, classes=classes, run=run)
+    seen, judged = state["ledger.seen"], "ledger.label_wrong" in state
+    ledger = SampleLedger(seen.numel(), wide=seen.itemsize > 2, classes=classes, judged=judged, run=run)
     ledger.load_state(state)
     rows = ledger.rows()
     for name, column in _columns(run).items():
-        if column.kind == "integer" and len(rows[name]) and not column.low <= rows[name].min() <= rows[name].max() <= column.high:
-            raise ValueError(f"{str(path)!r} is damaged ({name} from {rows[name].min()} to {rows[name].max()}): {mend}.")
+        if column.kind != "integer" or not len(held := rows.get(name, np.zeros(0))):
+            continue
+        if not column.low <= held.min() <= held.max() <= column.high:
+            raise ValueError(f"{str(path)!r} is damaged ({name} from {held.min()} to {held.max()}): {mend}.")
     return check_rows(rows, path), dict(run)

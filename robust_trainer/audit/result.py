@@ -209,7 +209,7 @@ class Audit:
         if bool((done == DROPPED).all()):
             return ""
         if self.blocked and not force:
-            mend = "Train for longer" if self.trained else "Take features of another network"
+            mend = "Train for longer" if self.trained else "Take more samples or features of another network"
             return f"{' '.join(self.blocked)} {mend}, or clean all the same with force=True (--force true)."
         if lost := self._lost(done) if class_floor else []:
             more = f" and {len(lost) - 10} more" if len(lost) > 10 else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,6 +18,13 @@ MEANING = (
     "Suspicion is a logistic curve over the area under the margin (AUM), the mean over the visits of training of the given label's "
     "logit less the largest other. 0.5 is the cut: there the model preferred another class by half of the margin that trusted "
     "samples of that class have, and by 1 at least. A typical trusted sample has 0.01; one just as far on the wrong side 0.8."
+)
+#: The ledger's columns that hold what a run judged by features.
+VERDICT = ("label_wrong", "suggested", "suggested_confidence", "carrier")
+#: Added to MEANING where the run has judged the labels by features.
+VERDICT_MEANING = (
+    " Where the run's own verdict by features gives the label a larger probability to be wrong (label_wrong in the ledger), "
+    "suspicion is that."
 )
 NUMBERS_MEANING = (
     "Suspicion is s / (s + cut) of a sample's mean score s over the visits of training. 0: the target is predicted exactly. 0.5: "
@@ -65,6 +72,33 @@ def judge(rows: Mapping[str, np.ndarray], classes: int) -> Suspicion:
     suggested = np.where(doubted, rival, label)
     confidence = np.where(doubted, rows["rival_confidence"], (1.0 + m) / 2.0) * seen
     return Suspicion(suspicion, suggested, confidence, MEANING)
+
+
+def has_verdict(rows: Mapping[str, np.ndarray]) -> bool:
+    """Whether the run has judged its labels by features, and these said something of them (method auto).
+
+    Args:
+        rows: Columns (N,) of `SampleLedger.rows`.
+    """
+    return rows.keys() >= set(VERDICT) and bool((rows["suggested"] >= 0).any())
+
+
+def with_verdict(judged: Suspicion, rows: Mapping[str, np.ndarray]) -> Suspicion:
+    """What training says of each label, together with the run's verdict by features: the larger of the two suspicions.
+
+    Where the verdict's is the larger one, and 1/2 or more, the class is suggested that it suggests, with its probability.
+
+    Args:
+        judged: What training says (`judge`).
+        rows: Columns (N,) of `SampleLedger.rows`, with a verdict (`has_verdict`).
+    """
+    wrong = np.nan_to_num(rows["label_wrong"].astype(np.float64))
+    told = (wrong >= 0.5) & (wrong > judged.suspicion) & (rows["suggested"] >= 0)
+    return replace(
+        judged, suspicion=np.maximum(judged.suspicion, wrong),
+        suggested=np.where(told, rows["suggested"].astype(np.int64), judged.suggested),
+        confidence=np.where(told, rows["suggested_confidence"], judged.confidence), meaning=judged.meaning + VERDICT_MEANING,
+    )  # fmt: skip
 
 
 def _typical(area: np.ndarray, label: np.ndarray, trusted: np.ndarray, classes: int) -> np.ndarray:

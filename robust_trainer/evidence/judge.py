@@ -131,7 +131,9 @@ def judge_labels(
     labels = labels.astype(np.int64)
     present = len(np.unique(labels))
     if len(labels) < FEWEST_ROWS or present < 2 or len(labels) < FEWEST_OF_CLASS * present:
-        return _nothing(labels, classes, f"{len(labels):,} rows of {present:,} classes are too few to judge labels by.")
+        few = f"{len(labels):,} rows of {present:,} {'class' if present == 1 else 'classes'} are too few to judge labels by"
+        needed = f"at least {FEWEST_ROWS} rows, 2 classes and {FEWEST_OF_CLASS:.0f} rows a class are needed"
+        return _nothing(labels, classes, f"{few}: {needed}.")
     if len(labels) * classes > MOST_CELLS:
         return _nothing(labels, classes, f"{len(labels):,} rows times {classes:,} classes are too many to judge labels by.")
     rows = normalise(given_rows) if probs is None else torch.from_numpy(np.asarray(probs, dtype=np.float32))

@@ -192,6 +192,8 @@ def test_a_run_is_audited(tmp_path, digits):
     trainer = fit(tmp_path, pixels, np.where(wrong, (truth + 3) % CLASSES, truth), "auto", epochs=4)
     audit = trainer.audit()
     assert len(audit.column("suspicion")) == len(truth) and audit.column("distrusted").sum() == len(trainer.distrusted_samples())
+    doubted = trainer.ledger.label_wrong.numpy() >= 0.5
+    assert doubted.any() and audit.column("flagged")[doubted].all()  # what was doubted is what one looks at afterwards
 
 
 def test_the_command_line_audits_a_run_of_auto(tmp_path, capsys):

@@ -1,0 +1,77 @@
+"""The audit of a run that judged its labels by features: what it doubted is flagged, whatever the training learned."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from robust_trainer.audit import load_ledger, make_audit
+from robust_trainer.audit.groups import FINE, MISLABELLED, TRIGGERED, UNCLEAR
+from robust_trainer.audit.load import LEDGER_FILE
+from robust_trainer.ledger.ledger import SampleLedger
+
+N, CLASSES = 60, 3
+WRONG, UNSURE, CARRIER = 4, 5, 6
+
+
+def ledger(verdict=True, aum=-0.1, seen=3):
+    """Of a run that hardly learned; row WRONG has a wrong label, UNSURE one without a sure suggestion, CARRIER a pattern."""
+    made = SampleLedger(N, judged=verdict, run={"names": ["a", "b", "c"], "rows": N})
+    label = torch.arange(N) % CLASSES
+    for name, value in {"label": label, "seen": seen, "kept": seen, "aum": aum, "rival": (label + 1) % CLASSES}.items():
+        made._columns[name][:] = value
+    if verdict:
+        made._columns["suggested"][:] = label
+        made._columns["suggested_confidence"][:] = 0.9
+        for row, confidence in ((WRONG, 0.95), (UNSURE, 0.4), (CARRIER, 0.9)):
+            made._columns["label_wrong"][row] = 0.97
+            made._columns["suggested"][row] = (label[row] + 2) % CLASSES
+            made._columns["suggested_confidence"][row] = confidence
+        made._columns["carrier"][CARRIER] = True
+    return made
+
+
+def test_what_the_run_doubted_is_flagged_and_can_be_cleaned():
+    made = ledger()
+    audit = make_audit(made.rows(), made.run)
+    assert audit.column("flagged").tolist() == [i in (WRONG, UNSURE, CARRIER) for i in range(N)]
+    assert audit.column("suggested_label")[WRONG] == (WRONG + 2) % CLASSES
+    assert audit.column("suspicion")[WRONG] == pytest.approx(0.97) and audit.column("suspicion")[0] < 0.5
+    assert audit.column("group")[CARRIER] == TRIGGERED and "verdict" in audit.groups_told
+    assert not audit.blocked, audit.cautions
+    assert audit.column("group")[0] == FINE and audit.column("group")[UNSURE] == audit.column("group")[WRONG] == UNCLEAR
+
+
+def test_training_that_doubts_more_is_heard():
+    made = ledger()
+    made._columns["aum"][:] = 5.0
+    made._columns["aum"][20] = -20.0
+    audit = make_audit(made.rows(), made.run)
+    assert audit.column("flagged")[20] and audit.column("suggested_label")[20] == (20 + 1) % CLASSES
+    assert audit.column("flagged").sum() == 4
+
+
+def test_a_verdict_that_knows_nothing_changes_nothing():
+    made, plain = ledger(), ledger(verdict=False)
+    made._columns["suggested"][:], made._columns["label_wrong"][:], made._columns["carrier"][:] = -1, 0.0, False
+    one, other = (make_audit(x.rows(), x.run) for x in (made, plain))
+    assert one.table.to_dict() == other.table.to_dict() and one.meaning == other.meaning
+    assert [str(c) for c in one.cautions] == [str(c) for c in other.cautions] and one.blocked == other.blocked
+
+
+def test_rows_that_training_did_not_reach_are_judged():
+    made = ledger()
+    made._columns["seen"][:40], made._columns["kept"][:40] = 0, 0
+    audit = make_audit(made.rows(), made.run)
+    assert audit.column("flagged")[WRONG] and not audit.blocked and any("features alone" in str(c) for c in audit.cautions)
+    assert make_audit(ledger(False, seen=0).rows(), {"names": ["a", "b", "c"], "rows": N}).blocked
+
+
+def test_the_files_of_a_run_tell_it(tmp_path):
+    made = ledger()
+    made.to_parquet(tmp_path / LEDGER_FILE)
+    rows, facts = load_ledger(tmp_path)
+    here, there = make_audit(made.rows(), made.run), make_audit(rows, facts)
+    assert np.array_equal(here.column("flagged"), there.column("flagged")) and there.column("flagged").sum() == 3
+    assert MISLABELLED not in there.column("group")  # without the inputs groups are not told apart
