@@ -99,6 +99,8 @@ def audit_dataset(
     """
     if not isinstance(threshold, int | float) or not 0.0 < threshold < 1.0:
         raise ValueError(f"threshold={threshold!r} must be in (0, 1): give for instance 0.5.")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed={seed!r} must be a whole number >= 0: give for instance 0.")
     if model is not None and features is not None:
         raise ValueError("model and features are both given: leave one of them out.")
     if model is None and features is None and pred_probs is None:

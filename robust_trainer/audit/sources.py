@@ -61,6 +61,11 @@ class Network:
         if not isinstance(self.model, str | os.PathLike | nn.Module):
             kind = type(self.model).__name__
             raise ValueError(f"model is a {kind}, expected the name or folder of a network, or a torch module: give one.")
+        if self.device is not None:
+            try:
+                torch.device(self.device)
+            except (RuntimeError, TypeError) as error:
+                raise ValueError(f"device={self.device!r} is no device of torch: give for instance 'cpu' or 'cuda'.") from error
         named = not isinstance(self.model, nn.Module)
         if named and self.processing_class is not None:
             raise ValueError("processing_class is found by the model's name: leave it out, or give the model as an object.")

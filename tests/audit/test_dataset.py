@@ -7,6 +7,7 @@ import re
 import datasets
 import numpy as np
 import pytest
+import torch
 from helpers.audits import blobs, image_set
 from helpers.toy import resnet
 from sklearn.metrics import roc_auc_score
@@ -185,6 +186,11 @@ def test_mistakes_are_told_in_one_line(noisy):
     data, features, _, _, _ = noisy
     with fails("features has 599 rows and the data set 600"):
         audit_dataset(data, features=features[1:])
+    for seed in ("a", -1, 1.5, True):
+        with fails(f"seed={seed!r} must be a whole number >= 0"):
+            audit_dataset(data, features=features, seed=seed)
+    with fails("device='gpu'", "cuda"):
+        audit_dataset(data, torch.nn.Linear(2, 2), device="gpu")
     with fails("features is a list"):
         audit_dataset(data, features=features.tolist())
     with fails("'nothing' is not in the data set", "label"):
