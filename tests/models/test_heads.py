@@ -320,7 +320,7 @@ def test_every_row_without_an_attack_has_them(tmp_path, name):
 @every_row(
     "name,told",
     [
-        ("prl-at-simclr", "'prl-at' does not combine with -simclr: choose one of standard, mae"),
+        ("prl-at-simclr", "'prl-at' does not combine with -simclr: choose one of standard, auto, mae"),
         ("bootstrap-at-simclr-sn", "'bootstrap-at' does not combine with -simclr-sn"),
         ("nrat-simclr-sn", "'nrat' does not combine with -simclr-sn"),
         ("erat-simclr", "'erat' does not combine"),

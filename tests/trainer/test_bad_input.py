@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 from robust_trainer import METHODS, RobustConfig, RobustTrainer
 
 CONFIG = {
-    "unknown method": (dict(method="prl_at"), "unknown method 'prl_at': did you mean 'prl-at'.*standard, at, mae"),
+    "unknown method": (dict(method="prl_at"), "unknown method 'prl_at': did you mean 'prl-at'.*standard, at, auto, mae"),
     "foreign setting": (dict(method="spl", eps=0.1), "'spl' takes no 'eps'.*it takes: .*noise_rate"),
     "setting without method": (dict(noise_rate=0.1), "noise_rate=0.1 has no effect without a method"),
     "rate of one": (dict(method="prl", noise_rate=1.0), r"noise_rate=1.0 must be in \[0, 1\)"),
