@@ -245,6 +245,8 @@ def _copied(alike: Likeness | None) -> list[Caution]:
 def _groups_told(evidence: LabelEvidence, inputs: Inputs | None) -> str:
     if inputs is None:
         return "No inputs at hand: triggers are not told from wrong labels."
+    if not evidence.patterns and not (evidence.wrong > 0.5).any():
+        return "No label is doubted, so no shared pattern is looked at."
     if not evidence.patterns:
         return f"The {inputs.kind} of doubted samples share no pattern."
     shared = f"{int(evidence.carriers.sum()):,} {inputs.kind} share a pattern (triggered)"

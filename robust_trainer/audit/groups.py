@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..evidence.patterns import FEWEST, Pattern, shared_pattern
+from ..evidence.patterns import FEWEST, Pattern, find_pattern
 from .inputs import Inputs, noise_levels
 from .result import GROUPS
 
@@ -69,7 +69,8 @@ def make_groups(
     readable = np.isfinite(vectors).all(1)
     compared, vectors = compared[readable], vectors[readable]
     labels = np.where(leaning & (rival >= 0), rival, label) if classes else np.zeros(len(label), dtype=np.int64)
-    pattern = shared_pattern(vectors, labels[compared], leaning[compared], max(classes, 1), seed)
+    shape = inputs.shape if inputs.kind == "images" else None
+    pattern = find_pattern(vectors, labels[compared], leaning[compared], max(classes, 1), shape, seed)
     sentences = [f"Compared: the {inputs.kind} of {len(compared):,} of {len(label):,} samples."]
     more = np.setdiff1d(np.flatnonzero(leaning | doubted), compared)[: min(MORE, 2 * most)]
     more = more if pattern is not None or inputs.kind == "images" else more[:0]

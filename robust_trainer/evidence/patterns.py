@@ -36,7 +36,7 @@ DETAIL = 6
 class Pattern:
     """What the carriers share: carries (n,) bool, the mean difference to the others (D,), apart and enriched as measured.
 
-    shape: of an image, (H, W, channels), where all of it is of `details` of the images.
+    shape: of an image, (H, W, channels), where all but the difference is of `details` of the images.
     """
 
     carries: np.ndarray
@@ -132,7 +132,10 @@ def find_pattern(
     vectors = _unit(vectors)
     fine = details(vectors, shape) if shape is not None and min(shape[:2]) >= DETAIL else None
     found = shared_pattern(fine, labels, distrusted, classes, seed) if fine is not None else None
-    return shared_pattern(vectors, labels, distrusted, classes, seed) if found is None else replace(found, shape=shape)
+    if found is None:
+        return shared_pattern(vectors, labels, distrusted, classes, seed)
+    rest = vectors - _class_means(vectors, labels, ~found.carries, classes)[labels]
+    return replace(found, shape=shape, difference=rest[found.carries].mean(0) - rest[~found.carries].mean(0))
 
 
 def details(vectors: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
