@@ -36,7 +36,7 @@ COMMANDS: Mapping[str, Command] = {
         Command("train", "train a classifier of images or texts: train config.yaml, or --dataset FOLDER --model NAME", "train"),
         Command("evaluate", "clean, poison and robust accuracy of a saved model: evaluate RUN --attacks pgd-20 --eps 8/255",
                 "evaluate"),
-        Command("audit", "which samples a training distrusted, a report, and the data set without them: audit RUN --clean relabel",
+        Command("audit", "which samples to distrust, and the data set without them: audit RUN, or audit --dataset D --model M",
                 "audit"),
         Command("paths", "how far a run's training samples are from the decision boundary, label errors first: paths RUN", "paths"),
         Command("anomaly", "find abnormal rows in a table without labels: anomaly DATA.csv --detector rca", "anomaly"),

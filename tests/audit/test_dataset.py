@@ -21,6 +21,8 @@ from robust_trainer.evidence.features import encode
 from robust_trainer.models.zoo import PlainProcessor
 
 N, CLASSES, WIDTH = 600, 5, 32
+#: A split whose name is no name.
+ODD = "<b>odd"
 
 
 def fails(*parts):
@@ -227,21 +229,22 @@ def test_near_duplicates_within_and_across_splits_and_outliers(tmp_path):
     others = rng.normal(0, 1.5, (100, WIDTH))
     others[7], others[8] = features[50], features[51]
     test = table_of(np.where(np.arange(100) == 7, labels[50], (labels[51] + 1) % CLASSES))
-    both = datasets.DatasetDict({"train": data, "test": test, "odd": test.rename_column("label", "other")})
-    audit = audit_dataset(both, features={"train": features, "test": others, "odd": others})
+    both = datasets.DatasetDict({"train": data, "test": test, ODD: test.rename_column("label", "other")})
+    audit = audit_dataset(both, features={"train": features, "test": others, ODD: others})
     group, first = audit.column("duplicate_group"), audit.column("duplicate_of")
     assert all(group[i] == group[10 + i] >= 0 and first[10 + i] == first[i] == i for i in range(5))
     assert (group >= 0).sum() == 10 and audit.likeness.conflicts.nonzero()[0].tolist() == [0, 10]
     assert audit.likeness.groups[0].tolist() == [0, 10]  # those with different labels come first
     pairs, differ = audit.likeness.copies["test"]
     assert pairs.tolist() == [[7, 50], [8, 51]] and differ.tolist() == [False, True]
-    assert audit.likeness.copies["odd"][1] is None and np.flatnonzero(audit.column("copied")).tolist() == [50, 51]
+    assert audit.likeness.copies[ODD][1] is None and np.flatnonzero(audit.column("copied")).tolist() == [50, 51]
     assert audit.column("outlier")[20] > 0.98 and any("2.0 % of the split 'test'" in caution for caution in audit.cautions)
     facts = dict(summarise(audit).facts)
     assert facts["near-duplicates"] == "10 in 5 groups" and facts["groups of them with different labels"] == "1"
     assert facts["rows of test with a near-duplicate here"] == "2 (2.0 %), 1 with another label"
     page = write_audit_report(tmp_path / "report.html", audit, data=data).read_text()
     assert "2 near-duplicates, with different labels" in page and "shown are those of its rows 8, 7" in page
+    assert f"also in the split '{ODD}'" not in page and "&lt;b&gt;odd" in page
     assert "Farthest from all others" in page and "text 20" in page
     alone = audit_dataset(data, features=features)
     assert np.array_equal(alone.column("duplicate_group"), group) and not alone.likeness.copies
