@@ -123,7 +123,8 @@ class Audit:
                 sure enough, and the other flagged ones go; triggered ones go in any case, since the trigger would stay.
             confidence: In (0, 1]: from this confidence on a suggestion is sure enough.
             class_floor: Where classes differ in size (`allocation.class_floors`), so many samples of each given class stay as they
-                are, the least suspicious of the flagged ones where it needs these; triggered ones never do. 0: none has to.
+                are, the least suspicious of the flagged ones where it needs these; triggered ones never do. Without a training a
+                quarter of every class stays, so many at most. 0: none has to.
 
         Raises:
             ValueError: For an unknown action, a number out of range, and relabelling where targets are no classes.
@@ -152,7 +153,10 @@ class Audit:
         label = self.column("label").astype(np.int64)
         sizes = np.bincount(label[label >= 0])
         kept = np.bincount(label[(label >= 0) & (done == KEPT)], minlength=len(sizes))
-        missing = class_floors(torch.from_numpy(sizes), class_floor) - torch.from_numpy(kept)
+        floors = class_floors(torch.from_numpy(sizes), class_floor)
+        if not self.trained and class_floor:  # one of many classes may be what features tell nothing of: it is not emptied
+            floors = torch.maximum(floors, torch.from_numpy(np.clip(sizes // 4, np.minimum(sizes, 1), class_floor)))
+        missing = floors - torch.from_numpy(kept)
         rows = np.flatnonzero((label >= 0) & (done != KEPT) & (self.column("group") != GROUPS.index("triggered")))
         suspicion = torch.from_numpy(self.column("suspicion")[rows].astype(np.float64))
         return rows[smallest(suspicion, torch.from_numpy(label[rows]), missing.clamp_min(0)).numpy()]

@@ -13,6 +13,9 @@ from ..ledger.class_counts import count_classes
 from ..selection.allocation import CLASS_FLOOR, class_floors
 from .result import GROUPS, Caution
 
+#: Without a training nothing is cleaned where features hardly tell this share of the classes from others.
+LOST_SHARE = 0.1
+
 
 def make_table(columns: Mapping[str, np.ndarray]) -> datasets.Dataset:
     """Returns the columns as a table in memory.
@@ -45,7 +48,10 @@ def class_cautions(label: np.ndarray, flagged: np.ndarray, names: tuple[str, ...
     few, out = (counts.left < floors) & ~lost, []
     if lost.any():
         why = "the run did not learn them" if trained else "the features hardly tell them from others"
-        out.append(Caution.blocking(f"Hardly any sample is left unflagged of class {counts.told(lost)}: {why}."))
+        words = f"Hardly any sample is left unflagged of class {counts.told(lost)}: {why}."
+        some = not trained and lost.sum() < LOST_SHARE * (sizes > 0).sum()
+        kept = f" A cleaned set keeps a quarter of each, {CLASS_FLOOR} at most (class_floor): look at them."
+        out.append(Caution(words + kept) if some else Caution.blocking(words))
     if few.any():
         why = "rare classes are learned last" if trained else "a rare class has few neighbours of its own"
         out.append(

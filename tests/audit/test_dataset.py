@@ -127,6 +127,24 @@ def test_a_cleaned_set_keeps_a_floor_of_a_rare_class():
     assert (np.asarray(left["label"][:]) == CLASSES - 1).sum() >= 10
 
 
+def test_one_of_many_classes_that_features_cannot_tell_does_not_forbid_cleaning():
+    """Thirty classes; two lie in one place, so that all of the smaller one look wrong: a quarter of it stays."""
+    rng = np.random.default_rng(0)
+    truth = np.repeat(np.arange(30), 40)
+    truth[truth == 29] = np.where(np.arange(40) < 15, 28, 29)
+    features = rng.normal(0, 1.5, (30, WIDTH))[np.minimum(truth, 28)] + rng.normal(0, 1, (1200, WIDTH))
+    wrong = rng.random(1200) < 0.15
+    labels = np.where(wrong, rng.integers(0, 30, 1200), truth)
+    data = datasets.Dataset.from_dict({"label": labels.tolist()}).cast_column(
+        "label", datasets.ClassLabel(names=[f"class {i}" for i in range(30)])
+    )
+    audit = audit_dataset(data, features=features)
+    lost = [caution for caution in audit.cautions if "Hardly any sample is left unflagged of class class 29" in caution]
+    assert len(lost) == 1 and "keeps a quarter" in lost[0] and not audit.blocked
+    size, left = (labels == 29).sum(), (np.asarray(audit.clean(data)["label"][:]) == 29).sum()
+    assert left == min(size // 4, 10) > (~audit.column("flagged").astype(bool) & (labels == 29)).sum()
+
+
 def test_relabelled_rows_get_the_right_class(noisy):
     data, _, wrong, truth, audit = noisy
     left = audit.clean(data, "relabel")
