@@ -24,6 +24,8 @@ from .result import Audit, Caution
 from .sources import Network, Source, given_features, given_probs, input_column
 from .table import class_cautions, make_table
 
+#: Rows that a model sees at a time.
+BATCH_SIZE = 64
 #: Of a class with fewer rows little can be said.
 FEW_ROWS = 10
 #: Half the width of the noise rate's interval beyond which the evidence counts as weak.
@@ -60,7 +62,7 @@ def audit_dataset(
     threshold: float = 0.5,
     look: bool = True,
     max_length: int | None = None,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
     device: Any = None,
     trust_remote_code: bool = False,
     seed: int = 0,
@@ -105,9 +107,13 @@ def audit_dataset(
         raise ValueError("model and features are both given: leave one of them out.")
     if model is None and features is None and pred_probs is None:
         raise ValueError("nothing to judge the labels by: give model, features or pred_probs.")
-    alone = [
-        name for name, value in (("processing_class", processing_class), ("max_length", max_length), ("device", device)) if value
-    ]
+    if not isinstance(look, bool):
+        raise ValueError(f"look={look!r} is neither True nor False: give one of them.")
+    of_model = {
+        "processing_class": (processing_class, None), "max_length": (max_length, None), "batch_size": (batch_size, BATCH_SIZE),
+        "device": (device, None), "trust_remote_code": (trust_remote_code, False),
+    }  # fmt: skip
+    alone = [name for name, (value, usual) in of_model.items() if value is not usual and value != usual]
     if model is None and alone:
         raise ValueError(f"{alone[0]} is for a model, and none is given: leave it out, or give model.")
     network = None if model is None else Network(model, processing_class, max_length, batch_size, device, trust_remote_code)

@@ -13,6 +13,7 @@ import safetensors
 
 from ..ledger.ledger import SampleLedger
 from ..reporting.results import curves
+from ..reporting.run_folders import why_no_run
 from ..reporting.untrusted import MOST_CLASSES, Column, Table, json_mapping, load_tensors
 from ..step.checkpoints import STATE_FILE, folders
 
@@ -36,18 +37,27 @@ def load_ledger(run: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]
     Raises:
         ValueError: For a folder without any of them, and for files that are damaged or hold what no training writes.
     """
+    path = ledger_file(run)
+    return _from_parquet(path) if path.name == LEDGER_FILE else _from_state(path)
+
+
+def ledger_file(run: str | Path) -> Path:
+    """Returns the file that holds a run's ledger: ledger.parquet, else the state beside its model or in its newest checkpoint.
+
+    Args:
+        run: As for `load_ledger`.
+
+    Raises:
+        ValueError: For a folder without any of them, telling what it is instead.
+    """
     folder = Path(run)
-    if not folder.is_dir():
-        raise ValueError(f"run={str(run)!r} is no folder: give the output_dir of a training.")
-    if (folder / LEDGER_FILE).is_file():
-        return _from_parquet(folder / LEDGER_FILE)
-    for place in (folder, *folders(folder)):
-        if (place / STATE_FILE).is_file():
-            return _from_state(place / STATE_FILE)
-    raise ValueError(
-        f"run={str(run)!r} has no ledger (no {LEDGER_FILE}, no {STATE_FILE}, no checkpoint with one): train with a method; "
-        "method='standard' trains as usual and only watches."
-    )
+    files = [folder / LEDGER_FILE, *(place / STATE_FILE for place in (folder, *(folders(folder) if folder.is_dir() else ())))]
+    found = next((path for path in files if path.is_file()), None)
+    if found is None:
+        mend = "train with a method; method='standard' trains as usual and only watches."
+        lacks = f"has no ledger (no {LEDGER_FILE}, no {STATE_FILE}, no checkpoint with one)"
+        raise ValueError(why_no_run(run, lacks, mend))
+    return found
 
 
 def load_curves(run: str | Path) -> list[dict[str, float]]:

@@ -154,7 +154,9 @@ class Audit:
         sizes = np.bincount(label[label >= 0])
         kept = np.bincount(label[(label >= 0) & (done == KEPT)], minlength=len(sizes))
         floors = class_floors(torch.from_numpy(sizes), class_floor)
-        if not self.trained and class_floor and kept.any():  # one of many classes may be what features tell nothing of: it is not emptied
+        if (
+            not self.trained and class_floor and kept.any()
+        ):  # one of many classes may be what features tell nothing of: it is not emptied
             floors = torch.maximum(floors, torch.from_numpy(np.clip(sizes // 4, np.minimum(sizes, 1), class_floor)))
         missing = floors - torch.from_numpy(kept)
         rows = np.flatnonzero((label >= 0) & (done != KEPT) & (self.column("group") != GROUPS.index("triggered")))

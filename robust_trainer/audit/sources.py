@@ -61,6 +61,8 @@ class Network:
         if not isinstance(self.model, str | os.PathLike | nn.Module):
             kind = type(self.model).__name__
             raise ValueError(f"model is a {kind}, expected the name or folder of a network, or a torch module: give one.")
+        if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int) or self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size!r} must be a whole number >= 1: give for instance 64.")
         if self.device is not None:
             try:
                 torch.device(self.device)

@@ -13,7 +13,7 @@ import torch
 from transformers import DataCollatorWithPadding
 
 from ..audit import Audit, load_ledger, make_audit, write_model_card
-from ..audit.load import load_curves
+from ..audit.load import ledger_file, load_curves
 from ..config import check_writable
 from ..data.preprocess import make_transform
 from ..detectors import DETECTORS, collect_evidence, detect
@@ -107,6 +107,8 @@ def audit(argv: Sequence[str]) -> None:
     command = command_line("audit", argv)
     written = _write(result, prepared, folder, options, content, command, data.dataset or "", refusal)
     say(told(result))
+    if (place := ledger_file(options.run).parent) != Path(options.run):
+        say(f"{options.run} holds no finished run, the ledger is that of its newest checkpoint, {place.name}")
     if options.detectors and prepared is not None:
         say(_detect(result, prepared, folder, options, rows.get("mean_probs")))
         written.append(DETECTED)

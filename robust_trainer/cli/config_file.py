@@ -16,6 +16,8 @@ from transformers.hf_argparser import string_to_bool
 LARGEST, MOST, DEEPEST = 200_000, 10_000, 20
 _WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+#: Files of commands, which are no options.
+_FOUND = ("results.json", "audit.json", "evaluation.json", "corruption.json", "config.json")
 _TAG = "tag:yaml.org,2002:"
 _PLAIN = {_TAG + name for name in ("str", "null", "bool", "int", "float", "timestamp", "merge", "value")}
 
@@ -46,6 +48,8 @@ def read_config(path: str, options: Mapping[str, argparse.Action], unknown: Call
     reader = _Reader(path)
     flags: list[str] = []
     for key, node in reader.pairs(root):
+        if key not in options and os.path.basename(path) in _FOUND:
+            raise ValueError(f"config={path!r} holds what an earlier command found, expected options: give its folder instead.")
         if key not in options:
             raise ValueError(f"{path}: " + unknown(key))
         flags += _flags(f"--{key}", options[key], node, reader)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -108,7 +108,9 @@ def make_parser(command: str, types: Iterable[Any], about: str, first: str = "co
     return parser
 
 
-def parse(parser: Parser, argv: Sequence[str], *, small: Mapping[str, Mapping[str, Any]] | None = None) -> tuple[Any, ...]:
+def parse(
+    parser: Parser, argv: Sequence[str], *, defaults: Callable[[argparse.Namespace], Mapping[str, Any]] | None = None
+) -> tuple[Any, ...]:
     """Returns the options, from a YAML or JSON file (a leading argument without dashes) and from flags, which win.
 
     A flag with the value ``null`` takes the option's default in place of the file's value.
@@ -116,7 +118,7 @@ def parse(parser: Parser, argv: Sequence[str], *, small: Mapping[str, Mapping[st
     Args:
         parser: Of `make_parser`.
         argv: The words after the command's name.
-        small: Defaults that hold for a small model, by its name, where ``model`` is that.
+        defaults: Those that depend on what is given: of the words, before they are read as dataclasses.
 
     Raises:
         ValueError: In one line, naming the unknown key, the value that does not fit, or an option with two values.
@@ -131,8 +133,8 @@ def parse(parser: Parser, argv: Sequence[str], *, small: Mapping[str, Mapping[st
     words, unknown = parser.parse_known_args(argv)
     if unknown:
         raise ValueError(_unknown_option(unknown[0], parser.known()))
-    if small and words.model in small:
-        parser.set_defaults(**small[words.model])
+    if defaults is not None:
+        parser.set_defaults(**defaults(words))
     if parser.takes_methods:
         load_plugins(words.plugins or ())
         if words.set:

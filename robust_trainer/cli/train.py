@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import torch
 
 from ..attacks.apgd import AUTOATTACK_NORMS
-from ..config import RobustConfig
+from ..config import RobustConfig, read_method_settings
 from ..data.preprocess import image_shape
 from ..evaluation.robustness import show_eps
+from ..methods.settings import FIELDS, parse_assignments
 from ..methods.table import METHODS
 from ..models.saved_networks import in_words
 from ..models.text_models import SMALL_TEXT
@@ -81,11 +83,15 @@ def train(argv: Sequence[str]) -> None:
         "problem_type says that a sample has not one class."
     )
     parser.set_defaults(**TRAIN_DEFAULTS, dataloader_pin_memory=torch.cuda.is_available())
-    data, corruption, preprocess, model, contrastive, output, args = parse(parser, argv, small=DEFAULTS_BY_MODEL)
+    named: list[str | None] = []
+
+    def defaults(words: Namespace) -> dict[str, Any]:
+        named.append(words.method)
+        return {**DEFAULTS_BY_MODEL.get(words.model, {}), **_default_for(words)}
+
+    data, corruption, preprocess, model, contrastive, output, args = parse(parser, argv, defaults=defaults)
     args.resume_from_checkpoint = _resuming(args.resume_from_checkpoint)
-    plain = args.method is None
-    if plain:
-        args.method = default_method(args)
+    unnamed = named == [None]
     epochs = contrastive.epochs(args, model)
     folder = Path(args.output_dir)
     # fresh weights know no classes; a model that knows the data's has them in its own order
@@ -106,7 +112,7 @@ def train(argv: Sequence[str]) -> None:
         raise ValueError(
             f"resume_from_checkpoint=true but output_dir={args.output_dir!r} has no checkpoint: leave it out to begin."
         )
-    if plain:
+    if unnamed:
         say(f"method {args.method} (none is named): {DEFAULT_TOLD[str(args.method)]}")
     with args.main_process_first(desc="preparing the data"):
         state = run_stages(preparing)
@@ -119,13 +125,22 @@ def train(argv: Sequence[str]) -> None:
         _tell(state, state.trainer, args, folder)
 
 
-def default_method(args: RobustConfig) -> str:
+def default_method(args: RobustConfig | Namespace) -> str:
     """Returns the method where none is named.
 
     Args:
-        args: Method and training, with the problem where it is named.
+        args: With the problem's type, where it is named.
     """
     return DEFAULT_METHOD if args.problem_type in (None, SINGLE_LABEL.name) else DEFAULT_WITHOUT_CLASSES
+
+
+def _default_for(words: Namespace) -> dict[str, str]:
+    """The default method where none is named, {} where it does not take the settings that are given, which is then refused."""
+    given = {*(read_method_settings(words.method_settings) or {}), *parse_assignments(words.set or ())}
+    given |= {name for name in FIELDS if getattr(words, name) is not None}
+    method = default_method(words)
+    takes = words.method is None and all(METHODS[method].takes(name) for name in given)
+    return {"method": method} if takes else {}
 
 
 def _resuming(word: str | None) -> str | bool | None:

@@ -228,7 +228,7 @@ def read_labels(dataset: datasets.Dataset, name: str, num_classes: int | None = 
         row = int(outside[0])
         raise ValueError(
             f"'{name}' is {labels[row]} in row {row} ({outside.size} such rows), expected [0, {classes}): "
-            "filter these rows out, or correct the labels or num_classes."
+            f"filter these rows out, or correct the labels{' or num_classes' if num_classes else ''}."
         )
     return labels, classes
 
@@ -241,12 +241,13 @@ def _counted(labels: np.ndarray, name: str) -> int:
         some = ", ".join(map(str, found[:5].tolist())) + (", ..." if len(found) > 5 else "")
         raise ValueError(
             f"'{name}' holds {len(found)} numbers up to {found[-1]} ({some}) and names no classes, so their number is unknown: "
-            f"number them with dataset.class_encode_column('{name}'), or give num_classes."
+            f"number them with dataset.class_encode_column('{name}'), or, if there are {classes}, "
+            f"dataset.cast_column('{name}', datasets.ClassLabel(num_classes={classes}))."
         )
     if found[0] >= 0 and classes > len(found):
         missing = ", ".join(map(str, np.setdiff1d(np.arange(classes), found)[:5].tolist()))
         logger.warning(
             f"'{name}' names no classes and has no row of {missing}: {classes} classes are counted; "
-            f"give num_classes, or number them with dataset.class_encode_column('{name}'), if there are not so many."
+            f"number them with dataset.class_encode_column('{name}'), if there are not so many."
         )
     return classes

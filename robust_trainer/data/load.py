@@ -15,6 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from transformers.utils import logging
 
+from ..reporting.run_folders import why_no_data
 from .columns import IMAGE_NAMES, is_pixels, no_label_column
 from .columns import image_column as find_image_column
 from .image_folder import load_image_folder
@@ -187,6 +188,8 @@ def _load(name: str, config: str | None, labelled: bool = True) -> Any:
 def _load_folder(name: str, path: str, labelled: bool) -> Any:
     if any(os.path.isfile(os.path.join(path, mark)) for mark in ("dataset_dict.json", "state.json")):
         return datasets.load_from_disk(path)
+    if told := why_no_data(name):
+        raise ValueError(told)
     if (tables := load_tables(name, path, (".parquet",))) is not None:
         return tables
     if (images := load_image_folder(name, path, labelled)) is not None:

@@ -124,11 +124,11 @@ _ROWS = (
             ("peers",), str, choices=lambda: EXCHANGES),
     # ---- labels judged by features
     Setting("looks", "how often labels are judged: before training, and again within the first half of the run", 2, ("evidence",),
-            int, range=at_least(1)),
+            int, range=at_least(1), field=True),
     Setting("relabel_from", "probability of the suggested class from which a doubted row is trained as it; 1: never", 0.8,
-            ("evidence",), range=SHARE_ABOVE_ZERO),
+            ("evidence",), range=SHARE_ABOVE_ZERO, field=True),
     Setting("find_patterns", "whether a pattern that doubted rows share, such as a trigger, is looked for in the inputs", True,
-            ("evidence",), bool),
+            ("evidence",), bool, field=True),
     # ---- what is minimised
     Setting("objective", "loss on labels; auto is the problem's own", "auto", ("objective",), str,
             choices=lambda: ("auto", *OBJECTIVES), field=True),

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
 from ..data.class_names import names_of
+from ..reporting.run_folders import why_no_run
 from .peers import load_networks
 from .pretrained import KINDS, kinds_of, open_classifier, open_pretrained
 from .small_networks import (
@@ -134,7 +135,8 @@ def load_model(folder: str, trust_remote_code: bool | None = False, alone: bool 
         ValueError: Where there is none, and where it brings code that is not to be run.
     """
     if not os.path.isfile(os.path.join(folder, "config.json")):
-        raise ValueError(f"run={folder!r} holds no saved model (config.json): give the output_dir of a training.")
+        told = why_no_run(folder, "holds no saved model (config.json)", "give the output_dir of a training.", checkpoints=True)
+        raise ValueError(told)
     kind = _saved_kind(folder, trust_remote_code)
 
     def load(one: str) -> Any:

@@ -211,6 +211,13 @@ def test_mistakes_are_told_in_one_line(noisy):
             audit_dataset(data, features=features, seed=seed)
     with fails("device='gpu'", "cuda"):
         audit_dataset(data, torch.nn.Linear(2, 2), device="gpu")
+    for name, value in (("batch_size", 8), ("trust_remote_code", True), ("max_length", 9), ("device", "cpu")):
+        with fails(f"{name} is for a model, and none is given"):
+            audit_dataset(data, features=features, **{name: value})
+    with fails("batch_size=0 must be a whole number >= 1"):
+        audit_dataset(data, torch.nn.Linear(2, 2), batch_size=0)
+    with fails("look='yes' is neither True nor False"):
+        audit_dataset(data, features=features, look="yes")
     with fails("features is a list"):
         audit_dataset(data, features=features.tolist())
     with fails("'nothing' is not in the data set", "label"):

@@ -149,7 +149,9 @@ def test_mistakes_are_one_line_and_write_nothing(run, capsys, tmp_path):
     datasets.Dataset.from_dict({"text": ["a"] * 20, "label": [0, 1] * 10}).save_to_disk(str(plain))
     before = files_of(run)
     wrong = [
-        (["audit", str(empty)], "has no ledger"), (["audit", str(tmp_path / "no")], "is no folder"),
+        (["audit", str(empty)], "it is empty"), (["audit", str(run.parent)], f"it holds 1: give it, {run}."),
+        (["audit", str(run / "results.json")], "holds what an earlier command found, expected options"),
+        (["audit", str(tmp_path / "no")], "is no folder"),
         (["audit", str(run / "ledger.parquet")], "is no folder"),
         (["audit", str(run), "--max_train_samples", "100"], "has 100 rows"),
         (["audit", str(run), "--corrupt_seed", "9"], "another data set"), (["audit", str(run), "--split_seed", "9"], "fingerprint"),

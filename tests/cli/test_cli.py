@@ -181,7 +181,7 @@ def test_flags_win_over_yaml_and_small_models_have_their_own_defaults(tmp_path):
     def read(*words):
         parser = make_parser("train", [DataOptions, CorruptionOptions, ModelOptions, RobustConfig], "")
         parser.set_defaults(**TRAIN_DEFAULTS | {"output_dir": str(tmp_path / "o")})
-        return parse(parser, [str(file), *words], small=DEFAULTS_BY_MODEL)
+        return parse(parser, [str(file), *words], defaults=lambda words: DEFAULTS_BY_MODEL.get(words.model, {}))
 
     _, _, model, args = read("--noise_rate", "0.3")
     assert (args.method, args.noise_rate, args.learning_rate, args.eps) == ("prl-at", 0.3, 1e-3, None)
@@ -222,7 +222,7 @@ def test_flags_win_over_yaml_and_small_models_have_their_own_defaults(tmp_path):
         (["train", "--max_train_samples", "0"], "max_train_samples=0"),
         (["corrupt"], "give --corrupt patch, blend or a label noise"),
         (["corrupt", "--corrupt", "patch", "--patch_size", "9"], "does not fit"),
-        (["evaluate", "/nowhere"], "run='/nowhere' holds no saved model"),
+        (["evaluate", "/nowhere"], "run='/nowhere' is no folder"),
         (["demo", "--epochs", "0"], "epochs=0"),
         (["demo", "--method", "prl-att"], "did you mean 'prl-at'?"),
         (["env", "x"], "env takes none"),

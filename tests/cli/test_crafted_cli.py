@@ -359,7 +359,7 @@ def test_wrong_options_of_paths(words, told, copied, capsys):
 
 
 def test_runs_that_do_not_tell_enough(copied, tmp_path, capsys):
-    assert "holds no saved model" in fails(capsys, "paths", str(tmp_path / "none"))
+    assert "is no folder" in fails(capsys, "paths", str(tmp_path / "none"))
     (copied / "results.json").unlink()
     assert "does not tell its data: give --dataset" in fails(capsys, "paths", str(copied))
     words = ["--dataset", "digits", "--max_train_samples", "120", *FEW_STEPS]

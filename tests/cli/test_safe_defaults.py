@@ -100,6 +100,19 @@ def test_a_method_that_is_named_is_taken(data, tmp_path, capsys):
         assert f"{name}=" in (told := fails(capsys, *words)) and "has no effect without a method: set method=..." in told
 
 
+def test_settings_of_the_default_method_need_no_method(data, tmp_path, capsys):
+    words = ["train", "--dataset", data, "--max_steps", "1", *FEW]
+    own = ["--looks", "1", "--relabel_from", "1", "--find_patterns", "false", "--set", "class_floor=3"]
+    assert main([*words, "--output_dir", str(tmp_path / "o"), *own]) == 0
+    assert "method auto (none is named)" in capsys.readouterr().out
+    (record,) = json.loads((tmp_path / "o/results.json").read_text())["runs"]
+    settings = {"looks": 1, "relabel_from": 1.0, "find_patterns": False, "class_floor": 3}
+    assert settings.items() <= record["settings"].items()
+    for name, value in (("looks", "0"), ("relabel_from", "2"), ("find_patterns", "maybe")):
+        assert f"{name}" in fails(capsys, *words, "--output_dir", str(tmp_path / "p"), f"--{name}", value)
+    assert not (tmp_path / "p").exists()
+
+
 def test_every_epoch_is_kept_and_a_run_goes_on(run, data, capsys):
     assert sorted(p.name for p in run.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-6"]
     end = load_file(run / "model.safetensors")

@@ -1,6 +1,7 @@
 """How many classes a column of numbers has, where nothing names them."""
 
 import logging
+import re
 
 import datasets
 import numpy as np
@@ -17,9 +18,23 @@ def numbered(labels):
 @pytest.mark.parametrize("labels", [[10, 200, 5000] * 20, [2084071, 2124075] * 20, [1, 2**62] * 9, [0, 1, 2, 999] * 9])
 def test_numbers_with_wide_gaps_are_no_class_numbers(labels):
     """Not 5,001 classes, of which label noise gives 4,998 to the rows that nobody has."""
-    with pytest.raises(ValueError, match="'label' holds . numbers up to .*class_encode_column.'label'.*num_classes") as refused:
+    with pytest.raises(ValueError, match="'label' holds . numbers up to .*class_encode_column.'label'.*num_classes=") as refused:
         corrupt_labels(numbered(labels), "symmetric", rate=0.5, seed=0)
     assert "\n" not in str(refused.value)
+
+
+def test_the_mends_are_ones_that_every_caller_can_follow():
+    """Not "give num_classes" where the function has no such argument."""
+    labels = [0, 1, 2, 40] * 9
+    with pytest.raises(ValueError) as refused:
+        columns.read_labels(numbered(labels), "label")
+    for mend in re.findall(r"dataset\.(\w+_column\(.*?\)+)[,.]", str(refused.value)):
+        mended = eval(f"numbered(labels).{mend}", {"numbered": numbered, "labels": labels, "datasets": datasets})
+        assert columns.read_labels(mended, "label")[1] in (4, 41)
+    with pytest.raises(ValueError, match=r"correct the labels\.$"):
+        columns.read_labels(numbered([-1, 0, 1]), "label")
+    with pytest.raises(ValueError, match=r"correct the labels or num_classes\.$"):
+        columns.read_labels(numbered([0, 1, 5]), "label", num_classes=3)
 
 
 @pytest.mark.parametrize("labels, classes, missing", [([1, 2, 3, 3], 4, "0"), ([0, 1, 4, 3], 5, "2"), ([0, 1, 2, 2], 3, None)])
