@@ -35,13 +35,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file
+from transformers import ResNetConfig, ResNetModel
 
 import robust_trainer.trainer  # noqa: F401 - imported here, once for all forks
-from robust_trainer.cli import anomaly, audit, corrupt, demo, evaluate, paths, train  # noqa: F401
+from robust_trainer.cli import anomaly, audit, audit_dataset, corrupt, demo, evaluate, paths, train  # noqa: F401
 from robust_trainer.cli.main import main as command
 from robust_trainer.data.fingerprint import fingerprint
 from robust_trainer.data.load import load_data
 from robust_trainer.methods.table import METHODS as TABLE
+from robust_trainer.models.zoo import PlainProcessor
 
 #: What differs between two equal runs: times, places and names of runs.
 VOLATILE = {
@@ -86,9 +88,13 @@ def _train(method: str, *more: str) -> Task:
         str(work / "out"),
     ]
     steps = 2 if "steps" in more else EPOCH
-    return Task(f"train {method}{', by steps' if steps == 2 else ''}", words, ("--resume_from_checkpoint", "true"), every=steps)
+    return Task(f"train {method}{', by steps' if steps == 2 else ''}", words, RESUME, every=steps)
 
 
+RESUME = ("--resume_from_checkpoint", "true")
+#: Of 240 digits, since labels are judged from 50 on; as many steps.
+LARGER = tuple("80" if word == "16" else word for word in TRAIN)
+WRONG = ("--corrupt", "symmetric", "--corrupt_rate", "0.3")
 NOISE = ("--corrupt", "symmetric", "--corrupt_rate", "0.3")
 TASKS = [
     *(_train(method) for method in METHODS),
@@ -105,6 +111,10 @@ TASKS = [
     Task("evaluate", lambda w: [
         "evaluate", str(w / "run"), "--attacks", "pgd-5", "cw-5", "--eps", "0.1", "--batch_size", "4"],
         ("--resume",), needs_run=True, out="run"),
+    Task("train auto, wrong labels", lambda w: [
+        "train", "--dataset", str(w / "more"), "--method", "auto", *WRONG, *LARGER, "--output_dir", str(w / "out")], RESUME),
+    Task("audit --dataset, wrong labels", lambda w: [
+        "audit", "--dataset", str(w / "more"), "--model", str(w / "network"), *WRONG, "--output_dir", str(w / "out")]),
 ]  # fmt: skip
 
 
@@ -181,6 +191,8 @@ def digest(folder: Path, without: set[str]) -> dict[str, str]:
             out[name] = fingerprint({k: v for k, v in load_file(path).items()})
         elif kind == "parquet":
             out[name] = fingerprint(repr(pq.read_table(path).to_pydict()))
+        elif kind == "csv":
+            out[name] = fingerprint(path.read_text())
         elif kind == "jsonl":
             rows = [json.loads(line) for line in path.read_text().splitlines()]
             broken = sorted(json.dumps({k: row[k] for k in ("index", "clean", "broken") if k in row}) for row in rows)
@@ -232,7 +244,7 @@ def prepared(base: Path, work: Path, task: Task) -> Path:
     """A fresh work folder: the data, and a finished run where the command is on one."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    for name in ("digits", "table.csv"):
+    for name in ("digits", "more", "network", "table.csv"):
         (work / name).symlink_to(base / name)
     if task.needs_run:
         shutil.copytree(base / "run", work / "run")
@@ -303,14 +315,19 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("kills"))
     parser.add_argument("--patience", type=float, default=60.0, help="Seconds that a child may take.")
-    parser.add_argument("--only", default="", help="Tasks whose names hold this.")
+    parser.add_argument("--only", nargs="+", default=[""], help="Tasks whose names hold one of these.")
     options = parser.parse_args()
     base = options.out.resolve()
     base.mkdir(parents=True, exist_ok=True)
-    tasks = [task for task in TASKS if options.only in task.name]
+    tasks = [task for task in TASKS if any(part in task.name for part in options.only)]
 
     def make() -> None:
         load_data("digits", max_train_samples=48, max_test_samples=16).save_to_disk(str(base / "digits"))
+        load_data("digits", max_train_samples=240, max_test_samples=40).save_to_disk(str(base / "more"))
+        torch.manual_seed(0)
+        sizes = {"embedding_size": 32, "hidden_sizes": [64], "depths": [1], "layer_type": "basic"}
+        ResNetModel(ResNetConfig(**sizes, downsample_in_first_stage=False)).save_pretrained(base / "network")
+        PlainProcessor(size={"height": 8, "width": 8}, image_mean=[0.5] * 3, image_std=[0.25] * 3).save_pretrained(base / "network")
         rows = np.random.default_rng(0).normal(size=(80, 4))
         np.savetxt(base / "table.csv", rows, delimiter=",", header="a,b,c,d", comments="")
 
@@ -343,12 +360,12 @@ def main() -> int:
         with file.open("a") as stream:
             stream.write(json.dumps(row) + "\n")
         print(f"{number:3} seed {seed} {task.name}: {row['moment']} -> {row['result']} {row['messages'] or ''}", flush=True)
-    print(f"\n{'task':24}{'kills':>6}{'saving':>8}{'too late':>10}  results")
+    print(f"\n{'task':30}{'kills':>6}{'saving':>8}{'too late':>10}  results")
     for task in tasks:
         mine = [row for row in rows if row["task"] == task.name]
         results = ", ".join(f"{k} {n}" for k, n in Counter(row["result"] for row in mine).items())
         saving, late = sum("checkpoint" in row["moment"] for row in mine), sum(not row["killed"] for row in mine)
-        print(f"{task.name:24}{len(mine):6}{saving:8}{late:10}  {results}")
+        print(f"{task.name:30}{len(mine):6}{saving:8}{late:10}  {results}")
     messages = Counter(re.sub(r"'[^']*'", "'...'", message) for row in rows for message in row["messages"])
     for message, n in messages.most_common():
         print(f"{n:4} x {message}")
