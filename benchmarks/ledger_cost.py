@@ -3,7 +3,7 @@
     python benchmarks/ledger_cost.py                       # small ResNet, ResNet-32 and ViT on 32x32 images, batch 32
     python benchmarks/ledger_cost.py --classes 1000
 
-The CPU seconds inside of `RobustStep._record` and `RobustStep.record_pending` (scores, counts, margins, the rival class; a few
+The CPU seconds inside of `StepRecorder.record` and `StepRecorder.flush` (scores, counts, margins, the rival class; a few
 steps are recorded at once) are divided by those of whole steps (data loader, forward, backward, optimizer and log included), after
 one warm-up epoch.
 "with mean predictions": `ledger_predictions=True`.
@@ -23,7 +23,7 @@ from transformers import TrainerCallback
 
 from robust_trainer import RobustConfig, RobustTrainer
 from robust_trainer.ledger import pending as visits
-from robust_trainer.step.plan import RobustStep
+from robust_trainer.step.recorder import StepRecorder
 
 
 class Steps(TrainerCallback):
@@ -47,11 +47,11 @@ def measure(model: str, classes: int, batch: int, steps: int, predictions: bool)
     """Milliseconds of a step and of its recording, and the ledger's bytes per sample."""
     step_cost.CLASSES = classes
     recorded: list[float] = []
-    real = {name: getattr(RobustStep, name) for name in ("_record", "record_pending")}
+    real = {name: getattr(StepRecorder, name) for name in ("record", "flush")}
     inside = False
 
     def timed(name: str) -> Any:
-        def call(self: RobustStep, *args: Any) -> None:
+        def call(self: StepRecorder, *args: Any) -> None:
             nonlocal inside
             if inside:
                 return real[name](self, *args)
@@ -73,12 +73,12 @@ def measure(model: str, classes: int, batch: int, steps: int, predictions: bool)
         clock = Steps(recorded)
         trainer.add_callback(clock)
         for name in real:
-            setattr(RobustStep, name, timed(name))
+            setattr(StepRecorder, name, timed(name))
         try:
             trainer.train()
         finally:
             for name, function in real.items():
-                setattr(RobustStep, name, function)
+                setattr(StepRecorder, name, function)
     assert trainer.ledger is not None
     size = sum(c.numel() * c.element_size() for c in trainer.ledger.columns.values()) / len(data)
     return 1000 * clock.seconds / clock.count, 1000 * sum(recorded) / clock.count, size

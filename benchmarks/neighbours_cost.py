@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from common import machine, machine_line
 
-from robust_trainer.evidence.neighbours import CHUNK_BYTES, centre_of, find_neighbours, normalise, vote
+from robust_trainer.evidence.neighbours import CHUNK_BYTES, centre_of, find_neighbours, normalise
+from robust_trainer.evidence.votes import vote
 
 
 def drawn(rows: int, width: int, seed: int = 0) -> np.ndarray:

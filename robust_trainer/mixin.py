@@ -23,11 +23,13 @@ from .data.streams import StreamSampler
 from .ledger.fingerprint import new_ledger
 from .ledger.ledger import SampleLedger
 from .losses.evaluation import plain_loss
+from .methods.data_validation import number_of_rows, validate_datasets, validate_evaluation
+from .methods.input_adapter import find_adapter
 from .methods.objective import with_objective
 from .methods.recipe import Recipe
 from .methods.run_length import fit_to_run, run_length
 from .methods.search import searching, start_trial
-from .methods.validation import find_adapter, number_of_rows, validate_datasets, validate_evaluation, validate_setup
+from .methods.validation import validate_setup
 from .models.heads import LinearProbe, head_of, training_mode
 from .models.peer_training import clip_each, each_reported, exporting, folders_of, inspect_network
 from .models.peers import PeerModel, build_networks, with_peers
@@ -353,7 +355,7 @@ class RobustTrainerMixin(Trainer):
         norm = super()._get_grad_norm(model, grad_norm)
         scaled = self.is_fsdp_enabled or self.is_deepspeed_enabled or self.accelerator.scaler is not None  # they skip by themselves
         if self._robust_step is not None and not scaled:
-            self._robust_step.guard.skip([*model.parameters()], norm, self.optimizer)
+            self._robust_step.recorder.guard.skip([*model.parameters()], norm, self.optimizer)
         return norm
 
     def evaluation_loop(
@@ -370,7 +372,7 @@ class RobustTrainerMixin(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs what the Trainer logs and, with the training loss, the means of what the method did since the last time."""
         if self._robust_step is not None and {"loss", "train_loss"} & logs.keys():
-            for message in self._robust_step.log(logs, self.state.log_history, int(self.state.epoch or 0)):
+            for message in self._robust_step.recorder.log(logs, self.state.log_history, int(self.state.epoch or 0)):
                 logger.warning(message)
         super().log(logs, start_time)
 
@@ -419,7 +421,7 @@ class RobustTrainerMixin(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None and self._robust_step is not None:
             checkpoints.load(checkpoint, self._robust_step)
-            self._robust_step.detected_epoch = int(self.state.epoch or 0)
+            self._robust_step.recorder.detected_epoch = int(self.state.epoch or 0)
         with checkpoints.reading(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
 

@@ -31,11 +31,14 @@ LAYERS = (
     ("methods",),
     ("ledger",),
     ("step",),
-    ("config", "methods.validation", "attacks", "evaluation", "audit", "detectors", "callbacks", "contrastive"),
+    (
+        "config", "methods.data_validation", "methods.input_adapter", "attacks", "evaluation", "audit", "detectors", "callbacks",
+        "contrastive",
+    ),
     ("mixin", "trainer"),
     ("anomaly", "corruptions"),
     ("cli",),
-)
+)  # fmt: skip
 NAMESPACES = (
     "corruptions", "audit", "detectors", "attacks", "evaluation", "anomaly", "contrastive", "callbacks", "cli",
 )  # fmt: skip

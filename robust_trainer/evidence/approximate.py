@@ -1,4 +1,4 @@
-"""Candidates for a row's nearest neighbours from an inverted index (faiss): rows in cells near the row, by compressed codes."""
+"""Approximate search for the most similar rows: candidates from an inverted index (faiss) of compressed codes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .exact import best_of, exact_neighbours
+
 #: Rows from which on an index pays; exact search is as fast for fewer.
 FEWEST = 4096
 _PROBED = 64  # cells that are searched for a row's neighbours
 _ROWS_PER_CELL = 48  # that the cells are fitted on
 _SHORT = 64  # features up to which rows are compared as they are
 _AT_ONCE = 16384
+_MORE = 60  # candidates beyond k, so that rounding in the codes does not decide who is among the k
 
 
 def load_faiss() -> Any:
@@ -31,6 +34,33 @@ def load_faiss() -> Any:
             "approximate search needs faiss, which is not installed: pip install 'robust-trainer[neighbours]', or index='exact'."
         ) from None
     return faiss
+
+
+def approximate_neighbours(asked: Tensor, columns: Tensor, own: Tensor | None, k: int, chunk_bytes: int) -> tuple[Tensor, Tensor]:
+    """Returns what `exact_neighbours` does, but for neighbours that the index misses; of more than k candidates by float64.
+
+    Args:
+        asked: as of `exact_neighbours`, like the others.
+        columns: N >= `FEWEST`.
+        own: each row's own place.
+        k: how many.
+        chunk_bytes: of a work array.
+    """
+    index = torch.zeros(len(asked), k, dtype=torch.int64)
+    similarity = torch.zeros(len(asked), k)
+    lacking = []
+    for rows, candidate in candidates(asked.cpu(), columns.cpu(), min(k + max(k, _MORE), len(columns))):
+        real = candidate >= 0
+        if own is not None:
+            real &= candidate != own[rows, None]
+        lacking.append(rows[real.sum(1) < k])
+        there = [part.to(asked.device) for part in (rows, candidate.clamp_min(0), real)]
+        found, exact = best_of(asked[there[0]], columns, there[1], there[2], k, chunk_bytes)
+        index[rows], similarity[rows] = found.cpu(), exact.cpu()
+    if len(rest := torch.cat(lacking)):
+        place = None if own is None else own[rest]
+        index[rest], similarity[rest] = exact_neighbours(asked[rest.to(asked.device)], columns, place, k, chunk_bytes)
+    return index, similarity
 
 
 def candidates(asked: Tensor, columns: Tensor, wanted: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -2,129 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import datasets
-from torch import Tensor, nn
-from torch.utils.data import IterableDataset
+from torch import nn
 from transformers import Trainer
 from transformers.models.auto import modeling_auto as auto
-from transformers.trainer_utils import IntervalStrategy
-from transformers.utils import logging
 
-from ..config import space_settings
-from ..data.class_names import names_of
-from ..data.images import input_space
-from ..data.labels import check_label_column
-from ..ledger.fingerprint import label_column
 from ..losses.standard import CrossEntropy, UserLoss, make_objective
-from ..models.modes import preserve_rng
 from ..models.peers import PeerModel
-from ..models.problem import number_of_classes, problem_of
-from ..perturbations.inputs import EmbeddingAdapter, InputAdapter, PixelAdapter
-from ..perturbations.norms import NORMS
 from ..problems import Problem
 from ..selection.rules import MEMORIES
 from .recipe import Recipe
 from .rules import BATCH_RULE, EPOCH_RULE
-
-logger = logging.get_logger(__name__)
-
-
-def number_of_rows(data: Any) -> int | None:
-    """Returns the rows of a training set, None for a streaming one.
-
-    Args:
-        data: the Trainer's ``train_dataset``.
-
-    Raises:
-        ValueError: for one without rows, and for several splits.
-    """
-    size = None if data is None or isinstance(data, IterableDataset) or not hasattr(data, "__len__") else len(data)
-    if size == 0:
-        raise ValueError("train_dataset is empty (0 rows): nothing to train on.")
-    if isinstance(data, dict):
-        kind = type(data).__name__
-        raise ValueError(f"train_dataset is a {kind} of {list(data)}: pass one split, train_dataset=data['train'].")
-    return size
-
-
-def validate_datasets(trainer: Trainer, problem: Problem, classes: int | None, model: nn.Module) -> None:
-    """Checks the label columns of the training set and of the sets that are evaluated while it trains.
-
-    Args:
-        trainer: with its arguments and data.
-        problem: what kind of problem the samples pose.
-        classes: the model's number of classes, None where unknown.
-        model: unwrapped.
-
-    Raises:
-        ValueError: as `data.labels.check_label_column`.
-    """
-    validate_dataset(trainer, trainer.train_dataset, "train_dataset", problem, classes, model)
-    evaluated: Any = trainer.eval_dataset if trainer.args.eval_strategy != IntervalStrategy.NO else None
-    sets = evaluated if isinstance(evaluated, Mapping) else {"": evaluated}
-    for name, data in sets.items():
-        validate_dataset(trainer, data, f"eval_dataset[{name!r}]" if name else "eval_dataset", problem, classes, model)
-
-
-def validate_dataset(trainer: Trainer, data: Any, role: str, problem: Problem, classes: int | None, model: nn.Module) -> None:
-    """Checks the label column of one data set; what is no `datasets.Dataset` is checked batch by batch.
-
-    Args:
-        trainer: with its arguments and data.
-        data: the data set.
-        role: what it is to the Trainer, as messages begin.
-        problem: what kind of problem the samples pose.
-        classes: the model's number of classes, None where unknown.
-        model: unwrapped.
-
-    Raises:
-        ValueError: as `data.labels.check_label_column`.
-    """
-    if not isinstance(data, datasets.Dataset) or not len(data):
-        return
-
-    def made(row: int) -> Mapping[str, Any] | None:
-        rows = trainer._remove_unused_columns(data, description=role)
-        try:
-            with preserve_rng(trainer.args.device):
-                batch = trainer.data_collator([rows[row]])
-        except (ValueError, TypeError, RuntimeError, KeyError, OSError):  # told where it is met, with all rows of its batch
-            return None
-        return batch if isinstance(batch, Mapping) else None
-
-    config = getattr(model.peers[0] if isinstance(model, PeerModel) else model, "config", None)
-    names = names_of(config) if config is not None else None
-    if names is None and role != "train_dataset" and isinstance(trainer.train_dataset, datasets.Dataset):
-        label = label_column(trainer.train_dataset, trainer.label_names)
-        names = getattr(trainer.train_dataset.features.get(label), "names", None)
-    check_label_column(
-        data, role, trainer.label_names, classes, problem, made, names, columns_removed=trainer.args.remove_unused_columns
-    )
-
-
-def validate_evaluation(trainer: Trainer, loader: Any, prefix: str, model: nn.Module) -> None:
-    """Checks the label column of what is evaluated, before the first batch.
-
-    Args:
-        trainer: with its arguments and data.
-        loader: the evaluation's.
-        prefix: of the metrics, which tells what is evaluated.
-        model: unwrapped.
-
-    Raises:
-        ValueError: as `data.labels.check_label_column`.
-    """
-    data, problem = getattr(loader, "dataset", None), problem_of(model, getattr(trainer.args, "problem_type", None))
-    role = "the data set to evaluate" if prefix == "eval" else f"the data set of {prefix!r}"
-    try:
-        validate_dataset(trainer, data, role, problem, number_of_classes(model), model)
-    except ValueError as error:
-        if prefix == "eval":
-            raise
-        raise ValueError(f"{str(error).rstrip('.')}, or remove the column, to predict without labels.") from error
 
 
 def validate_setup(trainer: Trainer, recipe: Recipe, size: int | None, problem: Problem, model: nn.Module) -> None:
@@ -262,67 +152,6 @@ def _validate_semi(trainer: Trainer, recipe: Recipe, size: int | None, problem: 
         raise ValueError(f"method '{recipe.name}' trains one network, without AWP or relabelling: take these out of the recipe.")
     if trainer.compute_loss_func is not None:
         raise ValueError(f"method '{recipe.name}' takes the loss of several variants of a sample: drop compute_loss_func.")
-
-
-def find_adapter(trainer: Trainer, recipe: Recipe, model: nn.Module) -> Callable[[Mapping[str, Any]], InputAdapter]:
-    """Returns what makes, from the first batch's inputs, the adapter by which a perturbation enters the model.
-
-    Args:
-        trainer: whose processing class or arguments name the images' normalisation.
-        recipe: the method.
-        model: unwrapped.
-
-    Raises:
-        ValueError: for images whose normalisation is unknown, and (from the first batch) for inputs that cannot be perturbed.
-    """
-    main = getattr(model, "main_input_name", None)
-    if main == "input_ids":
-        if recipe.settings.get("scope") == "batch":
-            raise ValueError(
-                f"scope='batch' of method '{recipe.name}' is one perturbation for images of one size, texts have none: "
-                "set scope='sample'."
-            )
-        if trainer.args.n_gpu > 1:
-            raise ValueError(f"method '{recipe.name}' moves embeddings, not under DataParallel: use torchrun, a process per GPU.")
-        if recipe.settings.get("eps", 1.0) < 0.1:
-            logger.warning(
-                f"eps={recipe.settings['eps']:.3g} of method '{recipe.name}' moves a word by that share of its embedding's norm, "
-                "which changes next to nothing: on text give 0.3 or so, and a step_size (docs/guides/adversarial_training.md)."
-            )
-        if trainer.args.torch_compile:
-            raise ValueError(f"method '{recipe.name}' moves word embeddings by a hook: switch torch_compile off.")
-        text = EmbeddingAdapter.of(list(model.peers) if isinstance(model, PeerModel) else [model])
-        return lambda inputs: text
-    space = input_space(trainer.processing_class, **space_settings(trainer.args))
-    if space is None:
-        raise ValueError(
-            f"method '{recipe.name}' perturbs images within eps pixels and must know their normalisation: pass "
-            "processing_class=<the image processor>, or RobustConfig(image_mean=[...], image_std=[...]) "
-            "(0 and 1 for inputs already in [0, 1])."
-        )
-    norm, eps = NORMS.get(recipe.settings.get("norm", "")), recipe.settings.get("eps")
-    if norm is not None and eps is not None and 0 < eps < 0.1 * norm.usual_eps:
-        logger.warning(
-            f"eps={eps:.3g} of method '{recipe.name}' in norm='{norm.name}' moves an image next to nothing: papers take "
-            f"{norm.usual} for 32 x 32 colour images; give eps, and a step_size."
-        )
-    return lambda inputs: PixelAdapter(_image_key(inputs, main), space)
-
-
-def _image_key(inputs: Mapping[str, Any], main: str | None) -> str:
-    """The one float input. Raises ``ValueError`` where there is none, or more than one."""
-    floats = [k for k, v in inputs.items() if isinstance(v, Tensor) and v.is_floating_point()]
-    if main in floats:
-        return str(main)
-    if not floats and isinstance(inputs.get(str(main)), Tensor) and inputs[str(main)].dim() == 4:
-        kind = inputs[str(main)].dtype
-        raise ValueError(f"'{main}' is {kind}: an attack needs float inputs; preprocess with the image processor.")
-    if len(floats) != 1:
-        raise ValueError(
-            f"an image method perturbs one float input, found {floats} in {sorted(inputs)}: "
-            "use an image or a transformers text model, or a method without an attack (prl, spl, bootstrap)."
-        )
-    return floats[0]
 
 
 def _smooths(recipe: Recipe, problem: Problem) -> bool:

@@ -15,18 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from ..data.randomness import keyed_seed
-from ..ledger.pending import PendingRecords, StepRecord, record
 from ..models.outputs import read_output
 from ..perturbations.awp import PerturbedWeights, WeightPerturbation, sum_over_processes
-from ..perturbations.collapse import collapse
 from ..perturbations.inputs import EmbeddingAdapter, Forward, InputAdapter, PixelAdapter
 from ..types import ForwardOutput, Objective, Progress
 from .class_floor import ClassFloor
 from .dataset_scores import EpochSelection, score_dataset
 from .evidence import EvidenceStage
 from .inner import InnerMaximization
-from .nonfinite import NonfiniteGuard, finite_samples, without
+from .nonfinite import finite_samples, without
 from .outer import OuterMinimization
+from .recorder import StepRecorder
 from .records import (
     InnerResult,
     MicroBatch,
@@ -34,7 +33,6 @@ from .records import (
     MovedInputs,
     PlannedBatch,
     Run,
-    SampleWeights,
     StepPlan,
     StepWeights,
     placed,
@@ -59,15 +57,11 @@ class RobustStep:
             run.recipe = replace(run.recipe, relabel=self.evidence.targets)
         self.weights = WeightDecider(run, self.selection, self.floor, self.evidence)
         self.outer = OuterMinimization(run.recipe, self.read)
-        self.pending = PendingRecords()
         self.adapter: InputAdapter | None = None
         self.inner: InnerMaximization | None = None
         self.semi_supervised: SemiSupervisedStep | None = None
-        self.guard = NonfiniteGuard()
         self.begun = False  # the first batch was looked at
-        self.detected_epoch = 0  # that the ledger's detection was last logged of
-        if run.ledger is not None:
-            run.ledger.before_read = self.record_pending
+        self.recorder = StepRecorder(run, self.weights, self.floor, self.evidence)
 
     def set_adapter(self, adapter: InputAdapter) -> None:
         """Says what a perturbation or an augmentation moves; known from the first batch on.
@@ -219,87 +213,15 @@ class RobustStep:
         scores = run.recipe.score(output)
         weights = plan.weights if plan.weights is not None else self._decide_late(planned, scores, progress)
         finite = finite_samples([output, *outputs[1:]])
-        self.guard.take(finite)
+        self.recorder.guard.take(finite)
         sample = weights.samples[place].only(finite)
         if self.semi_supervised is not None:
             outputs = without(outputs, finite)
             loss = self.semi_supervised.loss(outputs, planned.pseudo, sample, weights, progress, run.means)
         else:
             loss = self.outer.loss(outputs, sample.training, weights.kept.clamp_min(1.0), recorded, run.means)
-        self._record(output, scores, sample, planned, progress, finite.all(0))
+        self.recorder.record(output, scores, sample, planned, progress, finite.all(0))
         return loss * run.processes
-
-    # ---- records -------------------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def _record(
-        self, output: ForwardOutput, scores: Tensor, sample: SampleWeights, planned: PlannedBatch, progress: Progress,
-        finite: Tensor,
-    ) -> None:  # fmt: skip
-        recipe, inner, weights, logits = self.run.recipe, planned.inner, sample.rule, output.logits
-        if inner is not None:
-            logits = inner.first.logits
-            weights = weights if recipe.outer_filter else inner.first.inner_weights
-        if planned.eval_scores is not None:
-            scores = planned.eval_scores
-        elif inner is not None and recipe.score_from != "training":
-            scores = inner.first.scores
-        if recipe.ledger_score is not None:
-            scores = recipe.ledger_score(output)
-        score, weight, batch = scores.mean(0), weights.mean(0), planned.batch
-        if self.run.ledger is None or batch.index is None:
-            self.run.means.add("kept_fraction", weight[: batch.real].sum(), batch.real)
-            return
-        labels = self.run.problem.ledger_labels(batch.targets)
-        active = recipe.selection is not None and recipe.selection.filter_active(progress)
-        active = active or (self.evidence is not None and self.evidence.made)
-        losses = recipe.objective(output, output.network_targets()).float().T if recipe.num_networks > 1 else None
-        repeats = (batch.repeats, batch.all_repeats)
-        entry = StepRecord(
-            logits.detach(), score, weight, labels, batch.index, int(progress.epoch), active, losses, finite, repeats
-        )
-        if not self.pending.accepts(entry):
-            self.record_pending()
-        self.pending.waiting.append(entry)
-        if self.run.processes > 1 or self.pending.full:  # a ledger that is read on one process alone must not wait for the others
-            self.record_pending()
-
-    def record_pending(self) -> None:
-        """Records what waits, in the ledger, the running means and the noise rate's estimator."""
-        entry, run = self.pending.flush(), self.run
-        if entry is not None and run.ledger is not None:
-            record(entry, run.ledger, run.means, self.weights.rate_estimator(), run.problem.one_class, run.gather)
-
-    def log(self, logs: dict[str, float], history: list[dict[str, float]], epoch: int) -> list[str]:
-        """Adds to what the Trainer logs what the method did since the last time, and returns what is to be said.
-
-        Args:
-            logs: of a log with the training loss, or at the training's end.
-            history: the logs so far.
-            epoch: finished epochs.
-
-        Raises:
-            ValueError: where a whole batch was NaN or infinite.
-        """
-        nonfinite, told = self.guard.report(self.run.total, self.run.processes, self.run.ledger)
-        logs.update(nonfinite)
-        if "loss" not in logs:
-            return [message for message in (told, self.weights.warning()) if message]
-        logs.update(self.take_logs())
-        logs.update(collapse(history, logs))
-        if self.run.ledger is not None and epoch > self.detected_epoch:
-            self.detected_epoch = epoch
-            logs.update({f"filter_{name}": value for name, value in self.run.ledger.detection().items()})
-            told = " ".join(filter(None, [told, self.floor.warning()]))
-        return [message for message in (told, self.weights.warning()) if message]
-
-    def take_logs(self) -> dict[str, float]:
-        """Returns the running means since the last call, over all processes (one host sync), and the estimated noise rate."""
-        self.record_pending()
-        logs = self.run.means.take(self.run.total)
-        if (estimate := self.weights.estimate) is not None:
-            logs.update(noise_rate=estimate.rate, noise_rate_low=estimate.low, noise_rate_high=estimate.high)
-        return logs
 
     def _with_rate(self, progress: Progress) -> Progress:
         rate = self.weights.rate
@@ -311,7 +233,7 @@ class RobustStep:
         """At the first step of an epoch: a new estimate of the noise rate, and whom to keep where memory decides."""
         self.run.max_epochs = progress.max_epochs
         if (estimator := self.weights.estimator) is not None:
-            self.record_pending()
+            self.recorder.flush()
             estimator.half = max(1.0, progress.max_epochs / 2)  # a resumed estimator was made before this was known
             estimator.estimate(int(progress.epoch))
         self.floor.open_epoch(progress)
@@ -367,7 +289,7 @@ class RobustStep:
 
     def state(self) -> dict[str, Tensor]:
         """Returns everything that a resumed run needs, as CPU tensors."""
-        self.record_pending()
+        self.recorder.flush()
         run = self.run
         out = {f"state.{place}.{k}": v.cpu() for place, state in run.states.items() for k, v in state.items()}
         out["classes"] = torch.tensor(run.classes)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from robust_trainer.evidence import neighbours
-from robust_trainer.evidence.neighbours import Neighbours, find_neighbours, normalise, vote
+from robust_trainer.evidence import approximate, exact, neighbours
+from robust_trainer.evidence.neighbours import Neighbours, find_neighbours, normalise
+from robust_trainer.evidence.votes import vote
 
 
 def reference(features, k, queries=None, among=None):
@@ -69,7 +70,7 @@ def test_the_size_of_the_chunks_changes_nothing(chunk_bytes):
 
 def test_many_columns_and_many_copies(monkeypatch):
     """More columns than a tile has, and more equal rows than there are spare candidates."""
-    monkeypatch.setattr(neighbours, "_COLUMNS", 512)
+    monkeypatch.setattr(exact, "_COLUMNS", 512)
     rows = np.random.default_rng(0).normal(size=(1700, 4)).astype(np.float32)
     rows[::100] = rows[0]
     found = find_neighbours(rows, 5)
@@ -142,7 +143,9 @@ def test_precision_of_the_run_is_left_as_it_was_and_not_used(newer, monkeypatch)
     product = torch.backends.mkldnn.matmul
     seen = []
     monkeypatch.setattr(
-        neighbours, "_exact", lambda *args, real=neighbours._exact: (seen.append(product.fp32_precision), real(*args))[1]
+        neighbours,
+        "exact_neighbours",
+        lambda *args, real=exact.exact_neighbours: (seen.append(product.fp32_precision), real(*args))[1],
     )
     try:
         if newer:
@@ -284,7 +287,7 @@ def test_rows_for_which_the_index_finds_too_few_are_searched_exactly(monkeypatch
 
     monkeypatch.setattr(neighbours, "FEWEST", 1)
     monkeypatch.setattr(neighbours, "load_faiss", lambda: None)
-    monkeypatch.setattr(neighbours, "candidates", sparse_candidates)
+    monkeypatch.setattr(approximate, "candidates", sparse_candidates)
     exact, found = find_neighbours(rows, 6), find_neighbours(rows, 6, index="approximate")
     assert torch.equal(found.index[1::2], exact.index[1::2]) and torch.equal(found.similarity[1::2], exact.similarity[1::2])
     assert found.index[::2].max() < 6 + 60
