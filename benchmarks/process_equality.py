@@ -5,7 +5,8 @@
 
 Each row trains a small convolutional network (no BatchNorm, whose statistics are a process's own, and no dropout) for 24 steps of
 12 samples: by one process with batches of 12, by two of 6, by three of 4; ``2x2`` are two processes that accumulate two batches of
-3. 96 samples are divided evenly; of 91 the last step of an epoch has 7, and loaders repeat samples to give every process its share.
+3; ``fsdp2`` are two among which FSDP2 shards the model. 96 samples are divided evenly; of 91 the last step of an epoch has 7, and
+loaders repeat samples to give every process its share.
 Told: the largest relative difference of a weight tensor (2-norms) and of a step's loss, and whether all that the ledger has decided
 and counted of each sample is equal. Where signs of gradients hang on rounding (trades: its inner loss is flat around a sample),
 float64 is the witness. Processes are forked, over gloo, on the CPU. --check exits with 1 where a difference is over 1e-5 or a
@@ -20,6 +21,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ import datasets
 import numpy as np
 import torch
 from common import add_result, read_results
+from fsdp_on_cpu import fsdp_on_cpu
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
@@ -40,9 +43,14 @@ from transformers import (
 
 from robust_trainer import METHODS, RobustConfig, RobustTrainer
 from robust_trainer.methods.settings import FIELDS, SETTINGS
+from robust_trainer.models.sharding import whole
 
 BAR, BATCH, EPOCHS, LENGTHS = 1e-5, 12, 3, {"even": 96, "uneven": 91}
-CUTS = {"1": (1, 1), "2": (2, 1), "3": (3, 1), "2x2": (2, 2)}
+#: Processes, accumulation, and whether FSDP2 shards the model over them.
+CUTS = {
+    "1": (1, 1, False), "2": (2, 1, False), "3": (3, 1, False), "2x2": (2, 2, False),
+    "fsdp2": (2, 1, True), "fsdp3": (3, 1, True), "fsdp2x2": (2, 2, True),
+}  # fmt: skip
 CLASSES, CHANNELS, SIZE, WORDS = 4, 3, 8, 40
 #: Settings with which every part of a row is at work within the 24 steps; others are the row's own.
 OWN: dict[str, dict[str, Any]] = {
@@ -77,7 +85,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 NAMES = (*METHODS, *VARIANTS)
 #: Not the same steps: of accumulated batches the last one is dropped, not the step.
-UNLIKE = {("prl/drop-last", "uneven", "2x2")}
+UNLIKE = {("prl/drop-last", "uneven", "2x2"), ("prl/drop-last", "uneven", "fsdp2x2")}
 
 
 def settings_of(name: str) -> dict[str, Any]:
@@ -188,8 +196,24 @@ class Losses(TrainerCallback):
             self.rows.append([logs["loss"], logs["grad_norm"], logs["kept_fraction"], logs.get("fgsm_accuracy", 0.0)])
 
 
-def train(row: str, length: str, dtype: str, processes: int, accumulation: int, folder: str) -> dict[str, Any]:
-    """Trains in this process, alone or with those that it shares a process group with; what is compared."""
+def train(row: str, length: str, dtype: str, cut: str, folder: str, resume: str | None = None, **more: Any) -> dict[str, Any]:
+    """Trains in this process, alone or with those that it shares a process group with; what is compared.
+
+    Args:
+        row: of `NAMES`.
+        length: of `LENGTHS`.
+        dtype: of weights and inputs.
+        cut: of `CUTS`.
+        folder: for checkpoints.
+        resume: the checkpoint that it goes on from.
+        more: settings of the arguments.
+    """
+    with fsdp_on_cpu() if CUTS[cut][2] else nullcontext():
+        return _train(row, length, dtype, cut, folder, resume, more)
+
+
+def _train(row: str, length: str, dtype: str, cut: str, folder: str, resume: str | None, more: dict[str, Any]) -> dict[str, Any]:
+    processes, accumulation, sharded = CUTS[cut]
     losses, given, kind = Losses(), settings_of(row), getattr(torch, dtype)
     rest = {name: given.pop(name) for name in [*given] if name in SETTINGS and name not in FIELDS}
     batch = BATCH // accumulation // (1 if "accelerator_config" in given else processes)
@@ -206,15 +230,18 @@ def train(row: str, length: str, dtype: str, processes: int, accumulation: int, 
     )  # fmt: skip
     if not text:
         common |= dict(image_mean=[0.5] * CHANNELS, image_std=[0.5] * CHANNELS)
-    args = RobustConfig(**{**common, **given})
+    if sharded:
+        common |= dict(fsdp=True, fsdp_config={})
+    more = {name: dict(value) if isinstance(value, dict) else value for name, value in more.items()}  # the arguments change it
+    args = RobustConfig(**{**common, **given, **more})
     collator = padded if text else None
     trainer = RobustTrainer(network(row, text).to(kind), args, collator, train_dataset=data, callbacks=[losses])
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume)
     ledger = trainer.ledger.columns if trainer.ledger is not None else {}
     decided = ("seen", "kept", "predicted", "forgetting", "label")
     out = {
-        "weights": {name: value.double() for name, value in trainer.model.state_dict().items()},
+        "weights": {name: whole(value).double() for name, value in trainer.model.state_dict().items()},
         "losses": torch.tensor(losses.rows, dtype=torch.float64),
         "decided": {name: ledger[name].double() for name in decided if name in ledger},
     }
@@ -234,7 +261,8 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     return {"weights": weights, "loss": loss, "decisions": decided, "steps": len(a)}
 
 
-def _child(work: Any, rank: int, processes: int, meeting: str, file: str) -> None:
+def in_group(work: Any, rank: int, processes: int, meeting: str, file: str) -> None:
+    """``work()`` in a process of a group; what the first one returns is written to the file."""
     torch.set_num_threads(1)
     if processes > 1:
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
@@ -250,12 +278,12 @@ def _child(work: Any, rank: int, processes: int, meeting: str, file: str) -> Non
 
 def run(row: str, length: str, dtype: str, cut: str) -> dict[str, Any]:
     """`train` in processes of its own."""
-    processes, accumulation = CUTS[cut]
+    processes = CUTS[cut][0]
     with tempfile.TemporaryDirectory() as folder:
-        work = functools.partial(train, row, length, dtype, processes, accumulation, folder)
+        work = functools.partial(train, row, length, dtype, cut, folder)
         file, meeting = os.path.join(folder, "out.pt"), os.path.join(folder, "meeting")
         fork = multiprocessing.get_context("fork")  # of a process that has trained nothing
-        children = [fork.Process(target=_child, args=(work, rank, processes, meeting, file)) for rank in range(processes)]
+        children = [fork.Process(target=in_group, args=(work, rank, processes, meeting, file)) for rank in range(processes)]
         for child in children:
             child.start()
         for child in children:

@@ -35,6 +35,7 @@ from .models.peer_training import clip_each, each_reported, exporting, folders_o
 from .models.peers import PeerModel, build_networks, with_peers
 from .models.problem import number_of_classes, problem_of, returns_losses
 from .models.saved_networks import check_export
+from .models.sharding import shardable, whole
 from .per_sample_gradients.norms import SampleGradients
 from .perturbations.inputs import Forward, InputAdapter
 from .problems import SINGLE_LABEL, UNLABELLED, Problem
@@ -43,6 +44,7 @@ from .step import checkpoints
 from .step.dataset_scores import EpochScan
 from .step.first_batch import check_first_batch, unplanned
 from .step.plan import RobustStep
+from .step.process_files import state_kind
 from .step.records import MicroBatch, StepPlan
 from .step.set_up import epoch_ending, indexed_loader, make_run, model_access
 from .types import Progress, decides_epochs
@@ -220,6 +222,13 @@ class RobustTrainerMixin(Trainer):
             logger.warning(message)
         return step
 
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        if not self.is_fsdp_enabled or self.recipe() is None:
+            return super()._prepare_for_training(*args, **kwargs)
+        wrapped = self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap
+        with shardable(self.model, wrapped):
+            return super()._prepare_for_training(*args, **kwargs)
+
     # ---- data: the index travels with the batch, two streams are mixed -------------------------------------------------------
 
     def get_train_dataloader(self) -> Any:
@@ -266,6 +275,9 @@ class RobustTrainerMixin(Trainer):
         self._place = next((i for i, batch in enumerate(self._micro_inputs) if batch is inputs), None)
         if self._place is None:  # called directly, outside the loop: a step of its own
             self._micro_inputs, self._step_plan, self._place = [inputs], None, 0
+        if self._place is not None:
+            every = self.accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False)
+            self._robust_step.defer(not every and self._place < len(self._micro_inputs) - 1)
         if INDEX in inputs:  # the step is planned from the batch as it came, whose positions are nobody else's business
             inputs = {k: v for k, v in inputs.items() if k != INDEX}
         try:
@@ -318,7 +330,8 @@ class RobustTrainerMixin(Trainer):
         recipe = step.run.recipe
         if self._make_adapter is not None and step.adapter is None:
             step.set_adapter(self._make_adapter(batches[0].inputs))
-        return step.plan(model_access(bare, forward, recipe, self.args.device), batches, progress, epoch_ending(self, step.run))
+        access = model_access(bare, forward, recipe, self.args.device, step.run.deferred)
+        return step.plan(access, batches, progress, epoch_ending(self, step.run))
 
     def _unwrapped(self, model: nn.Module) -> nn.Module:
         """The model inside its wrappers."""
@@ -353,7 +366,8 @@ class RobustTrainerMixin(Trainer):
         if grad_norm is None and self._robust_step is not None and self._robust_step.run.recipe.clip_norm is not None:
             grad_norm = self._clip_grad_norm(model)  # max_grad_norm=0 switches the Trainer's own clipping off, not the method's
         norm = super()._get_grad_norm(model, grad_norm)
-        scaled = self.is_fsdp_enabled or self.is_deepspeed_enabled or self.accelerator.scaler is not None  # they skip by themselves
+        norm = whole(norm) if isinstance(norm, Tensor) else norm
+        scaled = self.is_deepspeed_enabled or self.accelerator.scaler is not None  # they skip by themselves
         if self._robust_step is not None and not scaled:
             self._robust_step.recorder.guard.skip([*model.parameters()], norm, self.optimizer)
         return norm
@@ -396,8 +410,22 @@ class RobustTrainerMixin(Trainer):
         folder = output_dir or self.args.output_dir or "."
         with exporting(self, folder):
             super()._save(output_dir, state_dict)
+        self._save_own(folder)
+
+    def _save_own(self, folder: str) -> None:
         if self.args.should_save:
             checkpoints.save(folder, self._robust_step) if self._robust_step is not None else checkpoints.clear(folder)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the model as the Trainer does, and what a robust run keeps beside it."""
+        super().save_model(output_dir, _internal_call)
+        if state_kind(self) == "SHARDED_STATE_DICT":  # the Trainer's checkpoint then holds the processes' parts alone
+            self._save_own(output_dir or self.args.output_dir or ".")
+            if not _internal_call and self.recipe() is not None and self.args.should_save:
+                logger.warning(
+                    "state_dict_type='SHARDED_STATE_DICT': the Trainer saves weights in its checkpoints alone; for a model that "
+                    "opens anywhere call trainer.accelerator.state.fsdp_plugin.set_state_dict_type('FULL_STATE_DICT') first."
+                )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         recipe, load = self.recipe(), super()._load_from_checkpoint
@@ -415,7 +443,7 @@ class RobustTrainerMixin(Trainer):
         if best is not None and not sharded and len(folders_of(best, self.model)) > 1:
             return self._load_from_checkpoint(best)
         super()._load_best_model()
-        if self._robust_step is not None and best is not None and isinstance(self.model, nn.Module):
+        if self._robust_step is not None and best is not None and not sharded and isinstance(self.model, nn.Module):
             checkpoints.load_renamed_weights(best, self.model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

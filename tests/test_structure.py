@@ -24,7 +24,7 @@ OPTIONAL = {"kornia", "cleanlab", "networkx", "peft", "torchvision", "faiss"}
 CONDITIONAL = {("models.zoo", "transformers")}
 #: From the lowest to the highest; a module imports from its own layer and those below. The longest prefix counts.
 LAYERS = (
-    ("_lazy", "types", "problems", "data.randomness"),
+    ("_lazy", "types", "problems", "data.randomness", "models.sharding"),
     ("reporting.atomic_files", "reporting.safe_text", "reporting.console", "reporting.suggest"),
     ("data", "images", "losses", "perturbations", "per_sample_gradients", "selection", "reporting"),
     ("models", "losses.evaluation", "evidence"),

@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
 from ..models.heads import heads_of
+from ..models.sharding import own_part, reshard, whole
 from ..models.spectral import LAYERS, largest_singular_value
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -52,6 +53,7 @@ def spectral_norms(model: nn.Module, layers: str = "last") -> dict[str, float]:
         model: The model.
         layers: As in `capped_layers`, which tells what raises.
     """
+    reshard(model)
     return {name: float(torch.linalg.matrix_norm(_matrix(layer), 2)) for name, layer in _layers(model, layers).items()}
 
 
@@ -73,7 +75,7 @@ class SpectralCap(TrainerCallback):
 
     Raises:
         ValueError: For settings out of range and, when training starts, for a model with no such layer that trains and for weights
-            that FSDP or DeepSpeed hold.
+            that FSDP1 or DeepSpeed hold. FSDP2's parts are brought together for the norm, and each is shrunk where it lies.
     """
 
     def __init__(self, k: float, layers: str = "last"):
@@ -98,7 +100,8 @@ class SpectralCap(TrainerCallback):
         groups: dict[Any, list[nn.Module]] = {}
         for layer in layers.values():
             matrix = _matrix(layer)
-            groups.setdefault((matrix.shape, matrix.dtype, matrix.device), []).append(layer)
+            alone = id(layer) if isinstance(layer.weight, DTensor) else None  # of a sharded model one whole weight at a time
+            groups.setdefault((matrix.shape, matrix.dtype, matrix.device, alone), []).append(layer)
         self._groups = list(groups.values())
 
     @torch.no_grad()
@@ -108,6 +111,7 @@ class SpectralCap(TrainerCallback):
         Args:
             model: The model.
         """
+        reshard(model)
         if self._groups is None:
             self.open(model)
         assert self._groups is not None
@@ -123,6 +127,7 @@ class SpectralCap(TrainerCallback):
         Args:
             model: The model.
         """
+        reshard(model)
         for layer in capped_layers(model, self.layers).values():
             _shrink(layer, (torch.linalg.matrix_norm(_matrix(layer), 2) / self.k).clamp_min(1.0).reciprocal())
         self._groups = None
@@ -158,13 +163,13 @@ def _all(model: nn.Module) -> Iterator[nn.Module]:
 
 def _matrix(layer: Any) -> Tensor:
     """The weights as a matrix, (out, in) or, of convolutions, (out, in x kernel), in float32 or wider."""
-    weight: Tensor = layer.weight.detach()
+    weight = whole(layer.weight.detach())
     matrix = (weight.transpose(0, 1) if isinstance(layer, _TRANSPOSED) else weight).flatten(1)
     return matrix.float() if matrix.dtype in (torch.float16, torch.bfloat16) else matrix
 
 
 def _shrink(layer: Any, factor: Tensor) -> None:
-    weight = layer.weight
+    weight = own_part(layer.weight)
     if weight.dtype == factor.dtype:
         weight.mul_(factor)
     else:  # 16 bits: rounded once, after the product
@@ -174,11 +179,13 @@ def _shrink(layer: Any, factor: Tensor) -> None:
 def _refuse_sharded(model: nn.Module) -> None:
     """Raises ``ValueError`` where a weight is not whole, or the optimizer holds a copy of its own that it would write back."""
     now = AcceleratorState().distributed_type if is_initialized() else None
-    kind = "FSDP" if now == DistributedType.FSDP else "DeepSpeed" if now == DistributedType.DEEPSPEED else None
+    plugin = getattr(AcceleratorState(), "fsdp_plugin", None) if now is not None else None
+    old = now == DistributedType.FSDP and getattr(plugin, "fsdp_version", 1) != 2
+    kind = "FSDP1" if old else "DeepSpeed" if now == DistributedType.DEEPSPEED else None
     for weight in model.parameters():
-        if isinstance(weight, DTensor) or hasattr(weight, "_is_flat_param") or hasattr(weight, "_fsdp_flattened"):
-            kind = "FSDP"
+        if hasattr(weight, "_is_flat_param") or hasattr(weight, "_fsdp_flattened"):
+            kind = "FSDP1"
         if hasattr(weight, "ds_id"):
             kind = "DeepSpeed"
     if kind is not None:
-        raise ValueError(f"spectral_cap needs whole weights, which {kind} shards or keeps copies of: use DDP, or drop it.")
+        raise ValueError(f"spectral_cap needs whole weights, which {kind} shards or keeps copies of: use DDP or FSDP2, or drop it.")

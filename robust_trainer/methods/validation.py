@@ -13,6 +13,7 @@ from ..losses.standard import CrossEntropy, UserLoss, make_objective
 from ..models.peers import PeerModel
 from ..problems import Problem
 from ..selection.rules import MEMORIES
+from .devices import validate_devices
 from .recipe import Recipe
 from .rules import BATCH_RULE, EPOCH_RULE
 
@@ -42,8 +43,6 @@ def validate_setup(trainer: Trainer, recipe: Recipe, size: int | None, problem: 
                 f"method '{recipe.name}' records each layer's forward: switch torch_compile and gradient_checkpointing off, "
                 "and use one process per GPU (torchrun)."
             )
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            raise ValueError(f"method '{recipe.name}' needs whole layers, which FSDP and DeepSpeed shard: use DDP, or method prl.")
         if trainer.compute_loss_func is not None:
             raise ValueError(f"method '{recipe.name}' needs the gradient of its own loss: drop compute_loss_func.")
     if trainer.args.label_smoothing_factor and not _smooths(recipe, problem):
@@ -62,19 +61,9 @@ def validate_setup(trainer: Trainer, recipe: Recipe, size: int | None, problem: 
         raise ValueError(
             f"method '{recipe.name}' changes the labels into mixtures that compute_loss_func cannot be given: drop one of them."
         )
-    if recipe.perturbation is not None and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-        raise ValueError(
-            f"method '{recipe.name}' needs input gradients of the unsharded model, which FSDP and DeepSpeed hide: "
-            "use plain distributed training (DDP), or a method without an attack (prl, spl, bootstrap)."
-        )
     if getattr(trainer.args, "use_liger_kernel", False):
         raise ValueError(f"use_liger_kernel=True hides the logits that method '{recipe.name}' scores: set it to False.")
-    config = trainer.accelerator.parallelism_config if hasattr(trainer.accelerator, "parallelism_config") else None
-    if config is not None and (getattr(config, "sp_enabled", False) or getattr(config, "cp_enabled", False)):
-        raise ValueError(f"method '{recipe.name}' needs whole samples: switch sequence and context parallelism off.")
-    uneven = getattr(trainer.accelerator, "even_batches", True) is False
-    if uneven and trainer.accelerator.num_processes > 1:
-        raise ValueError("accelerator_config.even_batches=False: processes share every step; set it to True.")
+    validate_devices(trainer, recipe, model)
 
 
 #: What transformers' models answer, other than one question a sample.

@@ -10,6 +10,7 @@ from transformers.utils import logging
 
 from .peers import PeerModel
 from .problem import number_of_classes
+from .sharding import reshard
 
 logger = logging.get_logger(__name__)
 
@@ -101,7 +102,7 @@ class LinearProbe:
                 "(PEFT: name it in modules_to_save), or set freeze_backbone=False."
             )
         self.model, self.head = model, heads[0]
-        self.frozen = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
+        self.frozen = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in own]
         inside = {id(m) for head in heads for m in head.modules()}
         self.others = [m for m in model.modules() if id(m) not in inside]
 
@@ -110,15 +111,19 @@ class LinearProbe:
         for module in self.others:
             module.training = False
 
+    def _require_gradients(self, wanted: bool) -> None:
+        """Of what is frozen, by name: FSDP2 puts other parameters in the place of those that were there."""
+        reshard(self.model)
+        for name in self.frozen:
+            self.model.get_parameter(name).requires_grad = wanted
+
     def __enter__(self) -> LinearProbe:
-        for parameter in self.frozen:
-            parameter.requires_grad = False
+        self._require_gradients(False)
         logger.info("freeze_backbone: the head is trained, the backbone is taken as it is.")
         return self
 
     def __exit__(self, *error: object) -> None:
-        for parameter in self.frozen:
-            parameter.requires_grad = True
+        self._require_gradients(True)
         if self.head.training:
             self.model.train()
 

@@ -47,7 +47,9 @@ class OwnLoss:
 
 
 @torch.no_grad()
-def find_own_loss(model: nn.Module, inputs: Mapping[str, Any], label_name: str, problem: Problem) -> tuple[OwnLoss | None, str]:
+def find_own_loss(
+    model: nn.Module, inputs: Mapping[str, Any], label_name: str, problem: Problem, root: nn.Module | None = None
+) -> tuple[OwnLoss | None, str]:
     """Returns the model's own loss of each sample, and what was found in words: empty where it is the problem's plain one, or none.
 
     Classes' weights and label smoothing are seen in the call of torch's loss. Of other losses the value on this batch tells.
@@ -58,13 +60,14 @@ def find_own_loss(model: nn.Module, inputs: Mapping[str, Any], label_name: str, 
         inputs: a batch with its labels, on the device.
         label_name: the key of the labels.
         problem: what a sample is.
+        root: the model that it is a part of where that one must be called, being sharded over processes.
     """
     takes = inspect.signature(model.forward).parameters
     if label_name not in takes and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
         return None, ""
     with _CriterionCalls() as seen:
         try:
-            outputs = model(**{**inputs, label_name: problem.model_labels(inputs[label_name])})
+            outputs = _outputs(model, root, {**inputs, label_name: problem.model_labels(inputs[label_name])})
         except (RuntimeError, TypeError, ValueError, IndexError, KeyError):
             return None, ""  # its loss cannot be had at all: the method does not ask for it, either
     loss = _loss_of(outputs)
@@ -94,6 +97,19 @@ def find_own_loss(model: nn.Module, inputs: Mapping[str, Any], label_name: str, 
             except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError):
                 continue
     return None, f"{own:.4g} on the first batch, where the mean {problem.objective} of its logits is {plain:.4g}"
+
+
+def _outputs(model: nn.Module, root: nn.Module | None, inputs: Mapping[str, Any]) -> Any:
+    """What the model returns, where the root is called or by itself."""
+    if root is None or root is model:
+        return model(**inputs)
+    kept: list[Any] = []
+    handle = model.register_forward_hook(lambda module, args, output: kept.append(output))
+    try:
+        root(**inputs)
+    finally:
+        handle.remove()
+    return kept[0]
 
 
 def _loss_of(outputs: Any) -> Tensor | None:

@@ -14,6 +14,7 @@ from transformers.utils import can_return_loss, find_labels
 
 from .peers import PeerModel
 from .saved_networks import FOLDER, Export, clear_networks, holds_one_network, network_folders
+from .sharding import whole
 
 
 def inspect_network(trainer: Any) -> None:
@@ -39,8 +40,8 @@ def clip_each(model: PeerModel, clip: Callable[[Any, float], Any], largest: floa
     Returns:
         The norm of all gradients before it.
     """
-    norms = [clip(peer.parameters(), largest) for peer in model.peers]
-    return torch.stack([torch.as_tensor(norm) for norm in norms]).norm()
+    norms = [whole(torch.as_tensor(clip(peer.parameters(), largest))) for peer in model.peers]
+    return torch.stack(norms).norm()
 
 
 def folders_of(folder: str, model: Any) -> list[tuple[str, Any]]:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 from torch.utils._pytree import tree_leaves, tree_unflatten
 
+from ..models.sharding import whole
+
 TRANSIENT_BYTES = 64 * 2**20
 
 # (weights (B,), rows to keep (B,) or None) -> gradients, one per parameter
@@ -194,13 +196,17 @@ def layer_norm(module: nn.LayerNorm, names: Sequence[str], calls: Sequence[Call]
 def unit(module: nn.Module, names: Sequence[str], calls: Sequence[Call]) -> Ghost:
     """The Ghost of any other module: torch.func replays it sample by sample; what torch.func refuses is passed on."""
     parameters = {name: module.get_parameter(name).detach() for name in names}
+    rest: dict[str, Tensor] = {}
+    if getattr(module, "_is_fsdp_managed_module", False):  # the whole tensors are freed before the weighted sums are computed
+        parameters = {name: whole(p).clone() for name, p in parameters.items()}
+        rest = {name: whole(p.detach()).clone() for name, p in module.named_parameters() if name not in parameters}
     batch = calls[0].batch
     size = sum(p.numel() for p in parameters.values())
 
     def outputs(call: Call, given: dict[str, Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
         args, kwargs = tree_unflatten(list(tensors), call.spec)
         with torch.autocast(call.grads[0].device.type, dtype=call.amp, enabled=call.amp is not None):
-            result = functional_call(module, given, args, kwargs)
+            result = functional_call(module, {**rest, **given}, args, kwargs)
         return [leaf for leaf in tree_leaves(result) if differentiable(leaf)]
 
     def one(call: Call, batched: list[bool], tensors: list[Tensor], grads: list[Tensor]) -> dict[str, Tensor]:

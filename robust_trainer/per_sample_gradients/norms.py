@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointError
 
+from ..models.sharding import all_agree, mean_over_processes
 from .layers import plan
 from .linear import Buffers, Ghost, wide
 from .tape import Tape
@@ -32,6 +33,7 @@ class SampleGradients:
         self._tape: Tape | None = None
         self._checked: set[tuple[int, ...]] = set()
         self._buffers = Buffers()
+        self.deferred = False  # whether backward passes now leave the exchange of gradients to a later one (`Run.deferred`)
 
     @contextmanager
     def record(self, batch_size: int) -> Iterator[None]:
@@ -82,9 +84,12 @@ class SampleGradients:
         if not tape.done:
             with torch.autocast(losses.device.type, enabled=False):
                 key = (tape.batch, *tape.batched)
-                check = key not in self._checked and tape.batch > 1 and bool(losses.isfinite().all())
+                check = key not in self._checked and tape.batch > 1
+                if check:
+                    finite = bool(losses.isfinite().all())
+                    check = all_agree(finite, losses.device) if tape.sharded else finite
                 try:
-                    trial = tape.trial(losses) if check else None
+                    trial = tape.trial(losses, self.deferred) if check else None
                     tape.run(losses)
                 except CheckpointError as error:
                     raise ValueError("per-sample gradients: the forward used gradient checkpointing; switch it off") from error
@@ -102,7 +107,7 @@ class _Weighted(torch.autograd.Function):
         ctx: Any, ghost: Ghost, buffers: Buffers, weights: Tensor, mask: Tensor | None, *parameters: nn.Parameter
     ) -> Tensor:
         ctx.ghost, ctx.buffers = ghost, buffers
-        ctx.weights, ctx.mask, ctx.dtypes = weights, mask, [p.dtype for p in parameters]
+        ctx.weights, ctx.mask, ctx.parameters = weights, mask, parameters
         return weights.new_zeros(())
 
     @staticmethod
@@ -114,4 +119,5 @@ class _Weighted(torch.autograd.Function):
         with torch.autocast(grad.device.type, enabled=False):
             grads = ghost.weighted(ctx.weights * grad, ctx.mask)
         ctx.buffers.give(ghost.borrowed)
-        return None, None, None, None, *[g.to(dtype) for g, dtype in zip(grads, ctx.dtypes)]
+        means = [mean_over_processes(g.to(p.dtype), p) for g, p in zip(grads, ctx.parameters)]
+        return None, None, None, None, *means

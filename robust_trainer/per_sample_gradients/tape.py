@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from ..models.sharding import gradients_alone, is_sharded, mean_over_processes, norms, reshard
 from .layers import Layer, Shadow, plan
 from .linear import Buffers, Call, Ghost, differentiable, kept, linear, unit
 
@@ -22,6 +23,8 @@ class Tape:
 
     def __init__(self, model: nn.Module, batch: int, buffers: Buffers) -> None:
         self.model, self.batch, self.buffers = model, batch, buffers
+        self.sharded = is_sharded(model)
+        reshard(model)  # the sites' parameters are those of the optimizer
         self.sites = plan(model)
         self.root = torch.zeros((), device=next(model.parameters()).device, requires_grad=True)
         self.mode, self.done = _OFF, False
@@ -40,22 +43,34 @@ class Tape:
                 after = site.module.register_forward_hook(partial(self._after, site), with_kwargs=True)
                 self._undo += [before.remove, after.remove]
                 continue
-            wide = {}
-            for name, parameter in site.parameters.items():
-                wide[name] = parameter.expand(self.batch, *parameter.shape[not isinstance(site.module, nn.GroupNorm) :])
-                self.expanded.append((parameter, wide[name]))
+            wide: dict[str, Tensor] = {}
             if isinstance(site.module, nn.GroupNorm):
                 self._shadow(site.module, "forward", partial(self._group_norm, site, wide))
+            if self.sharded:  # whole only while the module runs
+                hook = site.module.register_forward_pre_hook(partial(self._expand, site, wide))
+                self._undo.append(hook.remove)
             else:
-                site.calls = 1
-                for name, value in wide.items():
-                    self._shadow(site.module, name, value)
+                self._expand(site, wide)
 
     def detach(self) -> None:
         """Puts every layer back as it was."""
         for undo in reversed(self._undo):
             undo()
         self._undo.clear()
+
+    def _expand(self, site: Shadow, wide: dict[str, Tensor], *called: Any) -> None:
+        """Gives the module's parameters their batch axis, once a forward."""
+        if wide:
+            return
+        groups = isinstance(site.module, nn.GroupNorm)
+        for name, parameter in site.parameters.items():
+            now = site.module.get_parameter(name)
+            wide[name] = now.expand(self.batch, *now.shape[not groups :])
+            self.expanded.append((parameter, wide[name]))
+        if not groups:
+            site.calls = 1
+            for name, value in wide.items():
+                self._shadow(site.module, name, value)
 
     def _shadow(self, module: nn.Module, name: str, value: Any) -> None:
         missing = object()
@@ -119,7 +134,11 @@ class Tape:
         result = _Tap.apply(self, site, (self.batch, self.buffers, spec, amp), saved, *outputs, self.root)
         tapped = iter(result if isinstance(result, tuple) else (result,))
         if site.ghost_of is linear:
-            return next(tapped).view(*site.lead, -1)
+            flat = next(tapped)
+            if len(site.lead) == 1:
+                return flat
+            # FSDP2 hooks what its modules return, which must be no view that is changed later
+            return flat.view(*site.lead, -1).clone() if self.sharded else flat.view(*site.lead, -1)
         return tree_map(lambda leaf: next(tapped) if differentiable(leaf) else leaf, output)
 
     def _group_norm(self, site: Shadow, wide: dict[str, Tensor], input: Tensor) -> Tensor:
@@ -178,16 +197,26 @@ class Tape:
         self.squared = torch.stack([s.to(squared[0].dtype) for s in squared]).sum(0)
         self.expanded, self.mode, self.done = [], _OFF, True
 
-    def trial(self, losses: Tensor) -> Trial:
+    def trial(self, losses: Tensor, deferred: bool) -> Trial:
         """What plain autograd makes of losses of different weights, and how large the gradients at the taps then are."""
         weights = torch.linspace(0.5, 1.5, self.batch, device=losses.device, dtype=losses.dtype)
         parameters = [p for site in self.sites for p in site.parameters.values()]
-        inputs = [self.root, *[w for _, w in self.expanded], *parameters]
+        wide = [w for _, w in self.expanded]
         self.mode, self.sizes = _CHECK, []
-        grads = torch.autograd.grad((losses * weights).sum(), inputs, None, True, allow_unused=True)
-        self._measure("an expanded parameter", grads[1 : 1 + len(self.expanded)])
+        if self.sharded:
+            for w in wide:
+                w.retain_grad()
+            with gradients_alone(self.model, deferred):
+                (losses * weights).sum().backward(retain_graph=True)
+                found = [p.grad for p in parameters]
+            of_wide = [w.grad for w in wide]
+            self.root.grad = None
+        else:
+            grads = torch.autograd.grad((losses * weights).sum(), [self.root, *wide, *parameters], None, True, allow_unused=True)
+            of_wide, found = list(grads[1 : 1 + len(wide)]), list(grads[1 + len(wide) :])
+        self._measure("an expanded parameter", of_wide)
         sizes, self.sizes = self.sizes, []
-        return weights, sizes, list(zip(parameters, grads[1 + len(self.expanded) :]))
+        return weights, sizes, list(zip(parameters, found))
 
     def compare(self, weights: Tensor, sizes: list[tuple[str, Tensor]], plain: list[tuple[nn.Parameter, Tensor | None]]) -> None:
         """Raises ValueError where weighting the losses does not weight each sample's gradients, or their sum is not autograd's."""
@@ -203,11 +232,15 @@ class Tape:
         for ghost, parameters in self.ghosts:
             for parameter, each in zip(parameters, ghost.weighted(weights, None)):
                 total[id(parameter)] = total.get(id(parameter), 0) + each
-        whole = sum(grad.norm() for _, grad in plain if grad is not None)
+        gaps, expected = [], []
         for parameter, grad in plain:
-            expected = torch.zeros_like(parameter) if grad is None else grad
-            gap = (total.get(id(parameter), torch.zeros_like(parameter)) - expected).norm()
-            if gap > tolerance * (expected.norm() + 0.1 * whole):
+            expected.append(torch.zeros_like(parameter) if grad is None else grad)
+            own = total.get(id(parameter))
+            gaps.append((0.0 if own is None else mean_over_processes(own, parameter)) - expected[-1])
+        sizes_now = norms([*gaps, *expected])
+        whole = torch.stack(sizes_now[len(plain) :]).sum()
+        for (parameter, _), gap, size in zip(plain, sizes_now, sizes_now[len(plain) :]):
+            if gap > tolerance * (size + 0.1 * whole):
                 name = next(name for name, p in self.model.named_parameters() if p is parameter)
                 raise ValueError(
                     f"per-sample gradients: the gradient of {name} is not the sum of what its layer recorded; it is used outside "

@@ -11,6 +11,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from ..models.sharding import norms, own_part
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,16 @@ class WeightPerturbation:
         Args:
             weights: the weights that move.
             gradients: theirs, of the step's whole loss.
+
+        Returns:
+            As the weights are; of sharded ones the part that this process holds.
         """
         out = []
-        for weight, gradient in zip(weights, gradients):
-            size = gradient.float().norm()
-            scale = self.gamma * weight.detach().float().norm() / size
+        sizes = norms([*gradients, *weights])
+        for weight, gradient, size, length in zip(weights, gradients, sizes, sizes[len(weights) :]):
+            scale = self.gamma * length / size
             scale = torch.where(torch.isfinite(scale) & (size > 0), scale, torch.zeros_like(scale))
-            out.append((torch.nan_to_num(gradient.float(), 0.0, 0.0, 0.0) * scale).to(weight.dtype))
+            out.append((torch.nan_to_num(own_part(gradient).float(), 0.0, 0.0, 0.0) * scale).to(weight.dtype))
         return out
 
 
@@ -60,30 +66,40 @@ class PerturbedWeights:
     """The weights of one optimizer step, moved and restored around every backward.
 
     Guarantee: after `restore` they are bit for bit what they were before `apply`.
+
+    Args:
+        weights: that move.
+        offsets: of each, as `WeightPerturbation.offsets` returns them.
+        fresh: called before the weights change: the next forward is to see it (`models.sharding.reshard`).
     """
 
     weights: list[nn.Parameter]
     offsets: list[Tensor]
+    fresh: Callable[[], None] = lambda: None
     backup: list[Tensor] = field(default_factory=list)
 
     @torch.no_grad()
     def apply(self) -> None:
         """Moves the weights, w <- w + v. Does nothing where they are moved already."""
         if not self.backup:
-            self.backup = [weight.detach().clone() for weight in self.weights]
+            self.fresh()
+            self.backup = [own_part(weight).clone() for weight in self.weights]
             for weight, offset in zip(self.weights, self.offsets):
-                weight.add_(offset)
+                own_part(weight).add_(offset)
 
     @torch.no_grad()
     def restore(self) -> None:
         """Puts w back, from a copy: adding and subtracting would leave a residue."""
         if self.backup:
+            self.fresh()
             for weight, before in zip(self.weights, self.backup):
-                weight.copy_(before)
+                own_part(weight).copy_(before)
             self.backup = []
 
 
 def sum_over_processes(gradients: Sequence[Tensor], total: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """Returns the gradients summed over the processes, in one exchange."""
-    flat = total(torch.cat([gradient.float().flatten() for gradient in gradients]))
-    return [part.view_as(gradient) for part, gradient in zip(flat.split([g.numel() for g in gradients]), gradients)]
+    """Returns the gradients summed over the processes, in one exchange; of sharded weights they are means, summed already."""
+    own = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
+    flat = total(torch.cat([gradient.float().flatten() for gradient in own])) if own else torch.empty(0)
+    sums = iter(part.view_as(gradient) for part, gradient in zip(flat.split([g.numel() for g in own]), own))
+    return [gradient * gradient.device_mesh.size() if isinstance(gradient, DTensor) else next(sums) for gradient in gradients]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.images import InputSpace
+from ..models.sharding import whole
 from .norms import Ball, find_norm
 
 Forward = Callable[[dict[str, Any]], Any]
@@ -181,7 +182,7 @@ class EmbeddingAdapter:
                 )
             modules.append(module)
         with torch.no_grad():
-            unit = sum(float(module.weight.float().norm(dim=1).mean()) for module in modules) / len(modules)
+            unit = sum(float(whole(module.weight.float().norm(dim=1)).mean()) for module in modules) / len(modules)
         return cls(tuple(modules), unit, modules[0].weight.shape[1])
 
     def join(self, batches: Sequence[MicroBatch], norm: str, in_l2: Tensor | None = None) -> tuple[Tensor, EmbeddingSpace]:

@@ -21,22 +21,22 @@ from transformers.utils import logging
 
 from ..ledger.fingerprint import check_same_data
 from ..methods.recipe import Recipe
-from ..methods.settings import PARTS, defaults
+from ..methods.settings import PARTS as SETTING_PARTS
+from ..methods.settings import defaults
 from ..models.saved_networks import FOLDER
 from ..reporting.atomic_files import DISK_FULL, replacing, write_json
 from ..reporting.safe_text import plain
 from .plan import RobustStep
+from .process_files import MARK, PARTS, needed_files, saved_by, state_kind, why_missing
 
 logger = logging.get_logger(__name__)
 
 STATE_FILE = "robust_state.safetensors"
-#: The checkpoint's files with their sizes, written when all but TRAINER_STATE are there.
-MARK = "checkpoint_files.json"
 #: The Trainer's last file.
 TRAINER_STATE = "trainer_state.json"
 _FOLDER = re.compile(r"checkpoint-(\d+)")
-#: A file of the folder, or of the networks' folders in it.
-_INSIDE = re.compile(rf"({FOLDER}/(\d+/)?)?[^/\\]+")
+#: A file of the folder, or of the folders in it: the networks', and those of a sharded model's parts.
+_INSIDE = re.compile(rf"({FOLDER}/(\d+/)?|{PARTS.pattern}/)?[^/\\]+")
 _WEIGHTS = ("model*.safetensors", "adapter_model*.safetensors", "pytorch_model*", "adapter_model*.bin")
 
 
@@ -51,6 +51,7 @@ def save(folder: str, step: RobustStep) -> None:
     metadata = _identity(step.run.recipe)
     if step.run.ledger is not None:
         metadata["run"] = json.dumps(step.run.ledger.run, default=str)
+    os.makedirs(folder, exist_ok=True)
     with replacing(os.path.join(folder, STATE_FILE)) as new:
         safetensors.torch.save_file(tensors, new, metadata=metadata)
 
@@ -134,7 +135,7 @@ def check_method(folder: str, recipe: Recipe | None) -> None:
     if recipe is None or saved != method:
         return
     before, now = json.loads(metadata.get("settings", "{}")), json.loads(_identity(recipe)["settings"])
-    implicit = defaults(PARTS, implicit=True)  # those are not among a method's settings where nobody set them
+    implicit = defaults(SETTING_PARTS, implicit=True)  # those are not among a method's settings where nobody set them
     before, now = {**implicit, **before}, {**implicit, **now}
     for name in sorted(before.keys() & now.keys()):
         if before[name] != now[name]:
@@ -187,7 +188,9 @@ def mark(trainer: Any, folder: str) -> None:
     """
     trainer.accelerator.wait_for_everyone()
     if trainer.args.should_save:
-        found = [*Path(folder).iterdir(), *Path(folder, FOLDER).rglob("*")]
+        top = [*Path(folder).iterdir()]
+        inner = [path for path in top if path.name == FOLDER or PARTS.fullmatch(path.name)]
+        found = [*top, *(path for own in inner for path in own.rglob("*"))]
         names = sorted(p for p in found if p.is_file() and p.name not in (MARK, TRAINER_STATE))
         files = {p.relative_to(folder).as_posix(): p.stat().st_size for p in names if not p.name.endswith(".unfinished")}
         write_json(os.path.join(folder, MARK), {"files": files, "processes": trainer.args.world_size})
@@ -237,16 +240,13 @@ def flaw(trainer: Any, folder: str | Path, robust: bool = True) -> str | None:
         return f"{TRAINER_STATE}, the last file of a checkpoint, is missing"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return f"{TRAINER_STATE} is damaged"
-    processes, sharded = trainer.args.world_size, trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled
-    if not sharded and not holds_weights(folder):
+    if not trainer.is_deepspeed_enabled and not holds_weights(folder):
         return "the weights are missing"
-    here = [trainer.args.process_index] if trainer.args.save_on_each_node else range(processes)
-    needed = ([] if sharded else ["optimizer.pt"]) + ["scheduler.pt"]
-    needed += [f"rng_state_{rank}.pth" for rank in here] if processes > 1 else ["rng_state.pth"]
+    needed = needed_files(trainer, folder)
     needed += [STATE_FILE] if robust and (folder / MARK).is_file() else []
     for name in needed:
         if not (folder / name).is_file():
-            return f"{name} is missing" + _why(name, folder, processes)
+            return f"{name} is missing" + why_missing(name, folder, state_kind(trainer))
     sizes = _marked(folder)
     if sizes is not None:
         now = {name: (folder / name).stat().st_size if (folder / name).is_file() else None for name in sizes}
@@ -273,13 +273,6 @@ def _odd_entry(state: Mapping[str, Any], of_folder: re.Match[str] | None) -> str
         ):
             return name
     return "global_step" if of_folder is not None and state["global_step"] != int(of_folder[1]) else None
-
-
-def _why(name: str, folder: Path, processes: int) -> str:
-    """Of a missing file, where it is not that saving was interrupted."""
-    if name.startswith("rng_state") and any(path.is_file() for path in folder.glob("rng_state*.pth")):
-        return f" (saved by another number of processes than this run's {processes})"
-    return " (save_only_model=True leaves it out)" if name == "optimizer.pt" else ""
 
 
 def _marked(folder: Path) -> dict[str, int] | None:
@@ -353,6 +346,17 @@ def to_resume_from(trainer: Any, given: Any, robust: bool = True) -> Any:
     """
     if not given:
         return given
+    found = _to_resume_from(trainer, given, robust)
+    before = saved_by(Path(found), trainer.args.world_size) if found is not True else trainer.args.world_size
+    if before != trainer.args.world_size and trainer.is_world_process_zero():
+        logger.warning(
+            f"checkpoint {str(found)!r} was saved by {before} process{'es' if before > 1 else ''}, now there are "
+            f"{trainer.args.world_size}: with as many samples a step it is the same run but for dropout and random transforms."
+        )
+    return found
+
+
+def _to_resume_from(trainer: Any, given: Any, robust: bool) -> Any:
     run = Path(trainer.args.output_dir) if given is True else Path(given).parent
     there = folders(run)
     if given is not True and not holds_weights(given) and Path(given) not in there:

@@ -15,6 +15,7 @@ from ..losses.standard import BinaryCrossEntropy, CrossEntropy, MeanSquaredError
 from ..methods.recipe import Recipe
 from ..models.own_loss import find_own_loss
 from ..models.peers import PeerModel
+from ..models.sharding import is_sharded
 from ..problems import Problem
 from .plan import RobustStep
 from .set_up import model_access
@@ -67,13 +68,12 @@ def check_first_batch(trainer: Any, step: RobustStep, model: nn.Module, inputs: 
             "use a sequence or image classification model, or method=None."
         )
     name = next((n for n in (*names, "labels", "label") if n in prepared), None)
-    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    if name is None or sharded or not _plain(trainer, recipe, problem):
+    if name is None or trainer.is_deepspeed_enabled or not _plain(trainer, recipe, problem):
         return
     bare: Any = getattr(model, "_orig_mod", model)  # of a compiled one, which labels would have compiled again
     network = bare.peers[0] if isinstance(bare, PeerModel) else bare
     with model_access(bare, lambda moved: bare(**moved), recipe, trainer.args.device).training():
-        own, words = find_own_loss(network, prepared, name, problem)
+        own, words = find_own_loss(network, prepared, name, problem, bare if is_sharded(bare) else None)
     if not words:
         return
     what = f"the model's own loss ({type(network).__name__}: {words})"

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from ..ledger.means import RunningMeans
 from ..methods.recipe import Recipe
@@ -122,11 +121,12 @@ class OuterMinimization:
         return total if len(losses) == 1 else total - (total * (1.0 - 1.0 / len(losses))).detach()
 
     def add_gradients(
-        self, outputs: list[ForwardOutput], weights: Tensor, parameters: Sequence[Parameter], sums: list[Tensor]
-    ) -> None:
-        """Adds to ``sums`` the gradient of sum(weight x loss) with respect to each of the parameters; their ``grad`` stays."""
+        self, outputs: list[ForwardOutput], weights: Tensor, gradients: Callable[[Tensor], Sequence[Tensor | None]],
+        sums: list[Tensor],
+    ) -> None:  # fmt: skip
+        """Adds to ``sums`` the ``gradients`` of sum(weight x loss), of each of the parameters; their ``grad`` stays."""
         weights = torch.where(finite_samples(outputs), weights, torch.zeros_like(weights))
         loss = self.loss(outputs, weights, torch.ones((), device=weights.device))
-        for total, gradient in zip(sums, torch.autograd.grad(loss, parameters, allow_unused=True)):
+        for total, gradient in zip(sums, gradients(loss)):
             if gradient is not None:
                 total += gradient

@@ -90,6 +90,16 @@ class RobustStep:
         """
         self.run.recipe = self.outer.recipe = replace(self.run.recipe, objective=objective)
 
+    def defer(self, deferred: bool) -> None:
+        """Says of the micro-batch that is trained next whether its backward leaves the exchange of gradients to a later one.
+
+        Args:
+            deferred: as ``accelerator.no_sync`` has it.
+        """
+        self.run.deferred = deferred
+        if self.outer.recorder is not None:
+            self.outer.recorder.deferred = deferred
+
     # ---- before the training forwards ----------------------------------------------------------------------------------------
 
     def plan(self, model: ModelAccess, batches: list[MicroBatch], progress: Progress, ending: int | None = None) -> StepPlan:
@@ -179,9 +189,11 @@ class RobustStep:
                 outputs = self.outer.outputs(self.outer.first(model.forward, batch), model.forward, batch)
                 if weights is None:  # the only micro-batch
                     weights = self._decide_late(batch, run.recipe.score(outputs[0]), progress)
-                self.outer.add_gradients(outputs, weights.samples[place].training * run.gradient_scale, parameters, sums)
+                self.outer.add_gradients(outputs, weights.samples[place].training * run.gradient_scale, model.gradients, sums)
         return weights, PerturbedWeights(
-            parameters, awp.offsets(parameters, sum_over_processes(sums, run.total) if run.processes > 1 else sums)
+            parameters,
+            awp.offsets(parameters, sum_over_processes(sums, run.total) if run.processes > 1 else sums),
+            model.fresh,
         )
 
     def _decide_late(self, planned: PlannedBatch, scores: Tensor, progress: Progress) -> StepWeights:

@@ -39,6 +39,7 @@ class Run:
         gradient_scale: keeps half-precision gradients from underflow.
         max_epochs: epochs that the training will take.
         epoch_samples: samples of an epoch, None where nobody knows.
+        deferred: whether the micro-batch that is trained now leaves the exchange of its gradients to a later one's backward.
         length: of the run.
         states: what rules and decisions carry from step to step, by place and name; all of it is in checkpoints.
         means: what is logged.
@@ -58,6 +59,7 @@ class Run:
     gradient_scale: float = 1.0
     max_epochs: float = 1.0
     epoch_samples: int | None = None
+    deferred: bool = False
     length: RunLength = field(default=RunLength(1.0, 1))
     states: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     means: RunningMeans = field(default_factory=RunningMeans)
@@ -81,12 +83,16 @@ class ModelAccess:
         crafting: what the inner maximisation's forwards run in.
         training: what a training forward runs in that leaves buffers and random numbers as they were.
         awp_weights: the weights that AWP moves, none without it.
+        gradients: of a loss with respect to these, None where it does not depend on one; of sharded ones the processes' mean.
+        fresh: called before weights are moved, so that the next forward sees it.
     """
 
     forward: Forward
     crafting: Context
     training: Context
     awp_weights: list[Parameter]
+    gradients: Callable[[Tensor], Sequence[Tensor | None]]
+    fresh: Callable[[], None]
 
 
 @dataclass(frozen=True)

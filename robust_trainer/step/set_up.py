@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
 import datasets
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import Trainer
 
 from ..data.indexing import IndexCollator, Indexed
 from ..methods.recipe import Recipe
 from ..methods.run_length import run_length
 from ..models.modes import eval_mode, preserve_buffers
+from ..models.sharding import gradients_alone, is_sharded, reshard
 from ..perturbations.inputs import Forward
 from ..problems import Problem
 from .records import ModelAccess, Run
@@ -49,7 +50,7 @@ def make_run(trainer: Trainer, recipe: Recipe, problem: Problem, classes: int | 
     )
 
 
-def model_access(model: nn.Module, forward: Forward, recipe: Recipe, device: torch.device) -> ModelAccess:
+def model_access(model: nn.Module, forward: Forward, recipe: Recipe, device: torch.device, deferred: bool = False) -> ModelAccess:
     """Returns the unwrapped model as a step uses it beside the training forward.
 
     Args:
@@ -57,6 +58,7 @@ def model_access(model: nn.Module, forward: Forward, recipe: Recipe, device: tor
         forward: its forward.
         recipe: says in which mode it is attacked, and which weights AWP moves.
         device: of the training.
+        deferred: as `Run.deferred`.
     """
 
     def crafting() -> AbstractContextManager:
@@ -68,8 +70,19 @@ def model_access(model: nn.Module, forward: Forward, recipe: Recipe, device: tor
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), preserve_buffers(model):
             yield
 
+    sharded = is_sharded(model)
+    fresh = partial(reshard, model) if sharded else lambda: None
+    fresh()
     moved = recipe.weight_perturbation.weights(model) if recipe.weight_perturbation is not None else []
-    return ModelAccess(forward, crafting, training_forward, moved)
+
+    def gradients(loss: Tensor) -> Sequence[Tensor | None]:
+        if not sharded:
+            return torch.autograd.grad(loss, moved, allow_unused=True)
+        with gradients_alone(model, deferred):
+            loss.backward()
+            return [weight.grad for weight in moved]
+
+    return ModelAccess(forward, crafting, training_forward, moved, gradients, fresh)
 
 
 def epoch_ending(trainer: Any, run: Run) -> int | None:

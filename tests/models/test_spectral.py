@@ -410,7 +410,7 @@ def test_models_without_such_layers(tmp_path):
         SpectralCap(1.0).project(bare)
 
 
-@every_row("mark,told", [("ds_id", "DeepSpeed"), ("_is_flat_param", "FSDP"), ("_fsdp_flattened", "FSDP")])
+@every_row("mark,told", [("ds_id", "DeepSpeed"), ("_is_flat_param", "FSDP1"), ("_fsdp_flattened", "FSDP1")])
 def test_sharded_weights_are_refused(tmp_path, mark, told):
     model = vit()
     setattr(model.classifier.weight, mark, 1)
@@ -421,7 +421,7 @@ def test_sharded_weights_are_refused(tmp_path, mark, told):
 
 def test_a_trainer_under_fsdp_is_refused(tmp_path, monkeypatch):
     trainer = robust(tmp_path, vit(), spectral_cap=1.0)
-    for kind, told in ((DistributedType.FSDP, "FSDP"), (DistributedType.DEEPSPEED, "DeepSpeed")):
+    for kind, told in ((DistributedType.FSDP, "FSDP1"), (DistributedType.DEEPSPEED, "DeepSpeed")):
         monkeypatch.setitem(PartialState._shared_state, "distributed_type", kind)
         with pytest.raises(ValueError, match=f"which {told} shards"):
             SpectralCap(1.0).on_train_begin(trainer.args, trainer.state, trainer.control, model=trainer.model)
