@@ -1,6 +1,7 @@
 """Random tables, images, label columns, configurations and damaged files: what becomes of each, by kind.
 
     python benchmarks/fuzz.py --cases 2000 --seed 0 --out fuzz.jsonl
+    python benchmarks/fuzz.py --cases 200 --seed 1000000 --out judged.jsonl   # train --method auto, audit --dataset, demo
     python benchmarks/fuzz.py --only 137           # one case again, with what it printed
     python benchmarks/fuzz.py --out fuzz.jsonl --table
 
@@ -12,7 +13,7 @@ refused   one line (exit status 2 of a command, ValueError of a call)
 unjust    refused, though the slow reading finds nothing wrong with the input
 lines     refused in several lines, or without a word
 changed   it ended, and the slow reading says something else
-traceback another exception; hang: more than 30 s; died: by a signal
+traceback another exception; hang: more than --limit seconds; died: by a signal
 """
 
 from __future__ import annotations
@@ -38,16 +39,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import datasets
 import torch
 import transformers
-from fuzz_cases import KINDS, Refused, Unlike, finished_runs
+from fuzz_auto import KINDS as JUDGED
+from fuzz_cases import KINDS as OTHERS
+from fuzz_cases import Refused, Unlike, finished_runs
 
 LIMIT = 30
+#: Cases from this number on are about judged labels (`fuzz_auto`), those before about everything else (`fuzz_cases`).
+FIRST_JUDGED = 1_000_000
+KINDS = {**OTHERS, **JUDGED}
 BAD = ("unjust", "lines", "changed", "traceback", "hang", "died")
 
 
 def kind_of(number: int) -> str:
     """The kind of a case, by its number alone."""
-    names = list(KINDS)
-    return random.Random(f"kind {number}").choices(names, [KINDS[name][0] for name in names])[0]
+    kinds = JUDGED if number >= FIRST_JUDGED else OTHERS
+    return random.Random(f"kind {number}").choices([*kinds], [share for share, _ in kinds.values()])[0]
 
 
 def judge(number: int, kind: str, runs: Path) -> tuple[str, str]:
@@ -69,7 +75,7 @@ def judge(number: int, kind: str, runs: Path) -> tuple[str, str]:
     return "ok", ""
 
 
-def run(number: int, runs: Path, shown: bool = False) -> dict:
+def run(number: int, runs: Path, limit: float, shown: bool = False) -> dict:
     """Runs a case in a child process."""
     kind = kind_of(number)
     folder = Path(tempfile.mkdtemp(prefix="fuzz"))
@@ -84,12 +90,12 @@ def run(number: int, runs: Path, shown: bool = False) -> dict:
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             for stream in () if shown else (1, 2):
                 os.dup2(file.fileno(), stream)
-            faulthandler.dump_traceback_later(LIMIT, exit=True, file=file)
+            faulthandler.dump_traceback_later(limit, exit=True, file=file)
             outcome, text = judge(number, kind, runs)
             answer.write_text(json.dumps([outcome, text], ensure_ascii=True))
         finally:
             os._exit(0)
-    end = time.monotonic() + LIMIT + 15
+    end = time.monotonic() + limit + 15
     done, status = os.waitpid(child, os.WNOHANG)
     while not done and time.monotonic() < end:
         time.sleep(0.004)
@@ -116,6 +122,8 @@ def table(rows: list[dict]) -> str:
     lines = ["| kind | cases | " + " | ".join(outcomes) + " | seconds |", "|---|" + "---:|" * (len(outcomes) + 2)]
     for kind in [*KINDS, "all"]:
         mine = [row for row in rows if kind in ("all", row["kind"])]
+        if not mine:
+            continue
         cells = [str(sum(counts[k, o] for k in KINDS if kind in ("all", k))) for o in outcomes]
         lines.append(f"| {kind} | {len(mine)} | {' | '.join(cells)} | {sum(row['seconds'] for row in mine):.0f} |")
     return "\n".join(lines)
@@ -128,6 +136,7 @@ def main() -> int:
     parser.add_argument("--out", default="fuzz.jsonl", help="file of finished cases; those in it are not run again")
     parser.add_argument("--only", type=int, nargs="+", help="these cases, with what they print")
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), help="cases of these kinds alone")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds from which a case hangs")
     parser.add_argument("--table", action="store_true", help="the table of the file, and no new case")
     options = parser.parse_args()
     out = Path(options.out)
@@ -152,7 +161,7 @@ def main() -> int:
             raise SystemExit("the runs to damage could not be made")
         if options.only:
             for number in options.only:
-                row = run(number, Path(runs), shown=True)
+                row = run(number, Path(runs), options.limit, shown=True)
                 print(f"case {number}, {row['kind']}: {row['outcome']}, {row['seconds']} s\n{row['told']}")
             return 0
         done = {row["case"] for row in rows}
@@ -160,7 +169,7 @@ def main() -> int:
             for number in range(options.seed, options.seed + options.cases):
                 if number in done or (options.kinds and kind_of(number) not in options.kinds):
                     continue
-                rows.append(run(number, Path(runs)))
+                rows.append(run(number, Path(runs), options.limit))
                 file.write(json.dumps(rows[-1]) + "\n")
                 file.flush()
                 if rows[-1]["outcome"] in BAD:

@@ -2,6 +2,7 @@
 
     python benchmarks/step_cost.py                        # a ResNet on 32x32 images, batch 128
     python benchmarks/step_cost.py --model vit --methods prl prl-at --rounds 20 --check
+    python benchmarks/step_cost.py --methods auto --no_memory --check                # its step, and its pass over the data
     python benchmarks/step_cost.py --model resnet32-gn --methods prl prl-g co-teaching
     python benchmarks/step_cost.py --model resnet32 --methods pgd-at trades nrat nrat-awp --steps 2 --no_memory
 
@@ -10,6 +11,8 @@ plain, method, plain, method, ..., plain; each method is compared with the plain
 what else the machine does meets both alike. Told: the median over the rounds of these ratios, and their interquartile range.
 A run has three epochs; the first warms up, the steps of the others are timed, with the turns of epochs between them. On one
 CPU thread the process's CPU seconds are told: on an idle machine they are the wall's, on a shared one they do not count waiting.
+Looks of `auto` at all samples are no steps and left out of the step's time. Their pass for features is compared with the mean of
+an evaluation of the same data by the plain Trainer just before and just after, and what judging takes beside it is told.
 Memory: the largest sum of tensor bytes alive within a step (weights, gradients, optimizer state and batch included), each method
 in a process of its own; on CUDA `torch.cuda.max_memory_allocated`. --check exits with 1 where a bar is missed.
 """
@@ -43,11 +46,13 @@ from transformers import (
 
 from robust_trainer import RobustConfig, RobustTrainer
 from robust_trainer.models.zoo import build_model
+from robust_trainer.step import evidence
 
 #: Ratios to the plain Trainer that must not be exceeded: time of a step, peak memory. One FGSM step is one forward and one
 #: backward for the input only: at least 5/3 of a plain step's arithmetic (forward 1, backward for weights 1, for inputs 1).
 BARS = {
     "standard": (1.02, 1.1),
+    "auto": (1.05, None),  # its looks at the data are told apart from its steps
     "spl": (1.05, 1.1),
     "prl": (1.05, 1.1),
     "prl-at": (1.85, 1.3),
@@ -67,16 +72,20 @@ BARS = {
 }
 #: Where a model has a bar of its own.
 OWN_BARS = {("prl-g", "vit"): (1.4, None)}
+#: A look's pass over the data for features, in passes of an evaluation.
+PASS_BAR = 1.0
 CLASSES = 10
 
 
 class Random(torch.utils.data.Dataset):
-    """Random images with random labels, in memory."""
+    """Random images around one of each class, a fifth of them with a random label, in memory: labels can be judged by them."""
 
     def __init__(self, n: int, size: int):
         generator = torch.Generator().manual_seed(0)
-        self.pixels = torch.rand(n, 3, size, size, generator=generator) * 2 - 1
-        self.labels = torch.randint(0, CLASSES, (n,), generator=generator)
+        classes = torch.rand(CLASSES, 3, size, size, generator=generator) * 2 - 1
+        truth, other = (torch.randint(0, CLASSES, (n,), generator=generator) for _ in range(2))
+        self.pixels = (torch.rand(n, 3, size, size, generator=generator) * 2 - 1 + classes[truth]) / 2
+        self.labels = torch.where(torch.rand(n, generator=generator) < 0.2, other, truth)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -110,7 +119,7 @@ class Clock(TrainerCallback):
 
     def __init__(self, warm: int, trainer: Any, kind: str):
         self.warm, self.trainer, self.kind = warm, trainer, kind
-        self.start = self.seconds = 0.0
+        self.start = self.seconds = self.looked = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         ledger = getattr(self.trainer, "ledger", None)
@@ -119,21 +128,44 @@ class Clock(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self.warm:
-            self.start = self.now(args)
+            self.start, self.looked = now(self.kind), sum(LOOKS["all"])
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.seconds = self.now(args) - self.start
+        self.seconds = now(self.kind) - self.start - (sum(LOOKS["all"]) - self.looked)
 
-    def now(self, args: Any) -> float:
-        if args.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.process_time() if self.kind == "cpu" else time.perf_counter()
+
+def now(kind: str) -> float:
+    """Seconds of the wall's clock or the process's."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.process_time() if kind == "cpu" else time.perf_counter()
+
+
+#: Seconds of each look of `auto` since they were last taken: all of it, and its pass over the data alone.
+LOOKS: dict[str, list[float]] = {"all": [], "pass": []}
+
+
+def time_looks(kind: str) -> None:
+    """From now on each look writes into `LOOKS` how long it took."""
+
+    def timed(name: str, real: Any) -> Any:
+        def call(*words: Any, **named: Any) -> Any:
+            start = now(kind)
+            found = real(*words, **named)
+            LOOKS[name].append(now(kind) - start)
+            return found
+
+        return call
+
+    evidence.EvidenceStage.judge = timed("all", evidence.EvidenceStage.judge)
+    evidence._one_pass = timed("pass", evidence._one_pass)
 
 
 def make_trainer(method: str, args: argparse.Namespace, folder: str) -> tuple[Any, Clock]:
     """A trainer for three epochs of ``args.steps`` steps; method ``plain`` is transformers' own."""
     settings: dict[str, Any] = dict(
         output_dir=folder, num_train_epochs=3, per_device_train_batch_size=args.batch_size, learning_rate=1e-3,
+        per_device_eval_batch_size=args.batch_size,
         logging_steps=args.steps, save_strategy="no", report_to=[], disable_tqdm=True, optim="adamw_torch", seed=0,
         dataloader_pin_memory=args.device == "cuda", use_cpu=args.device == "cpu", bf16=args.bf16,
     )  # fmt: skip
@@ -150,10 +182,13 @@ def make_trainer(method: str, args: argparse.Namespace, folder: str) -> tuple[An
     return trainer, clock
 
 
-def time_all(args: argparse.Namespace) -> tuple[dict[str, list[float]], list[float]]:
-    """The ratios to plain of each method, one per round; and plain's seconds per step."""
+def time_all(args: argparse.Namespace) -> tuple[dict[str, list[float]], list[float], dict[str, list[float]]]:
+    """The ratios to plain of each method, one per round; plain's seconds per step; and of `auto` the ratios of its passes to
+    evaluations, with the milliseconds a sample that judging takes beside them."""
     ratios: dict[str, list[float]] = {m: [] for m in args.methods}
     plain: list[float] = []
+    looks: dict[str, list[float]] = {"pass": [], "judging": []}
+    time_looks(args.clock)
     with tempfile.TemporaryDirectory() as folder:
         made = {m: make_trainer(m, args, folder) for m in ("plain", *args.methods)}
 
@@ -162,19 +197,34 @@ def time_all(args: argparse.Namespace) -> tuple[dict[str, list[float]], list[flo
             trainer.train()
             return clock.seconds / (2 * args.steps)
 
+        def evaluation() -> float:
+            trainer, start = made["plain"][0], now(args.clock)
+            trainer.evaluate(trainer.train_dataset)
+            return now(args.clock) - start
+
         for method in made:
             seconds(method)  # imports, caches and the allocator's pools
+        evaluation()
         for number in range(args.rounds):
             before = seconds("plain")
             for method in args.methods if number % 2 else reversed(args.methods):
+                if method == "auto":
+                    for times in LOOKS.values():
+                        times.clear()
+                    first = evaluation()
                 own = seconds(method)
+                if method == "auto":
+                    once = (first + evaluation()) / 2
+                    looks["pass"] += [taken / once for taken in LOOKS["pass"]]
+                    rest = [1000 * (whole - part) / (args.steps * args.batch_size) for whole, part in zip(*LOOKS.values())]
+                    looks["judging"] += rest
                 after = seconds("plain")
                 ratios[method].append(2 * own / (before + after))
                 plain.append(after)
                 before = after
             if args.verbose:
                 print(f"round {number + 1}: " + ", ".join(f"{m} {r[-1]:.3f}" for m, r in ratios.items()), flush=True)
-    return ratios, plain
+    return ratios, plain, looks
 
 
 # ---- memory -----------------------------------------------------------------------------------------------------------
@@ -230,7 +280,7 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
 
 def parse() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--methods", nargs="*", default=list(BARS)[:5])
+    p.add_argument("--methods", nargs="*", default=list(BARS)[:6])
     p.add_argument("--model", default="resnet", help="resnet, vit, small-cnn, resnet32 or resnet32-gn (prl-g needs no BatchNorm)")
     p.add_argument("--size", type=int, default=32, help="side of the images in pixels")
     p.add_argument("--batch_size", type=int, default=128)
@@ -259,7 +309,7 @@ def main() -> None:
         print(json.dumps(peak_memory(args.memory_of, args)))
         return
     memory = {} if args.no_memory else memory_all(args)
-    ratios, plain = ({}, []) if args.no_time else time_all(args)
+    ratios, plain, looks = ({}, [], {"pass": [], "judging": []}) if args.no_time else time_all(args)
     threads = torch.get_num_threads()
     device = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()} CPU, {threads} thread(s)"
     print(
@@ -293,6 +343,15 @@ def main() -> None:
         else:
             cells += ["–"] * 3
         print("| " + " | ".join(cells) + " |")
+    if looks["pass"]:
+        low, middle, high = quartiles(looks["pass"])
+        beside = statistics.median(looks["judging"])
+        print(
+            f"a look of auto: its pass over the data takes {middle:.3f} ({low:.3f} to {high:.3f}) evaluations by the plain "
+            f"Trainer, bar {PASS_BAR:g}; judging beside it {beside:.2f} ms a sample; n = {len(looks['pass'])}"
+        )
+        if middle > PASS_BAR:
+            missed.append(f"auto: a pass takes {middle:.3f} evaluations, bar {PASS_BAR:g}")
     for line in missed:
         print(f"MISSED {line}")
     if missed and args.check:
