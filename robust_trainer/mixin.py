@@ -41,7 +41,7 @@ from .perturbations.inputs import Forward, InputAdapter
 from .problems import SINGLE_LABEL, UNLABELLED, Problem
 from .selection.noise_rate import RateEstimate
 from .step import checkpoints
-from .step.dataset_scores import EpochScan
+from .step.dataset_scores import EpochScan, Passes
 from .step.first_batch import check_first_batch, unplanned
 from .step.plan import RobustStep
 from .step.process_files import state_kind
@@ -252,7 +252,7 @@ class RobustTrainerMixin(Trainer):
 
         def decide(loader: Any) -> str:
             bare = self._unwrapped(self.model_wrapped)
-            batches = (self._micro_batch(self._prepare_inputs(inputs)) for inputs in loader)
+            batches = Passes(loader, lambda inputs: self._micro_batch(self._prepare_inputs(inputs)))
             return step.decide_epoch(bare, batches, self._progress())
 
         def loader() -> Any:

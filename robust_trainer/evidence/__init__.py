@@ -8,9 +8,9 @@ from .._lazy import lazy_names
 
 if TYPE_CHECKING:
     from .judge import COMPARED, NUMBERS, LabelEvidence, judge_labels, with_earlier
-    from .label_model import most_telling
+    from .label_model import most_telling, tells_more
 
-__all__ = ["COMPARED", "LabelEvidence", "NUMBERS", "judge_labels", "most_telling", "with_earlier"]
+__all__ = ["COMPARED", "LabelEvidence", "NUMBERS", "judge_labels", "most_telling", "tells_more", "with_earlier"]
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
@@ -19,6 +19,7 @@ __getattr__, __dir__ = lazy_names(
         "NUMBERS": "judge",
         "judge_labels": "judge",
         "most_telling": "label_model",
+        "tells_more": "label_model",
         "with_earlier": "judge",
     },
 )

@@ -61,12 +61,14 @@ class ActOnEvidence:
         relabel_from: a doubted row is trained as the suggested class where that has this probability at least; 1: never.
         find_patterns: whether triggers are looked for in the inputs.
         class_floor: rows of each rare class that are kept as given, those whose labels are the least doubted.
+        enlarge: whether the first look takes small images twice as large where the network's features then say more of the labels.
     """
 
     looks: int = 2
     relabel_from: float = 0.8
     find_patterns: bool = True
     class_floor: int = CLASS_FLOOR
+    enlarge: bool = True
 
     def looks_at(self, epochs: float) -> list[int]:
         """Returns the epochs at whose start labels are judged; the first is 0.

@@ -167,6 +167,26 @@ def most_telling(candidates: Sequence[Tensor], labels: Tensor, classes: int) -> 
     return min(candidates, key=error)
 
 
+def tells_more(features: Tensor, others: Tensor, labels: Tensor, classes: int) -> bool:
+    """Returns whether one set of features predicts the labels with less leave-one-out squared error than another, beyond chance.
+
+    Beyond chance: the mean difference over the rows is more than two of its standard errors.
+
+    Args:
+        features: (N, D), any scale.
+        others: of the same rows.
+        labels: int64 (N,).
+        classes: C.
+    """
+    targets = torch.nn.functional.one_hot(labels, classes).float()
+    errors = []
+    for rows in (features, others):
+        ridge = LeaveOneOutRidge(normalise(rows))
+        errors.append((ridge.left_out(targets, ridge.best_penalty(targets)) - targets).square().sum(1).double())
+    less = errors[1] - errors[0]
+    return bool(less.mean() > 2.0 * less.std() / max(len(less), 1) ** 0.5)
+
+
 def rate_of(scores: Tensor, labels: Tensor, classes: int) -> RateEstimate:
     """Returns the share of wrong labels from scores that have not seen them.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -167,6 +167,22 @@ def _in_order(rows: Tensor, index: Tensor, size: int) -> Tensor:
     whole = torch.zeros(size, rows.shape[1], dtype=rows.dtype, device=rows.device)
     whole[index] = rows
     return whole
+
+
+@dataclass(frozen=True)
+class Passes:
+    """A loader's batches, made into micro-batches, as often as they are gone through.
+
+    Args:
+        loader: of the whole training set.
+        make: a micro-batch of what the loader gives.
+    """
+
+    loader: Iterable[Any]
+    make: Callable[[Any], MicroBatch]
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        return map(self.make, self.loader)
 
 
 @dataclass(eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,19 +12,13 @@ from torch import Tensor, nn
 
 from .. import evidence as labels_judged
 from ..evidence.decision import ActOnEvidence
-from ..models.features import last_linear, mean_of_tokens, watched
-from ..models.modes import eval_mode
-from ..models.outputs import logits_of
 from ..selection.noise_rate import RateEstimate
 from ..types import ForwardOutput, Progress
+from .feature_pass import Gathered, look_at_all
 from .records import MicroBatch, Run
 
-#: Images are compared at this many pixels a side at most, texts by so many groups of tokens.
-SIDE, TOKENS = 64, 2048
 #: The ledger's columns that hold the verdict.
 VERDICT = ("label_wrong", "weight", "target", "suggested", "suggested_confidence", "carrier", "trusted")
-#: Bytes of the images of all rows, made smaller where there are many.
-LEVELS = 1_000_000_000
 
 
 @dataclass
@@ -114,7 +108,9 @@ class EvidenceStage:
         if ledger is None:
             return ""
         # of a compiled model the one inside: a graph that is compiled now would have the hooks in it
-        gathered = _one_pass(getattr(model, "_orig_mod", model), batches, read, run, len(ledger), self.act.find_patterns)
+        model = getattr(model, "_orig_mod", model)
+        first, compare = not self.made, self.act.find_patterns
+        gathered = look_at_all(model, batches, read, run, len(ledger), compare=compare, enlarge=first and self.act.enlarge)
         if isinstance(gathered, str):
             return self._nothing_new(gathered)
         # of several processes the first one judges: all have one verdict, whatever the rounding of their sums
@@ -128,7 +124,7 @@ class EvidenceStage:
         self._count(verdict[1:5], verdict[5:9], True, verdict[9])
         return f"method '{run.recipe.name}': {said}" if said else ""
 
-    def _verdict(self, gathered: _Gathered) -> tuple[Tensor, str]:
+    def _verdict(self, gathered: Gathered) -> tuple[Tensor, str]:
         """Whether there is one, the rates, and the columns VERDICT of each row, `_numbers` in float64; and what is to be said."""
         run = self.run
         labels = gathered.labels.cpu().numpy()
@@ -151,8 +147,9 @@ class EvidenceStage:
         }  # fmt: skip
         rates = [number for r in (evidence.rate, evidence.rest) for number in (r.rate, r.low, r.high, r.n)]
         table = np.stack([columns[name].astype(np.float64) for name in VERDICT], 1)
+        large = " The network tells more of images at twice their size, so these were judged by." if gathered.enlarged else ""
         return torch.from_numpy(np.concatenate([[1.0], rates, [evidence.agreement], table.ravel()])), (
-            f"{evidence.told} {made.told(labels)}."
+            f"{evidence.told} {made.told(labels)}.{large}"
         )
 
     def _nothing_new(self, why: str) -> str:
@@ -179,105 +176,3 @@ class EvidenceStage:
 def _numbers(size: int) -> int:
     """How many numbers a verdict on so many rows has: whether there is one, two rates, agreement, the columns."""
     return 10 + len(VERDICT) * size
-
-
-@dataclass(frozen=True)
-class _Gathered:
-    """All N rows, in their order: features (N, D) of one or two kinds, labels (N,), and inputs (N, V) uint8 to be compared."""
-
-    features: list[Tensor]
-    labels: Tensor
-    inputs: Tensor | None
-    shape: tuple[int, ...] | None
-
-
-@torch.no_grad()
-def _one_pass(model: nn.Module, batches: Iterable[MicroBatch], read: Any, run: Run, size: int, compare: bool) -> _Gathered | str:
-    """One forward of every sample, equal on all processes; or why there are no features."""
-    features, tokens, labels, index, inputs = [], [], [], [], []
-    reader: _InputReader | None = None
-    with eval_mode(model), watched(model) as layers:
-        for batch in batches:
-            outputs = model(**batch.inputs)
-            read(outputs, batch)  # a module without a config tells its number of classes only here
-            logits = logits_of(outputs)
-            assert logits is not None, "read has refused outputs without"
-            try:
-                features.append(last_linear(layers, outputs, logits)[1].half())
-            except ValueError as error:
-                return f"{error}"
-            if layers.hidden is not None:
-                tokens.append(mean_of_tokens(layers.hidden.float(), batch.inputs.get("attention_mask")).half())
-            layers.linear.clear()
-            layers.hidden = None
-            labels.append(run.problem.classes_of(batch.targets))
-            index.append(batch.positions)
-            if compare and reader is None:
-                reader = _InputReader.of(batch.inputs, size)
-                compare = reader is not None
-            if reader is not None:
-                inputs.append(reader.read(batch.inputs))
-    order = run.gather(torch.cat(index))
-    places = torch.empty(size, dtype=torch.long, device=order.device)
-    places[order] = torch.arange(len(order), device=order.device)  # a sample that several processes have counts once
-    kinds = [features, *([tokens] if len(tokens) == len(features) else [])]
-    candidates = [run.gather(torch.cat(parts))[places] for parts in kinds]
-    given = run.gather(torch.cat(labels))[places].long()
-    vectors = run.gather(torch.cat(inputs))[places] if inputs and reader is not None else None
-    candidates = [rows for rows in candidates if bool(rows.isfinite().all())]
-    if not candidates:
-        return "the network's features are not finite in half precision."
-    if reader is not None and vectors is not None:
-        vectors = reader.levels(vectors)
-    return _Gathered(candidates, given, vectors, reader.shape if reader is not None else None)
-
-
-@dataclass(frozen=True)
-class _InputReader:
-    """How a batch's inputs become vectors: images made small, or which tokens a text has.
-
-    Attributes:
-        name: of the input.
-        shape: of an image's vector (H, W, channels), None for texts.
-    """
-
-    name: str
-    shape: tuple[int, ...] | None
-
-    @classmethod
-    def of(cls, inputs: Mapping[str, Any], size: int) -> _InputReader | None:
-        """Returns the reader of the first images or token numbers among the inputs, None where there are none.
-
-        Args:
-            inputs: of a batch.
-            size: rows of the data set.
-        """
-        for name, value in inputs.items():
-            if isinstance(value, Tensor) and value.is_floating_point() and value.dim() == 4 and value.shape[1] in (1, 3):
-                channels, height, width = value.shape[1:]
-                room = max(min(labels_judged.NUMBERS // min(size, labels_judged.COMPARED), LEVELS // size), 1)
-                scale = min(1.0, SIDE / max(height, width), (room / (height * width * channels)) ** 0.5)
-                return cls(name, (max(int(height * scale), 1), max(int(width * scale), 1), channels))
-        if isinstance(inputs.get("input_ids"), Tensor):
-            return cls("input_ids", None)
-        return None
-
-    def read(self, inputs: Mapping[str, Any]) -> Tensor:
-        """Returns the batch's vectors: float16 (B, H W channels), or uint8 (B, TOKENS) of 0 and 255."""
-        value = inputs[self.name]
-        if self.shape is not None:
-            small = nn.functional.adaptive_avg_pool2d(value.float(), (self.shape[0], self.shape[1]))
-            return small.permute(0, 2, 3, 1).flatten(1).half()
-        mask = inputs.get("attention_mask")
-        present = torch.zeros(len(value), TOKENS, dtype=torch.uint8, device=value.device)
-        shown = torch.full_like(value, 255, dtype=torch.uint8)
-        if isinstance(mask, Tensor) and mask.shape == value.shape:
-            shown = shown * mask.to(torch.uint8)
-        return present.scatter_reduce_(1, value % TOKENS, shown, "amax")
-
-    def levels(self, vectors: Tensor) -> Tensor:
-        """Returns the vectors of all rows as levels from 0 to 255, uint8."""
-        if self.shape is None:
-            return vectors
-        low, high = vectors.min().float(), vectors.max().float()
-        return ((vectors.float() - low) * (255.0 / (high - low).clamp_min(1e-6))).round().to(torch.uint8)

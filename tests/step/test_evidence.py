@@ -6,7 +6,8 @@ from helpers.toy import images, robust
 
 from robust_trainer.evidence.decision import ActOnEvidence
 from robust_trainer.ledger.ledger import SampleLedger
-from robust_trainer.step.evidence import SIDE, TOKENS, VERDICT, EvidenceStage, _InputReader
+from robust_trainer.step.evidence import VERDICT, EvidenceStage
+from robust_trainer.step.input_reader import SIDE, TOKENS, InputReader
 from robust_trainer.step.records import Run
 from robust_trainer.types import ForwardOutput, Progress
 
@@ -17,7 +18,7 @@ from robust_trainer.types import ForwardOutput, Progress
 @pytest.mark.parametrize("size", [100, 1_000_000])
 def test_images_are_made_small_enough(shape, size):
     x = torch.rand(4, *shape)
-    reader = _InputReader.of({"labels": torch.zeros(4), "pixel_values": x}, size)
+    reader = InputReader.of({"labels": torch.zeros(4), "pixel_values": x}, size)
     height, width, channels = reader.shape
     assert channels == shape[0] and max(height, width) <= max(SIDE, 1) and height <= shape[1] and width <= shape[2]
     vectors = reader.read({"pixel_values": x})
@@ -28,7 +29,7 @@ def test_images_are_made_small_enough(shape, size):
 
 def test_small_images_are_compared_as_they_are():
     x = torch.rand(3, 3, 8, 8)
-    reader = _InputReader.of({"x": x}, 100)
+    reader = InputReader.of({"x": x}, 100)
     vectors = reader.read({"x": x})
     torch.testing.assert_close(vectors.view(3, 8, 8, 3).permute(0, 3, 1, 2).float(), x, rtol=0, atol=1e-3)
     assert int(reader.levels(torch.zeros(3, 192).half()).max()) == 0  # all alike
@@ -36,7 +37,7 @@ def test_small_images_are_compared_as_they_are():
 
 def test_texts_are_compared_by_the_tokens_that_they_have():
     ids, mask = torch.tensor([[5, 7, 7, 0], [9, TOKENS + 5, 3, 1]]), torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
-    reader = _InputReader.of({"input_ids": ids, "attention_mask": mask}, 2)
+    reader = InputReader.of({"input_ids": ids, "attention_mask": mask}, 2)
     vectors = reader.read({"input_ids": ids, "attention_mask": mask})
     assert reader.shape is None and vectors.shape == (2, TOKENS) and set(vectors.unique().tolist()) == {0, 255}
     assert [row.nonzero().flatten().tolist() for row in vectors] == [[5, 7], [1, 3, 5, 9]]
@@ -48,7 +49,7 @@ def test_texts_are_compared_by_the_tokens_that_they_have():
     "inputs", [{}, {"x": torch.rand(4, 9)}, {"x": torch.rand(4, 5, 8, 8)}, {"x": torch.zeros(4, 3, 8, 8).int()}]
 )
 def test_other_inputs_are_not_compared(inputs):
-    assert _InputReader.of(inputs, 100) is None
+    assert InputReader.of(inputs, 100) is None
 
 
 # ---- when, and what a step sees ------------------------------------------------------------------------------------------

@@ -1,0 +1,115 @@
+"""The pass for features: small images enlarged where the network then tells more of the labels, and only there."""
+
+import pytest
+import torch
+from torch import nn
+
+from robust_trainer.ledger.ledger import SampleLedger
+from robust_trainer.step import feature_pass
+from robust_trainer.step.feature_pass import ENLARGED, SMALL, TRIED, look_at_all
+from robust_trainer.step.records import MicroBatch, Run
+
+CLASSES, SIDE = 3, 8
+
+
+class Sighted(nn.Module):
+    """Sees the brightness, which tells the class, in images from a given side on; in smaller ones next to nothing."""
+
+    def __init__(self, sees_from, largest=10**6):
+        super().__init__()
+        self.sees_from, self.largest, self.seen = sees_from, largest, []
+        self.head = nn.Linear(2 * CLASSES, CLASSES)
+
+    def forward(self, pixel_values):
+        side = pixel_values.shape[2]
+        if side > self.largest:
+            raise ValueError("Input image size doesn't match model")
+        self.seen.append((side, len(pixel_values)))
+        bright = pixel_values.flatten(1).mean(1, keepdim=True)
+        levels = torch.arange(2 * CLASSES, device=bright.device) / 2
+        strength = 1.0 if side >= self.sees_from else 0.01
+        noise = torch.sin(1e4 * pixel_values.flatten(1).sum(1, keepdim=True) * (1 + levels))
+        return self.head(strength * (-4 * (bright - levels).square()).exp() + 0.3 * noise)
+
+
+def micro_batches(n=240, side=SIDE, size=32):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(CLASSES, (n,), generator=generator)
+    images = labels.view(-1, 1, 1, 1) + 0.1 * torch.rand(n, 1, side, side, generator=generator)
+    batches = []
+    for rows in torch.arange(n).split(size):
+        targets = labels[rows]
+        batches.append(MicroBatch({"pixel_values": images[rows]}, targets, rows))
+    return batches, labels
+
+
+def look(model, n=240, side=SIDE, enlarge=True, **run):
+    batches, labels = micro_batches(n, side)
+    own = Run(recipe=None, device=torch.device("cpu"), classes=CLASSES, ledger=SampleLedger(n), **run)
+    return look_at_all(model, batches, lambda *_: None, own, n, compare=True, enlarge=enlarge), labels
+
+
+def test_enlarged_images_are_taken_where_they_tell_more():
+    model = Sighted(sees_from=2 * SIDE)
+    gathered, labels = look(model)
+    assert gathered.enlarged and torch.equal(gathered.labels, labels)
+    large = nn.functional.interpolate(micro_batches()[0][0].inputs["pixel_values"], scale_factor=2.0, mode="bilinear")
+    seen = []
+    handle = model.head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    with torch.no_grad():
+        model(large)
+    handle.remove()
+    torch.testing.assert_close(gathered.features[0][:32].float(), seen[0], rtol=0, atol=2e-3)
+    assert gathered.shape == (SIDE, SIDE, 1) and gathered.inputs.shape == (240, SIDE * SIDE)  # compared as they are
+
+
+@pytest.mark.parametrize(
+    "model,side,enlarge",
+    [
+        (Sighted(sees_from=1), SIDE, True),  # tells as much of small ones
+        (Sighted(sees_from=2 * SIDE, largest=SIDE), SIDE, True),  # takes one size alone
+        (Sighted(sees_from=2 * SIDE), SIDE, False),
+        (Sighted(sees_from=SMALL + 2), SMALL + 1, True),  # not small
+    ],
+)
+def test_otherwise_images_stay_as_they_are(model, side, enlarge):
+    gathered, _ = look(model, n=64, side=side, enlarge=enlarge)
+    plain, _ = look(model, n=64, side=side, enlarge=False)
+    assert not gathered.enlarged and torch.equal(gathered.features[0], plain.features[0])
+    assert not model._forward_hooks and not model.head._forward_hooks
+
+
+def test_what_it_costs(monkeypatch):
+    monkeypatch.setattr(feature_pass, "TRIED", 50)
+    blind, sighted = Sighted(sees_from=10**6), Sighted(sees_from=2 * SIDE)
+    for model, passes in ((blind, 0), (sighted, 240)):
+        look(model)
+        rows = {side: sum(count for s, count in model.seen if s == side) for side in (SIDE, ENLARGED * SIDE)}
+        assert rows == {SIDE: 240, ENLARGED * SIDE: 50 + passes}
+    assert TRIED >= 256
+
+
+def test_two_processes_decide_as_one_does():
+    """Each has every other batch, and both a repeat that fills up the last one; the rows that are tried are spread over the data."""
+    batches, _ = micro_batches(n=1200)
+    model = Sighted(sees_from=2 * SIDE)
+    gathered, _ = look(model, n=1200, enlarge=False)
+    run = Run(recipe=None, device=torch.device("cpu"), classes=CLASSES, seed=5)
+    whole, *parts = (feature_pass._Trial(run, 1200) for _ in range(3))
+    assert torch.equal(parts[0]._rows, whole._rows) and len(whole._rows.unique()) == TRIED
+    assert torch.bincount(whole._rows // 300, minlength=4).min() > TRIED / 6
+    with torch.no_grad(), feature_pass.watched(model) as layers:
+        shares = [(whole, batches), (parts[0], [*batches[::2], batches[0]]), (parts[1], [*batches[1::2], batches[0]])]
+        for trial, share in shares:
+            for batch in share:
+                trial.see(model, batch, gathered.features[0][batch.positions], layers)
+    sums = [trial._sums(2 * CLASSES) for trial in (whole, *parts)]
+    both = sums[1] + sums[2]
+    torch.testing.assert_close(both[:, :-1] / both[:, -1:], sums[0][:, :-1])
+    parts[0].run = Run(
+        recipe=None, device=torch.device("cpu"), classes=CLASSES, seed=5, total=lambda t: both if t.dim() else t
+    )  # fmt: skip
+    assert whole.tells_more(gathered) and parts[0].tells_more(gathered)
+    one_failed = Run(recipe=None, device=torch.device("cpu"), classes=CLASSES, total=lambda t: both if t.dim() else t + 1)
+    parts[0].run = one_failed
+    assert not parts[0].tells_more(gathered)
