@@ -181,8 +181,8 @@ def with_earlier(
 ) -> LabelEvidence:
     """Returns a later look's evidence together with an earlier one's.
 
-    A later look whose features predict far more of the labels counts alone; one that predicts no more of them than the earlier did,
-    although they were trained on these labels, does not count. Between the two the log odds of a wrong label are the mean of both.
+    A later look whose features predict far more of the labels counts alone; one that predicts fewer than the earlier,
+    although its network was trained on them, does not count. Between the two the log odds of a wrong label are the mean of both.
     Where both suggest one class its probability is the larger one, else the more probable class is suggested, with the mean of its
     probability and none.
 
@@ -195,9 +195,9 @@ def with_earlier(
     """
     if evidence.agreement > agreement + BETTER:
         return evidence
-    if evidence.agreement <= agreement:
+    if evidence.agreement < agreement:
         known = np.where(evidence.carriers, 1.0, wrong).astype(np.float32)
-        return replace(evidence, wrong=known, suggested=suggested, confidence=confidence)
+        return replace(evidence, agreement=agreement, wrong=known, suggested=suggested, confidence=confidence)
     odds = [np.log(p / (1.0 - p)) for p in (np.clip(w.astype(np.float64), 1e-3, 1.0 - 1e-3) for w in (wrong, evidence.wrong))]
     both = 1.0 / (1.0 + np.exp(-(odds[0] + odds[1]) / 2.0))
     one = suggested == evidence.suggested

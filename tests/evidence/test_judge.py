@@ -274,8 +274,8 @@ def test_the_same_look_twice_is_that_look():
 
 def test_the_order_of_two_looks_does_not_matter_for_doubt():
     first, second, _ = looks()
-    one = with_earlier(second, 1.0, first.wrong, first.suggested, first.confidence)
-    other = with_earlier(first, 1.0, second.wrong, second.suggested, second.confidence)
+    one = with_earlier(second, second.agreement, first.wrong, first.suggested, first.confidence)
+    other = with_earlier(first, first.agreement, second.wrong, second.suggested, second.confidence)
     assert np.allclose(one.wrong, other.wrong, atol=1e-6) and np.allclose(one.confidence, other.confidence)
 
 
@@ -288,5 +288,13 @@ def test_a_carrier_stays_one():
     first, second, _ = looks()
     carriers = np.arange(len(second)) < 5
     found = replace(second, carriers=carriers, wrong=np.where(carriers, 1.0, second.wrong).astype(np.float32))
-    both = with_earlier(found, 1.0, np.zeros_like(first.wrong), first.suggested, first.confidence)
-    assert (both.wrong[carriers] == 1).all() and (both.carriers == carriers).all()
+    for agreement in (found.agreement, 1.0):
+        both = with_earlier(found, agreement, np.zeros_like(first.wrong), first.suggested, first.confidence)
+        assert (both.wrong[carriers] == 1).all() and (both.carriers == carriers).all()
+
+
+def test_a_later_look_that_tells_less_does_not_count():
+    first, second, _ = looks()
+    kept = with_earlier(first, second.agreement + 1e-6, second.wrong, second.suggested, second.confidence)
+    assert np.array_equal(kept.wrong, second.wrong) and np.array_equal(kept.suggested, second.suggested)
+    assert np.array_equal(kept.confidence, second.confidence) and kept.agreement == second.agreement + 1e-6

@@ -42,7 +42,7 @@ SPLIT = {"score_scale": "none", "rebalance": True, "rebalance_eta": 0.1, "warmup
 
 DEFAULTS = {
     "standard": OBJECTIVE,
-    "auto": {**OBJECTIVE, "looks": 2, "relabel_from": 0.8, "find_patterns": True},
+    "auto": {**OBJECTIVE, "looks": 2, "relabel_from": 0.8, "find_patterns": True, "enlarge": True},
     "at": {**FGSM, **OBJECTIVE},
     "mae": {},
     "gce": {"gce_q": 0.7},
