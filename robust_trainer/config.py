@@ -95,7 +95,6 @@ class RobustConfig(TrainingArguments):
     looks: int | None = _setting("looks")
     relabel_from: float | None = _setting("relabel_from")
     find_patterns: bool | None = _setting("find_patterns")
-    enlarge: bool | None = _setting("enlarge")
     objective: str | None = _setting("objective")
     eps: float | str | None = _setting("eps")
     step_size: float | str | None = _setting("step_size")

@@ -130,7 +130,7 @@ _ROWS = (
     Setting("find_patterns", "whether a pattern that doubted rows share, such as a trigger, is looked for in the inputs", True,
             ("evidence",), bool, field=True),
     Setting("enlarge", "whether labels are judged by small images at twice their size where the network then tells more of them", True,
-            ("evidence",), bool, field=True),
+            ("evidence",), bool),
     # ---- what is minimised
     Setting("objective", "loss on labels; auto is the problem's own", "auto", ("objective",), str,
             choices=lambda: ("auto", *OBJECTIVES), field=True),
