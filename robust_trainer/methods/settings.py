@@ -129,7 +129,7 @@ _ROWS = (
             ("evidence",), range=SHARE_ABOVE_ZERO, field=True),
     Setting("find_patterns", "whether a pattern that doubted rows share, such as a trigger, is looked for in the inputs", True,
             ("evidence",), bool, field=True),
-    Setting("enlarge", "whether labels are judged by small images at twice their size where the network then tells more of them", True,
+    Setting("enlarge", "whether small images are judged at twice their size where the network then tells more of them", True,
             ("evidence",), bool),
     # ---- what is minimised
     Setting("objective", "loss on labels; auto is the problem's own", "auto", ("objective",), str,

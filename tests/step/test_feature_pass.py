@@ -90,7 +90,7 @@ def test_what_it_costs(monkeypatch):
 
 
 def test_two_processes_decide_as_one_does():
-    """Each has every other batch, and both a repeat that fills up the last one; the rows that are tried are spread over the data."""
+    """Each has every other batch, and both a repeat that fills up the last one; the tried rows are spread over the data."""
     batches, _ = micro_batches(n=1200)
     model = Sighted(sees_from=2 * SIDE)
     gathered, _ = look(model, n=1200, enlarge=False)
