@@ -12,6 +12,7 @@ from helpers.toy import images, logits_module, robust, vit
 from torch.distributed.fsdp import StateDictType, fully_shard
 from torch.distributed.tensor import DTensor
 
+from robust_trainer.callbacks.spectral_cap import SpectralCap, spectral_norms
 from robust_trainer.models.sharding import gradients_alone, norms, own_part, reshard, shardable, whole
 from robust_trainer.perturbations.awp import PerturbedWeights, WeightPerturbation
 from robust_trainer.step.checkpoints import STATE_FILE, flaw, mark
@@ -154,3 +155,82 @@ def test_a_checkpoint_of_other_devices_is_told(tmp_path, monkeypatch):
         assert flaw(trainer, checkpoint) == "optimizer_0/__0_0.distcp is damaged: 2 bytes where 4 were saved"
     (checkpoint / "optimizer.pt").unlink()
     assert "optimizer.pt is missing (saved under FSDP2 with state_dict_type='" in flaw(trainer, checkpoint)
+
+
+def test_the_cap_of_sharded_weights_is_that_of_whole_ones(tmp_path):
+    """Each process shrinks its part; after a forward that left whole copies, too, and exactly at the end."""
+
+    def work(out):
+        model, whole_model = vit(), vit()
+        fully_shard(model.vit.layers[0])
+        fully_shard(model)
+        ours, theirs = SpectralCap(0.05, "all"), SpectralCap(0.05, "all")
+        before = whole_model.classifier.weight.clone()
+        for step in ("project", "finish"):
+            with torch.no_grad():
+                model(pixel_values=torch.zeros(2, 3, 8, 8))
+            getattr(ours, step)(model)
+            getattr(theirs, step)(whole_model)
+            for (name, mine), expected in zip(model.named_parameters(), whole_model.parameters()):
+                assert torch.allclose(whole(mine), expected, rtol=1e-5, atol=1e-7), name
+        assert not torch.equal(before, whole_model.classifier.weight)
+        assert max(spectral_norms(model, "all").values()) == pytest.approx(0.05, rel=1e-5)
+
+    launch(work, 2, tmp_path, tmp_path)
+
+
+def test_what_is_frozen_or_nonfinite_under_fsdp(tmp_path, monkeypatch):
+    """The probe's head alone moves, and all that was trainable is so again; a gradient of NaN moves nothing; own losses are found."""
+    equality = equality_module(monkeypatch)
+    fsdp_on_cpu = equality.fsdp_on_cpu
+
+    class Weighted(torch.nn.Module):
+        """Classes' weights in the model's own loss."""
+
+        def __init__(self):
+            super().__init__()
+            self.net = logits_module()
+
+        def forward(self, pixel_values, labels=None):
+            logits = self.net(pixel_values)
+            if labels is None:
+                return {"logits": logits}
+            weight = torch.tensor([1.0, 2.0, 3.0, 4.0])
+            return {"loss": torch.nn.functional.cross_entropy(logits, labels, weight=weight), "logits": logits}
+
+    def work(out):
+        def trained(folder, model, sharded, **given):
+            more = dict(fsdp=True, fsdp_config={}) if sharded else {}
+            size = 4 if sharded else 8
+            trainer = robust(
+                out / folder, model, images(32), per_device_train_batch_size=size, num_train_epochs=1, optim="sgd", **more, **given
+            )  # fmt: skip
+            trainer.train()
+            return trainer
+
+        with fsdp_on_cpu():
+            model = vit()
+            start = {name: value.clone() for name, value in model.state_dict().items()}
+            trainer = trained("probe", model, True, method="prl", noise_rate=0.1, freeze_backbone=True)
+            assert all(parameter.requires_grad for parameter in trainer.model.parameters())
+            changed = {name for name, value in trainer.model.state_dict().items() if not torch.equal(whole(value), start[name])}
+            assert changed == {"classifier.weight", "classifier.bias"}
+            trainer = trained("weights", Weighted(), True, method="prl", noise_rate=0.1)
+            assert "weight" in trainer._robust_step.run.recipe.objective.of_network.__self__.given
+            plain = logits_module()
+            stopped = robust(
+                out / "nan", plain, images(32), per_device_train_batch_size=4, max_steps=2, method="standard", fsdp=True, fsdp_config={}
+            )  # fmt: skip
+            hooked = stopped._clip_grad_norm
+
+            def spoiled(model):
+                for parameter in model.parameters():
+                    own_part(parameter.grad).fill_(float("nan"))
+                return hooked(model)
+
+            stopped._clip_grad_norm = spoiled
+            stopped.train()
+            assert all(whole(value).isfinite().all() for value in stopped.model.parameters())
+            assert stopped.state.log_history[0]["skipped_steps"] == 1
+
+    launch(work, 2, tmp_path, tmp_path)
