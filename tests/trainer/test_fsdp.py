@@ -180,7 +180,7 @@ def test_the_cap_of_sharded_weights_is_that_of_whole_ones(tmp_path):
 
 
 def test_what_is_frozen_or_nonfinite_under_fsdp(tmp_path, monkeypatch):
-    """The probe's head alone moves, and all that was trainable is so again; a gradient of NaN moves nothing; own losses are found."""
+    """The probe's head alone moves, and all that was trainable is so again; a NaN gradient moves nothing; own losses are found."""
     equality = equality_module(monkeypatch)
     fsdp_on_cpu = equality.fsdp_on_cpu
 
@@ -218,9 +218,8 @@ def test_what_is_frozen_or_nonfinite_under_fsdp(tmp_path, monkeypatch):
             trainer = trained("weights", Weighted(), True, method="prl", noise_rate=0.1)
             assert "weight" in trainer._robust_step.run.recipe.objective.of_network.__self__.given
             plain = logits_module()
-            stopped = robust(
-                out / "nan", plain, images(32), per_device_train_batch_size=4, max_steps=2, method="standard", fsdp=True, fsdp_config={}
-            )  # fmt: skip
+            given = dict(per_device_train_batch_size=4, max_steps=2, method="standard", fsdp=True, fsdp_config={})
+            stopped = robust(out / "nan", plain, images(32), **given)
             hooked = stopped._clip_grad_norm
 
             def spoiled(model):
