@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..data.images import InputSpace, input_space
 from ..models.modes import eval_mode
 from ..models.outputs import image_logits
+from ..models.sharding import is_sharded
 
 _LOW = (torch.float16, torch.bfloat16)
 
@@ -56,6 +57,8 @@ class Target:
             )
         self.space: InputSpace = space
         self.model = extract_model_from_parallel(model)
+        if is_sharded(self.model):
+            raise ValueError("the model is sharded over processes, attacks take a whole one: save it, and open it in one process.")
         takes = inspect.signature(type(self.model).forward).parameters
         name = getattr(self.model, "main_input_name", None) or "pixel_values"
         if name == "input_ids" and name in takes and "pixel_values" not in takes:

@@ -23,6 +23,7 @@ from ..evaluation.robustness import Robustness, evaluate_robustness
 from ..models.modes import preserve_state, preserve_weights
 from ..models.peers import PeerModel
 from ..models.problem import number_of_classes
+from ..models.sharding import is_sharded
 from ..reporting.atomic_files import write_text
 from ..reporting.untrusted import read_json
 from .best_weights import RECORD, load_best, save_best
@@ -102,6 +103,11 @@ class RobustnessCallback(TrainerCallback):
             raise ValueError(
                 "load_best_model_at_end=True would have another model evaluated as 'last': set it to False; "
                 f"{'best/ holds the best weights' if self.keep_best else 'keep_best=True keeps the best weights'}."
+            )
+        if is_sharded(model):
+            raise ValueError(
+                "RobustnessCallback attacks and keeps a whole model, which FSDP shards: use DDP, or evaluate_robustness on the saved "
+                "model."
             )
         inputs = self._inputs
         self._space: dict[str, Any] = {

@@ -71,7 +71,9 @@ class RobustStep:
         """
         run, recipe = self.run, self.run.recipe
         if isinstance(adapter, EmbeddingAdapter):
-            kept = run.states.setdefault("adapter", {"unit": torch.tensor(adapter.unit)})
+            # the first process's: Accelerate's RAM-efficient loading leaves the others without weights before they are sharded
+            first = run.total(torch.tensor(adapter.unit if run.rank == 0 else 0.0, device=run.device)).cpu()
+            kept = run.states.setdefault("adapter", {"unit": first})
             adapter = replace(adapter, unit=float(kept["unit"]))
         self.adapter = adapter
         if recipe.perturbation is not None:

@@ -8,10 +8,12 @@ import torch
 from accelerate.state import AcceleratorState
 from helpers.equality import equality_module
 from helpers.processes import launch
-from helpers.toy import images, logits_module, robust, vit
+from helpers.toy import NORMALISATION, images, logits_module, robust, vit
 from torch.distributed.fsdp import StateDictType, fully_shard
 from torch.distributed.tensor import DTensor
 
+from robust_trainer.attacks.target import Target
+from robust_trainer.callbacks import RobustnessCallback
 from robust_trainer.callbacks.spectral_cap import SpectralCap, spectral_norms
 from robust_trainer.models.sharding import gradients_alone, norms, own_part, reshard, shardable, whole
 from robust_trainer.perturbations.awp import PerturbedWeights, WeightPerturbation
@@ -79,6 +81,11 @@ def test_fsdp1_and_models_that_are_sharded_already_are_refused(tmp_path, monkeyp
         fully_shard(model)
         with pytest.raises(ValueError, match="the model is sharded already, method 'trades' has the Trainer shard it"):
             robust(out, model, method="trades").train()
+        with pytest.raises(ValueError, match="the model is sharded over processes, attacks take a whole one: save it, and open it"):
+            Target(model, **NORMALISATION)
+        tracking = RobustnessCallback(images(8), attacks_during=("fgsm",), attacks_final=None, eps=0.1, keep_best=False)
+        with pytest.raises(ValueError, match="RobustnessCallback attacks and keeps a whole model, which FSDP shards: use DDP"):
+            tracking.on_train_begin(SimpleNamespace(load_best_model_at_end=False), None, None, model=model)
 
     launch(work, 1, tmp_path, tmp_path)
 
