@@ -106,8 +106,8 @@ class RobustnessCallback(TrainerCallback):
             )
         if is_sharded(model):
             raise ValueError(
-                "RobustnessCallback attacks and keeps a whole model, which FSDP shards: use DDP, or evaluate_robustness on the saved "
-                "model."
+                "RobustnessCallback attacks and keeps a whole model, which FSDP shards: use DDP, or evaluate_robustness on "
+                "the saved model."
             )
         inputs = self._inputs
         self._space: dict[str, Any] = {
