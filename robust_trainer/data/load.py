@@ -227,7 +227,7 @@ def _splits(
     if TRIGGERED in splits:
         parts[TRIGGERED] = splits[TRIGGERED]
     if not kind:
-        return {key: _renamed(split, label, "label", label) for key, split in parts.items()}
+        return {key: _renamed(split, label, "label", "label") for key, split in parts.items()}
     if kind == "text":
         return {key: _text_columns(split, key, find_text_column(split, column, label), label) for key, split in parts.items()}
     return {key: _columns(split, column if column in split.column_names else None, label) for key, split in parts.items()}

@@ -78,6 +78,16 @@ def test_a_column_of_embeddings(table, tmp_path, capsys):
     assert ("train", "30", "20") in [(row["split"], row["row"], row["like_row"]) for row in like] and len(like) < 5
 
 
+@pytest.mark.parametrize("words", [[], ["--label_column", "target"]])
+def test_labels_in_a_column_of_another_name(words, table, tmp_path, capsys):
+    """Beside embeddings alone, where no image or text is renamed either."""
+    path, wrong, _ = table
+    datasets.Dataset.from_parquet(str(path)).rename_column("label", "target").to_parquet(str(tmp_path / "rows.parquet"))
+    audit(capsys, "--dataset", tmp_path / "rows.parquet", "--features", "vector", "--output_dir", tmp_path / "out", *words)
+    flagged = datasets.Dataset.from_parquet(str(tmp_path / "out" / "audit.parquet"))["flagged"][:]
+    assert (np.asarray(flagged) == wrong).mean() > 0.95
+
+
 def test_files_of_numbers_and_probabilities_tell_the_same(table, tmp_path, capsys):
     path, wrong, _ = table
     audit(capsys, "--dataset", path, "--features", path.parent / "vectors.npy", "--output_dir", tmp_path / "a")
