@@ -14,8 +14,8 @@ from ..selection.allocation import CLASS_FLOOR, class_floors
 if TYPE_CHECKING:
     from .judge import LabelEvidence
 
-#: A label that is probably wrong is trusted no more; a row counts for less than this not at all.
-DOUBTED, LEAST_WEIGHT = 0.5, 0.05
+#: A label that is probably wrong is trusted no more; a row counts for less than this not at all, and for this much as a whole one.
+DOUBTED, LEAST_WEIGHT, WHOLE = 0.5, 0.05, 0.95
 #: The first look is before training; the others are spread over this first part of the run.
 LOOKING_SHARE = 0.5
 
@@ -46,7 +46,7 @@ class Decision:
             labels: the given ones (N,).
         """
         n, moved = max(len(labels), 1), self.target != labels
-        lowered = (self.weight < 0.95) & ~self.dropped & ~moved
+        lowered = (self.weight < WHOLE) & ~self.dropped & ~moved
         out, other, less = (100 * float(rows.sum()) / n for rows in (self.dropped, moved, lowered))
         return f"{out:.1f} % of the rows are left out, {other:.1f} % trained as the suggested class, {less:.1f} % count for less"
 
@@ -97,6 +97,7 @@ class ActOnEvidence:
         moved &= self.relabel_from < 1.0
         weight = np.where(doubted, 0.0, 1.0 - wrong)
         weight = np.where(moved, evidence.confidence, np.where(weight < LEAST_WEIGHT, 0.0, weight))
+        weight[weight >= WHOLE] = 1.0  # where nobody is doubted training is the plain one, bit for bit
         kept = self._floor(evidence, labels, wrong)
         weight[kept], moved[kept] = 1.0, False
         return Decision(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..evidence.decision import DOUBTED
+from ..evidence.decision import DOUBTED, WHOLE
 from ..reporting.safe_text import plain
 from ..selection.noise_rate import RateEstimate
 from .class_counts import NAME
@@ -40,7 +40,7 @@ class LabelFindings:
         classes: (given class, its rows, those of them that are doubted), the most doubted first.
         left_out: rows that are not trained on.
         relabelled: rows that are trained as the suggested class.
-        weighted: rows that count for less than 0.95 of one.
+        weighted: rows that count for less than a whole one, `WHOLE`.
         names: of the classes.
     """
 
@@ -139,7 +139,7 @@ def label_findings(ledger: SampleLedger, rate: RateEstimate | None) -> LabelFind
         spread=_spread(columns["suggested"][other], label[other], int((rows > 0).sum())),
         pairs=tuple((code // classes, code % classes, n) for code, n in pairs[:LISTED]),
         classes=tuple((int(c), int(rows[c]), int(bad[c])) for c in order[:LISTED] if bad[c]),
-        left_out=int(out.sum()), relabelled=int(moved.sum()), weighted=int((~out & ~moved & (columns["weight"] < 0.95)).sum()),
+        left_out=int(out.sum()), relabelled=int(moved.sum()), weighted=int((~out & ~moved & (columns["weight"] < WHOLE)).sum()),
         names=tuple(ledger.run.get("names") or ()),
     )  # fmt: skip
 

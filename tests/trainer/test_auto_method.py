@@ -68,6 +68,19 @@ def planted(monkeypatch, labels, seed=0):
     return kind, calls
 
 
+def test_labels_that_are_hardly_doubted_are_trained_on_as_by_the_plain_trainer(tmp_path, monkeypatch):
+    """A doubt below 1/20 of every label: weights, losses and gradients of the standard method, bit for bit."""
+    data = images(64)
+
+    def judged(features, given, classes, **settings):
+        wrong = np.random.default_rng(0).uniform(0, 0.05, len(given)).astype(np.float32)
+        return judging.replace(judging._nothing(given, classes, "planted."), wrong=wrong, informative=True)
+
+    monkeypatch.setattr(stage.labels_judged, "judge_labels", judged)
+    one, other = (train(tmp_path, data=data, method=method) for method in ("auto", "standard"))
+    assert same_run(one, other) and bool((one.ledger.columns["weight"] == 1).all())
+
+
 # ---- what a step minimises -----------------------------------------------------------------------------------------------------
 
 
