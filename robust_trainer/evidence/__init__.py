@@ -9,8 +9,11 @@ from .._lazy import lazy_names
 if TYPE_CHECKING:
     from .judge import COMPARED, NUMBERS, LabelEvidence, judge_labels, with_earlier
     from .label_model import most_telling, tells_more
+    from .later_look import refined_rate
 
-__all__ = ["COMPARED", "LabelEvidence", "NUMBERS", "judge_labels", "most_telling", "tells_more", "with_earlier"]
+__all__ = [
+    "COMPARED", "LabelEvidence", "NUMBERS", "judge_labels", "most_telling", "refined_rate", "tells_more", "with_earlier",
+]  # fmt: skip
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
@@ -19,6 +22,7 @@ __getattr__, __dir__ = lazy_names(
         "NUMBERS": "judge",
         "judge_labels": "judge",
         "most_telling": "label_model",
+        "refined_rate": "later_look",
         "tells_more": "label_model",
         "with_earlier": "judge",
     },

@@ -53,7 +53,7 @@ class EvidenceStage:
 
     @property
     def _rest(self) -> RateEstimate | None:
-        """The share of wrong labels without a pattern by the first verdict on features that say something, None before one."""
+        """The share of wrong labels without a pattern by the looks so far at features that say something, None before one."""
         return self._kept_rate("rest")
 
     def _kept_rate(self, name: str) -> RateEstimate | None:
@@ -130,15 +130,18 @@ class EvidenceStage:
         labels = gathered.labels.cpu().numpy()
         inputs = None if gathered.inputs is None else gathered.inputs.cpu().numpy()
         features = labels_judged.most_telling(gathered.features, gathered.labels, run.classes)
+        carriers, rest = self._column("carrier"), self._rest
+        agreed = float(self.run.states["evidence"]["agreement"]) if self.known else 0.0
+        if rest is not None:
+            rest = labels_judged.refined_rate(rest, agreed, features, gathered.labels, run.classes, carriers)
         evidence = labels_judged.judge_labels(
-            features, labels, run.classes, inputs=inputs, shape=gathered.shape, seed=run.seed,
-            carriers=self._column("carrier").cpu().numpy(), rest=self._rest,
+            features, labels, run.classes, inputs=inputs, shape=gathered.shape, seed=run.seed, carriers=carriers.cpu().numpy(),
+            rest=rest,
         )  # fmt: skip
         if not evidence.informative:
             return torch.zeros(_numbers(len(labels)), dtype=torch.float64), evidence.told
         if self.known:
             before = (self._column(name).cpu().numpy() for name in ("label_wrong", "suggested", "suggested_confidence"))
-            agreed = float(self.run.states["evidence"]["agreement"])
             evidence = labels_judged.with_earlier(evidence, agreed, *before)
         made = self.act.decide(evidence, labels)
         columns = {

@@ -6,6 +6,7 @@ from helpers.toy import images, robust
 
 from robust_trainer.evidence.decision import ActOnEvidence
 from robust_trainer.ledger.ledger import SampleLedger
+from robust_trainer.step import evidence as stage_module
 from robust_trainer.step.evidence import VERDICT, EvidenceStage
 from robust_trainer.step.input_reader import SIDE, TOKENS, InputReader
 from robust_trainer.step.records import Run
@@ -119,3 +120,19 @@ def test_a_ledger_of_another_method_has_no_verdict():
     assert set(VERDICT) <= set(judged.columns) and not bool(judged.distrusted().any())
     with pytest.raises(ValueError, match="has no label_wrong"):
         judged.load_state(ledger.state())
+
+
+def test_a_later_look_refines_the_rate_in_force(tmp_path, monkeypatch):
+    """The first look's rate is estimated, the second one's is told: the mean of what was in force and of what is seen now."""
+    told, real = [], stage_module.labels_judged.judge_labels
+    monkeypatch.setattr(stage_module.labels_judged, "judge_labels", lambda *a, **kw: told.append(kw["rest"]) or real(*a, **kw))
+    refined, before = [], stage_module.labels_judged.refined_rate
+    monkeypatch.setattr(
+        stage_module.labels_judged, "refined_rate", lambda *given: refined.append((given[0], before(*given))) or refined[-1][1]
+    )
+    trainer = robust(tmp_path, data=images(64), method="auto", num_train_epochs=4)
+    trainer.train()
+    assert told[0] is None and len(told) == 2 and len(refined) == 1
+    assert told[1] == refined[0][1] and refined[0][0].n == 64
+    rest = trainer._robust_step.run.states["evidence"]["rest"].tolist()
+    assert rest[:3] == pytest.approx([told[1].rate, told[1].low, told[1].high])
