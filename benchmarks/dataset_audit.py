@@ -4,8 +4,9 @@
     python benchmarks/dataset_audit.py --data_dir <data> --tasks cifar10 --corruptions symmetric40 --rows 10000 --seeds 0
 
 Tasks, networks and corruptions are those of fine_tuning.py: CIFAR-10 at 64 pixels in EfficientNet-Lite0, texts in MiniLM. The
-audit is told nothing. With --side 128 the same images are enlarged, which a network of large images needs. A row per cell: the area under the ROC curve of suspicion against the truth, precision and recall of the
-flags, the share of clean rows that is flagged, the true and the estimated rate, and seconds (of the clock, and of all cores).
+audit is told nothing. With --side 128 the same images are enlarged, which a network of large images needs. A row per cell: the
+area under the ROC curve of suspicion against the truth, precision and recall of the flags, the share of clean rows that is
+flagged, the true and the estimated rate, and seconds (of the clock, and of all cores).
 """
 
 from __future__ import annotations

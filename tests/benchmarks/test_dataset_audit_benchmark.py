@@ -43,7 +43,7 @@ def test_a_digit_task_runs(benchmark, monkeypatch, capsys, tmp_path):
     tasks = sys.modules["fine_tuning_tasks"]
     processor = benchmark.PlainProcessor(size={"height": 8, "width": 8}, image_mean=[0.5], image_std=[0.5])
     monkeypatch.setattr(benchmark, "ROWS", {"digits": 300})
-    monkeypatch.setattr(benchmark, "network", lambda loaded: {"model": loaded.model(), "processing_class": processor})
+    monkeypatch.setattr(benchmark, "network", lambda loaded, side: {"model": loaded.model(), "processing_class": processor})
     words = ["--data_dir", "", "--tasks", "digits", "--corruptions", "clean", "symmetric20", "--out", str(tmp_path / "t.md")]
     monkeypatch.setattr(sys, "argv", ["dataset_audit.py", *words])
     benchmark.main()
