@@ -158,7 +158,7 @@ def time_looks(kind: str) -> None:
         return call
 
     evidence.EvidenceStage.judge = timed("all", evidence.EvidenceStage.judge)
-    evidence._one_pass = timed("pass", evidence._one_pass)
+    evidence.look_at_all = timed("pass", evidence.look_at_all)
 
 
 def make_trainer(method: str, args: argparse.Namespace, folder: str) -> tuple[Any, Clock]:
@@ -187,7 +187,7 @@ def time_all(args: argparse.Namespace) -> tuple[dict[str, list[float]], list[flo
     evaluations, with the milliseconds a sample that judging takes beside them."""
     ratios: dict[str, list[float]] = {m: [] for m in args.methods}
     plain: list[float] = []
-    looks: dict[str, list[float]] = {"pass": [], "judging": []}
+    looks: dict[str, list[float]] = {"first": [], "later": [], "judging": []}
     time_looks(args.clock)
     with tempfile.TemporaryDirectory() as folder:
         made = {m: make_trainer(m, args, folder) for m in ("plain", *args.methods)}
@@ -215,7 +215,8 @@ def time_all(args: argparse.Namespace) -> tuple[dict[str, list[float]], list[flo
                 own = seconds(method)
                 if method == "auto":
                     once = (first + evaluation()) / 2
-                    looks["pass"] += [taken / once for taken in LOOKS["pass"]]
+                    looks["first"] += [taken / once for taken in LOOKS["pass"][:1]]
+                    looks["later"] += [taken / once for taken in LOOKS["pass"][1:]]
                     rest = [1000 * (whole - part) / (args.steps * args.batch_size) for whole, part in zip(*LOOKS.values())]
                     looks["judging"] += rest
                 after = seconds("plain")
@@ -309,7 +310,7 @@ def main() -> None:
         print(json.dumps(peak_memory(args.memory_of, args)))
         return
     memory = {} if args.no_memory else memory_all(args)
-    ratios, plain, looks = ({}, [], {"pass": [], "judging": []}) if args.no_time else time_all(args)
+    ratios, plain, looks = ({}, [], {"first": [], "later": [], "judging": []}) if args.no_time else time_all(args)
     threads = torch.get_num_threads()
     device = torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.machine()} CPU, {threads} thread(s)"
     print(
@@ -343,15 +344,14 @@ def main() -> None:
         else:
             cells += ["–"] * 3
         print("| " + " | ".join(cells) + " |")
-    if looks["pass"]:
-        low, middle, high = quartiles(looks["pass"])
-        beside = statistics.median(looks["judging"])
-        print(
-            f"a look of auto: its pass over the data takes {middle:.3f} ({low:.3f} to {high:.3f}) evaluations by the plain "
-            f"Trainer, bar {PASS_BAR:g}; judging beside it {beside:.2f} ms a sample; n = {len(looks['pass'])}"
-        )
+    for look in ("first", "later") if looks["first"] else ():
+        low, middle, high = quartiles(looks[look])
+        told = f"{middle:.3f} ({low:.3f} to {high:.3f}) evaluations by the plain Trainer, bar {PASS_BAR:g}; n = {len(looks[look])}"
+        print(f"{'the first look of auto' if look == 'first' else 'a later look'}: its pass over the data takes {told}")
         if middle > PASS_BAR:
-            missed.append(f"auto: a pass takes {middle:.3f} evaluations, bar {PASS_BAR:g}")
+            missed.append(f"auto: the pass of the {look} look takes {middle:.3f} evaluations, bar {PASS_BAR:g}")
+    if looks["judging"]:
+        print(f"judging beside a pass: {statistics.median(looks['judging']):.2f} ms a sample")
     for line in missed:
         print(f"MISSED {line}")
     if missed and args.check:
