@@ -1,0 +1,37 @@
+"""The table of rows by several processes: what counts as wrong, and what a cell says."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def table(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    return importlib.import_module("distributed_table")
+
+
+GOOD = {"weights": 2e-16, "loss": 1e-7, "decisions": 0, "resumed": 0.0, "resumed_decisions": 0}
+
+
+@pytest.mark.parametrize("more,wrong,words", [
+    ({}, False, "2e-16 / 0e+00"), ({"resumed_by_three": 3e-9, "three_decisions": 0}, False, "2e-16 / 0e+00 / 3e-09"),
+    ({"weights": 2e-5}, True, "2e-05 / 0e+00 **<**"), ({"weights": float("nan")}, True, "nan / 0e+00 **<**"),
+    ({"resumed_decisions": 2}, True, "2e-16 / 0e+00, 2 decisions differ **<**"), ({"loss": 1e-4}, True, "2e-16 / 0e+00 **<**"),
+])  # fmt: skip
+def test_a_cell_is_wrong_where_anything_differs(table, more, wrong, words):
+    found = {**GOOD, **more}
+    assert table.wrong(found) == wrong and table.in_words(found) == words
+
+
+def test_a_refusal_is_one_line_and_a_failure_is_none(table):
+    refused = {"refused": "method 'trades' needs DDP: use it."}
+    assert not table.wrong(refused) and table.in_words(refused) == "refused: method 'trades' needs DDP: use it."
+    for bad in ({"refused": "two\nlines"}, {"refused": ""}, {"refused": "", "failed": True}):
+        assert table.wrong(bad)
+    assert table.in_words({"refused": "", "failed": True}) == "**failed**"
+    done = {("prl", "1"): GOOD, ("prl", "fsdp2"): {**GOOD, "weights": 1.0}, ("at", "1"): GOOD}
+    lines = table.report(done, ["1", "fsdp2"]).splitlines()
+    assert lines[2:4] == ["| `prl` | 2e-16 / 0e+00 | 1e+00 / 0e+00 **<** |", "| `at` | 2e-16 / 0e+00 |  |"]
+    assert lines[-1].startswith("1 of 3 cells")
