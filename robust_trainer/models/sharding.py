@@ -41,7 +41,7 @@ def whole(value: Tensor) -> Tensor:
     Args:
         value: sharded or not.
     """
-    return value.detach().full_tensor() if isinstance(value, DTensor) else value
+    return value.full_tensor().detach() if isinstance(value, DTensor) else value
 
 
 def own_part(value: Tensor) -> Tensor:
