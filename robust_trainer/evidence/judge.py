@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..selection.noise_rate import RateEstimate
-from .label_model import LabelModel, fit_label_model, fit_probabilities
+from .label_model import LabelModel, fit_label_model, fit_probabilities, neighbours_votes
 from .neighbours import Neighbours, normalise
 from .patterns import FEWEST, Pattern, find_pattern
 
@@ -88,6 +88,7 @@ def judge_labels(
     shape: tuple[int, ...] | None = None,
     carriers: np.ndarray | None = None,
     rest: RateEstimate | None = None,
+    others: Sequence[Tensor] = (),
     seed: int = 0,
 ) -> LabelEvidence:
     """Returns the evidence on N given labels.
@@ -109,6 +110,8 @@ def judge_labels(
         carriers: rows that an earlier look found to carry a pattern, (N,) bool, for where none is found now. None: none are known.
         rest: the share of wrong labels among the others where it is known from features that no label has touched: those of a
             network that was trained on the labels agree with wrong ones, too. None: it is estimated.
+        others: further features of the rows, (N, D) each, any scale: their neighbours, too, say who is doubted where patterns are
+            looked for. Features in which a trigger is plain to see agree with its labels; others may not.
         seed: of every draw.
 
     Raises:
@@ -140,7 +143,8 @@ def judge_labels(
     given = torch.from_numpy(labels).to(rows.device)
     fit = fit_label_model if probs is None else fit_probabilities
     model = fit(rows, given, classes, seed, rest)
-    found, patterns = _carriers(model, labels, classes, inputs, shape, seed)
+    voted = [neighbours_votes(normalise(other), given, classes, seed).argmax(1) for other in others] if inputs is not None else []
+    found, patterns = _carriers(model, voted, labels, classes, inputs, shape, seed)
     carriers = found if carriers is None or found.any() else carriers
     predicted = model.first.argmax(1).cpu().numpy()
     support = model.votes.gather(1, given.unsqueeze(1)).squeeze(1).cpu().numpy()
@@ -220,7 +224,13 @@ def _check_probs(probs: np.ndarray, classes: int) -> None:
 
 
 def _carriers(
-    model: LabelModel, labels: np.ndarray, classes: int, inputs: Inputs | None, shape: tuple[int, ...] | None, seed: int
+    model: LabelModel,
+    voted: Sequence[Tensor],
+    labels: np.ndarray,
+    classes: int,
+    inputs: Inputs | None,
+    shape: tuple[int, ...] | None,
+    seed: int,
 ) -> tuple[np.ndarray, tuple[Pattern, ...]]:
     """Who carries a pattern that doubted rows share, (N,) bool, and the patterns."""
     carriers, patterns = np.zeros(len(labels), dtype=bool), list[Pattern]()
@@ -235,8 +245,8 @@ def _carriers(
     readable = np.isfinite(vectors).all(1)
     compared, vectors = compared[readable], vectors[readable]
     others = np.setdiff1d(np.arange(len(labels)), compared) if len(labels) > most else compared[:0]
-    own_of = (model.doubts, model.first.argmax(1), model.votes.argmax(1))
-    # three judges of whom to doubt: a linear model learns a trigger that neighbours do not see, and the other way round
+    own_of = (model.doubts, model.first.argmax(1), model.votes.argmax(1), *voted)
+    # several judges of whom to doubt: a linear model learns a trigger that neighbours do not see, and the other way round
     judges = [own.cpu().numpy() for own in own_of]
     while len(patterns) < MOST_PATTERNS:
         free = ~carriers[compared]

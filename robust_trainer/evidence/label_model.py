@@ -26,6 +26,9 @@ FLOOR = 0.005
 #: Labels counted before any is seen, of each class: right ones, and ones spread over the classes by their frequency.
 RIGHT, SPREAD = 2.0, 0.5
 STEPS, ROUNDS = 15, 2
+#: Features tell far more where they explain so many times the variance of the labels. A pretrained network's explain 1.4 to 3 times
+#: as much of photographs at 128 pixels as of the same at 64, a small one's from scratch 1.0 to 1.4 times of digits enlarged.
+FAR_MORE = 1.3
 #: Rows that the transition and the sharpness are fitted on.
 FITTED = 10_000
 #: Up to so many rows neighbours are searched among all of them, beyond among so many.
@@ -148,6 +151,18 @@ def _neighbours(features: Tensor, seed: int) -> Neighbours:
     return find_neighbours(features, NEIGHBOURS, normalised=True, among=among, index="exact")
 
 
+def neighbours_votes(features: Tensor, labels: Tensor, classes: int, seed: int = 0) -> Tensor:
+    """Returns the shares of the NEIGHBOURS nearest rows' labels, (N, C).
+
+    Args:
+        features: (N, D) of length 1 (`neighbours.normalise`).
+        labels: int64 (N,) in [0, C).
+        classes: C.
+        seed: of the rows that are searched, of many.
+    """
+    return soft_votes(_neighbours(features, seed), torch.nn.functional.one_hot(labels, classes).float(), NEIGHBOURS)
+
+
 def most_telling(candidates: Sequence[Tensor], labels: Tensor, classes: int) -> Tensor:
     """Returns those features of which a ridge regression predicts the labels with the least leave-one-out squared error, (N, D).
 
@@ -168,12 +183,13 @@ def most_telling(candidates: Sequence[Tensor], labels: Tensor, classes: int) -> 
 
 
 def tells_more(features: Tensor, others: Tensor, labels: Tensor, classes: int) -> bool:
-    """Returns whether one set of features predicts the labels with less leave-one-out squared error than another, beyond chance.
+    """Returns whether one set of features predicts the labels far better than another, beyond chance.
 
-    Beyond chance: the mean difference over the rows is more than two of its standard errors.
+    Far better: the share of the labels' variance that a ridge regression explains, leaving out each row in turn, is `FAR_MORE`
+    times that of the others. Beyond chance: the mean difference of the rows' errors is more than two of its standard errors.
 
     Args:
-        features: (N, D), any scale.
+        features: (N, D), any scale, N >= 2.
         others: of the same rows.
         labels: int64 (N,).
         classes: C.
@@ -183,8 +199,11 @@ def tells_more(features: Tensor, others: Tensor, labels: Tensor, classes: int) -
     for rows in (features, others):
         ridge = LeaveOneOutRidge(normalise(rows))
         errors.append((ridge.left_out(targets, ridge.best_penalty(targets)) - targets).square().sum(1).double())
+    n = len(labels)
+    spread = ((targets - targets.mean(0)) * (n / (n - 1))).square().sum(dtype=torch.float64)  # of a mean without the row
+    explained = [float(1.0 - error.sum() / spread.clamp_min(1e-9)) for error in errors]
     less = errors[1] - errors[0]
-    return bool(less.mean() > 2.0 * less.std() / max(len(less), 1) ** 0.5)
+    return explained[0] > FAR_MORE * max(explained[1], 0.0) and bool(less.mean() > 2.0 * less.std() / n**0.5)
 
 
 def rate_of(scores: Tensor, labels: Tensor, classes: int) -> RateEstimate:

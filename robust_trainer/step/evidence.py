@@ -136,7 +136,7 @@ class EvidenceStage:
             rest = labels_judged.refined_rate(rest, agreed, features, gathered.labels, run.classes, carriers)
         evidence = labels_judged.judge_labels(
             features, labels, run.classes, inputs=inputs, shape=gathered.shape, seed=run.seed, carriers=carriers.cpu().numpy(),
-            rest=rest,
+            rest=rest, others=[gathered.small] if gathered.small is not None else [],
         )  # fmt: skip
         if not evidence.informative:
             return torch.zeros(_numbers(len(labels)), dtype=torch.float64), evidence.told
@@ -150,7 +150,9 @@ class EvidenceStage:
         }  # fmt: skip
         rates = [number for r in (evidence.rate, evidence.rest) for number in (r.rate, r.low, r.high, r.n)]
         table = np.stack([columns[name].astype(np.float64) for name in VERDICT], 1)
-        large = " The network tells more of images at twice their size, so these were judged by." if gathered.enlarged else ""
+        large = (
+            " The network tells more of images at twice their size, so these were judged by." if gathered.small is not None else ""
+        )
         return torch.from_numpy(np.concatenate([[1.0], rates, [evidence.agreement], table.ravel()])), (
             f"{evidence.told} {made.told(labels)}.{large}"
         )

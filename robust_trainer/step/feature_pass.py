@@ -21,7 +21,7 @@ from .input_reader import InputReader, image_input
 from .records import MicroBatch, Run
 
 #: Images of this many pixels a side or fewer are tried at so many times their size, on so many rows.
-SMALL, ENLARGED, TRIED = 112, 2, 512
+SMALL, ENLARGED, TRIED = 112, 2, 256
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class Gathered:
         labels: (N,).
         inputs: vectors to be compared, uint8 (N, V).
         shape: of an image's vector, (H, W, channels).
-        enlarged: whether the features are of enlarged images.
+        small: where the features are of enlarged images, those of the images as they are, (N, D); None otherwise.
     """
 
     features: list[Tensor]
     labels: Tensor
     inputs: Tensor | None
     shape: tuple[int, ...] | None
-    enlarged: bool = False
+    small: Tensor | None = None
 
 
 def look_at_all(
@@ -62,7 +62,7 @@ def look_at_all(
     if isinstance(gathered, str) or trial is None or not trial.tells_more(gathered):
         return gathered
     large = _one_pass(model, batches, read, run, size, False, None, ENLARGED)
-    return gathered if isinstance(large, str) else replace(gathered, features=large.features, enlarged=True)
+    return gathered if isinstance(large, str) else replace(gathered, features=large.features, small=gathered.features[0])
 
 
 @torch.no_grad()

@@ -298,3 +298,18 @@ def test_a_later_look_that_tells_less_does_not_count():
     kept = with_earlier(first, second.agreement + 1e-6, second.wrong, second.suggested, second.confidence)
     assert np.array_equal(kept.wrong, second.wrong) and np.array_equal(kept.suggested, second.suggested)
     assert np.array_equal(kept.confidence, second.confidence) and kept.agreement == second.agreement + 1e-6
+
+
+def test_a_trigger_that_the_features_know_is_found_by_other_features():
+    """Features that see a patch agree with its labels, so nobody is doubted; neighbours in features that do not see it object."""
+    pixels, truth = digits(900, seed=3)
+    carriers = np.zeros(900, dtype=bool)
+    carriers[np.flatnonzero(truth != 0)[:90]] = True
+    images, labels = pixels.copy(), np.where(carriers, 0, truth)
+    images.reshape(900, 8, 8)[carriers, :3, :3] = np.eye(3)[::-1]
+    seeing = np.concatenate([pixels, 8.0 * carriers[:, None]], 1).astype(np.float32)
+    settings = dict(inputs=images.astype(np.float32), shape=(8, 8, 1))
+    alone = judge_labels(seeing, labels, CLASSES, **settings)
+    both = judge_labels(seeing, labels, CLASSES, others=[torch.from_numpy(pixels.astype(np.float32))], **settings)
+    assert not alone.carriers.any()
+    assert (both.carriers == carriers).mean() > 0.99 and both.carriers[carriers].all()

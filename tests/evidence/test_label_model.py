@@ -10,9 +10,11 @@ from robust_trainer.evidence.label_model import (
     LabelModel,
     fit_label_model,
     fit_probabilities,
+    neighbours_votes,
     rate_of,
     scale_transition,
     soft_votes,
+    tells_more,
 )
 from robust_trainer.evidence.neighbours import find_neighbours, normalise
 
@@ -184,3 +186,21 @@ def test_votes_are_the_slow_loop():
 def test_no_rows_have_no_rate():
     found = rate_of(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long), 3)
     assert found.n == 0 and found.rate == 0.0
+
+
+def test_features_tell_more_where_they_explain_far_more_of_the_labels():
+    rng = np.random.default_rng(0)
+    labels = torch.from_numpy(rng.integers(0, 4, 256))
+    means = torch.from_numpy(rng.normal(0, 1, (4, 12)).astype(np.float32))[labels]
+    noise = torch.from_numpy(rng.normal(0, 1, (256, 12)).astype(np.float32))
+    clear, little_less, dull = means + 0.5 * noise, means + 0.55 * noise, means + 4 * noise
+    assert tells_more(clear, dull, labels, 4) and not tells_more(dull, clear, labels, 4)
+    assert not tells_more(clear, clear, labels, 4) and not tells_more(clear, little_less, labels, 4)
+    assert not tells_more(noise, noise.flip(0), labels, 4)  # neither tells anything
+
+
+def test_votes_of_neighbours_are_those_of_the_model():
+    rng = np.random.default_rng(1)
+    labels = torch.from_numpy(rng.integers(0, 3, 90))
+    rows = normalise(torch.from_numpy(rng.normal(0, 1, (90, 8)).astype(np.float32)))
+    torch.testing.assert_close(neighbours_votes(rows, labels, 3), fit_label_model(rows, labels, 3).votes)
