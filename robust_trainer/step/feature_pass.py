@@ -6,7 +6,8 @@ a few hundred rows; where it does, a second pass takes all features from enlarge
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,11 +18,14 @@ from .. import evidence as labels_judged
 from ..models.features import last_linear, mean_of_tokens, watched
 from ..models.modes import eval_mode
 from ..models.outputs import logits_of
+from ..models.sharding import all_agree, is_sharded, reshard
 from .input_reader import InputReader, image_input
 from .records import MicroBatch, Run
 
 #: Images of this many pixels a side or fewer are tried at so many times their size, on so many rows.
 SMALL, ENLARGED, TRIED = 112, 2, 256
+#: Of fewer rows nothing is told, so nothing is tried.
+FEWEST_TRIED = 50
 
 
 @dataclass(frozen=True)
@@ -57,26 +61,24 @@ def look_at_all(
         compare: whether inputs are gathered.
         enlarge: whether small images may be enlarged.
     """
-    trial = _Trial(run, size) if enlarge else None
+    trial = _Trial(run, size) if enlarge and size >= FEWEST_TRIED else None
     gathered = _one_pass(model, batches, read, run, size, compare, trial)
     if isinstance(gathered, str) or trial is None or not trial.tells_more(gathered):
         return gathered
-    large = _one_pass(model, batches, read, run, size, False, None, ENLARGED)
+    large = _one_pass(model, _enlarged(batches), read, run, size, False, None)
     return gathered if isinstance(large, str) else replace(gathered, features=large.features, small=gathered.features[0])
 
 
 @torch.no_grad()
 def _one_pass(
-    model: nn.Module, batches: Iterable[MicroBatch], read: Any, run: Run, size: int, compare: bool, trial: _Trial | None,
-    scale: int = 1,
-) -> Gathered | str:  # fmt: skip
+    model: nn.Module, batches: Iterable[MicroBatch], read: Any, run: Run, size: int, compare: bool, trial: _Trial | None
+) -> Gathered | str:
     """One forward of every sample."""
     features, tokens, labels, index, inputs = [], [], [], [], []
     reader: InputReader | None = None
     with eval_mode(model), watched(model) as layers:
         for batch in batches:
-            given = batch.inputs if scale == 1 else _larger(batch.inputs, scale)
-            outputs = model(**given)
+            outputs = model(**batch.inputs)
             read(outputs, batch)  # a module without a config tells its number of classes only here
             logits = logits_of(outputs)
             assert logits is not None, "read has refused outputs without"
@@ -112,15 +114,38 @@ def _one_pass(
     return Gathered(candidates, classes, vectors, reader.shape if reader is not None else None)
 
 
-def _larger(inputs: dict[str, Any], scale: int, rows: Tensor | None = None) -> dict[str, Any]:
-    """A batch's inputs with its images so many times as large, of these rows (bool (B,)) alone."""
+def _enlarged(batches: Iterable[MicroBatch]) -> Iterator[MicroBatch]:
+    """The batches' images enlarged, in parts of two rows or more that need no more memory than a batch as it is."""
+    for batch in batches:
+        parts = max(min(ENLARGED**2, len(batch) // 2), 1)
+        for rows in torch.arange(len(batch), device=batch.targets.device).tensor_split(parts):
+            yield replace(batch, inputs=_larger(batch.inputs, rows), targets=batch.targets[rows], index=batch.positions[rows])
+
+
+def _larger(inputs: dict[str, Any], rows: Tensor) -> dict[str, Any]:
+    """These rows, bool (B,) or numbers, of a batch's inputs, with its images `ENLARGED` times as large."""
     name = image_input(inputs)
     assert name is not None, "only images are enlarged"
     size = len(inputs[name])
-    if rows is not None:
-        inputs = {k: v[rows] if isinstance(v, Tensor) and v.dim() and len(v) == size else v for k, v in inputs.items()}
-    large = nn.functional.interpolate(inputs[name].float(), scale_factor=scale, mode="bilinear", align_corners=False)
+    inputs = {k: v[rows] if isinstance(v, Tensor) and v.dim() and len(v) == size else v for k, v in inputs.items()}
+    large = nn.functional.interpolate(inputs[name].float(), scale_factor=ENLARGED, mode="bilinear", align_corners=False)
     return {**inputs, name: large.to(inputs[name].dtype)}
+
+
+@contextmanager
+def _numbers_checked(model: nn.Module) -> Iterator[None]:
+    """Within it an embedding of a number beyond its last raises ``IndexError``: on a GPU that would end the program."""
+
+    def check(module: nn.Embedding, inputs: tuple[Any, ...]) -> None:
+        if inputs and isinstance(inputs[0], Tensor) and bool((inputs[0] >= module.num_embeddings).any()):
+            raise IndexError("no embedding has this number")
+
+    handles = [m.register_forward_pre_hook(check) for m in model.modules() if isinstance(m, nn.Embedding)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @dataclass
@@ -154,25 +179,32 @@ class _Trial:
             features: its own, (B, D).
             layers: of the watched model; empty, and left so.
         """
-        name = image_input(batch.inputs)
-        if self._failed or name is None or max(batch.inputs[name].shape[2:]) > SMALL:
+        name, sharded = image_input(batch.inputs), is_sharded(model)
+        fits = not self._failed and name is not None and max(batch.inputs[name].shape[2:]) <= SMALL
+        if not (all_agree(fits, self.run.device) if sharded else fits):
             self._failed = True
             return
         slots = self._slot[batch.positions]
         rows = slots >= 0
         if not bool(rows.any()):
-            return
+            if not sharded:
+                return
+            rows[0] = True  # the others' forward needs this process's part of the weights
         try:
-            outputs = model(**_larger(batch.inputs, ENLARGED, rows))
+            with _numbers_checked(model):
+                outputs = model(**_larger(batch.inputs, rows))
             logits = logits_of(outputs)
             assert logits is not None, "the model returned logits before"
             large = last_linear(layers, outputs, logits)[1]
-        except (RuntimeError, ValueError, AssertionError, TypeError, IndexError):  # as vision transformers of one size do
+        except Exception:  # whatever a model of one size of images raises
             self._failed = True
+            reshard(model)
             return
         finally:
             layers.linear.clear()
             layers.hidden = None
+        if bool((slots[rows] < 0).any()):
+            return
         self._failed = large.shape[1] != features.shape[1] or not bool(large.isfinite().all())
         self._found.append((slots[rows], large.float()))
 

@@ -15,15 +15,16 @@ CLASSES, SIDE = 3, 8
 class Sighted(nn.Module):
     """Sees the brightness, which tells the class, in images from a given side on; in smaller ones next to nothing."""
 
-    def __init__(self, sees_from, largest=10**6):
+    def __init__(self, sees_from, largest=10**6, refusal=None):
         super().__init__()
         self.sees_from, self.largest, self.seen = sees_from, largest, []
+        self.refusal = refusal or ValueError("Input image size doesn't match model")
         self.head = nn.Linear(2 * CLASSES, CLASSES)
 
     def forward(self, pixel_values):
         side = pixel_values.shape[2]
         if side > self.largest:
-            raise ValueError("Input image size doesn't match model")
+            raise self.refusal
         self.seen.append((side, len(pixel_values)))
         bright = pixel_values.flatten(1).mean(1, keepdim=True)
         levels = torch.arange(2 * CLASSES, device=bright.device) / 2
@@ -69,6 +70,7 @@ def test_enlarged_images_are_taken_where_they_tell_more():
     [
         (Sighted(sees_from=1), SIDE, True),  # tells as much of small ones
         (Sighted(sees_from=2 * SIDE, largest=SIDE), SIDE, True),  # takes one size alone
+        (Sighted(sees_from=2 * SIDE, largest=SIDE, refusal=KeyError(2 * SIDE)), SIDE, True),  # and says so in its own way
         (Sighted(sees_from=2 * SIDE), SIDE, False),
         (Sighted(sees_from=SMALL + 2), SMALL + 1, True),  # not small
     ],
@@ -114,3 +116,74 @@ def test_two_processes_decide_as_one_does():
     one_failed = Run(recipe=None, device=torch.device("cpu"), classes=CLASSES, total=lambda t: both if t.dim() else t + 1)
     parts[0].run = one_failed
     assert not parts[0].tells_more(gathered)
+
+
+def test_enlarged_images_need_no_more_memory():
+    """A batch's enlarged images come in four parts, none of a single row, which models that squeeze their outputs take amiss."""
+    batches, labels = micro_batches(n=70, size=32)
+    parts = [*feature_pass._enlarged(batches)]
+    assert [len(part) for part in parts] == [8] * 8 + [2] * 3
+    assert torch.equal(torch.cat([part.positions for part in parts]), torch.arange(70))
+    assert torch.equal(torch.cat([part.targets for part in parts]), labels)
+    assert [len(part) for part in feature_pass._enlarged(micro_batches(n=5, size=5)[0])] == [3, 2]
+    assert [len(part) for part in feature_pass._enlarged(micro_batches(n=1, size=1)[0])] == [1]
+
+
+@pytest.mark.parametrize("n", [1, 2, 49])
+def test_of_few_rows_nothing_is_tried(n):
+    model = Sighted(sees_from=2 * SIDE)
+    gathered, _ = look(model, n=n)
+    assert gathered.small is None and {side for side, _ in model.seen} == {SIDE}
+
+
+def test_a_number_beyond_an_embedding_never_reaches_it():
+    """On a GPU it would be an assertion of the device, after which nothing runs any more."""
+
+    class Places(Sighted):
+        def __init__(self):
+            super().__init__(sees_from=2 * SIDE)
+            self.place, self.asked = nn.Embedding(SIDE, 1), []
+            self.place.register_forward_hook(lambda module, inputs, output: self.asked.append(int(inputs[0].max())))
+
+        def forward(self, pixel_values):
+            self.place.forward = lambda numbers: torch.zeros(*numbers.shape, 1)  # as a GPU: it does not raise
+            self.place(torch.arange(pixel_values.shape[2]))
+            return super().forward(pixel_values)
+
+    model = Places()
+    gathered, _ = look(model)
+    assert gathered.small is None and set(model.asked) == {SIDE - 1} and not model.place._forward_pre_hooks
+
+
+def test_processes_that_share_a_sharded_model_run_it_equally_often(monkeypatch):
+    """Each forward gathers every process's weights: where one has no row to try, or cannot, the other would wait for ever."""
+    monkeypatch.setattr(feature_pass, "TRIED", 60)
+    monkeypatch.setattr(feature_pass, "is_sharded", lambda model: True)
+    batches, _ = micro_batches(n=1200, size=4)
+    model = Sighted(sees_from=2 * SIDE)
+    shares, votes = (batches[::2], batches[1::2]), []
+
+    def forwards(share, agreed):
+        trial, calls = feature_pass._Trial(Run(recipe=None, device=torch.device("cpu"), classes=CLASSES), 1200), []
+        model.seen.clear()
+        answers = iter(agreed)
+
+        def all_agree(flag, device):
+            votes.append(flag)
+            return next(answers, True)
+
+        monkeypatch.setattr(feature_pass, "all_agree", all_agree)
+        with torch.no_grad(), feature_pass.watched(model) as layers:
+            for batch in share:
+                before = len(model.seen)
+                trial.see(model, batch, torch.zeros(len(batch), 2 * CLASSES), layers)
+                calls.append(len(model.seen) - before)
+        tried = torch.cat([slots for slots, _ in trial._found])
+        assert not bool((tried < 0).any())
+        return calls, len(tried)
+
+    (one, some), (other, rest) = (forwards(share, ()) for share in shares)
+    assert one == other == [1] * 150 and some + rest == 60 and all(votes)
+    votes.clear()
+    one, _ = forwards(shares[0], [True] * 9 + [False] + [False] * 140)  # another process cannot from its tenth batch on
+    assert one == [1] * 9 + [0] * 141 and votes[:11] == [True] * 10 + [False] and len(votes) == 150
