@@ -67,7 +67,7 @@ def make_audit(
     rate = run.get("settings", {}).get("noise_rate")
     judged = judge(rows, classes) if classes else judge_numbers(rows, rate if isinstance(rate, float) else None)
     if classes and has_verdict(rows):
-        judged = with_verdict(judged, rows)
+        judged = with_verdict(judged, rows, float(run.get("label_rate", (0.0, 0.0, 1.0))[2]))
     suspicion, label = judged.suspicion, rows["label"].astype(np.int64)
     visited = rows["seen"] > 0
     doubted, rival = suspicion >= threshold, rows["rival"].astype(np.int64)

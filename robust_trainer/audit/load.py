@@ -24,7 +24,7 @@ _FLOAT, _FLAG, _COUNT = Column("number"), Column("boolean"), Column("integer", 0
 #: What facts of a run may hold, where they are told.
 _FACTS: Mapping[str, tuple[type, ...]] = {
     "names": (list,), "rows": (int,), "fingerprint": (str,), "id": (str,), "settings": (dict,), "method": (str,), "problem": (str,),
-    "label_column": (str, type(None)), "pipeline_tag": (str, type(None)),
+    "label_column": (str, type(None)), "pipeline_tag": (str, type(None)), "label_rate": (list,),
 }  # fmt: skip
 
 
@@ -115,6 +115,9 @@ def check_facts(run: dict[str, Any], path: Path) -> dict[str, Any]:
     names = run.get("names", [])
     if len(names) > MOST_CLASSES or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{str(path)!r} is damaged (its run's names are no {MOST_CLASSES} texts at most): train again.")
+    rate = run.get("label_rate", [0.0, 0.0, 1.0])
+    if len(rate) != 3 or not all(isinstance(x, float | int) and not isinstance(x, bool) and 0.0 <= x <= 1.0 for x in rate):
+        raise ValueError(f"{str(path)!r} is damaged (its run's label_rate is no rate with an interval): train again.")
     return run
 
 

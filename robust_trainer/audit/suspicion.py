@@ -24,8 +24,11 @@ VERDICT = ("label_wrong", "suggested", "suggested_confidence", "carrier")
 #: Added to MEANING where the run has judged the labels by features.
 VERDICT_MEANING = (
     " Where the run's own verdict by features gives the label a larger probability to be wrong (label_wrong in the ledger), "
-    "suspicion is that."
+    "suspicion is that. Labels that training alone doubts are above 0.5 only as far as the upper end of that verdict's rate leaves "
+    "room, the most suspicious first; the others stand just below."
 )
+#: What is held back stays so close below the cut, in its order.
+_BELOW = 1e-3
 NUMBERS_MEANING = (
     "Suspicion is s / (s + cut) of a sample's mean score s over the visits of training. 0: the target is predicted exactly. 0.5: "
     "the score is at the cut, {cut}. Towards 1: far beyond it."
@@ -83,16 +86,27 @@ def has_verdict(rows: Mapping[str, np.ndarray]) -> bool:
     return rows.keys() >= set(VERDICT) and bool((rows["suggested"] >= 0).any())
 
 
-def with_verdict(judged: Suspicion, rows: Mapping[str, np.ndarray]) -> Suspicion:
+def with_verdict(judged: Suspicion, rows: Mapping[str, np.ndarray], most: float = 1.0) -> Suspicion:
     """What training says of each label, together with the run's verdict by features: the larger of the two suspicions.
 
-    Where the verdict's is the larger one, and 1/2 or more, the class is suggested that it suggests, with its probability.
+    Where the verdict's is the larger one, and 1/2 or more, the class is suggested that it suggests, with its probability. A network
+    that learned little doubts many right labels: of what it alone doubts only so many are above 1/2 as the rate leaves room for.
 
     Args:
         judged: What training says (`judge`).
         rows: Columns (N,) of `SampleLedger.rows`, with a verdict (`has_verdict`).
+        most: Upper end of the interval of the verdict's rate of wrong labels, in [0, 1].
     """
     wrong = np.nan_to_num(rows["label_wrong"].astype(np.float64))
+    alone = (judged.suspicion >= 0.5) & (wrong < 0.5)
+    room = max(int(most * len(wrong)) - int((wrong >= 0.5).sum()), 0)
+    if alone.sum() > room:
+        back = np.flatnonzero(alone)[np.argsort(-judged.suspicion[alone], kind="stable")[room:]]
+        held, suggested, confidence = judged.suspicion.copy(), judged.suggested.copy(), judged.confidence.copy()
+        held[back] = 0.5 - _BELOW * (1.0 + np.arange(len(back))) / len(back)
+        suggested[back] = rows["label"][back]
+        confidence[back] = (1.0 + np.nan_to_num(rows["margin"][back].astype(np.float64))) / 2.0
+        judged = replace(judged, suspicion=held, suggested=suggested, confidence=confidence)
     told = (wrong >= 0.5) & (wrong > judged.suspicion) & (rows["suggested"] >= 0)
     return replace(
         judged, suspicion=np.maximum(judged.suspicion, wrong),

@@ -70,6 +70,7 @@ class EvidenceStage:
         """
         if self.run.ledger is None:
             return False
+        self._tell_rate()  # of a resumed run
         done = int(self.run.states["evidence"]["looks"]) if self.made else 0
         looks = self.act.looks_at(progress.max_epochs)
         return done < len(looks) and progress.epoch >= looks[done]
@@ -122,6 +123,7 @@ class EvidenceStage:
         for name, values in zip(VERDICT, verdict[10:].view(len(ledger), -1).unbind(1)):
             ledger._columns[name].copy_(values.to(ledger._columns[name].dtype))
         self._count(verdict[1:5], verdict[5:9], True, verdict[9])
+        self._tell_rate()
         return f"method '{run.recipe.name}': {said}" if said else ""
 
     def _verdict(self, gathered: Gathered) -> tuple[Tensor, str]:
@@ -156,6 +158,12 @@ class EvidenceStage:
         return torch.from_numpy(np.concatenate([[1.0], rates, [evidence.agreement], table.ravel()])), (
             f"{evidence.told} {made.told(labels)}.{large}"
         )
+
+    def _tell_rate(self) -> None:
+        """Writes the rate in force into the facts of the run, which go wherever the ledger goes: an audit asks for it."""
+        rate, ledger = self.rate, self.run.ledger
+        if rate is not None and ledger is not None:
+            ledger.run["label_rate"] = [rate.rate, rate.low, rate.high]
 
     def _nothing_new(self, why: str) -> str:
         """Counts a look that told nothing, and returns what is to be said; an earlier verdict stays in force."""

@@ -75,3 +75,29 @@ def test_the_files_of_a_run_tell_it(tmp_path):
     here, there = make_audit(made.rows(), made.run), make_audit(rows, facts)
     assert np.array_equal(here.column("flagged"), there.column("flagged")) and there.column("flagged").sum() == 3
     assert MISLABELLED not in there.column("group")  # without the inputs groups are not told apart
+
+
+@pytest.mark.parametrize("high,left", [(1.0, 9), (0.1, 6), (0.05, 3), (0.0, 3)])
+def test_what_training_alone_doubts_is_flagged_as_far_as_the_rate_leaves_room(high, left):
+    """Six rows beside the verdict's three; of 60 rows the upper end of the rate's interval allows 60, 6, 3 and none."""
+    made = ledger()
+    made._columns["aum"][:] = 5.0
+    made._columns["aum"][20:26] = -20.0 - torch.arange(6)
+    made.run["label_rate"] = [0.0, 0.0, high]
+    audit = make_audit(made.rows(), made.run)
+    free = make_audit(made.rows(), {**made.run, "label_rate": [0.0, 0.0, 1.0]})
+    assert audit.column("flagged").sum() == left and free.column("flagged").sum() == 9
+    order = [np.argsort(-x.column("suspicion")[20:26].astype(np.float64), kind="stable").tolist() for x in (audit, free)]
+    assert order[0] == order[1] and audit.column("suspicion")[20:26].min() > audit.column("suspicion")[7]
+    held = ~audit.column("flagged") & free.column("flagged")
+    assert (audit.column("suggested_label")[held] == audit.column("label")[held]).all()
+    assert free.column("flagged")[audit.column("flagged").astype(bool)].all()
+
+
+def test_a_damaged_rate_is_refused(tmp_path):
+    made = ledger()
+    for wrong in ([0.1, 0.2], [0.1, 0.0, 7.0], ["a", "b", "c"]):
+        made.run["label_rate"] = wrong
+        made.to_parquet(tmp_path / LEDGER_FILE)
+        with pytest.raises(ValueError, match="label_rate is no rate with an interval"):
+            load_ledger(tmp_path)

@@ -118,6 +118,7 @@ def test_the_ledger_and_its_files_hold_the_verdict(tmp_path, monkeypatch, said):
     assert set(found["index"]) == set(np.flatnonzero(kind < 2)) and not any(np.diff(found["label_wrong"]) > 0)
     estimate = trainer.estimated_noise_rate
     assert (estimate.rate, estimate.low, estimate.high, estimate.n) == (0.5, 0.4, 0.6, 48)
+    assert trainer.ledger.run["label_rate"] == [0.5, 0.4, 0.6]
     logs = [row for row in trainer.state.log_history if "loss" in row]
     assert all((row["noise_rate"], row["noise_rate_low"], row["noise_rate_high"]) == (0.5, 0.4, 0.6) for row in logs)
     assert np.mean([row["kept_fraction"] for row in logs]) == pytest.approx((kind >= 2).mean())

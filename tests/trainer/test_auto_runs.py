@@ -90,6 +90,7 @@ def test_clean_labels_are_trained_on(tmp_path, digits):
         accuracy[method] = (predicted(trainer, test) == right).mean()
     assert accuracy["auto"] > accuracy["standard"] - 0.02, accuracy
     assert trainers["auto"].ledger.distrusted().float().mean() < 0.02
+    assert trainers["auto"].audit(look=False).column("flagged").mean() < 0.02
     assert trainers["auto"].estimated_noise_rate.rate < 0.03
 
 
@@ -146,7 +147,7 @@ def test_resumed_is_a_straight_run(tmp_path, monkeypatch, at):
         looked.clear()
         trainer = robust(tmp_path, vit(dropout=0.1), images(64), **common)
         trainer.train(resume_from_checkpoint=resume)
-        ends.append((state(trainer), len(looked), trainer.estimated_noise_rate))
+        ends.append((state(trainer), len(looked), (trainer.estimated_noise_rate, trainer.ledger.run.get("label_rate"))))
     assert ends[0][1] == 3 and ends[1][1] == 3 - len([epoch for epoch in (0, 1, 2) if epoch * 8 < at])
     assert ends[0][2] == ends[1][2]
     for name, value in ends[0][0].items():
