@@ -282,7 +282,7 @@ def test_a_look_is_in_evaluation_mode_without_gradients_and_removes_its_hooks(tm
             return super().forward(pixel_values)
 
     torch.manual_seed(0)
-    trainer = train(tmp_path, Watched(), images(64), num_train_epochs=1, method_settings={"enlarge": False})
+    trainer = train(tmp_path, Watched(), images(64), num_train_epochs=1, enlarge=False)
     looked = [size for training, gradient, size in seen if not training]
     assert sum(looked) == 64 and not any(gradient for training, gradient, _ in seen if not training)
     assert sum(size for training, _, size in seen if training) == 64
