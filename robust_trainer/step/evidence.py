@@ -153,7 +153,9 @@ class EvidenceStage:
         rates = [number for r in (evidence.rate, evidence.rest) for number in (r.rate, r.low, r.high, r.n)]
         table = np.stack([columns[name].astype(np.float64) for name in VERDICT], 1)
         large = (
-            " Labels were judged from the images at twice their size, in which the network sees more." if gathered.small is not None else ""
+            " Labels were judged from the images at twice their size, in which the network sees more."
+            if gathered.small is not None
+            else ""
         )
         return torch.from_numpy(np.concatenate([[1.0], rates, [evidence.agreement], table.ravel()])), (
             f"{evidence.told} {made.told(labels)}.{large}"
