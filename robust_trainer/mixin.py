@@ -354,7 +354,7 @@ class RobustTrainerMixin(Trainer):
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         recipe = self._robust_step.run.recipe if self._robust_step is not None else None
-        bare = self.accelerator.unwrap_model(model)
+        bare = self._unwrapped(model)
         largest = recipe.clip_norm if recipe is not None and recipe.clip_norm is not None else self.args.max_grad_norm
         if isinstance(bare, PeerModel) and recipe is not None:
             return clip_each(bare, self.accelerator.clip_grad_norm_, largest)
@@ -369,7 +369,7 @@ class RobustTrainerMixin(Trainer):
         norm = whole(norm) if isinstance(norm, Tensor) else norm
         scaled = self.is_deepspeed_enabled or self.accelerator.scaler is not None  # they skip by themselves
         if self._robust_step is not None and not scaled:
-            self._robust_step.recorder.guard.skip([*model.parameters()], norm, self.optimizer)
+            self._robust_step.recorder.guard.skip(model.parameters(), norm, self.optimizer)
         return norm
 
     def evaluation_loop(

@@ -18,7 +18,8 @@ def is_sharded(model: nn.Module) -> bool:
     Args:
         model: unwrapped.
     """
-    return any(isinstance(module, FSDPModule) for module in model.modules())
+    # asked in every step: without a process group nothing is sharded, and the modules need not be gone through
+    return torch.distributed.is_initialized() and any(isinstance(module, FSDPModule) for module in model.modules())
 
 
 def reshard(model: nn.Module) -> None:

@@ -62,8 +62,9 @@ class InputReader:
         """Returns the batch's vectors: float16 (B, H W channels), or uint8 (B, TOKENS) of 0 and 255."""
         value = inputs[self.name]
         if self.shape is not None:
-            small = nn.functional.adaptive_avg_pool2d(value.float(), (self.shape[0], self.shape[1]))
-            return small.permute(0, 2, 3, 1).flatten(1).half()
+            if value.shape[2:] != self.shape[:2]:
+                value = nn.functional.adaptive_avg_pool2d(value.float(), (self.shape[0], self.shape[1]))
+            return value.half().permute(0, 2, 3, 1).flatten(1)
         mask = inputs.get("attention_mask")
         present = torch.zeros(len(value), TOKENS, dtype=torch.uint8, device=value.device)
         shown = torch.full_like(value, 255, dtype=torch.uint8)
@@ -75,5 +76,8 @@ class InputReader:
         """Returns the vectors of all rows as levels from 0 to 255, uint8."""
         if self.shape is None:
             return vectors
-        low, high = vectors.min().float(), vectors.max().float()
-        return ((vectors.float() - low) * (255.0 / (high - low).clamp_min(1e-6))).round().to(torch.uint8)
+        low, high = (value.float() for value in vectors.aminmax())
+        scale = 255.0 / (high - low).clamp_min(1e-6)
+        # in parts: copies in single precision of all rows at once would cost more in fresh memory than in arithmetic
+        parts = [part.float().sub_(low).mul_(scale).round_().to(torch.uint8) for part in vectors.split(256)]
+        return torch.cat(parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,11 +72,11 @@ class NonfiniteGuard:
         self._add(torch.stack([bad.sum(), whole, torch.zeros_like(whole)]))
 
     @torch.no_grad()
-    def skip(self, parameters: Sequence[nn.Parameter], norm: Any, optimizer: Any) -> None:
+    def skip(self, parameters: Iterable[nn.Parameter], norm: Any, optimizer: Any) -> None:
         """Has the optimizer leave the weights alone where the gradient is NaN or infinite. Without a host sync.
 
         Args:
-            parameters: of the model, with their gradients.
+            parameters: of the model, with their gradients; gone through once, where they are needed.
             norm: of all gradients, before they were clipped.
             optimizer: the Trainer's. One that is fused, as the Trainer's default is, skips the step on the device; for others the
                 gradients become zero.
