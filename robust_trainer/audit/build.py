@@ -67,7 +67,9 @@ def make_audit(
     rate = run.get("settings", {}).get("noise_rate")
     judged = judge(rows, classes) if classes else judge_numbers(rows, rate if isinstance(rate, float) else None)
     if classes and has_verdict(rows):
-        judged = with_verdict(judged, rows, float(run.get("label_rate", (0.0, 0.0, 1.0))[2]))
+        share, low, high = run.get("label_rate", (1.0, 0.0, 1.0))
+        # an interval that reaches down to 0 shows no wrong label to be there: no more than the share itself
+        judged = with_verdict(judged, rows, float(high if low > 0 else share))
     suspicion, label = judged.suspicion, rows["label"].astype(np.int64)
     visited = rows["seen"] > 0
     doubted, rival = suspicion >= threshold, rows["rival"].astype(np.int64)

@@ -25,7 +25,7 @@ VERDICT = ("label_wrong", "suggested", "suggested_confidence", "carrier")
 VERDICT_MEANING = (
     " Where the run's own verdict by features gives the label a larger probability to be wrong (label_wrong in the ledger), "
     "suspicion is that. Labels that training alone doubts are above 0.5 only as far as the upper end of that verdict's rate leaves "
-    "room, the most suspicious first; the others stand just below."
+    "room (the rate itself, where its interval begins at 0), the most suspicious first; the others stand just below."
 )
 #: What is held back stays so close below the cut, in its order.
 _BELOW = 1e-3
@@ -90,12 +90,12 @@ def with_verdict(judged: Suspicion, rows: Mapping[str, np.ndarray], most: float 
     """What training says of each label, together with the run's verdict by features: the larger of the two suspicions.
 
     Where the verdict's is the larger one, and 1/2 or more, the class is suggested that it suggests, with its probability. A network
-    that learned little doubts many right labels: of what it alone doubts only so many are above 1/2 as the rate leaves room for.
+    that learned little doubts many right labels: of what it alone doubts only so many are above 1/2 as ``most`` leaves room for.
 
     Args:
         judged: What training says (`judge`).
         rows: Columns (N,) of `SampleLedger.rows`, with a verdict (`has_verdict`).
-        most: Upper end of the interval of the verdict's rate of wrong labels, in [0, 1].
+        most: Share of the rows that may be above 1/2 so, in [0, 1].
     """
     wrong = np.nan_to_num(rows["label_wrong"].astype(np.float64))
     alone = (judged.suspicion >= 0.5) & (wrong < 0.5)

@@ -77,15 +77,18 @@ def test_the_files_of_a_run_tell_it(tmp_path):
     assert MISLABELLED not in there.column("group")  # without the inputs groups are not told apart
 
 
-@pytest.mark.parametrize("high,left", [(1.0, 9), (0.1, 6), (0.05, 3), (0.0, 3)])
-def test_what_training_alone_doubts_is_flagged_as_far_as_the_rate_leaves_room(high, left):
-    """Six rows beside the verdict's three; of 60 rows the upper end of the rate's interval allows 60, 6, 3 and none."""
+@pytest.mark.parametrize("low,high,left", [(0.01, 1.0, 9), (0.01, 0.1, 6), (0.01, 0.05, 3), (0.0, 0.0, 3), (0.0, 1.0, 3)])
+def test_what_training_alone_doubts_is_flagged_as_far_as_the_rate_leaves_room(low, high, left):
+    """Six rows beside the verdict's three; of 60 rows the upper end of the rate's interval allows 60, 6, 3 and none.
+
+    An interval that begins at 0 allows the rate itself, here none.
+    """
     made = ledger()
     made._columns["aum"][:] = 5.0
     made._columns["aum"][20:26] = -20.0 - torch.arange(6)
-    made.run["label_rate"] = [0.0, 0.0, high]
+    made.run["label_rate"] = [low, low, high]
     audit = make_audit(made.rows(), made.run)
-    free = make_audit(made.rows(), {**made.run, "label_rate": [0.0, 0.0, 1.0]})
+    free = make_audit(made.rows(), {**made.run, "label_rate": [1.0, 1.0, 1.0]})
     assert audit.column("flagged").sum() == left and free.column("flagged").sum() == 9
     order = [np.argsort(-x.column("suspicion")[20:26].astype(np.float64), kind="stable").tolist() for x in (audit, free)]
     assert order[0] == order[1] and audit.column("suspicion")[20:26].min() > audit.column("suspicion")[7]
