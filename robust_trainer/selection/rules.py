@@ -167,7 +167,8 @@ class KeepByScore:
             return keep
         if self.peer_exchange == "next" or peers == 2:
             return keep.roll(1, 0)
-        return keep[derangement(peers, keyed_seed("exchange", progress.seed, progress.global_step))]
+        order = derangement(peers, keyed_seed("exchange", progress.seed, progress.global_step))
+        return torch.stack([keep[i] for i in order])  # a list as an index would be copied to the device, which waits
 
     def divisor(self, weights: Tensor) -> Tensor:
         """Returns the number of kept samples, (M,), which a step's sum is divided by.
