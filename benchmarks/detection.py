@@ -96,7 +96,7 @@ def judged(truth: np.ndarray, scores: np.ndarray, flagged: np.ndarray) -> dict[s
 
 
 def of_audit(audit: Audit, truth: np.ndarray) -> dict[str, Any]:
-    group = audit.column("group")
+    group = audit.group_numbers
     found = judged(truth, audit.column("suspicion"), audit.column("flagged").astype(bool))
     return {**found, "groups": np.bincount(group, minlength=5).tolist(), "noise_rate": audit.noise_rate}
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..evaluation.path_table import NO_PATH, PathLengths
 from ..perturbations.norms import NORMS
-from .result import GROUPS, Audit
+from .result import Audit, group_word
 from .samples import Shown
 from .summary import class_name
 
@@ -81,7 +81,7 @@ def closest_tile(audit: Audit, row: int, shown: Shown) -> dict[str, Any]:
     lines = [] if predicted is None else [f"predicted {class_name(audit, predicted)}"]
     length = f"more than {paths.max_steps}" if steps > paths.max_steps else str(steps)
     lines.append(f"path {length}" + ("" if target < 0 else f" to {class_name(audit, target)}"))
-    lines += [f"suspicion {table['suspicion']:.3f}", GROUPS[table["group"]] if table["group"] < len(GROUPS) else "-"]
+    lines += [f"suspicion {table['suspicion']:.3f}", group_word(table["group"])]
     truth = table.get("is_corrupted")
     return {
         "shown": shown, "given": class_name(audit, label), "lines": lines, "corrupted": None if truth is None else bool(truth),

@@ -64,14 +64,16 @@ def make_audit(
     rows = _with_labels(rows, data, run)
     names = _all_names(tuple(run.get("names") or ()), rows)
     classes = len(names)
-    rate = run.get("settings", {}).get("noise_rate")
-    judged = judge(rows, classes) if classes else judge_numbers(rows, rate if isinstance(rate, float) else None)
+    given = run.get("settings", {}).get("noise_rate")
+    judged = judge(rows, classes) if classes else judge_numbers(rows, given if isinstance(given, float) else None)
     if classes and has_verdict(rows):
         share, low, high = run.get("label_rate", (1.0, 0.0, 1.0))
         # an interval that reaches down to 0 shows no wrong label to be there: no more than the share itself
         judged = with_verdict(judged, rows, float(high if low > 0 else share))
     suspicion, label = judged.suspicion, rows["label"].astype(np.int64)
-    visited = rows["seen"] > 0
+    known = rows["seen"] > 0
+    if classes and has_verdict(rows):
+        known |= rows["suggested"] >= 0  # judged by its features, whether training reached it or not
     doubted, rival = suspicion >= threshold, rows["rival"].astype(np.int64)
     leaning = (rows["aum"] < 0) & (rows["seen"] > 0) if classes else doubted
     if classes and has_verdict(rows):
@@ -79,7 +81,7 @@ def make_audit(
         leaning, rival = leaning | told, np.where(told, rows["suggested"].astype(np.int64), rival)
     suggested, confidence = judged.suggested, judged.confidence
     inputs = open_inputs(data) if look else None
-    groups = make_groups(inputs, label, rival, suggested, confidence, doubted, leaning, classes, seed, visited)
+    groups = make_groups(inputs, label, rival, suggested, confidence, doubted, leaning, classes, seed, known)
     if classes and has_verdict(rows):
         groups = _with_carriers(groups, rows["carrier"].astype(bool))
     suspicion = np.where(groups.carries, (1.0 + suspicion) / 2.0, suspicion)
@@ -102,10 +104,13 @@ def make_audit(
     pattern = None
     if groups.pattern is not None and inputs is not None and inputs.kind == "images":
         pattern = groups.pattern.difference.reshape(inputs.shape)
+    rate, interval = float(flagged[known].mean()) if classes and known.any() else None, None
+    if classes and has_verdict(rows) and "label_rate" in run:
+        rate, *ends = map(float, run["label_rate"])
+        interval = (ends[0], ends[1])
     return Audit(
-        table=table, names=names, threshold=float(threshold),
-        noise_rate=float(flagged[visited].mean()) if classes and visited.any() else None,
-        transition=transition_matrix(label[visited], suggested[visited], classes) if 0 < classes <= MOST_TRANSITIONS else None,
+        table=table, names=names, threshold=float(threshold), noise_rate=rate, noise_interval=interval,
+        transition=transition_matrix(label[known], suggested[known], classes) if 0 < classes <= MOST_TRANSITIONS else None,
         meaning=judged.meaning, cautions=cautions, groups_told=groups.told, pattern=pattern, run=run,
         paths=paths,
     )  # fmt: skip

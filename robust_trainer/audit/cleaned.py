@@ -78,7 +78,7 @@ def _changes(audit: Audit, done: np.ndarray) -> pyarrow.Table:
     columns_shown = ("label", "suggested_label", "suggested_confidence", "suspicion")
     columns = {"index": rows, "action": np.where(done[rows] == DROPPED, "dropped", "relabelled")}
     columns |= {name: audit.column(name)[rows] for name in columns_shown}
-    columns["group"] = np.asarray(GROUPS)[audit.column("group")[rows]]
+    columns["group"] = np.asarray((*GROUPS, "unknown"))[audit.group_numbers[rows]]
     return pyarrow.table(columns)
 
 
@@ -99,7 +99,7 @@ def dataset_card(
     """
     done = audit.plan(action, confidence, class_floor)
     spared = int((audit.column("flagged").astype(bool) & (done == KEPT)).sum())
-    group, label, run = audit.column("group"), audit.column("label").astype(np.int64), audit.run
+    group, label, run = audit.group_numbers, audit.column("label").astype(np.int64), audit.run
     dropped, relabelled = int((done == DROPPED).sum()), int((done == RELABELLED).sum())
     rows = [["rows before", f"{len(done)}"], ["rows left", f"{len(done) - dropped}"], ["dropped", f"{dropped}"],
             ["relabelled", f"{relabelled}" + (f" (confidence {confidence:g} or more)" if action == "relabel" else "")],
@@ -118,7 +118,7 @@ def dataset_card(
     by_class = f"## Given labels\n\n{_table(['class', 'rows before', 'dropped', 'relabelled'], classes)}\n" if classes else ""
     more = f"\nThe {len(worst)} classes with most changes, of {len(counts)}.\n" if len(worst) < len(counts) else ""
     by = "one training run" if audit.trained else "its labels, without any training,"
-    unseen = "; unseen,\nnever visited in training, and left in" if audit.trained else ""
+    unseen = "; unseen,\nneither visited in training nor judged before it, and left in" if audit.trained else ""
     cautions = "".join(f"{_told(caution)}\n\n" for caution in audit.cautions)
     return f"""---
 configs: {front}

@@ -39,8 +39,8 @@ def make_groups(
     A doubted sample is ``triggered`` where it carries a shared pattern, else ``perturbed`` where it is an image far noisier than
     the trusted ones, else ``mislabelled`` where another class is suggested with confidence 1/2 or more, else ``unclear``. The
     pattern is looked for among the ``leaning``, of whom the model preferred another class on average; whoever carries it is
-    ``triggered``, doubted or not. A sample that was never visited, and carries none, is ``unseen``. Without inputs triggers are not
-    told from wrong labels, so all doubted samples are ``unclear``.
+    ``triggered``, doubted or not. A sample of which nothing is known, and that carries none, is ``unseen``. Without inputs triggers
+    are not told from wrong labels, so all doubted samples are ``unclear``.
     Of more than 20,000 samples (fewer if they are large) that many are compared, drawn by ``seed``.
 
     Args:
@@ -53,7 +53,7 @@ def make_groups(
         leaning: Whether the model leaned to another class (N,).
         classes: Number of classes C.
         seed: Seed of every draw.
-        seen: Whether the sample was visited in training (N,), None: all were.
+        seen: Whether the sample was visited in training, or judged by its features before (N,), None: all were.
     """
     carries = np.zeros(len(label), dtype=bool)
     group = np.where(doubted, UNCLEAR, FINE)

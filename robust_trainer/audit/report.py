@@ -18,7 +18,7 @@ from ..reporting.safe_text import plain
 from .boundary import closest_by_class, closest_tile, told
 from .likeness import alike_sections, outlier_section
 from .pictures import NAMED, cells, heat_map, histogram, path_histogram, pattern_picture
-from .result import GROUPS, Audit
+from .result import GROUPS, Audit, group_word
 from .samples import Shown, show
 from .summary import CLASSES, FILTER, NAME, VALUE, Summary, class_name, settings, summarise, versions
 
@@ -158,7 +158,7 @@ def _tiles(audit: Audit, positions: Sequence[int], shown: Sequence[Shown]) -> li
         row = {name: values[i] for name, values in columns.items()}
         lines = [f"suggested {class_name(audit, row['suggested_label'])} ({row['suggested_confidence']:.2f})"]
         lines = lines if row["suggested_label"] >= 0 else []
-        lines += [f"suspicion {row['suspicion']:.3f}", GROUPS[row["group"]] if row["group"] < len(GROUPS) else "-"]
+        lines += [f"suspicion {row['suspicion']:.3f}", group_word(row["group"])]
         label_name = class_name(audit, label[i]) if label[i] >= 0 else sample.target
         out.append(
             {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,23 +9,37 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
-from ..data.columns import check_dataset
-from ..data.mapping import CLEAN_LABEL, IS_CORRUPTED
+from ..data.columns import arrow_column, check_dataset
+from ..data.mapping import CLEAN_LABEL, IS_CORRUPTED, formatted_as, with_column
 from ..evaluation.path_table import PathLengths
-from ..ledger.fingerprint import check_same_data, content_columns, data_fingerprint, given_labels
+from ..ledger.fingerprint import check_same_data, content_columns, data_fingerprint
 from ..reporting.parquet_files import write_parquet
 from ..reporting.safe_text import plain
 from ..selection.allocation import CLASS_FLOOR, class_floors
 from ..selection.ranking import smallest
+from .given_labels import class_numbers, is_named, label_column, with_labels
 from .likeness import Likeness
 
-#: The groups of the column ``group``, in the order of their numbers.
+#: The words of the column ``group``, in the order of their numbers.
 GROUPS = ("fine", "mislabelled", "triggered", "perturbed", "unclear", "unseen")
 ACTIONS = ("drop", "relabel")
 #: What was done to a sample.
 KEPT, DROPPED, RELABELLED = range(3)
+
+
+def group_word(value: str | int) -> str:
+    """Returns a sample's group as a word of `GROUPS`, '-' for none of them.
+
+    Args:
+        value: Of the column ``group``: the word, or its number, as earlier tables have it.
+    """
+    if isinstance(value, int):
+        return GROUPS[value] if 0 <= value < len(GROUPS) else "-"
+    return value if value in GROUPS else "-"
 
 
 class Caution(str):
@@ -54,7 +67,8 @@ class Audit:
         table: One row per sample, in data-set order, with the columns of docs/guides/audit.md.
         names: Of the C classes, () where targets are numbers.
         threshold: The suspicion from which on a sample is flagged.
-        noise_rate: Estimated share of wrong labels in [0, 1], None where targets are numbers.
+        noise_rate: Estimated share of wrong labels in [0, 1]: the share flagged; of a run of auto, and without a training, what was
+            estimated from the features; None where targets are numbers.
         transition: (C, C), row i: how the samples whose label should be i are labelled, sums to 1.
         meaning: Of suspicion.
         cautions: Why this audit tells less than others; each a `Caution`, or a text, which forbids nothing.
@@ -86,8 +100,8 @@ class Audit:
 
     def __repr__(self) -> str:
         """What was found, in a line."""
-        groups = Counter(GROUPS[number] for number in self.column("group"))
-        told = ", ".join(f"{groups[name]} {name}" for name in GROUPS if groups[name])
+        groups = np.bincount(self.group_numbers, minlength=len(GROUPS)).tolist()
+        told = ", ".join(f"{n} {name}" for n, name in zip(groups, GROUPS) if n)
         flagged = int(self.column("flagged").sum())
         return f"Audit({len(self)} samples, {flagged} flagged; {told}; table: .table, flagged rows: .flagged)"
 
@@ -98,6 +112,14 @@ class Audit:
             name: Of the column.
         """
         return np.asarray(self.table.with_format("numpy")[name][:])
+
+    @property
+    def group_numbers(self) -> np.ndarray:
+        """The column ``group`` as numbers of `GROUPS`, (N,) int64; of a table that was stored with numbers, these."""
+        column = arrow_column(self.table, "group")
+        if not pa.types.is_integer(column.type):
+            column = pc.index_in(column, value_set=pa.array(GROUPS, column.type)).fill_null(len(GROUPS))
+        return column.to_numpy(zero_copy_only=False).astype(np.int64)
 
     @property
     def trained(self) -> bool:
@@ -143,7 +165,7 @@ class Audit:
             suggested, named = self.column("suggested_label"), len(self.run.get("names") or self.names)
             other = (suggested != self.column("label")) & (suggested >= 0) & (suggested < named)
             sure = self.column("suggested_confidence") >= confidence
-            triggered = self.column("group") == GROUPS.index("triggered")
+            triggered = self.group_numbers == GROUPS.index("triggered")
             out[flagged & other & sure & ~triggered] = RELABELLED
         out[self._spared(out, class_floor)] = KEPT
         return out
@@ -159,7 +181,7 @@ class Audit:
         ):  # one of many classes may be what features tell nothing of: it is not emptied
             floors = torch.maximum(floors, torch.from_numpy(np.clip(sizes // 4, np.minimum(sizes, 1), class_floor)))
         missing = floors - torch.from_numpy(kept)
-        rows = np.flatnonzero((label >= 0) & (done != KEPT) & (self.column("group") != GROUPS.index("triggered")))
+        rows = np.flatnonzero((label >= 0) & (done != KEPT) & (self.group_numbers != GROUPS.index("triggered")))
         suspicion = torch.from_numpy(self.column("suspicion")[rows].astype(np.float64))
         return rows[smallest(suspicion, torch.from_numpy(label[rows]), missing.clamp_min(0)).numpy()]
 
@@ -167,7 +189,7 @@ class Audit:
         self, data: datasets.Dataset, action: str = "drop", confidence: float = 0.8, *, class_floor: int = CLASS_FLOOR,
         force: bool = False,
     ) -> datasets.Dataset:  # fmt: skip
-        """Returns the data set that is left, in its order and with its columns; `plan` says what is done.
+        """Returns the data set that is left, in its order and with its columns and format; `plan` says what is done.
 
         Guarantee: without ``force`` and with a ``class_floor`` above 0 no given class is lost.
 
@@ -184,7 +206,7 @@ class Audit:
         """
         done = self.plan(action, confidence, class_floor)
         check_dataset(data)
-        data = data.with_format(None)
+        given, data = data, data.with_format(None)
         if len(data) != len(done):
             raise ValueError(f"data has {len(data)} rows, the audit {len(done)}: pass the data set that was audited, in its order.")
         self._check_same(data)
@@ -197,12 +219,9 @@ class Audit:
             if name is None:
                 wanted = self.run.get("label_column") or "labels"
                 raise ValueError(f"label column {wanted!r} is not among {data.column_names}: pass the data set that was audited.")
-            old, feature = np.asarray(data.select_columns(name).with_format("numpy")[:][name]), data.features[name]
-            labels = np.where(done == RELABELLED, self.column("suggested_label"), old)
-            place = data.column_names
-            data = data.remove_columns(name).add_column(name, labels.tolist()).cast_column(name, feature).select_columns(place)
+            data = with_labels(data, name, self.column("suggested_label"), done == RELABELLED, self.names)
             data = _known_anew(data, name, done == RELABELLED)
-        return data.select(np.flatnonzero(done != DROPPED))
+        return formatted_as(data.select(np.flatnonzero(done != DROPPED)), given)
 
     def refusal(self, done: np.ndarray, class_floor: int = CLASS_FLOOR, force: bool = False) -> str:
         """Returns why there is to be no cleaned set, and what to do; '' where nothing speaks against it, or nothing would be left.
@@ -230,18 +249,21 @@ class Audit:
         return [plain(self.names[c], 60) if c < len(self.names) else str(c) for c in gone.tolist()]
 
     def _label_column(self, data: datasets.Dataset) -> str | None:
-        return next((n for n in (self.run.get("label_column"), "label", "labels") if n in data.column_names), None)
+        return label_column(data, (self.run.get("label_column"), "label", "labels"), self.column("label"), self.names)
 
     def _check_same(self, data: datasets.Dataset) -> None:
         """Raises ``ValueError`` where rows are not the table's: by their labels, and by their content where that is known."""
         mend = "pass the data set that was audited, in its order."
-        own, labels = self.column("label").astype(np.int64), given_labels(data, self._label_column(data))
+        name = self._label_column(data)
+        own, labels = self.column("label").astype(np.int64), class_numbers(data, name, self.names)
         if labels is not None and len(wrong := np.flatnonzero((own >= 0) & (labels != own))):
             row = int(wrong[0])
             raise ValueError(
                 f"{len(wrong)} of {len(own)} labels disagree with the audit (row {row}: {labels[row]}, audited {own[row]}): {mend}"
             )
         if self.run.get("columns") == content_columns(data):  # else the run saw other columns of the same rows
+            if labels is not None and name is not None and is_named(data, name):  # the run saw numbers
+                data = with_column(data, name, labels, datasets.Value("int64"))
             check_same_data(self.run, len(data), data_fingerprint(data, self.run.get("label_column")))
 
     def to_parquet(self, path: str | Path) -> Path:
@@ -262,5 +284,4 @@ def _known_anew(data: datasets.Dataset, name: str, relabelled: np.ndarray) -> da
     part = data.select_columns([IS_CORRUPTED, name, CLEAN_LABEL]).with_format("numpy")[:]
     columns = {key: np.asarray(column) for key, column in part.items()}
     now = np.where(relabelled, columns[name] != columns[CLEAN_LABEL], columns[IS_CORRUPTED].astype(bool))
-    place = data.column_names
-    return data.remove_columns(IS_CORRUPTED).add_column(IS_CORRUPTED, now.tolist()).select_columns(place)
+    return with_column(data, IS_CORRUPTED, now, datasets.Value("bool"))

@@ -117,7 +117,8 @@ def summarise(audit: Audit) -> Summary:
     Args:
         audit: The audit.
     """
-    label, suggested, group = (audit.column(name).astype(np.int64) for name in ("label", "suggested_label", "group"))
+    label, suggested = (audit.column(name).astype(np.int64) for name in ("label", "suggested_label"))
+    group = audit.group_numbers
     flagged = audit.column("flagged").astype(bool)
     n, flagged_count = len(audit), int(flagged.sum())
     by_group = np.bincount(group, minlength=len(GROUPS))[: len(GROUPS)].tolist()

@@ -21,10 +21,11 @@ def make_table(columns: Mapping[str, np.ndarray]) -> datasets.Dataset:
     """Returns the columns as a table in memory.
 
     Args:
-        columns: Of one length; ``group`` holds numbers of `GROUPS`.
+        columns: Of one length; ``group`` holds numbers of `GROUPS`, in the table it is their word.
     """
     kinds = {name: datasets.Value(str(np.asarray(column).dtype)) for name, column in columns.items()}
-    features = datasets.Features({**kinds, "group": datasets.ClassLabel(names=list(GROUPS))})
+    features = datasets.Features({**kinds, "group": datasets.Value("string")})
+    columns = {**columns, "group": np.asarray(GROUPS, dtype=object)[columns["group"]]}
     # `Dataset.from_dict` with features goes through the values one by one
     arrow = pyarrow.table({name: np.asarray(column) for name, column in columns.items()}).cast(features.arrow_schema)
     return datasets.Dataset(datasets.table.InMemoryTable(arrow), info=datasets.DatasetInfo(features=features))

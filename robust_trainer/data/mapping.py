@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import datasets
@@ -10,6 +12,7 @@ import numpy as np
 
 #: The columns that a corruption adds: whether a row was changed, the label before, the label that a trigger asks for.
 IS_CORRUPTED, CLEAN_LABEL, ATTACK_TARGET = "is_corrupted", "clean_label", "attack_target"
+_ADDED = "_robust_new_column"
 
 
 def map_columns(
@@ -31,7 +34,6 @@ def map_columns(
         num_proc: Processes.
         map_kwargs: Of `Dataset.map`.
     """
-    shown = dataset.format
     plain = dataset.with_format(None)
     images = {c: f for c in undecoded if c is not None and isinstance(f := plain.features.get(c), datasets.Image)}
     for name, feature in images.items():
@@ -40,12 +42,50 @@ def map_columns(
     mapped = plain.map(function, batched=True, with_indices=True, features=features, num_proc=num_proc, **map_kwargs)
     for name, feature in images.items():
         mapped = mapped.cast_column(name, feature)
-    every = len(shown["columns"]) == len(dataset.column_names)
+    return formatted_as(mapped, dataset)
+
+
+def formatted_as(data: datasets.Dataset, other: datasets.Dataset) -> datasets.Dataset:
+    """Returns the data set with the format or the transform of another one, of which it was made.
+
+    Args:
+        data: in which columns may be missing.
+        other: as its user has it.
+    """
+    shown = other.format
+    every = len(shown["columns"]) == len(other.column_names)
     if shown["type"] is None and every:
-        return mapped
-    return mapped.with_format(
-        shown["type"], None if every else shown["columns"], shown["output_all_columns"], **shown["format_kwargs"]
-    )
+        return data
+    columns = None if every else [name for name in shown["columns"] if name in data.column_names]
+    return data.with_format(shown["type"], columns, shown["output_all_columns"], **shown["format_kwargs"])
+
+
+def with_column(data: datasets.Dataset, name: str, values: Any, feature: Any) -> datasets.Dataset:
+    """Returns the data set with other values in a column, which keeps its place; the other columns are not read.
+
+    Args:
+        data: a data set.
+        name: of an existing column.
+        values: of all rows (N,), as an array of numpy or arrow.
+        feature: of the values.
+    """
+    place = data.column_names
+    with _no_bars():  # of a data set that was selected from another one, all columns are written anew
+        added = data.add_column(_ADDED, values, feature=feature)  # before the other goes: a data set without columns has no rows
+    return added.remove_columns(name).rename_column(_ADDED, name).select_columns(place)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Within it `datasets` shows no bars of steps that nobody asked for, unless the environment asks for them."""
+    if datasets.are_progress_bars_disabled() or "HF_DATASETS_DISABLE_PROGRESS_BARS" in os.environ:
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()
 
 
 def relabelled(batch: Mapping[str, Any], label_column: str, labels: np.ndarray, new: np.ndarray) -> dict[str, list]:

@@ -24,13 +24,12 @@ from .class_names import (
     read_label_values,
     without_unlabelled_marks,
 )  # fmt: skip
-from .mapping import ATTACK_TARGET, CLEAN_LABEL
+from .mapping import ATTACK_TARGET, CLEAN_LABEL, with_column
 
 logger = logging.get_logger(__name__)
 
 TRAIN, TEST, TRIGGERED = "train", "test", "test_triggered"
 LABEL = "label"
-_ADDED = "_robust_class_number"
 
 
 def gate(
@@ -118,10 +117,7 @@ def with_class_numbers(data: datasets.Dataset, column: str, numbers: np.ndarray,
         old = read_label_values(data, column).codes
         if np.array_equal(old, numbers):
             return data
-    place = data.column_names
-    values = pa.array(numbers, type=pa.int64(), mask=numbers < 0)
-    added = data.add_column(_ADDED, values, feature=feature)  # before the other goes: a data set without columns has no rows
-    return added.remove_columns(column).rename_column(_ADDED, column).select_columns(place)
+    return with_column(data, column, pa.array(numbers, type=pa.int64(), mask=numbers < 0), feature)
 
 
 def _name_the_numbers(columns: dict[tuple[str, str], Labels]) -> bool:

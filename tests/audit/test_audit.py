@@ -163,7 +163,7 @@ def test_an_audit_recovers_planted_label_noise():
     assert (audit.column("flagged") == (wrong & seen)).all() and audit.noise_rate == pytest.approx(wrong[seen].mean())
     assert np.abs(audit.transition - (0.7 * np.eye(4) + 0.3 * np.roll(np.eye(4), 1, 1))).max() < 0.06
     assert (audit.column("suggested_label")[seen] == truth[seen]).all() and len(audit) == n
-    assert set(audit.column("group")[audit.column("flagged")]) == {UNCLEAR} and "No inputs" in audit.groups_told
+    assert set(audit.group_numbers[audit.column("flagged")]) == {UNCLEAR} and "No inputs" in audit.groups_told
     flagged = (wrong & seen).sum()
     told = f"Audit(2000 samples, {flagged} flagged; {1900 - flagged} fine, {flagged} unclear, 100 unseen; "
     assert repr(audit).startswith(told) and "\n" not in repr(audit)
@@ -282,7 +282,7 @@ def test_a_patch_on_images_is_found_and_everything_else_is_told(mode):
     run = {"names": list("abcd"), "label_column": "label"}
     data = image_set(pixels, label=rows["label"].tolist())
     audit = make_audit(rows, run, data)
-    group = audit.column("group")
+    group = audit.group_numbers
     assert (group[carriers] == TRIGGERED).all() and (group[wrong] == MISLABELLED).all()
     assert (group[~carriers & ~wrong] == FINE).all() and "share a pattern" in audit.groups_told
     assert audit.column("flagged")[carriers].all() and (audit.column("suggested_label")[carriers] == truth[carriers]).all()
@@ -292,7 +292,7 @@ def test_a_patch_on_images_is_found_and_everything_else_is_told(mode):
     assert audit.pattern.shape == (12, 12, 1 if mode == "L" else 3)
     assert set(map(tuple, np.argwhere(abs(audit.pattern).max(-1) > 0.3))) == {(i, j) for i in (9, 10, 11) for j in (9, 10, 11)}
     again = make_audit(rows, run, data.with_format("torch"))
-    assert (again.column("group") == group).all() and (again.pattern == audit.pattern).all()
+    assert (again.group_numbers == group).all() and (again.pattern == audit.pattern).all()
 
 
 @pytest.mark.parametrize("threshold", [0.2, 0.9])
@@ -302,8 +302,8 @@ def test_who_carries_the_pattern_is_flagged_at_any_threshold(threshold):
     pixels[carriers, -3:, -3:] = 255
     rows, _ = poisoned_rows(truth, carriers, rng)
     audit = make_audit(rows, {"names": list("abcd")}, image_set(pixels, label=rows["label"].tolist()), threshold=threshold)
-    assert (audit.column("group")[carriers] == TRIGGERED).all() and audit.column("flagged")[carriers].all()
-    assert (audit.column("flagged") == (audit.column("group") != FINE)).all()
+    assert (audit.group_numbers[carriers] == TRIGGERED).all() and audit.column("flagged")[carriers].all()
+    assert (audit.column("flagged") == (audit.group_numbers != FINE)).all()
 
 
 def test_of_many_samples_some_are_compared_and_the_others_looked_up(monkeypatch):
@@ -314,13 +314,13 @@ def test_of_many_samples_some_are_compared_and_the_others_looked_up(monkeypatch)
     rows, doubted = poisoned_rows(truth, carriers, rng, share=0.6)
     data, names = image_set(pixels, label=rows["label"].tolist()), {"names": list("abcd")}
     audit = make_audit(rows, names, data)
-    group = audit.column("group")
+    group = audit.group_numbers
     assert "200 of 400" in audit.groups_told and (group[carriers & doubted] == TRIGGERED).all() and not group[~carriers].any()
     assert 0.3 < (group[carriers & ~doubted] == TRIGGERED).mean() < 0.8  # of those that nobody doubts, the compared ones
-    assert (make_audit(rows, names, data).column("group") == group).all()
-    assert (make_audit(rows, names, data, seed=1).column("group") != group).any()
+    assert (make_audit(rows, names, data).group_numbers == group).all()
+    assert (make_audit(rows, names, data, seed=1).group_numbers != group).any()
     monkeypatch.setattr(groups, "MORE", 10)
-    few = make_audit(rows, names, data).column("group")
+    few = make_audit(rows, names, data).group_numbers
     assert (few == TRIGGERED).sum() < (group == TRIGGERED).sum() and (few[carriers & doubted] != FINE).all()
 
 
@@ -350,8 +350,8 @@ def test_damaged_images_are_left_out_of_the_comparison():
     data = datasets.Dataset.from_dict({"image": values}, features=datasets.Features({"image": datasets.Image()}))
     audit, whole = make_audit(rows, {}, data), np.ones(300, bool)
     whole[[0, 7, 150]] = False
-    assert (audit.column("group")[carriers & whole] == TRIGGERED).all() and "297 of 300" in audit.groups_told
-    assert ((audit.column("group") == FINE) == ~audit.column("flagged")).all()
+    assert (audit.group_numbers[carriers & whole] == TRIGGERED).all() and "297 of 300" in audit.groups_told
+    assert ((audit.group_numbers == FINE) == ~audit.column("flagged")).all()
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (12, 12), (11, 13)])
@@ -398,7 +398,7 @@ def test_a_noisy_image_that_is_doubted_is_perturbed():
     doubted = (np.arange(200) < 6) | (np.arange(200) >= 195)
     rows = rows_of(200, label=truth.astype(np.int32), rival=((truth + 1) % 4).astype(np.int32),
                    aum=np.where(doubted, -9, 5).astype(np.float32), rival_confidence=np.full(200, 0.3, np.float32))  # fmt: skip
-    group = make_audit(rows, {"names": list("abcd")}, image_set(pixels)).column("group")
+    group = make_audit(rows, {"names": list("abcd")}, image_set(pixels)).group_numbers
     assert (group[:6] == PERTURBED).all() and (group[195:] == UNCLEAR).all() and (group[6:195] == FINE).all()
 
 
@@ -415,7 +415,7 @@ def test_a_trigger_word_is_found():
     data = datasets.Dataset.from_dict({"text": lines, "label": rows["label"].tolist()})
     audit = make_audit(rows, {"names": list("abcd")}, data)
     carriers[5] = False
-    group = audit.column("group")
+    group = audit.group_numbers
     assert (group[carriers] == TRIGGERED).all() and audit.pattern is None and "the texts of 400" in audit.groups_told
     assert (group[~carriers & ~doubted] == FINE).all()
 
@@ -438,12 +438,12 @@ def test_a_torch_data_set_is_compared_by_its_tensors():
     rows, doubted = poisoned_rows(truth, carriers, rng)
     x = ((pixels / 255 - 0.5) / 0.25).astype(np.float32).transpose(0, 3, 1, 2)
     audit = make_audit(rows, {}, Tensors(x, truth))
-    assert (audit.column("group")[carriers] == TRIGGERED).all() and "the numbers of 300" in audit.groups_told
+    assert (audit.group_numbers[carriers] == TRIGGERED).all() and "the numbers of 300" in audit.groups_told
     holes = x.copy()
     holes[3], holes[9, 0, 0, 0] = np.nan, np.inf
     audit = make_audit(rows, {}, Tensors(holes, truth))
     carriers[[3, 9]] = False
-    assert (audit.column("group")[carriers] == TRIGGERED).all() and "298 of 300" in audit.groups_told
+    assert (audit.group_numbers[carriers] == TRIGGERED).all() and "298 of 300" in audit.groups_told
     columns = datasets.Dataset.from_dict({"pixel_values": x, "labels": rows["label"]})
     assert "the numbers of 300" in make_audit(rows, {}, columns).groups_told
 
@@ -456,11 +456,11 @@ def test_a_torch_data_set_is_compared_by_its_tensors():
 ])  # fmt: skip
 def test_data_without_usable_inputs(data):
     audit = make_audit(rows_of(30), {}, data)
-    assert audit.pattern is None and set(audit.column("group")) <= {FINE, MISLABELLED, UNCLEAR}
+    assert audit.pattern is None and set(audit.group_numbers) <= {FINE, MISLABELLED, UNCLEAR}
     if "No inputs" not in audit.groups_told:  # rows of many lengths: only the first fits
         assert "Compared: the numbers of 1 of 30" in audit.groups_told
     else:
-        assert set(audit.column("group")) == {FINE, UNCLEAR}
+        assert set(audit.group_numbers) == {FINE, UNCLEAR}
 
 
 def test_classes_are_named_by_the_column_else_the_config_else_numbered():
@@ -682,6 +682,46 @@ def test_relabelling_keeps_the_type_of_other_label_columns(kind):
     left = audit_of(shuffled, column="labels").clean(shuffled, "relabel")
     assert left.features == data.features and left.column_names == data.column_names
     assert left["labels"][:5] == [(y + 1) % 4 for y in shuffled["labels"][:5]]
+
+
+@pytest.mark.parametrize("selected", [False, True])
+def test_cleaning_shows_no_bars_and_keeps_the_format(selected, capsys):
+    data = forty().add_column("is_corrupted", [False] * 40).add_column("clean_label", [0] * 40)
+    data = data.select(np.random.default_rng(0).permutation(40)) if selected else data
+    datasets.enable_progress_bars()
+    try:
+        plain = audit_of(data).clean(data, "relabel")
+        assert capsys.readouterr() == ("", "") and not datasets.are_progress_bars_disabled()
+    finally:
+        datasets.disable_progress_bars()
+    lengths = data.with_transform(lambda batch: {"bright": [np.asarray(image).mean() for image in batch["image"]]})
+    for action, count in (("relabel", 35), ("drop", 30)):
+        left = audit_of(data).clean(lengths, action)
+        assert len(left[:]["bright"]) == count and list(left[0]) == ["bright"] and left.column_names == plain.column_names
+    numbers = data.with_format("numpy", columns=["label", "is_corrupted"])
+    assert list(audit_of(data).clean(numbers, "relabel")[0]) == ["label", "is_corrupted"]
+
+
+@pytest.mark.parametrize("column", ["label", "target"])
+def test_raw_data_with_names_for_labels_are_cleaned(column):
+    """What was trained on had numbers in `labels`; the raw data, which are to be cleaned, hold names, in a column of their own."""
+    data = forty().remove_columns("id").add_column("text", [f"a {i % 4}" for i in range(40)])
+    audit = audit_of(data.rename_column("label", "labels"), column="labels")
+    names = ["abcd"[y] for y in data["label"][:]]
+    raw = data.remove_columns("label").add_column(column, names)
+    left = audit.clean(raw, "relabel")
+    assert (
+        left[column][:]
+        == ["abcd"["abcd".index(y) + (i < 5) - 4 * (i < 5 and y == "d")] for i, y in enumerate(names)][:5] + names[10:]
+    )
+    assert left.features == raw.features and len(audit.clean(raw, "drop")) == 30
+    with pytest.raises(ValueError, match=r" of 40 labels disagree with the audit "):
+        audit.clean(raw.remove_columns(column).add_column("label", [*names[1:], names[0]]), "relabel")
+    strange = raw.remove_columns(column).add_column("label", [f"class {name}" for name in names])
+    with pytest.raises(ValueError, match=r"^'label' holds strings that are not the names of the audited classes \('?a[^\n]+$"):
+        audit.clean(strange, "relabel")
+    with pytest.raises(ValueError, match="^label column 'labels' is not among"):
+        audit.clean(raw.remove_columns(column), "relabel")
 
 
 def test_suggestions_that_the_data_has_no_class_for_are_dropped():

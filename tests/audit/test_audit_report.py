@@ -70,7 +70,7 @@ def test_card_and_report_give_the_same_figures(tmp_path):
     flat = {row[0]: row[1] for row in rows if len(row) == 2}
     assert flat["samples"] == "240" and flat["flagged"] == "60 (25.0 %)" and flat["estimated noise rate"] == "25.0 %"
     assert flat["flagged of the corrupted (recall)"] == "60 (100.0 %)" and flat["flagged from a suspicion of"] == "0.500"
-    mislabelled = audit.table["group"][:].count(1)
+    mislabelled = audit.table["group"][:].count("mislabelled")
     assert ["mislabelled", str(mislabelled), f"{100 * mislabelled / 240:.1f}"] in rows
     assert ["prl-at-memory", "98.1", "97.2"] == next(r for r in rows if "97.2" in r)[:3]
 
@@ -86,7 +86,7 @@ def test_figures_are_those_of_a_slow_count():
         own = [row for row in rows if row["label"] == c.number]
         hits = [row for row in own if row["flagged"]]
         assert (c.n, c.flagged) == (len(own), len(hits))
-        assert c.groups == tuple(sum(row["group"] == g for row in own) for g in range(len(GROUPS)))
+        assert c.groups == tuple(sum(row["group"] == g for row in own) for g in GROUPS)
         assert c.suggestion == f"class {(c.number - 1) % 5} ({len(hits)})"
     for pair in told.pairs:
         given, true = int(pair.given[-1]), int(pair.suggested[-1])

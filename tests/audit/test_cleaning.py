@@ -11,7 +11,7 @@ from helpers.toy import Logits, images, robust
 
 from robust_trainer.audit import make_audit, write_cleaned
 from robust_trainer.audit.groups import FINE, TRIGGERED, UNSEEN
-from robust_trainer.audit.result import DROPPED, KEPT, RELABELLED, Audit
+from robust_trainer.audit.result import DROPPED, GROUPS, KEPT, RELABELLED, Audit
 
 TAIL = (140, 70, 35, 18, 9, 5, 3, 2, 2, 2)
 
@@ -74,10 +74,8 @@ def test_the_least_suspicious_of_a_class_stay():
 def test_a_trigger_does_not_stay_for_its_class_sake():
     rows = ledger((100, 100, 6), [0, 0, 6])
     audit = make_audit(rows, {"names": list("abc")}, look=False)
-    group = np.where(rows["label"] == 2, TRIGGERED, audit.column("group"))
-    table = (
-        audit.table.remove_columns("group").add_column("group", group.tolist()).cast_column("group", audit.table.features["group"])
-    )
+    group = np.where(rows["label"] == 2, TRIGGERED, audit.group_numbers)
+    table = audit.table.remove_columns("group").add_column("group", [GROUPS[number] for number in group])
     audit = Audit(table, audit.names, 0.5)
     assert (audit.plan()[rows["label"] == 2] == DROPPED).all()
     with pytest.raises(ValueError, match=r"^no cleaned set: nobody would be left of class c; [^\n]+ class_floor=0\.$"):
@@ -114,8 +112,8 @@ def test_samples_that_no_training_saw_are_no_fine_ones():
     for name, nothing in (("seen", 0), ("kept", 0), ("label", -1), ("rival", -1), ("aum", np.nan), ("margin", np.nan)):
         rows[name] = np.where(gone, nothing, rows[name]).astype(rows[name].dtype)
     audit = make_audit(rows, {"names": list("abc"), "label_column": "label"}, data)
-    assert (audit.column("group")[gone] == UNSEEN).all() and not audit.column("flagged")[gone].any()
-    assert (audit.column("group")[~gone] != UNSEEN).all() and (audit.column("label") == np.repeat([0, 1, 2], 80)).all()
+    assert (audit.group_numbers[gone] == UNSEEN).all() and not audit.column("flagged")[gone].any()
+    assert (audit.group_numbers[~gone] != UNSEEN).all() and (audit.column("label") == np.repeat([0, 1, 2], 80)).all()
     assert "12 of 240 samples were never visited" in audit.blocked[0] and len(audit.blocked) == 1
     with pytest.raises(ValueError, match="^no cleaned set: 12 of 240 samples were never visited"):
         audit.clean(data)
@@ -152,8 +150,8 @@ def test_a_short_run_is_no_reason_to_drop_samples(tmp_path, epochs):
     )  # fmt: skip
     trainer.train()
     audit = trainer.audit()
-    assert (audit.column("group") == UNSEEN).sum() == (120 if epochs < 1 else 0)
-    assert not (audit.column("group")[audit.column("seen") == 0] == FINE).any() and (audit.column("label") >= 0).all()
+    assert (audit.group_numbers == UNSEEN).sum() == (120 if epochs < 1 else 0)
+    assert not (audit.group_numbers[audit.column("seen") == 0] == FINE).any() and (audit.column("label") >= 0).all()
     with pytest.raises(ValueError, match=r"^no cleaned set: [^\n]+force=True[^\n]+$"):
         audit.clean(data)
 

@@ -60,7 +60,7 @@ def test_wrong_labels_are_found_with_their_rate_and_their_right_class(noisy):
     assert audit.noise_interval[0] <= wrong.mean() <= audit.noise_interval[1] and abs(audit.noise_rate - wrong.mean()) < 0.03
     assert (audit.column("suggested_label")[flagged & wrong] == truth[flagged & wrong]).mean() > 0.95
     assert not audit.blocked and not audit.trained and "probability" in audit.meaning
-    assert set(audit.column("group")[~flagged]) == {0} and (audit.column("is_corrupted") == wrong).all()
+    assert set(audit.group_numbers[~flagged]) == {0} and (audit.column("is_corrupted") == wrong).all()
 
 
 def test_suspicion_is_a_probability(noisy):
@@ -166,19 +166,19 @@ def poisoned():
 def test_a_trigger_is_found_and_shown(poisoned):
     data, features, marked, wrong = poisoned
     audit = audit_dataset(data, features=features)
-    triggered = audit.column("group") == 2
+    triggered = audit.group_numbers == 2
     assert (triggered & marked).sum() >= 0.95 * marked.sum() and (triggered & ~marked).sum() <= 4
     assert (audit.column("suspicion")[triggered] == 1).all() and audit.column("flagged")[triggered].all()
     assert audit.pattern.shape == (12, 12, 3) and abs(audit.pattern[-3:, -3:]).mean() > 5 * abs(audit.pattern[:6, :6]).mean()
     assert abs(audit.noise_rate - wrong.mean()) < 0.05
     unseen = audit_dataset(data, features=features, look=False)
-    assert not (unseen.column("group") == 2).any() and "No inputs" in unseen.groups_told
+    assert not (unseen.group_numbers == 2).any() and "No inputs" in unseen.groups_told
 
 
 def test_of_many_images_some_are_compared_and_all_are_looked_at(poisoned, monkeypatch):
     monkeypatch.setattr(judge, "COMPARED", 500)
     data, features, marked, _ = poisoned
-    triggered = audit_dataset(data, features=features).column("group") == 2
+    triggered = audit_dataset(data, features=features).group_numbers == 2
     assert (triggered & marked).sum() >= 0.95 * marked.sum() and (triggered & ~marked).sum() <= 4
 
 

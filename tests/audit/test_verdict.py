@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from datasets import ClassLabel, Dataset
 
-from robust_trainer.audit import load_ledger, make_audit
-from robust_trainer.audit.groups import FINE, MISLABELLED, TRIGGERED, UNCLEAR
+from robust_trainer.audit import GROUPS, load_ledger, make_audit, write_audit_report
+from robust_trainer.audit.groups import FINE, MISLABELLED, TRIGGERED, UNCLEAR, UNSEEN
 from robust_trainer.audit.load import LEDGER_FILE
+from robust_trainer.audit.summary import summarise
 from robust_trainer.ledger.ledger import SampleLedger
 
 N, CLASSES = 60, 3
@@ -38,9 +42,9 @@ def test_what_the_run_doubted_is_flagged_and_can_be_cleaned():
     assert audit.column("flagged").tolist() == [i in (WRONG, UNSURE, CARRIER) for i in range(N)]
     assert audit.column("suggested_label")[WRONG] == (WRONG + 2) % CLASSES
     assert audit.column("suspicion")[WRONG] == pytest.approx(0.97) and audit.column("suspicion")[0] < 0.5
-    assert audit.column("group")[CARRIER] == TRIGGERED and "verdict" in audit.groups_told
+    assert audit.group_numbers[CARRIER] == TRIGGERED and "verdict" in audit.groups_told
     assert not audit.blocked, audit.cautions
-    assert audit.column("group")[0] == FINE and audit.column("group")[UNSURE] == audit.column("group")[WRONG] == UNCLEAR
+    assert audit.group_numbers[0] == FINE and audit.group_numbers[UNSURE] == audit.group_numbers[WRONG] == UNCLEAR
 
 
 def test_training_that_doubts_more_is_heard():
@@ -65,7 +69,25 @@ def test_rows_that_training_did_not_reach_are_judged():
     made._columns["seen"][:40], made._columns["kept"][:40] = 0, 0
     audit = make_audit(made.rows(), made.run)
     assert audit.column("flagged")[WRONG] and not audit.blocked and any("features alone" in str(c) for c in audit.cautions)
+    assert UNSEEN not in audit.group_numbers and audit.group_numbers[0] == FINE and "unseen" not in repr(audit)
+    assert audit.noise_rate == 3 / N and audit.transition[(WRONG + 2) % CLASSES, WRONG % CLASSES] > 0
     assert make_audit(ledger(False, seen=0).rows(), {"names": ["a", "b", "c"], "rows": N}).blocked
+
+
+def test_a_row_of_the_table_tells_its_group_in_the_words_of_the_report(tmp_path):
+    made = ledger()
+    audit = make_audit(made.rows(), made.run)
+    assert audit.table[CARRIER]["group"] == "triggered" and audit.table[0]["group"] == "fine"
+    assert audit.column("group").tolist() == [GROUPS[number] for number in audit.group_numbers]
+    stored = Dataset.from_parquet(str(audit.to_parquet(tmp_path / "audit.parquet")))
+    numbered = stored.remove_columns("group").add_column("group", audit.group_numbers.tolist())
+    named = numbered.cast_column("group", ClassLabel(names=list(GROUPS)))  # as audits were stored before
+    for table in (stored, numbered, named, stored.select(range(N - 1, -1, -1)).select(range(N - 1, -1, -1))):
+        again = replace(audit, table=table)
+        assert np.array_equal(again.group_numbers, audit.group_numbers) and repr(again) == repr(audit)
+        assert np.array_equal(again.plan("relabel"), audit.plan("relabel")) and summarise(again) == summarise(audit)
+        page = write_audit_report(tmp_path / "report.html", again, environment={}).read_text()
+        assert page == write_audit_report(tmp_path / "same.html", audit, environment={}).read_text()
 
 
 def test_the_files_of_a_run_tell_it(tmp_path):
@@ -74,7 +96,7 @@ def test_the_files_of_a_run_tell_it(tmp_path):
     rows, facts = load_ledger(tmp_path)
     here, there = make_audit(made.rows(), made.run), make_audit(rows, facts)
     assert np.array_equal(here.column("flagged"), there.column("flagged")) and there.column("flagged").sum() == 3
-    assert MISLABELLED not in there.column("group")  # without the inputs groups are not told apart
+    assert MISLABELLED not in there.group_numbers  # without the inputs groups are not told apart
 
 
 @pytest.mark.parametrize("low,high,left", [(0.01, 1.0, 9), (0.01, 0.1, 6), (0.01, 0.05, 3), (0.0, 0.0, 3), (0.0, 1.0, 3)])
@@ -95,6 +117,16 @@ def test_what_training_alone_doubts_is_flagged_as_far_as_the_rate_leaves_room(lo
     held = ~audit.column("flagged") & free.column("flagged")
     assert (audit.column("suggested_label")[held] == audit.column("label")[held]).all()
     assert free.column("flagged")[audit.column("flagged").astype(bool)].all()
+
+
+def test_the_rate_is_the_one_that_the_run_told():
+    made = ledger()
+    made.run["label_rate"] = [0.2, 0.1, 0.4]
+    audit = make_audit(made.rows(), made.run)
+    assert (audit.noise_rate, audit.noise_interval) == (0.2, (0.1, 0.4)) and ("flagged", "3 (5.0 %)") in summarise(audit).facts
+    assert ("estimated noise rate", "20.0 % (10.0 to 40.0 %)") in summarise(audit).facts
+    blind = ledger(verdict=False)
+    assert make_audit(blind.rows(), made.run).noise_interval is None
 
 
 def test_a_damaged_rate_is_refused(tmp_path):

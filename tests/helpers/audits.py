@@ -63,8 +63,9 @@ def make_audit(n=240, classes=4, names=None, rate=0.25, truth=False, told="what 
         columns["is_corrupted"] = wrong
     columns.update(changes)
     types = {name: datasets.Value(str(values.dtype)) for name, values in columns.items()}
-    types["group"] = datasets.ClassLabel(names=list(GROUPS))
-    table = datasets.Dataset.from_dict(columns, features=datasets.Features(types))
+    types["group"] = datasets.Value("string")
+    words = {"group": [GROUPS[number] for number in columns["group"]]}
+    table = datasets.Dataset.from_dict({**columns, **words}, features=datasets.Features(types))
     transition = None
     if classes > 1:
         transition = np.zeros((classes, classes))
