@@ -16,7 +16,9 @@ from ..ledger.class_counts import count_classes
 from ..ledger.ledger import SampleLedger
 from ..ledger.margins import trace
 from ..models.modes import eval_mode, preserve_rng
+from ..models.sharding import is_sharded
 from ..types import EpochRule, ForwardOutput, Progress, decides_epochs
+from .agreement import for_each
 from .class_floor import ClassFloor
 from .records import MicroBatch, Run
 
@@ -147,16 +149,19 @@ def score_dataset(
         read: a model's outputs with a micro-batch's targets.
     """
     rows, probs, indices = [], [], []
+
+    def look(batch: MicroBatch) -> None:
+        output = read(model(**batch.inputs), batch)
+        labels = run.problem.classes_of(batch.targets)
+        score, predicted = run.recipe.score(output).mean(0), output.logits.mean(0).argmax(-1)
+        margins = trace(output.logits, labels, ledger.rival[batch.positions])
+        rows.append(torch.cat([torch.stack([score, labels.to(score.dtype), predicted.to(score.dtype)], 1), margins], 1))
+        if ledger.mean_probs is not None:
+            probs.append(output.logits.float().softmax(-1).mean(0))
+        indices.append(batch.positions)
+
     with eval_mode(model):
-        for batch in batches:
-            output = read(model(**batch.inputs), batch)
-            labels = run.problem.classes_of(batch.targets)
-            score, predicted = run.recipe.score(output).mean(0), output.logits.mean(0).argmax(-1)
-            margins = trace(output.logits, labels, ledger.rival[batch.positions])
-            rows.append(torch.cat([torch.stack([score, labels.to(score.dtype), predicted.to(score.dtype)], 1), margins], 1))
-            if ledger.mean_probs is not None:
-                probs.append(output.logits.float().softmax(-1).mean(0))
-            indices.append(batch.positions)
+        for_each(run, batches, look, each=is_sharded(model))
     index = run.gather(torch.cat(indices))
     whole = _in_order(run.gather(torch.cat(rows)), index, len(ledger))
     means = _in_order(run.gather(torch.cat(probs)), index, len(ledger)) if probs else None

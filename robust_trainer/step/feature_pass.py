@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import evidence as labels_judged
-from ..models.features import last_linear, mean_of_tokens, watched
+from ..models.features import Layers, last_linear, mean_of_tokens, watched
 from ..models.modes import eval_mode
 from ..models.outputs import logits_of
 from ..models.sharding import all_agree, is_sharded, reshard
-from .input_reader import InputReader, image_input
+from .agreement import for_each
+from .input_reader import InputReader, image_input, rows_of
 from .records import MicroBatch, Run
 
 #: Images of this many pixels a side or fewer are tried at so many times their size, on so many rows.
@@ -65,53 +66,128 @@ def look_at_all(
     gathered = _one_pass(model, batches, read, run, size, compare, trial)
     if isinstance(gathered, str) or trial is None or not trial.tells_more(gathered):
         return gathered
-    large = _one_pass(model, _enlarged(batches), read, run, size, False, None)
+    large = _one_pass(model, _enlarged(batches), read, run, size, False, None, large=True)
     return gathered if isinstance(large, str) else replace(gathered, features=large.features, small=gathered.features[0])
 
 
 @torch.no_grad()
 def _one_pass(
-    model: nn.Module, batches: Iterable[MicroBatch], read: Any, run: Run, size: int, compare: bool, trial: _Trial | None
-) -> Gathered | str:
-    """One forward of every sample."""
-    features, tokens, labels, index, inputs = [], [], [], [], []
-    reader: InputReader | None = None
+    model: nn.Module, batches: Iterable[MicroBatch], read: Any, run: Run, size: int, compare: bool, trial: _Trial | None,
+    large: bool = False,
+) -> Gathered | str:  # fmt: skip
+    """One forward of every sample. large: of enlarged images, which the user never gave."""
+    rows = _Rows(run, size, compare)
+    sharded = is_sharded(model)
     with eval_mode(model), watched(model) as layers:
-        for batch in batches:
-            outputs = model(**batch.inputs)
-            read(outputs, batch)  # a module without a config tells its number of classes only here
-            logits = logits_of(outputs)
-            assert logits is not None, "read has refused outputs without"
+
+        def look(batch: MicroBatch) -> None:
+            problem: Exception | None = None
             try:
-                features.append(last_linear(layers, outputs, logits)[1].half())
-            except ValueError as error:
-                return f"{error}"
-            if layers.hidden is not None:
-                tokens.append(mean_of_tokens(layers.hidden.float(), batch.inputs.get("attention_mask")).half())
-            layers.linear.clear()
-            layers.hidden = None
-            labels.append(run.problem.classes_of(batch.targets))
-            index.append(batch.positions)
-            if trial is not None:
-                trial.see(model, batch, features[-1], layers)
-            if compare and reader is None:
-                reader = InputReader.of(batch.inputs, size)
-                compare = reader is not None
-            if reader is not None:
-                inputs.append(reader.read(batch.inputs))
-    order = run.gather(torch.cat(index))
-    places = torch.empty(size, dtype=torch.long, device=order.device)
-    places[order] = torch.arange(len(order), device=order.device)  # a sample that several processes have counts once
-    kinds = [features, *([tokens] if len(tokens) == len(features) else [])]
-    candidates = [run.gather(torch.cat(parts))[places] for parts in kinds]
-    classes = run.gather(torch.cat(labels))[places].long()
-    vectors = run.gather(torch.cat(inputs))[places] if inputs and reader is not None else None
-    candidates = [rows for rows in candidates if bool(rows.isfinite().all())]
-    if not candidates:
-        return "the network's features are not finite in half precision."
-    if reader is not None and vectors is not None:
-        vectors = reader.levels(vectors)
-    return Gathered(candidates, classes, vectors, reader.shape if reader is not None else None)
+                rows.add(batch, *_features(model, batch, read, layers, large))
+            except Exception as error:
+                problem = error
+            finally:
+                layers.linear.clear()
+                layers.hidden = None
+            if trial is not None and (sharded or problem is None):  # of sharded weights all processes try, or none
+                trial.see(model, batch, None if problem is not None else rows.features[-1], layers)
+            if problem is not None:
+                raise problem
+
+        try:
+            for_each(run, batches, look, each=sharded, kinds=(_NoFeaturesError,))
+        except _NoFeaturesError as error:
+            return f"{error}"
+    return rows.gathered()
+
+
+def _features(
+    model: nn.Module, batch: MicroBatch, read: Any, layers: Layers, large: bool
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """The batch's features (B, D), and the means over its tokens (B, T), where the model has some; in half precision."""
+    try:
+        outputs = model(**batch.inputs)
+    except Exception as error:
+        if not large:
+            raise
+        words = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise ValueError(
+            f"the network fails on some of the images at {ENLARGED} times their size ({words}): "
+            "leave them as they are, method_settings={'enlarge': False}."
+        ) from error
+    read(outputs, batch)  # a module without a config tells its number of classes only here
+    logits = logits_of(outputs)
+    assert logits is not None, "read has refused outputs without"
+    try:
+        features = last_linear(layers, outputs, logits)[1].half()
+    except ValueError as error:
+        raise _NoFeaturesError(f"{error}") from error
+    if layers.hidden is None:
+        return features, None
+    return features, mean_of_tokens(layers.hidden.float(), batch.inputs.get("attention_mask")).half()
+
+
+def _all_alike(run: Run, mark: Any) -> bool:
+    """Whether all processes have the same: batches of differently large images may tell one of another size than the other."""
+    if run.processes == 1:
+        return True
+    marks: list[Any] = [None] * run.processes
+    torch.distributed.all_gather_object(marks, mark)
+    return all(other == mark for other in marks)
+
+
+class _NoFeaturesError(ValueError):
+    """Why a network has no features that labels could be judged by: no reason to end a training."""
+
+
+class _Rows:
+    """What the rows of this process's share give, as they come.
+
+    Args:
+        run: of the training.
+        size: rows of the data set.
+        compare: whether inputs are gathered.
+    """
+
+    def __init__(self, run: Run, size: int, compare: bool):
+        self.run, self.size, self.compare = run, size, compare
+        self.features: list[Tensor] = []
+        self.tokens: list[Tensor] = []
+        self.labels: list[Tensor] = []
+        self.index: list[Tensor] = []
+        self.inputs: list[Tensor] = []
+        self.reader: InputReader | None = None
+
+    def add(self, batch: MicroBatch, features: Tensor, tokens: Tensor | None) -> None:
+        """Takes up a micro-batch."""
+        self.features.append(features)
+        if tokens is not None:
+            self.tokens.append(tokens)
+        self.labels.append(self.run.problem.classes_of(batch.targets))
+        self.index.append(batch.positions)
+        if self.compare and self.reader is None:
+            self.reader = InputReader.of(batch.inputs, self.size)
+            self.compare = self.reader is not None
+        if self.reader is not None:
+            self.inputs.append(self.reader.read(batch.inputs))
+
+    def gathered(self) -> Gathered | str:
+        """Returns the rows of all processes; why there are no features."""
+        run = self.run
+        order = run.gather(torch.cat(self.index))
+        places = torch.empty(self.size, dtype=torch.long, device=order.device)
+        places[order] = torch.arange(len(order), device=order.device)  # a sample that several processes have counts once
+        kinds = [self.features, *([self.tokens] if len(self.tokens) == len(self.features) else [])]
+        candidates = [run.gather(torch.cat(parts))[places] for parts in kinds]
+        classes = run.gather(torch.cat(self.labels))[places].long()
+        reader = self.reader if _all_alike(run, None if self.reader is None else (self.reader.name, self.reader.shape)) else None
+        vectors = run.gather(torch.cat(self.inputs))[places] if self.inputs and reader is not None else None
+        candidates = [rows for rows in candidates if bool(rows.isfinite().all())]
+        if not candidates:
+            return "the network's features are not finite in half precision."
+        if reader is not None and vectors is not None:
+            vectors = reader.levels(vectors)
+        return Gathered(candidates, classes, vectors, reader.shape if reader is not None else None)
 
 
 def _enlarged(batches: Iterable[MicroBatch]) -> Iterator[MicroBatch]:
@@ -126,8 +202,7 @@ def _larger(inputs: dict[str, Any], rows: Tensor) -> dict[str, Any]:
     """These rows, bool (B,) or numbers, of a batch's inputs, with its images `ENLARGED` times as large."""
     name = image_input(inputs)
     assert name is not None, "only images are enlarged"
-    size = len(inputs[name])
-    inputs = {k: v[rows] if isinstance(v, Tensor) and v.dim() and len(v) == size else v for k, v in inputs.items()}
+    inputs = rows_of(inputs, rows, len(inputs[name]))
     large = nn.functional.interpolate(inputs[name].float(), scale_factor=ENLARGED, mode="bilinear", align_corners=False)
     return {**inputs, name: large.to(inputs[name].dtype)}
 
@@ -170,20 +245,21 @@ class _Trial:
         self._slot = torch.full((self.size,), -1, dtype=torch.long, device=self.run.device)
         self._slot[self._rows] = torch.arange(len(drawn), device=self.run.device)
 
-    def see(self, model: nn.Module, batch: MicroBatch, features: Tensor, layers: Any) -> None:
+    def see(self, model: nn.Module, batch: MicroBatch, features: Tensor | None, layers: Any) -> None:
         """Runs the batch's drawn rows through the model once more, enlarged.
 
         Args:
             model: in evaluation mode, watched.
             batch: a micro-batch.
-            features: its own, (B, D).
+            features: its own, (B, D), None where this process failed to get them.
             layers: of the watched model; empty, and left so.
         """
         name, sharded = image_input(batch.inputs), is_sharded(model)
-        fits = not self._failed and name is not None and max(batch.inputs[name].shape[2:]) <= SMALL
+        fits = not self._failed and features is not None and name is not None and max(batch.inputs[name].shape[2:]) <= SMALL
         if not (all_agree(fits, self.run.device) if sharded else fits):
             self._failed = True
             return
+        assert features is not None, "where it is None nothing fits"
         slots = self._slot[batch.positions]
         rows = slots >= 0
         if not bool(rows.any()):

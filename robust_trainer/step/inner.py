@@ -19,6 +19,7 @@ from ..perturbations.norms import draw_in_l2
 from ..perturbations.pgd import Perturbation
 from ..problems import Problem
 from ..types import ForwardOutput, Progress
+from .input_reader import rows_of
 from .records import FirstForward, InnerResult, MicroBatch, places
 
 #: Of the probe for catastrophic overfitting: samples, steps, and the step as a share of eps (Rice et al. 2020 use PGD-10, eps / 4).
@@ -195,7 +196,7 @@ def _stack(grads: list[Tensor], like: Tensor) -> Tensor:
 def _first(batch: MicroBatch, count: int) -> MicroBatch:
     """The micro-batch's first samples; for a count of 0 one that does not count."""
     size, left = len(batch), max(count, 1)
-    inputs = {k: v[:left] if isinstance(v, Tensor) and v.dim() and len(v) == size else v for k, v in batch.inputs.items()}
+    inputs = rows_of(batch.inputs, slice(left), size)
     index = None if batch.index is None else batch.index[:left]
     return replace(batch, inputs=inputs, targets=batch.targets[:left], index=index, repeats=left - count)
 

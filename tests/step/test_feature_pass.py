@@ -1,5 +1,8 @@
 """The pass for features: small images enlarged where the network then tells more of the labels, and only there."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -7,6 +10,7 @@ from torch import nn
 from robust_trainer.ledger.ledger import SampleLedger
 from robust_trainer.step import feature_pass
 from robust_trainer.step.feature_pass import ENLARGED, SMALL, TRIED, look_at_all
+from robust_trainer.step.input_reader import rows_of
 from robust_trainer.step.records import MicroBatch, Run
 
 CLASSES, SIDE = 3, 8
@@ -127,6 +131,30 @@ def test_enlarged_images_need_no_more_memory():
     assert torch.equal(torch.cat([part.targets for part in parts]), labels)
     assert [len(part) for part in feature_pass._enlarged(micro_batches(n=5, size=5)[0])] == [3, 2]
     assert [len(part) for part in feature_pass._enlarged(micro_batches(n=1, size=1)[0])] == [1]
+
+
+def test_inputs_that_are_lists_are_cut_with_the_rows():
+    """A collator may leave what is no tensor in the batch; what has not an entry for each row goes to the model as it is."""
+    n = 6
+    inputs = {
+        "pixel_values": torch.rand(n, 3, 4, 4), "names": list("abcdef"), "sizes": tuple((i, i) for i in range(n)),
+        "numbers": np.arange(n), "nested": {"mask": torch.arange(n), "on": True}, "pair": (torch.arange(n), np.arange(n)),
+        "words": ["x", "y"], "text": "abcdef", "scale": np.float32(2.0), "count": torch.tensor(n), "none": None, "empty": [],
+    }  # fmt: skip
+    mask = torch.tensor([True, False, True, False, False, True])
+    for rows, kept in ((mask, [0, 2, 5]), (torch.tensor([5, 1]), [5, 1]), (slice(2), [0, 1])):
+        cut = rows_of(inputs, rows, n)
+        assert list(cut) == list(inputs)
+        assert torch.equal(cut["pixel_values"], inputs["pixel_values"][kept])
+        assert cut["names"] == ["abcdef"[i] for i in kept] and cut["sizes"] == tuple((i, i) for i in kept)
+        assert cut["numbers"].tolist() == kept == cut["nested"]["mask"].tolist() and cut["nested"]["on"] is True
+        assert [part.tolist() for part in cut["pair"]] == [kept, kept]
+        for name in ("words", "text", "scale", "count", "none", "empty"):
+            assert cut[name] is inputs[name] or cut[name] == inputs[name], name
+    batches, labels = micro_batches(n=64)
+    named = [replace(b, inputs={**b.inputs, "names": [f"{i}" for i in b.positions.tolist()]}) for b in batches]
+    for part in feature_pass._enlarged(named):
+        assert part.inputs["names"] == [f"{i}" for i in part.positions.tolist()]
 
 
 @pytest.mark.parametrize("n", [1, 2, 49])
