@@ -7,6 +7,7 @@
 The trainings are `process_equality.py`'s, in float64: 24 steps of 12 of 91 samples. One process trains alone; two and three by DDP,
 and two among which FSDP2 shards the model, take the same steps. Each goes on from its checkpoint of step 10 once more; those of two
 are resumed by three processes, too. FSDP2's are of the processes' parts (``SHARDED_STATE_DICT``) or, with ``-full``, in one file.
+Processes are started once for the trainings of many rows; after a failure the rest has new ones.
 
 A cell says: the largest relative difference of a weight tensor from the training by one process; that of the resumed training from
 the uninterrupted one; and how many of the ledger's decisions differ from one process's. Or the line in which the row is refused.
@@ -16,21 +17,23 @@ from __future__ import annotations
 
 import argparse
 import functools
-import multiprocessing
-import os
+import signal
 import sys
 import tempfile
 import time
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from common import add_result, read_results
-from process_equality import BAR, CUTS, NAMES, differences, in_group, train
+from common import add_result, machine, machines_line, read_results
+from process_equality import BAR, CUTS, NAMES, differences, together, train
 
 from robust_trainer import METHODS
 
 LENGTH, DTYPE, STEP = "uneven", "float64", 10
+#: Seconds that a training may take.
+LIMIT = 180
 #: How a cut's checkpoints are saved, and by how many processes they are resumed beside its own.
 KINDS: dict[str, dict[str, Any]] = {
     "1": {}, "2": {}, "3": {},
@@ -40,59 +43,102 @@ KINDS: dict[str, dict[str, Any]] = {
 OTHERS = {"2": "3", "fsdp2": "fsdp3", "fsdp2-full": "fsdp3"}
 
 
-def saved_and_resumed(row: str, kind: str, folder: str) -> dict[str, Any]:
-    """A training that saves a checkpoint, and one that goes on from it; or the line in which the row is refused."""
-    given = dict(save_strategy="steps", save_steps=STEP, save_total_limit=None, **KINDS[kind])
-    cut = kind.removesuffix("-full")
-    try:
-        straight = train(row, LENGTH, DTYPE, cut, folder, **given)
-    except ValueError as error:
-        return {"refused": str(error)}
-    return {"straight": straight, "resumed": resumed(row, kind, cut, folder)}
+class Training(NamedTuple):
+    """A row by a cut's processes, from the start, saving a checkpoint, or from that one on."""
+
+    row: str
+    kind: str
+    cut: str
+    resumed: bool
+    place: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where its checkpoints are."""
+        return self.place / self.row.replace("/", "-") / self.kind
+
+    @property
+    def file(self) -> Path:
+        """What it has found."""
+        return self.folder / f"{self.cut}-{'resumed' if self.resumed else 'straight'}.pt"
+
+    def found(self) -> dict[str, Any] | None:
+        """What it has found; None where it failed."""
+        return torch.load(self.file, weights_only=True) if self.file.is_file() else None
 
 
-def resumed(row: str, kind: str, cut: str, folder: str) -> dict[str, Any]:
-    """A training by a cut's processes that goes on from a checkpoint in the folder."""
-    return train(row, LENGTH, DTYPE, cut, folder, resume=os.path.join(folder, f"checkpoint-{STEP}"), **KINDS[kind])
+def in_turn(work: Sequence[Training], rank: int) -> None:
+    """One training after the other, in a process of a cut's group; the first one writes what they found."""
+    refused: dict[Path, dict[str, Any]] = {}
+    for training in work:
+        signal.alarm(LIMIT)
+        start, busy, out = time.perf_counter(), time.process_time(), refused.get(training.folder)
+        more: dict[str, Any] = dict(save_strategy="steps", save_steps=STEP, save_total_limit=None)
+        if training.resumed:
+            more = dict(resume=str(training.folder / f"checkpoint-{STEP}"))
+        try:
+            out = out or train(training.row, LENGTH, DTYPE, training.cut, str(training.folder), **KINDS[training.kind], **more)
+        except ValueError as error:
+            out = refused[training.folder] = {"refused": str(error)}
+        if rank == 0:
+            took = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - busy}
+            torch.save({**out, **took}, part := training.file.with_suffix(".part"))
+            part.replace(training.file)
 
 
-def together(work: Any, cut: str) -> Any:
-    """What ``work()`` returns in the first of a cut's processes; None where one of them fails."""
-    processes = CUTS[cut][0]
+def all_trained(work: Sequence[Training]) -> None:
+    """Has a group of the trainings' cut do them, and after a failure another one the rest; what failed leaves no file."""
+    left = list(work)
+    while left:
+        for training in left:
+            training.folder.mkdir(parents=True, exist_ok=True)
+        if together(functools.partial(in_turn, left), CUTS[left[0].cut][0], LIMIT):
+            return
+        failed = next(training for training in left if not training.file.is_file())
+        print(f"{failed.row}, {failed.kind}: a process failed", flush=True)
+        left = [t for t in left if not t.file.is_file() and (t.row, t.kind) != (failed.row, failed.kind)]
+
+
+def cell(one: dict[str, Any] | None, trainings: Sequence[Training]) -> dict[str, Any]:
+    """What is told of a row and a cut.
+
+    Args:
+        one: what one process found.
+        trainings: straight, resumed and, where there is one, resumed by another number of processes.
+    """
+    found = [training.found() for training in trainings]
+    refused = next((out["refused"] for out in found if out is not None and "refused" in out), None)
+    if refused is not None:
+        return {"refused": refused, "failed": False}
+    if one is None or "refused" in one or any(out is None for out in found):
+        return {"refused": "", "failed": True}
+    straight, *again = [out for out in found if out is not None]
+    apart = differences(one, straight)
+    told = {name: apart[name] for name in ("weights", "loss", "decisions")}
+    for names, other in zip((("resumed", "resumed_decisions"), ("resumed_by_three", "three_decisions")), again):
+        moved = differences(straight, {**other, "losses": straight["losses"]})
+        told.update(zip(names, (moved["weights"], moved["decisions"])))
+    return {**told, **{name: [round(out[name], 2) for out in (straight, *again)] for name in ("seconds", "cpu_seconds")}}
+
+
+def cells(rows: Sequence[str], kinds: Sequence[str], done: Collection[tuple[str, str]]) -> dict[tuple[str, str], dict[str, Any]]:
+    """The cells of these rows and cuts that are not done; one process trains each of the rows for it."""
+    left = [(row, kind) for row in rows for kind in kinds if (row, kind) not in done]
     with tempfile.TemporaryDirectory() as place:
-        file, meeting = os.path.join(place, "out.pt"), os.path.join(place, "meeting")
-        fork = multiprocessing.get_context("fork")
-        children = [fork.Process(target=in_group, args=(work, rank, processes, meeting, file)) for rank in range(processes)]
-        for child in children:
-            child.start()
-        for child in children:
-            child.join(600)
-        failed = [child.exitcode for child in children if child.exitcode != 0]
-        for child in children:
-            child.kill()
-        return None if failed else torch.load(file, weights_only=True)
-
-
-def cell(row: str, kind: str, one: dict[str, Any]) -> dict[str, Any]:
-    """What is told of a row and a cut."""
-    start, cut = time.perf_counter(), kind.removesuffix("-full")
-    with tempfile.TemporaryDirectory() as folder:
-        out = together(functools.partial(saved_and_resumed, row, kind, folder), cut)
-        if out is None or "refused" in out:
-            return {"refused": out["refused"] if out else "", "failed": out is None}
-        apart = differences(one["straight"] if kind != "1" else out["straight"], out["straight"])
-        again = differences(out["straight"], {**out["resumed"], "losses": out["straight"]["losses"]})
-        found = {
-            "weights": apart["weights"], "loss": apart["loss"], "decisions": apart["decisions"], "resumed": again["weights"],
-            "resumed_decisions": again["decisions"],
-        }  # fmt: skip
-        if kind in OTHERS:
-            other = together(functools.partial(resumed, row, kind, OTHERS[kind], folder), OTHERS[kind])
-            if other is None:
-                return {"refused": "", "failed": True}
-            moved = differences(out["straight"], {**other, "losses": out["straight"]["losses"]})
-            found |= {"resumed_by_three": moved["weights"], "three_decisions": moved["decisions"]}
-    return {**found, "seconds": round(time.perf_counter() - start, 1), **({"one": out} if kind == "1" else {})}
+        trainings: dict[tuple[str, str], list[Training]] = {
+            (row, kind): [Training(row, kind, kind.removesuffix("-full"), resumed, Path(place)) for resumed in (False, True)]
+            for row, kind in dict.fromkeys([*((row, "1") for row, _ in left), *left])
+        }
+        for kind in KINDS:
+            all_trained([training for key, both in trainings.items() if key[1] == kind for training in both])
+        for kind, cut in OTHERS.items():
+            further = []
+            for (row, _), both in [item for item in trainings.items() if item[0][1] == kind]:
+                both.append(Training(row, kind, cut, True, Path(place)))
+                if "losses" in (both[0].found() or {}):
+                    further.append(both[-1])
+            all_trained(further)
+        return {(row, kind): cell(trainings[row, "1"][0].found(), trainings[row, kind]) for row, kind in left}
 
 
 def wrong(found: dict[str, Any]) -> bool:
@@ -110,8 +156,7 @@ def in_words(found: dict[str, Any] | None) -> str:
         return ""
     if "refused" in found:
         return "**failed**" if found.get("failed") else f"refused: {found['refused']}"
-    parts = [f"{found['weights']:.0e}", f"{found['resumed']:.0e}"]
-    parts += [f"{found['resumed_by_three']:.0e}"] if "resumed_by_three" in found else []
+    parts = [f"{found[name]:.0e}" for name in ("weights", "resumed", "resumed_by_three") if name in found]
     decided = sum(found.get(name, 0) for name in ("decisions", "resumed_decisions", "three_decisions"))
     return " / ".join(parts) + (f", {decided} decisions differ" if decided else "") + (" **<**" if wrong(found) else "")
 
@@ -130,25 +175,25 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=list(METHODS), choices=NAMES, metavar="ROW")
     parser.add_argument("--cuts", nargs="+", default=["1", "2", "3", "fsdp2"], choices=list(KINDS))
     parser.add_argument("--output", type=Path, default=Path("distributed_table.jsonl"), help="finished cells, as JSON lines")
+    parser.add_argument("--together", type=int, default=12, help="rows that the same processes train; a stopped run repeats them")
     parser.add_argument("--only_report", action="store_true", help="train nothing, print the table of what is there")
     parser.add_argument("--check", action="store_true", help="exit with 1 where a cell is wrong")
     args = parser.parse_args()
+    torch.set_num_threads(1)  # processes are forked
     done = {(found["row"], found["cut"]): found for found in read_results(args.output)}
-    for row in args.rows if not args.only_report else ():
-        left = [kind for kind in args.cuts if (row, kind) not in done]
-        one = None
-        for kind in dict.fromkeys(["1", *left]) if left else ():
-            found = cell(row, kind, one or {})
-            if kind == "1":
-                one = found.pop("one", None)
-                if one is None:
-                    raise SystemExit(f"{row}: one process fails, or is refused: {found.get('refused')}")
-                if kind not in left:
-                    continue
-            done[row, kind] = {"row": row, "cut": kind, **found}
+    rows = [row for row in args.rows if any((row, kind) not in done for kind in args.cuts)] if not args.only_report else []
+    for first in range(0, len(rows), args.together):
+        start = time.perf_counter()
+        found = cells(rows[first : first + args.together], args.cuts, done)
+        for (row, kind), told in found.items():
+            done[row, kind] = {"row": row, "cut": kind, **told, "machine": machine()}
             add_result(args.output, done[row, kind])
-            print(f"{row:16} {kind:10} {in_words(found)}", flush=True)
+            print(f"{row:16} {kind:10} {in_words(told)}", flush=True)
+        trained = sum(sum(told.get("seconds", ())) for told in found.values())
+        print(f"{time.perf_counter() - start:.0f} s, of which {trained:.0f} s are the cells' trainings", flush=True)
     print(report(done, args.cuts))
+    if done:
+        print(machines_line([found for found in done.values() if "machine" in found]))
     sys.exit(1 if args.check and any(wrong(found) for found in done.values()) else 0)
 
 

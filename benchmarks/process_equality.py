@@ -16,9 +16,12 @@ decision differs.
 from __future__ import annotations
 
 import argparse
-import functools
+import faulthandler
+import gc
 import multiprocessing
+import multiprocessing.connection
 import os
+import signal
 import sys
 import tempfile
 from contextlib import nullcontext
@@ -30,6 +33,7 @@ import datasets
 import numpy as np
 import torch
 from common import add_result, read_results
+from deepspeed_on_cpu import deepspeed_config, deepspeed_on_cpu
 from fsdp_on_cpu import fsdp_on_cpu
 from torch import Tensor, nn
 from transformers import (
@@ -46,10 +50,12 @@ from robust_trainer.methods.settings import FIELDS, SETTINGS
 from robust_trainer.models.sharding import whole
 
 BAR, BATCH, EPOCHS, LENGTHS = 1e-5, 12, 3, {"even": 96, "uneven": 91}
-#: Processes, accumulation, and whether FSDP2 shards the model over them.
+#: Processes, accumulation, and how they share the model: whole ("ddp"), sharded by FSDP2, or DeepSpeed's ZeRO of a stage.
 CUTS = {
-    "1": (1, 1, False), "2": (2, 1, False), "3": (3, 1, False), "2x2": (2, 2, False),
-    "fsdp2": (2, 1, True), "fsdp3": (3, 1, True), "fsdp2x2": (2, 2, True),
+    "1": (1, 1, "ddp"), "2": (2, 1, "ddp"), "3": (3, 1, "ddp"), "2x2": (2, 2, "ddp"),
+    "fsdp2": (2, 1, "fsdp"), "fsdp3": (3, 1, "fsdp"), "fsdp2x2": (2, 2, "fsdp"),
+    **{f"zero{stage}": (2, 1, f"zero{stage}") for stage in (1, 2, 3)},
+    **{f"zero{stage}x2": (2, 2, f"zero{stage}") for stage in (1, 2, 3)},
 }  # fmt: skip
 CLASSES, CHANNELS, SIZE, WORDS = 4, 3, 8, 40
 #: Settings with which every part of a row is at work within the 24 steps; others are the row's own.
@@ -208,12 +214,13 @@ def train(row: str, length: str, dtype: str, cut: str, folder: str, resume: str 
         resume: the checkpoint that it goes on from.
         more: settings of the arguments.
     """
-    with fsdp_on_cpu() if CUTS[cut][2] else nullcontext():
+    how = CUTS[cut][2]
+    with fsdp_on_cpu() if how == "fsdp" else deepspeed_on_cpu() if how.startswith("zero") else nullcontext():
         return _train(row, length, dtype, cut, folder, resume, more)
 
 
 def _train(row: str, length: str, dtype: str, cut: str, folder: str, resume: str | None, more: dict[str, Any]) -> dict[str, Any]:
-    processes, accumulation, sharded = CUTS[cut]
+    processes, accumulation, how = CUTS[cut]
     losses, given, kind = Losses(), settings_of(row), getattr(torch, dtype)
     rest = {name: given.pop(name) for name in [*given] if name in SETTINGS and name not in FIELDS}
     batch = BATCH // accumulation // (1 if "accelerator_config" in given else processes)
@@ -230,8 +237,10 @@ def _train(row: str, length: str, dtype: str, cut: str, folder: str, resume: str
     )  # fmt: skip
     if not text:
         common |= dict(image_mean=[0.5] * CHANNELS, image_std=[0.5] * CHANNELS)
-    if sharded:
+    if how == "fsdp":
         common |= dict(fsdp=True, fsdp_config={})
+    elif how.startswith("zero"):
+        common |= dict(use_cpu=False, deepspeed=deepspeed_config(int(how[-1])))
     more = {name: dict(value) if isinstance(value, dict) else value for name, value in more.items()}  # the arguments change it
     args = RobustConfig(**{**common, **given, **more})
     collator = padded if text else None
@@ -261,38 +270,57 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     return {"weights": weights, "loss": loss, "decisions": decided, "steps": len(a)}
 
 
-def in_group(work: Any, rank: int, processes: int, meeting: str, file: str) -> None:
-    """``work()`` in a process of a group; what the first one returns is written to the file."""
+def in_group(work: Any, rank: int, processes: int, meeting: str, limit: int) -> None:
+    """``work(rank)`` in a process of a group; where it takes longer than the limit, the process ends and tells where it stands."""
     torch.set_num_threads(1)
+    faulthandler.register(signal.SIGALRM, file=sys.__stderr__, chain=True)
+    signal.alarm(limit)
     if processes > 1:
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
         os.environ.update({name: str(value) for name, value in names.items()}, MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
         torch.distributed.init_process_group(
             "gloo", init_method=f"file://{meeting}", rank=rank, world_size=processes, timeout=timedelta(seconds=60)
         )
-    out = work()
-    if rank == 0:
-        torch.save(out, file)
+    work(rank)
     os._exit(0)
+
+
+def together(work: Any, processes: int, limit: int = 300) -> bool:
+    """Whether ``work(rank)`` ends well in each of so many forked processes that share a group; where one fails, all are ended.
+
+    Args:
+        work: a function.
+        processes: how many.
+        limit: seconds that it may take; work in parts starts the clock anew by ``signal.alarm``.
+    """
+    fork = multiprocessing.get_context("fork")  # of a process that has trained nothing
+    gc.collect()
+    gc.freeze()  # the Trainer collects garbage at its start: what is here already would be half of a short training's time
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = os.path.join(folder, "meeting")
+        children = [fork.Process(target=in_group, args=(work, rank, processes, meeting, limit)) for rank in range(processes)]
+        for child in children:
+            child.start()
+        while (left := [child.sentinel for child in children if child.exitcode is None]) and not any(c.exitcode for c in children):
+            multiprocessing.connection.wait(left)
+        for child in children:
+            child.kill()
+            child.join()
+    return not any(child.exitcode for child in children)
 
 
 def run(row: str, length: str, dtype: str, cut: str) -> dict[str, Any]:
     """`train` in processes of its own."""
-    processes = CUTS[cut][0]
     with tempfile.TemporaryDirectory() as folder:
-        work = functools.partial(train, row, length, dtype, cut, folder)
-        file, meeting = os.path.join(folder, "out.pt"), os.path.join(folder, "meeting")
-        fork = multiprocessing.get_context("fork")  # of a process that has trained nothing
-        children = [fork.Process(target=in_group, args=(work, rank, processes, meeting, file)) for rank in range(processes)]
-        for child in children:
-            child.start()
-        for child in children:
-            child.join(300)
-        failed = [child.exitcode for child in children if child.exitcode != 0]
-        for child in children:
-            child.kill()
-        if failed:
-            raise SystemExit(f"{row}, {length}, {cut} processes: a process ended with {failed[0]} (None: hung for 300 s).")
+        file = os.path.join(folder, "out.pt")
+
+        def work(rank: int) -> None:
+            out = train(row, length, dtype, cut, folder)
+            if rank == 0:
+                torch.save(out, file)
+
+        if not together(work, CUTS[cut][0]):
+            raise SystemExit(f"{row}, {length}, {cut} processes: a process failed, or hung for 300 s.")
         return torch.load(file, weights_only=True)
 
 

@@ -1,9 +1,11 @@
 """The table of rows by several processes: what counts as wrong, and what a cell says."""
 
 import importlib
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 
 @pytest.fixture
@@ -35,3 +37,25 @@ def test_a_refusal_is_one_line_and_a_failure_is_none(table):
     lines = table.report(done, ["1", "fsdp2"]).splitlines()
     assert lines[2:4] == ["| `prl` | 2e-16 / 0e+00 | 1e+00 / 0e+00 **<** |", "| `at` | 2e-16 / 0e+00 |  |"]
     assert lines[-1].startswith("1 of 3 cells")
+
+
+def test_the_rest_goes_on_where_a_process_dies(table, monkeypatch):
+    """Each row trains once and is resumed in the same processes; of a refused row nothing is resumed; a dead one is told."""
+
+    def train(row, length, dtype, cut, folder, resume=None, **more):
+        assert (more["save_steps"] == table.STEP) if resume is None else resume == f"{folder}/checkpoint-{table.STEP}"
+        if row == "at":
+            os._exit(3)
+        if row == "mart":
+            raise ValueError("method 'mart' is refused: use another.")
+        moved = 1.0 + (1e-3 if resume and row == "trades" else 0.0)
+        losses = torch.ones(14 if resume else 24, 4, dtype=torch.float64)
+        return {"weights": {"w": torch.tensor([moved])}, "losses": losses, "decided": {"kept": torch.tensor([1.0, 0.0])}}
+
+    monkeypatch.setattr(table, "train", train)
+    rows = ["prl", "at", "mart", "trades"]
+    found = table.cells(rows, ["1"], {("prl", "1"): GOOD})
+    assert [row for row, _ in found] == rows[1:]
+    assert found["at", "1"]["failed"] and found["mart", "1"]["refused"] == "method 'mart' is refused: use another."
+    assert found["trades", "1"]["weights"] == 0.0 and found["trades", "1"]["resumed"] == pytest.approx(1e-3, rel=1e-3)
+    assert [table.wrong(told) for told in found.values()] == [True, False, True]
