@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import datasets
 import numpy as np
 
 from ..evaluation.path_table import PathLengths
-from ..ledger.fingerprint import check_same_data, data_fingerprint, given_labels
+from ..ledger.fingerprint import check_same_data, data_fingerprint
 from .boundary import check_paths
+from .given_labels import class_numbers, label_column
 from .groups import TRIGGERED, Groups, make_groups
 from .inputs import open_inputs
 from .result import Audit, Caution
@@ -106,7 +108,7 @@ def make_audit(
         pattern = groups.pattern.difference.reshape(inputs.shape)
     rate, interval = float(flagged[known].mean()) if classes and known.any() else None, None
     if classes and has_verdict(rows) and "label_rate" in run:
-        rate, *ends = map(float, run["label_rate"])
+        rate, *ends = (round(float(end), 6) for end in run["label_rate"])
         interval = (ends[0], ends[1])
     return Audit(
         table=table, names=names, threshold=float(threshold), noise_rate=rate, noise_interval=interval,
@@ -126,10 +128,22 @@ def _with_carriers(groups: Groups, carriers: np.ndarray) -> Groups:
 
 
 def _with_labels(rows: Mapping[str, np.ndarray], data: Any, run: Mapping[str, Any]) -> Mapping[str, np.ndarray]:
-    """The rows with the data set's labels where the ledger has none because training never saw the sample."""
-    unseen = (rows["seen"] == 0) & (rows["label"] < 0)
-    labels = given_labels(data, run.get("label_column")) if unseen.any() and (rows["label"] >= 0).any() else None
-    return rows if labels is None else {**rows, "label": np.where(unseen, labels, rows["label"]).astype(rows["label"].dtype)}
+    """The rows with their labels where the ledger has none because training never saw the sample.
+
+    They are those of the data set's label column or, where that is unknown, of the column that agrees with all labels that are
+    known. Of a sample that the run has judged the label is known where it would be trained as given.
+    """
+    label, unseen = rows["label"].astype(np.int64), (rows["seen"] == 0) & (rows["label"] < 0)
+    if not unseen.any():
+        return rows
+    if has_verdict(rows) and "target" in rows:
+        replaced = (rows["label_wrong"] >= 0.5) & (rows["target"] == rows["suggested"]) & ~rows["carrier"].astype(bool)
+        label = np.where(unseen & (rows["target"] >= 0) & ~replaced, rows["target"], label)
+    if (label >= 0).any() and isinstance(data, datasets.Dataset):
+        names = tuple(run.get("names") or ())
+        given = class_numbers(data, label_column(data, (run.get("label_column"),), label, names), names)
+        label = label if given is None else np.where(unseen, given, label)
+    return {**rows, "label": label.astype(rows["label"].dtype)}
 
 
 def _cautions(rows: Mapping[str, np.ndarray], classes: int, flagged: np.ndarray | None = None) -> tuple[Caution, ...]:

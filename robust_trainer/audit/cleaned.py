@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow
 import pyarrow.csv
 
+from ..data.columns import source_rows
 from ..data.splits import align_labels
 from ..reporting.atomic_files import replacing, write_text
 from ..reporting.parquet_files import write_parquet
@@ -27,7 +28,8 @@ def write_cleaned(
 
     train.parquet, and test.parquet where ``test`` is given, load with ``load_dataset(folder)``, and go to the Hub with
     ``HfApi().upload_folder``. Splits must have the same columns there: the test split gets those of the other, null where it has
-    none, and loses its own. removed.csv: a row per sample that was dropped or relabelled.
+    none, and loses its own. removed.csv: a row per sample that was dropped or relabelled, by its position among the audited rows
+    (index) and by its row in the table that these were selected from (source_row).
 
     Args:
         folder: Where to; each file is written whole or not at all.
@@ -51,7 +53,7 @@ def write_cleaned(
     if test is not None:
         write_parquet(_like(test, left), folder / "test.parquet")
     with replacing(folder / "removed.csv") as new:
-        pyarrow.csv.write_csv(_changes(audit, done), new)
+        pyarrow.csv.write_csv(_changes(audit, done, source_rows(data)), new)
     write_text(folder / "README.md", dataset_card(audit, action, confidence, test is not None, source, command, class_floor))
     return folder
 
@@ -73,12 +75,14 @@ def _like(test: datasets.Dataset, left: datasets.Dataset) -> datasets.Dataset:
     return datasets.Dataset(datasets.table.InMemoryTable(table), info=datasets.DatasetInfo(features=left.features))
 
 
-def _changes(audit: Audit, done: np.ndarray) -> pyarrow.Table:
+def _changes(audit: Audit, done: np.ndarray, source: np.ndarray | None) -> pyarrow.Table:
+    """A row per sample that was changed. source: rows of the table that the data set was drawn from, None where it is one."""
     rows = np.flatnonzero(done != KEPT)
     columns_shown = ("label", "suggested_label", "suggested_confidence", "suspicion")
     columns = {"index": rows, "action": np.where(done[rows] == DROPPED, "dropped", "relabelled")}
     columns |= {name: audit.column(name)[rows] for name in columns_shown}
     columns["group"] = np.asarray((*GROUPS, "unknown"))[audit.group_numbers[rows]]
+    columns["source_row"] = rows if source is None else source[rows]
     return pyarrow.table(columns)
 
 
@@ -128,7 +132,8 @@ tags: ["robust-trainer", "cleaned"]
 # Cleaned training data
 
 An audit of {by} distrusted some of the samples of this data set; they were removed here, or relabelled. Nobody has
-looked at them one by one: `removed.csv` lists each with its suspicion, so that a mistake can be undone. A test split is unchanged.
+looked at them one by one: `removed.csv` lists each with its suspicion, so that a mistake can be undone. A test split is unchanged:
+its labels were not judged.
 
 {_table(["", ""], [[name, _told(text)] for name, text in rows])}
 

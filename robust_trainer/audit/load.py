@@ -95,6 +95,7 @@ def _columns(run: Mapping[str, Any]) -> dict[str, Column]:
         "distrusted": _FLAG, "is_corrupted": Column("boolean", optional=True),
         "label_wrong": Column("number", 0.0, 1.001, optional=True), "suggested": replace(other, optional=True),
         "suggested_confidence": Column("number", 0.0, 1.001, optional=True), "carrier": Column("boolean", optional=True),
+        "target": replace(other, optional=True),
         "mean_probs": Column("vector", 1, MOST_CLASSES, optional=True),
     }  # fmt: skip
 

@@ -108,6 +108,7 @@ def with_verdict(judged: Suspicion, rows: Mapping[str, np.ndarray], most: float 
         confidence[back] = (1.0 + np.nan_to_num(rows["margin"][back].astype(np.float64))) / 2.0
         judged = replace(judged, suspicion=held, suggested=suggested, confidence=confidence)
     told = (wrong >= 0.5) & (wrong > judged.suspicion) & (rows["suggested"] >= 0)
+    judged = replace(judged, confidence=np.where((rows["seen"] == 0) & (rows["suggested"] >= 0), 1.0 - wrong, judged.confidence))
     return replace(
         judged, suspicion=np.maximum(judged.suspicion, wrong),
         suggested=np.where(told, rows["suggested"].astype(np.int64), judged.suggested),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,9 @@ from transformers import DataCollatorWithPadding
 from ..audit import Audit, load_ledger, make_audit, write_model_card
 from ..audit.load import ledger_file, load_curves
 from ..config import check_writable
+from ..data.columns import source_rows
 from ..data.preprocess import make_transform
+from ..data.splits import TEST
 from ..detectors import DETECTORS, collect_evidence, detect
 from ..evaluation.path_table import PathLengths, load_paths
 from ..ledger.ledger import auroc
@@ -26,7 +29,7 @@ from ..reporting.parquet_files import write_parquet
 from ..reporting.results import percent
 from ..reporting.safe_text import plain
 from .audit_dataset import EPILOG, audit_data, is_of_data
-from .audit_files import FlagOptions, remove, told, write_audit
+from .audit_files import CLEANED, FlagOptions, next_steps, remove, told, write_audit
 from .identity import check_same_run
 from .options import CorruptionOptions, DataOptions, PreprocessOptions
 from .parser import make_parser, parse_for_run
@@ -116,7 +119,21 @@ def audit(argv: Sequence[str]) -> None:
         say(f"no cleaned data set: {plain(refusal, 3000)}")
     if prepared is None:
         say("no data set known, so no pictures, groups or cleaned data: give --dataset, as the training had it")
-    say(f"written to {folder}: {', '.join(written)}")
+    model = dict((content or {}).get("options") or {}).get("model")
+    say(next_steps(result, folder, written, model if isinstance(model, str) else None))
+    if prepared is not None and f"{CLEANED}/" in written and (held_out := _held_out(prepared)):
+        say(
+            f"the {held_out} rows that were tested on were not judged and are in {folder / CLEANED} as they were: "
+            f"robust-trainer audit {shlex.join(['--dataset', str(data.dataset), '--model', 'MODEL'])} judges all rows"
+        )
+
+
+def _held_out(prepared: RunState) -> int:
+    """How many rows of the one table were drawn to test on; 0 where the test split is another table."""
+    train, test = source_rows(prepared.train), source_rows(prepared.splits.get(TEST))
+    if train is None or test is None or len(prepared.train.data) != len(prepared.test.data) or len(np.intersect1d(train, test)):
+        return 0
+    return len(test)
 
 
 def _paths(options: AuditOptions, facts: Mapping[str, Any]) -> PathLengths | None:

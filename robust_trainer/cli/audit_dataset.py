@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ import pyarrow.csv
 from transformers.utils import logging
 
 from ..audit import Audit, audit_dataset
+from ..audit.load import LEDGER_FILE
 from ..audit.summary import summarise
 from ..config import check_writable
 from ..corruptions import TRIGGERS
@@ -24,7 +24,7 @@ from ..reporting.atomic_files import replacing
 from ..reporting.console import command_line, say, show
 from ..reporting.locks import hold
 from ..reporting.safe_text import plain
-from .audit_files import CLEANED, REPORT, FlagOptions, remove, told, write_audit
+from .audit_files import REPORT, FlagOptions, next_steps, remove, told, write_audit
 from .kinds import CheckKind
 from .options import CorruptionOptions, DataOptions
 from .parser import make_parser, parse
@@ -118,6 +118,11 @@ def audit_data(argv: Sequence[str]) -> None:
     hold(folder)
     state = run_stages([load, _CheckInputs(corruption, witness), corrupt])
     column = next((name for name in ("image", "text") if name in state.train.column_names), None)
+    if witness.model is not None and (Path(witness.model) / LEDGER_FILE).is_file():
+        say(
+            f"model={witness.model!r} was trained by a run: if that was on these data, it agrees with wrong labels that it has learned; "
+            f"give a network that has not seen them, or audit the run: robust-trainer audit {witness.model}"
+        )
     logging.enable_progress_bar()
     splits = datasets.DatasetDict({name: part for name, part in state.splits.items() if name in (TRAIN, TEST)})
     result = audit_dataset(
@@ -138,11 +143,7 @@ def audit_data(argv: Sequence[str]) -> None:
         say(classes)
     if refusal:
         say(f"no cleaned data set: {plain(refusal, 3000)}")
-    say(f"written to {folder}: {', '.join(written)}")
-    say(f"look at {folder / REPORT} first")
-    if f"{CLEANED}/" in written:
-        model = "" if witness.model is None else f" --model {shlex.quote(witness.model)}"
-        say(f"then, without the flagged samples: robust-trainer train --dataset {shlex.quote(str(folder / CLEANED))}{model}")
+    say(next_steps(result, folder, written, witness.model))
 
 
 def _numbers(name: str, given: str | None) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,6 +133,24 @@ def figures(result: Audit, command: str) -> dict[str, Any]:
         "transition": None if result.transition is None else np.round(result.transition, 5).tolist(),
         "run": dict(result.run), "environment": environment(),
     }  # fmt: skip
+
+
+def next_steps(result: Audit, folder: Path, written: Sequence[str], model: str | None) -> str:
+    """Returns what to look at and which command goes on, as a command prints it at its end.
+
+    Args:
+        result: The audit.
+        folder: That was written to.
+        written: What was.
+        model: To train with on the cleaned set, None where none is known.
+    """
+    lines = [f"written to {folder}: {', '.join(written)}", f"look at {folder / REPORT} first"]
+    if f"{CLEANED}/" in written and len(result.flagged):
+        words = ["robust-trainer", "train", "--dataset", str(folder / CLEANED), *(() if model is None else ("--model", model))]
+        lines.append(f"then, without the flagged samples: {shlex.join(words)}")
+    elif f"{CLEANED}/" in written:
+        lines.append(f"nothing is flagged, so {folder / CLEANED} holds the data as they were")
+    return "\n".join(lines)
 
 
 def told(result: Audit) -> str:

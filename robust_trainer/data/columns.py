@@ -133,6 +133,16 @@ def source_row(dataset: Any, row: int) -> int:
     return int(row) if selected is None else int(selected.column(0)[int(row)].as_py())
 
 
+def source_rows(dataset: Any) -> np.ndarray | None:
+    """Returns the rows of the table that a data set was selected from, (N,); None where it is a table itself.
+
+    Args:
+        dataset: A data set.
+    """
+    selected = dataset._indices if isinstance(dataset, datasets.Dataset) else None
+    return None if selected is None else selected.column(0).to_numpy().astype(np.int64)
+
+
 def arrow_column(dataset: datasets.Dataset, name: str) -> Any:
     """Returns a column as one arrow array, in the data set's order, whatever its format is; the other columns are not touched.
 

@@ -276,7 +276,7 @@ def _hold_out(data: datasets.DatasetDict, name: str, seed: int) -> datasets.Data
     rest, test = np.sort(order[cut:]), np.sort(order[:cut])
     logger.warning(
         f"dataset={name!r} has no test split with labels: {len(test)} of {len(train)} rows, drawn by split_seed, are tested on and "
-        "not trained on."
+        "not trained on, with their labels as they are."
     )
     return datasets.DatasetDict({**data, TRAIN: train.select(rest), TEST: train.select(test)})
 

@@ -786,6 +786,10 @@ def test_a_cleaned_folder_is_read_back(tmp_path, action):
     assert len(lines) == 11 and not any(name[:5] in line for name in HOSTILE for line in lines)
     assert lines[0].replace('"', "").split(",")[:3] == ["index", "action", "label"]
     assert [line.split(",")[0] for line in lines[1:]] == [str(i) for i in range(10)]
+    drawn = told.select(range(39, -1, -1))  # what was audited may be rows of a larger table, whose numbers its user knows
+    write_cleaned(tmp_path / "drawn", audit_of(data.select(range(39, -1, -1)), HOSTILE), drawn, action)
+    lines = (tmp_path / "drawn" / "removed.csv").read_text().splitlines()
+    assert lines[0].endswith(',"source_row"') and [line.split(",")[-1] for line in lines[1:]] == [str(39 - i) for i in range(10)]
 
 
 def test_a_cleaned_set_where_nobody_was_flagged(tmp_path):

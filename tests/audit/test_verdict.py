@@ -90,6 +90,32 @@ def test_a_row_of_the_table_tells_its_group_in_the_words_of_the_report(tmp_path)
         assert page == write_audit_report(tmp_path / "same.html", audit, environment={}).read_text()
 
 
+@pytest.mark.parametrize("column", ["labels", "of_mine", None])
+def test_labels_of_rows_that_training_did_not_reach_are_known(column, tmp_path):
+    """The ledger has them of visited rows; of others the look tells them, but for those that it would replace."""
+    made = ledger()
+    label = made._columns["label"].clone()
+    made._columns["target"][:] = label
+    made._columns["target"][WRONG] = (WRONG + 2) % CLASSES
+    for name, nothing in (("seen", 0), ("kept", 0), ("label", -1), ("rival", -1), ("aum", 0.0)):
+        made._columns[name][:40] = nothing
+    made.run["label_column"] = "labels"
+    data = None
+    if column is not None:
+        data = Dataset.from_dict({"x": [0] * N, "other": ((label + 1) % CLASSES).tolist(), column: label.tolist()})
+        del made.run["rows"]
+    made.to_parquet(tmp_path / LEDGER_FILE)
+    for rows, facts in ((made.rows(), made.run), load_ledger(tmp_path)):
+        audit = make_audit(rows, facts, data, look=False)
+        known = np.ones(N, dtype=bool)
+        known[WRONG] = column is not None
+        assert (audit.column("label")[known] == label.numpy()[known]).all() and (audit.column("label")[~known] == -1).all()
+        assert audit.column("flagged").tolist() == [i in (WRONG, UNSURE, CARRIER) for i in range(N)]
+        assert audit.column("suggested_label")[WRONG] == (WRONG + 2) % CLASSES
+        assert audit.column("suggested_label")[0] == label[0] and audit.column("suggested_confidence")[0] == 1.0
+        assert audit.transition.sum() == pytest.approx(CLASSES)
+
+
 def test_the_files_of_a_run_tell_it(tmp_path):
     made = ledger()
     made.to_parquet(tmp_path / LEDGER_FILE)

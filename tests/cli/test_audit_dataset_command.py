@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import datasets
 import numpy as np
@@ -12,7 +13,10 @@ import torch
 from helpers.one_line import fails
 from transformers import ResNetConfig, ResNetModel
 
+from robust_trainer.cli.audit import _held_out
 from robust_trainer.cli.main import main
+from robust_trainer.cli.options import CorruptionOptions, DataOptions
+from robust_trainer.cli.stages import prepare
 from robust_trainer.data.load import load_data
 from robust_trainer.models.zoo import PlainProcessor
 
@@ -123,6 +127,37 @@ def test_a_config_file_and_help(table, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["audit", "--help"])
     assert "Without a training: robust-trainer audit --dataset D" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_comes_next_is_told(table, data, network, tmp_path, capsys):
+    """Where nothing is flagged there is nothing to go on without; a network that was trained by a run may know these labels."""
+    numbers = np.random.default_rng(0).normal(0, 1, (3, 8))[np.arange(90) % 3] * 9
+    numbers += np.random.default_rng(1).normal(0, 1, (90, 8))
+    rows = {"vector": numbers.tolist(), "label": ["abc"[i % 3] for i in range(90)]}
+    datasets.Dataset.from_dict(rows).to_parquet(str(tmp_path / "clean.parquet"))
+    told = audit(capsys, "--dataset", tmp_path / "clean.parquet", "--features", "vector", "--output_dir", tmp_path / "a")
+    assert (
+        f"nothing is flagged, so {tmp_path / 'a' / 'cleaned'} holds the data as they were" in told
+        and "robust-trainer train" not in told
+    )
+    shutil.copytree(network, tmp_path / "net")
+    words = ("--dataset", data, "--output_dir", tmp_path / "b", "--clean", "none")
+    assert "was trained by a run" not in audit(capsys, *words, "--model", tmp_path / "net")
+    (tmp_path / "net" / "ledger.parquet").write_bytes(b"of a run")
+    assert f"or audit the run: robust-trainer audit {tmp_path / 'net'}\n" in audit(capsys, *words, "--model", tmp_path / "net")
+
+
+def test_rows_that_a_run_held_out_are_counted(tmp_path):
+    """They have no verdict, and are in the cleaned set as they were; a test split of its own is no such thing."""
+    one = tmp_path / "rows.csv"
+    one.write_text("text,target\n" + "".join(f"some words {i},{'ab'[i % 2]}\n" for i in range(30)))
+    (tmp_path / "two").mkdir()
+    for split in ("train", "test"):
+        shutil.copy(one, tmp_path / "two" / f"{split}.csv")
+    counts = [_held_out(prepare(DataOptions(dataset=str(place)), CorruptionOptions())) for place in (one, tmp_path / "two")]
+    assert counts == [6, 0]
+    fewer = DataOptions(dataset=str(one), max_train_samples=10, max_test_samples=4)
+    assert _held_out(prepare(fewer, CorruptionOptions())) == 4
 
 
 def test_mistakes_are_one_line(table, data, network, tmp_path, capsys, monkeypatch):
