@@ -120,8 +120,8 @@ def audit_data(argv: Sequence[str]) -> None:
     column = next((name for name in ("image", "text") if name in state.train.column_names), None)
     if witness.model is not None and (Path(witness.model) / LEDGER_FILE).is_file():
         say(
-            f"model={witness.model!r} was trained by a run: if that was on these data, it agrees with wrong labels that it has learned; "
-            f"give a network that has not seen them, or audit the run: robust-trainer audit {witness.model}"
+            f"model={witness.model!r} was trained by a run: if that was on these data, it agrees with wrong labels that it has "
+            f"learned; give a network that has not seen them, or audit the run: robust-trainer audit {witness.model}"
         )
     logging.enable_progress_bar()
     splits = datasets.DatasetDict({name: part for name, part in state.splits.items() if name in (TRAIN, TEST)})
