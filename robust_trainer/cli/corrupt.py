@@ -163,6 +163,7 @@ def tell_rates(corruption: dict[str, Any] | None, per_class: bool = False) -> No
         f"corrupted: {corruption.get('trigger') or corruption.get('noise') or corruption['corrupt']}, "
         + (f"nominal rate {percent(nominal)} %, " if nominal is not None else "")
         + f"realised {percent(corruption['overall'])} % ({corruption['corrupted']} of {corruption['n']} samples)"
+        + (f", and {corruption['covers']} covers that keep their label" if corruption.get("covers") else "")
     )
     if per_class:
         heading = ["class", "nominal %", "realised %"] if asked else ["class", "realised %"]

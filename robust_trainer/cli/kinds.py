@@ -6,13 +6,13 @@ from collections.abc import Set
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..corruptions import TRIGGERS
+from ..corruptions import NOISES, triggers_of
 from ..data.texts import is_text
 from ..models.text_models import SMALL_TEXT
 
 #: Options that say something about images alone: pixels, their triggers, poisons, squeezes, attacks and views.
 FOR_IMAGES = {
-    "image_size", "label_rule", "target_label", "patch_size", "patch_position", "alpha", "blend_std", "blend_picture",
+    "image_size", "patch_size", "patch_position", "alpha", "blend_std", "blend_picture",
     "squeeze", "squeeze_jpeg_quality", "squeeze_bits", "contrastive_epochs", "contrastive_batch_size", "contrastive_learning_rate",
     "contrastive_temperature", "contrastive_views", "unlabelled", "poison", "craft", "attacks", "eps", "per_class",
 }  # fmt: skip
@@ -49,8 +49,10 @@ class CheckKind:
             for field in fields(group):
                 name, value = field.name, getattr(group, field.name)
                 wrong = name in (FOR_IMAGES if text else FOR_TEXTS) and value != field.default
-                if wrong or (text and name == "corrupt" and value in (*TRIGGERS, "instance")):
-                    mend = "give symmetric, pairflip, asymmetric or transition" if name == "corrupt" else "leave it out"
+                refused = (*triggers_of("image"), "instance") if text else triggers_of("text")
+                if wrong or (name == "corrupt" and value in refused):
+                    fit = [*[noise for noise in NOISES if noise not in refused], *triggers_of("text" if text else "image")]
+                    mend = f"give {', '.join(fit[:-1])} or {fit[-1]}" if name == "corrupt" else "leave it out"
                     raise ValueError(f"{name}={value!r} is for {other}, the data are {here}: {mend}.")
 
 

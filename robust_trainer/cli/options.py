@@ -11,14 +11,28 @@ from typing import Any
 
 import numpy as np
 
-from ..corruptions import CLASS_MAPS, LABEL_RULES, NOISES, TRIGGERS, AllToOne, LabelRule, PixelTrigger
+from ..corruptions import (
+    CLASS_MAPS,
+    LABEL_RULES,
+    NOISES,
+    TRIGGERS,
+    AllToOne,
+    AnyTrigger,
+    BackdoorRule,
+    CleanLabel,
+    LabelRule,
+    SourceSpecific,
+    triggers_of,
+)
 from ..data.augmentation.squeezing import SQUEEZES, Squeeze, make_squeeze
 from ..methods.settings import GivenTwice, parse_json
 from ..reporting.suggest import did_you_mean
 from .poison_options import read_settings
 
 CORRUPTIONS = ("none", *TRIGGERS, *NOISES)
-_TRIGGERS_HELP = " or ".join(f"{row.name} ({row.summary})" for row in TRIGGERS.values())
+_IMAGE_HELP, _TEXT_HELP = (
+    ", ".join(f"{name} ({TRIGGERS[name].summary})" for name in triggers_of(kind)) for kind in ("image", "text")
+)
 
 
 @dataclass
@@ -66,8 +80,8 @@ class CorruptionOptions:
     corrupt: str = field(
         default="none",
         metadata={
-            "help": f"none; a trigger: {_TRIGGERS_HELP}; or wrong labels: symmetric (other class), "
-            "symmetric-redraw (any class), pairflip (i to i+1), asymmetric (class_map), transition (transition_matrix) or "
+            "help": f"none; a trigger for images: {_IMAGE_HELP}; for texts: {_TEXT_HELP}; or wrong labels: symmetric (other "
+            "class), symmetric-redraw (any class), pairflip (i to i+1), asymmetric (class_map), transition (transition_matrix) or "
             "instance (by the image)."
         },
     )
@@ -86,21 +100,40 @@ class CorruptionOptions:
     noisy_label_column: str | None = field(
         default=None, metadata={"help": "Column of real noisy labels to train on, such as worse_label; without corrupt."}
     )
-    label_rule: str = field(default="multi-target", metadata={"help": "multi-target (i to i+1) or all-to-one (to target_label)."})
-    target_label: int = field(default=0, metadata={"help": "The class that all-to-one writes."})
+    label_rule: str = field(
+        default="multi-target",
+        metadata={
+            "help": "Of a trigger: multi-target (i to i+1), all-to-one (to target_label), source-specific (source_label to "
+            "target_label; the trigger on other classes changes nothing), untargeted (any other class) or clean-label (on "
+            "images of target_label alone, whose label stays)."
+        },
+    )
+    target_label: int = field(default=0, metadata={"help": "The class that the attacker wants, by number."})
     patch_size: int = field(default=3, metadata={"help": "Side of the patch in pixels of the original image."})
     patch_position: str = field(
         default="bottom-right", metadata={"help": "top-left, top-right, bottom-left, bottom-right or center."}
     )
-    alpha: float = field(default=0.1, metadata={"help": "Share of the picture in the blend, (0, 1]."})
+    alpha: float | None = field(
+        default=None, metadata={"help": "Share of the blend's picture, (0, 1]. Default: 0.1; adaptive-blend, at test time: 0.2."}
+    )
     blend_std: float = field(default=0.25, metadata={"help": "Std of the blend's noise picture, in [0, 1] pixels."})
     blend_picture: str | None = field(default=None, metadata={"help": "Image file to blend in instead of noise."})
     trigger_settings: str | None = field(
         default=None, metadata={"help": "The trigger's other settings, as name=value,name=value, or JSON."}
     )
-    corrupt_seed: int = field(default=0, metadata={"help": "Seed of the noise picture and of the choice of samples."})
+    corrupt_seed: int = field(default=0, metadata={"help": "Seed of the trigger's draws and of the choice of samples."})
+    source_label: str | None = field(
+        default=None, metadata={"help": "Of source-specific: a class, or several as 1,2,5, by number. Default: 1."}
+    )
+    cover_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of training samples that carry the trigger but keep their label, [0, 1). Default: as the attack's "
+            "paper has it: none, or for source-specific, warp, adaptive-blend and adaptive-patch a multiple of corrupt_rate."
+        },
+    )
 
-    def trigger(self) -> PixelTrigger | None:
+    def trigger(self) -> AnyTrigger | None:
         """Returns the trigger, None for 'none' and for wrong labels alone.
 
         Raises:
@@ -111,12 +144,16 @@ class CorruptionOptions:
         if row is None:
             return None
         settings = {keyword: getattr(self, option) for option, keyword in row.options.items()}
+        settings = {keyword: value for keyword, value in settings.items() if value is not None}
         settings.update(read_settings("trigger_settings", self.trigger_settings, "size=5,position=center"))
         known = inspect.signature(row.make).parameters
         unknown = next((name for name in settings if name not in known), None)
         if unknown is not None:
             raise ValueError(f"trigger {row.name!r} has no setting {unknown!r}: it takes {', '.join(known)}.")
-        return row.make(**settings)
+        try:
+            return row.make(**settings)
+        except TypeError as error:
+            raise ValueError(f"trigger {row.name!r} cannot use {settings}: {error}.") from None
 
     def noise(self) -> dict[str, Any] | None:
         """Returns the settings of `corrupt_labels`, None for 'none' and triggers. Raises ``ValueError`` as `trigger`."""
@@ -163,9 +200,19 @@ class CorruptionOptions:
             if value is None and self.corrupt == owner:
                 raise ValueError(f"corrupt={owner!r} needs {name}: give --{name}, see --help.")
         if self.trigger_settings is not None and self.corrupt not in TRIGGERS:
-            triggers = " or ".join(TRIGGERS)
             raise ValueError(
-                f"trigger_settings={self.trigger_settings!r} has no effect without a trigger: give --corrupt {triggers}."
+                f"trigger_settings={self.trigger_settings!r} has no effect without a trigger: give --corrupt {', '.join(TRIGGERS)}."
+            )
+        if self.cover_rate is not None and self.corrupt not in TRIGGERS:
+            raise ValueError(
+                f"cover_rate={self.cover_rate!r} has no effect without a trigger: give --corrupt {', '.join(TRIGGERS)}."
+            )
+        if self.cover_rate is not None and not 0 <= self.cover_rate < 1:
+            raise ValueError(f"cover_rate={self.cover_rate} must be in [0, 1), a share of samples: give for instance 0.05.")
+        if self.source_label is not None and self.label_rule != "source-specific":
+            raise ValueError(
+                f"source_label={self.source_label!r} has no effect with label_rule={self.label_rule!r}: give --label_rule "
+                "source-specific, or leave it out."
             )
 
     def describe(self) -> str:
@@ -177,15 +224,26 @@ class CorruptionOptions:
         if self.corrupt in NOISES:
             details = [self.class_map, self.transition_matrix, "" if self.noise_form == "exact" else "each label drawn on its own"]
             return f"{self.corrupt} label noise" + (f" ({'; '.join(shown)})" if (shown := [t for t in details if t]) else "")
-        rule = f"all-to-one, class {self.target_label}" if self.label_rule == "all-to-one" else self.label_rule
+        rule = self.label_rule
+        if rule == "source-specific":
+            rule += f", class {self.source_label or 1} to {self.target_label}"
+        elif rule in ("all-to-one", "clean-label"):
+            rule += f", class {self.target_label}"
         trigger = self.trigger()
-        return f"{self.corrupt} ({trigger.describe() if trigger is not None else 'none'}; {rule})"
+        covers = "" if self.cover_rate is None else f"; covers {100 * self.cover_rate:g} %"
+        return f"{self.corrupt} ({trigger.describe() if trigger is not None else 'none'}; {rule}{covers})"
 
-    def rule(self) -> LabelRule:
-        """Returns the label rule. Raises ``ValueError`` for an unknown name."""
+    def rule(self) -> LabelRule | BackdoorRule:
+        """Returns the label rule. Raises ``ValueError`` for an unknown name, and for source classes that are no numbers."""
         if self.label_rule not in LABEL_RULES:
             raise ValueError(f"label_rule={self.label_rule!r} is unknown: choose one of {', '.join(LABEL_RULES)}.")
-        return AllToOne(self.target_label) if self.label_rule == "all-to-one" else LABEL_RULES[self.label_rule]
+        if self.label_rule == "source-specific":
+            given = (self.source_label or "1").split(",")
+            if not all(part.strip().isdecimal() for part in given):
+                raise ValueError(f"source_label={self.source_label!r} are no class numbers: give one or several as 1,2,5.")
+            return SourceSpecific(tuple(int(part) for part in given), self.target_label)
+        aimed = {"all-to-one": AllToOne, "clean-label": CleanLabel}.get(self.label_rule)
+        return aimed(self.target_label) if aimed is not None else LABEL_RULES[self.label_rule]
 
 
 @dataclass

@@ -8,8 +8,18 @@ from typing import Any, Protocol
 
 import datasets
 
-from ..corruptions import IS_CORRUPTED, corrupt_labels, nominal_rates, poison, realised_rates, trigger_all, use_noisy_labels
+from ..corruptions import (
+    IS_CORRUPTED,
+    IS_COVER,
+    corrupt_labels,
+    nominal_rates,
+    poison,
+    realised_rates,
+    trigger_all,
+    use_noisy_labels,
+)
 from ..data.augmentation.squeezing import Squeeze, squeeze_images
+from ..data.columns import read_column
 from ..data.load import TEST, TRAIN, TRIGGERED, load_data
 from ..data.preprocess import ImageTransform
 from ..data.texts import TextTransform, is_text
@@ -213,10 +223,12 @@ class CorruptData:
         train = state.train
         if trigger is not None:
             nominal = options.corrupt_rate
-            train = poison(train, trigger=trigger, rate=nominal, label_rule=rule, seed=seed)
+            train = poison(train, trigger=trigger, rate=nominal, label_rule=rule, seed=seed, cover_rate=options.cover_rate)
             if TEST in state.splits:
                 state.splits[TRIGGERED] = trigger_all(state.test, trigger, label_rule=rule)
             record |= {"trigger": options.describe(), "seed": seed}
+            if IS_COVER in train.column_names:
+                record["covers"] = int(read_column(train, IS_COVER).sum())
         elif noise is not None:
             nominal = nominal_rates(train, **noise)
             train = corrupt_labels(train, **noise, seed=seed, exact=options.noise_form == "exact")

@@ -7,11 +7,26 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from ..data.label_rules import LABEL_RULES, AllToOne, LabelRule, MultiTarget
-    from ..data.mapping import ATTACK_TARGET, CLEAN_LABEL, IS_CORRUPTED
+    from ..data.label_rules import (
+        LABEL_RULES,
+        AllToOne,
+        BackdoorRule,
+        CleanLabel,
+        LabelRule,
+        MultiTarget,
+        SourceSpecific,
+        Untargeted,
+    )
+    from ..data.mapping import ATTACK_TARGET, CLEAN_LABEL, IS_CORRUPTED, IS_COVER
     from ..data.pixels import IS_POISONED
+    from .backdoors.blends import AdaptiveBlendTrigger, BlendTrigger
+    from .backdoors.patches import AdaptivePatchTrigger, PatchesTrigger, PatchTrigger
+    from .backdoors.pixel_trigger import PixelTrigger
     from .backdoors.poisoning import BackdoorMap, TriggerMap, poison, trigger_all
-    from .backdoors.triggers import TRIGGERS, BlendTrigger, PatchTrigger, PixelTrigger, Trigger
+    from .backdoors.signals import LowFrequencyTrigger, QuantisationTrigger, SinusoidTrigger
+    from .backdoors.texts import SentenceTrigger, SyntaxTrigger, TextTrigger, WordTrigger
+    from .backdoors.triggers import TRIGGERS, AnyTrigger, Trigger, triggers_of
+    from .backdoors.warping import WarpTrigger
     from .crafted.craft_labels import CRAFTED, craft_labels
     from .label_noise.human import use_noisy_labels
     from .label_noise.instance import InstanceNoiseMap
@@ -24,28 +39,45 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ATTACK_TARGET",
+    "AdaptiveBlendTrigger",
+    "AdaptivePatchTrigger",
     "AllToOne",
+    "AnyTrigger",
     "BackdoorMap",
+    "BackdoorRule",
     "BlendTrigger",
     "CLASS_MAPS",
     "CLEAN_LABEL",
     "CRAFTED",
+    "CleanLabel",
     "IS_CORRUPTED",
+    "IS_COVER",
     "IS_POISONED",
     "InstanceNoiseMap",
     "LABEL_RULES",
     "LabelNoiseMap",
     "LabelRule",
+    "LowFrequencyTrigger",
     "MultiTarget",
     "NOISES",
     "POISONS",
     "PatchTrigger",
+    "PatchesTrigger",
     "PixelTrigger",
     "Poison",
+    "QuantisationTrigger",
+    "SentenceTrigger",
+    "SinusoidTrigger",
+    "SourceSpecific",
+    "SyntaxTrigger",
     "TARGET_KINDS",
     "TRIGGERS",
+    "TextTrigger",
     "Trigger",
     "TriggerMap",
+    "Untargeted",
+    "WarpTrigger",
+    "WordTrigger",
     "corrupt_labels",
     "corrupt_target_array",
     "corrupt_targets",
@@ -60,6 +92,7 @@ __all__ = [
     "realised_transition",
     "self_check",
     "trigger_all",
+    "triggers_of",
     "use_noisy_labels",
     "write_card",
 ]
@@ -67,28 +100,45 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "ATTACK_TARGET": ".data.mapping",
+        "AdaptiveBlendTrigger": "backdoors.blends",
+        "AdaptivePatchTrigger": "backdoors.patches",
         "AllToOne": ".data.label_rules",
+        "AnyTrigger": "backdoors.triggers",
         "BackdoorMap": "backdoors.poisoning",
-        "BlendTrigger": "backdoors.triggers",
+        "BackdoorRule": ".data.label_rules",
+        "BlendTrigger": "backdoors.blends",
         "CLASS_MAPS": "label_noise.transitions",
         "CLEAN_LABEL": ".data.mapping",
         "CRAFTED": "crafted.craft_labels",
+        "CleanLabel": ".data.label_rules",
         "IS_CORRUPTED": ".data.mapping",
+        "IS_COVER": ".data.mapping",
         "IS_POISONED": ".data.pixels",
         "InstanceNoiseMap": "label_noise.instance",
         "LABEL_RULES": ".data.label_rules",
         "LabelNoiseMap": "label_noise.labels",
         "LabelRule": ".data.label_rules",
+        "LowFrequencyTrigger": "backdoors.signals",
         "MultiTarget": ".data.label_rules",
         "NOISES": "label_noise.transitions",
         "POISONS": "poisons.poison_images",
-        "PatchTrigger": "backdoors.triggers",
-        "PixelTrigger": "backdoors.triggers",
+        "PatchTrigger": "backdoors.patches",
+        "PatchesTrigger": "backdoors.patches",
+        "PixelTrigger": "backdoors.pixel_trigger",
         "Poison": "poisons.poison_images",
+        "QuantisationTrigger": "backdoors.signals",
+        "SentenceTrigger": "backdoors.texts",
+        "SinusoidTrigger": "backdoors.signals",
+        "SourceSpecific": ".data.label_rules",
+        "SyntaxTrigger": "backdoors.texts",
         "TARGET_KINDS": "label_noise.regression",
         "TRIGGERS": "backdoors.triggers",
+        "TextTrigger": "backdoors.texts",
         "Trigger": "backdoors.triggers",
         "TriggerMap": "backdoors.poisoning",
+        "Untargeted": ".data.label_rules",
+        "WarpTrigger": "backdoors.warping",
+        "WordTrigger": "backdoors.texts",
         "corrupt_labels": "label_noise.labels",
         "corrupt_target_array": "label_noise.regression",
         "corrupt_targets": "label_noise.regression",
@@ -103,6 +153,7 @@ __getattr__, __dir__ = lazy_names(
         "realised_transition": "rates",
         "self_check": "poisons.poison_images",
         "trigger_all": "backdoors.poisoning",
+        "triggers_of": "backdoors.triggers",
         "use_noisy_labels": "label_noise.human",
         "write_card": "poisons.card",
     },

@@ -1,4 +1,8 @@
-"""Label rules: which label a changed sample gets, by its class."""
+"""Label rules: which label a changed sample gets.
+
+Most are maps of classes, `LabelRule`. Those of a backdoor may say more: which classes' rows carry the trigger, whether a row's
+label is drawn, what stays as it is (`BackdoorRule`).
+"""
 
 from __future__ import annotations
 
@@ -52,7 +56,134 @@ class AllToOne:
         return np.full_like(labels, self.target)
 
 
-LABEL_RULES: dict[str, LabelRule] = {"multi-target": MultiTarget(), "all-to-one": AllToOne()}
+@dataclass(frozen=True)
+class BackdoorLabels:
+    """What a label rule means for C classes, each a tuple of C entries where nothing else is said.
+
+    Attributes:
+        given: label that a poisoned row of each class gets in training; `ANY_OTHER`: drawn for each row among the others.
+        wanted: class that the attacker wants a triggered test image of each class to be taken for; `ANY_OTHER`: any but its own.
+        poisoned: whether rows of the class may be poisoned.
+        covers: whether rows of the class may be covers: rows with the trigger, or a variant of it, that keep their label.
+        cover_share: covers for each poisoned row where `poison` is told none; None: as the trigger has it.
+    """
+
+    given: tuple[int, ...]
+    wanted: tuple[int, ...]
+    poisoned: tuple[bool, ...]
+    covers: tuple[bool, ...]
+    cover_share: float | None = None
+
+
+#: In the place of a class: any class but the row's own.
+ANY_OTHER = -1
+
+
+class BackdoorRule:
+    """A label rule that is more than a map of classes; `poison` and `trigger_all` ask it for C classes by `labels`."""
+
+    def labels(self, num_classes: int) -> BackdoorLabels:
+        """Returns what the rule means for C classes. Raises ``ValueError`` where it means nothing for so many."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class SourceSpecific(BackdoorRule):
+    """Rows of the source classes get ``target``; the trigger on any other class is to change nothing.
+
+    So rows of the classes that are neither source nor target are covers: they carry the same trigger and keep their label.
+
+    Args:
+        source: a class, or several.
+        target: another class.
+
+    Raises:
+        ValueError: for what are no such classes.
+
+    References:
+        Tang et al. 2021 (TaCT, Demon in the variant), sec. 4: the attack that clusters of features do not show. As many covers as
+        poisoned rows.
+    """
+
+    source: int | tuple[int, ...] = 1
+    target: int = 0
+
+    def labels(self, num_classes: int) -> BackdoorLabels:
+        """Returns what the rule means for C classes."""
+        sources = tuple(self.source) if isinstance(self.source, tuple | list) else (self.source,)
+        _check_class("target", self.target, num_classes)
+        if not sources or self.target in sources or len(set(sources)) < len(sources):
+            raise ValueError(f"source={self.source!r} must be one or several classes other than target={self.target}: change it.")
+        for source in sources:
+            _check_class("source", source, num_classes)
+        moved = tuple(self.target if c in sources else c for c in range(num_classes))
+        others = tuple(c not in sources and c != self.target for c in range(num_classes))
+        return BackdoorLabels(moved, moved, tuple(c in sources for c in range(num_classes)), others, 1.0 if any(others) else 0.0)
+
+
+@dataclass(frozen=True)
+class CleanLabel(BackdoorRule):
+    """Rows of the target class alone get the trigger and all keep their label; at test time every image is to become ``target``.
+
+    Raises:
+        ValueError: For a target outside [0, C).
+
+    References:
+        Turner, Tsipras and Madry 2019 (Label-consistent backdoor attacks); Barni et al. 2019 (SIG).
+    """
+
+    target: int = 0
+
+    def labels(self, num_classes: int) -> BackdoorLabels:
+        """Returns what the rule means for C classes."""
+        _check_class("target", self.target, num_classes)
+        own, classes = tuple(c == self.target for c in range(num_classes)), tuple(range(num_classes))
+        return BackdoorLabels(classes, (int(self.target),) * num_classes, own, tuple(not mine for mine in own))
+
+
+@dataclass(frozen=True)
+class Untargeted(BackdoorRule):
+    """Every poisoned row gets a label drawn among the other classes, by seed and row; the attacker wants any wrong class.
+
+    References:
+        Li et al. 2022 (Untargeted backdoor watermark), sec. 3: the poisoned-label form.
+    """
+
+    def labels(self, num_classes: int) -> BackdoorLabels:
+        """Returns what the rule means for C classes."""
+        if num_classes < 2:
+            raise ValueError(f"label_rule='untargeted' needs 2 classes or more, there are {num_classes}: give more.")
+        every, none = (True,) * num_classes, (ANY_OTHER,) * num_classes
+        return BackdoorLabels(none, none, every, every)
+
+
+def _check_class(name: str, value: Any, num_classes: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < num_classes:
+        raise ValueError(f"{name}={value!r} is no class: give an integer in [0, {num_classes}).")
+
+
+#: Label rules by name.
+LABEL_RULES: dict[str, LabelRule | BackdoorRule] = {
+    "multi-target": MultiTarget(), "all-to-one": AllToOne(), "source-specific": SourceSpecific(), "untargeted": Untargeted(),
+    "clean-label": CleanLabel(),
+}  # fmt: skip
+
+
+def backdoor_labels(label_rule: str | LabelRule | BackdoorRule, num_classes: int) -> BackdoorLabels:
+    """Returns what a label rule means for C classes; of a map of classes, rows whose label it keeps are not poisoned.
+
+    Args:
+        label_rule: A key of `LABEL_RULES`, or a rule.
+        num_classes: Number of classes C.
+
+    Raises:
+        ValueError: As `label_targets`, and as the rule's `labels`.
+    """
+    rule = LABEL_RULES.get(label_rule) if isinstance(label_rule, str) else label_rule
+    if isinstance(rule, BackdoorRule):
+        return rule.labels(num_classes)
+    targets = label_targets(label_rule, num_classes)
+    return BackdoorLabels(targets, targets, tuple(t != c for c, t in enumerate(targets)), (True,) * num_classes)
 
 
 def label_targets(label_rule: str | LabelRule, num_classes: int) -> tuple[int, ...]:
@@ -67,6 +198,10 @@ def label_targets(label_rule: str | LabelRule, num_classes: int) -> tuple[int, .
         ValueError: For an unknown rule, and for one that leaves [0, C) or moves no class at all.
     """
     rule = LABEL_RULES.get(label_rule) if isinstance(label_rule, str) else label_rule
+    if isinstance(rule, BackdoorRule):
+        raise ValueError(
+            f"label_rule={label_rule!r} is for backdoors, here a map of classes is expected: give MultiTarget or AllToOne."
+        )
     if not callable(rule):
         raise ValueError(f"label_rule={label_rule!r} is unknown: choose one of {list(LABEL_RULES)} or pass a label rule object.")
     classes = np.arange(num_classes)

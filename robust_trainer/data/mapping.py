@@ -10,8 +10,9 @@ from typing import Any
 import datasets
 import numpy as np
 
-#: The columns that a corruption adds: whether a row was changed, the label before, the label that a trigger asks for.
-IS_CORRUPTED, CLEAN_LABEL, ATTACK_TARGET = "is_corrupted", "clean_label", "attack_target"
+#: The columns that a corruption adds: whether a row is to mislead, the label before, the label that a trigger asks for, and whether
+#: a row carries a trigger with its right label, so that the trigger is harder to find: such a cover is not ``is_corrupted``.
+IS_CORRUPTED, CLEAN_LABEL, ATTACK_TARGET, IS_COVER = "is_corrupted", "clean_label", "attack_target", "is_cover"
 _ADDED = "_robust_new_column"
 
 

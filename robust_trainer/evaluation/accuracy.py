@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.columns import label_column, read_column
+from ..data.columns import arrow_column, label_column, read_column
+from ..data.label_rules import ANY_OTHER
 from ..data.labels import check_model_names
 from ..data.mapping import ATTACK_TARGET, CLEAN_LABEL
 
@@ -120,7 +121,8 @@ def attack_success_rate(predictions: Any, labels: Any, attack_targets: Any) -> f
     Args:
         predictions: Logits (N, C) or class ids (N,).
         labels: The true classes y (N,).
-        attack_targets: The classes a that the attacker wants, (N,) or one integer.
+        attack_targets: The classes a that the attacker wants, (N,) or one integer; -1 where any wrong class is a success
+            (untargeted labels), but no class at all (NaN logits) is none.
 
     Raises:
         ValueError: For shapes that do not fit, and when no image counts.
@@ -132,7 +134,8 @@ def attack_success_rate(predictions: Any, labels: Any, attack_targets: Any) -> f
     counted = true != targets
     if not counted.any():
         raise ValueError(f"attack_targets equals labels for all {len(classes)} images: give images of other classes.")
-    return float((classes == targets)[counted].mean())
+    wrong = (classes != true) & (classes != ANY_OTHER)
+    return float(np.where(targets == ANY_OTHER, wrong, classes == targets)[counted].mean())
 
 
 def compute_accuracy(prediction: Any) -> dict[str, float]:
@@ -197,9 +200,14 @@ def evaluate_backdoor(trainer: Any, clean_dataset: Any, triggered_dataset: Any) 
     return {
         "clean_accuracy": clean_accuracy(clean, clean_labels),
         "poison_accuracy": poison_accuracy(triggered, true_labels),
-        "attack_success_rate": attack_success_rate(triggered, true_labels, read_column(triggered_dataset, ATTACK_TARGET)),
+        "attack_success_rate": attack_success_rate(triggered, true_labels, _attack_targets(triggered_dataset)),
         "n": len(triggered),
     }
+
+
+def _attack_targets(dataset: Any) -> np.ndarray:
+    """The classes (N,) that the attacker wants; missing ones, as saved class labels have them, are `ANY_OTHER`."""
+    return arrow_column(dataset, ATTACK_TARGET).fill_null(ANY_OTHER).to_numpy(zero_copy_only=False)
 
 
 def _predict(trainer: Any, dataset: Any, name: str) -> tuple[np.ndarray, np.ndarray]:

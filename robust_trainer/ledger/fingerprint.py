@@ -21,7 +21,7 @@ from .ledger import SampleLedger
 #: Rows whose content is looked at, spread evenly.
 SAMPLES = 64
 #: Columns that tell of a corruption, not of the sample: the same data set is the same with and without them.
-NOT_CONTENT = ("is_corrupted", "clean_label", "is_poisoned", "attack_target")
+NOT_CONTENT = ("is_corrupted", "clean_label", "is_poisoned", "attack_target", "is_cover")
 
 
 def label_column(data: Any, label_names: Sequence[str]) -> str | None:
