@@ -9,14 +9,16 @@ from typing import Any
 import datasets
 import numpy as np
 
-from ..data.columns import check_dataset, read_labels
+from ..data.class_names import in_order, read_label_values
+from ..data.columns import LABEL_NAMES, USUAL_LABELS, check_dataset, read_labels
 from ..data.columns import label_column as find_label_column
 from ..data.mapping import IS_CORRUPTED
-from ..data.splits import TRAIN
+from ..data.splits import TRAIN, with_class_numbers
 from ..evidence.judge import LabelEvidence, judge_labels
 from ..evidence.label_model import EXACT, SEARCHED
 from ..ledger.fingerprint import content_columns, data_fingerprint
 from ..reporting.safe_text import plain
+from .given_labels import is_named
 from .groups import CONFIDENT, MISLABELLED, TRIGGERED, UNCLEAR
 from .inputs import Inputs, open_inputs
 from .likeness import Likeness, find_likeness
@@ -32,6 +34,8 @@ FEW_ROWS = 10
 WIDE = 0.1
 #: Where more than this share of another split are near-duplicates of audited rows, its figures flatter.
 COPIED_SHARE = 0.01
+#: Of more rows labels are no names of classes where each is another.
+MOST_NAMES = 100
 #: Of more classes the transition, which has their square of cells, is not kept.
 MOST_TRANSITIONS = 5_000
 _REST = (
@@ -74,8 +78,8 @@ def audit_dataset(
     other splits too, and rows that lie apart.
 
     Args:
-        data: One split with a column of class numbers, or a `DatasetDict`, whose split train is audited; its other splits are
-            searched for near-duplicates.
+        data: One split with a column of class numbers or names, or a `DatasetDict`, whose split train is audited; its other
+            splits are searched for near-duplicates.
         model: A pretrained encoder or classifier of images or texts: hub name, folder, or the network itself. Its pooled features
             are taken (`evidence.features.encode`).
         features: In the place of a model: numbers (N, D) by which rows are alike; one such array for each split; or the name of a
@@ -83,7 +87,7 @@ def audit_dataset(
         pred_probs: Probabilities of each class (N, C), or the name of a column of them, of a model that has not seen the row's
             label, as in cross-validation. The labels are judged by these; features or a model beside them serve to find
             near-duplicates.
-        label_column: Of the given labels. Default: label or labels.
+        label_column: Of the given labels. Default: label or labels, else fine_label, target, class or y.
         image_column: Default: the only one of images.
         text_column: Default: the only one of texts, where there are no images.
         processing_class: The image processor or tokenizer of a model that is given itself; None: the columns are its inputs.
@@ -117,9 +121,8 @@ def audit_dataset(
     if model is None and alone:
         raise ValueError(f"{alone[0]} is for a model, and none is given: leave it out, or give model.")
     network = None if model is None else Network(model, processing_class, max_length, batch_size, device, trust_remote_code)
-    splits = _splits(data)
+    splits, label = _numbered(_splits(data), label_column)
     train = splits[TRAIN]
-    label = find_label_column(train, label_column)
     labels, classes = read_labels(train, label)
     probs = None if pred_probs is None else given_probs(train, pred_probs, classes)
     source = Source("given probabilities") if features is None else given_features(splits, features)
@@ -155,6 +158,28 @@ def _splits(data: Any) -> dict[str, datasets.Dataset]:
     for part in splits.values():
         check_dataset(part)
     return splits
+
+
+def _numbered(splits: dict[str, datasets.Dataset], name: str | None) -> tuple[dict[str, datasets.Dataset], str]:
+    """The splits, labels that are strings numbered in the order of the training split's names; and the column of the labels."""
+    train = splits[TRAIN]
+    usual = next((n for n in USUAL_LABELS if n in train.column_names), None) if name is None else None
+    label = find_label_column(train, name if usual is None or set(LABEL_NAMES) & set(train.column_names) else usual)
+    if not is_named(train, label):
+        return splits, label
+    given = read_label_values(train, label)
+    given.check_complete()
+    names = in_order(map(str, given.values))
+    if len(names) == len(train) > MOST_NAMES:
+        raise ValueError(f"'{label}' has another string in each of {len(train)} rows, which is no class: set label_column.")
+    feature = datasets.ClassLabel(names=names)
+    out = dict(splits)
+    for split, part in splits.items():
+        if is_named(part, label):
+            own = given if split == TRAIN else read_label_values(part, label)
+            place = np.array([*(names.index(value) if value in names else -1 for value in own.values), -1], dtype=np.int64)
+            out[split] = with_class_numbers(part, label, place[own.codes], feature)
+    return out, label
 
 
 def _same_labels(part: datasets.Dataset, train: datasets.Dataset, label: str) -> np.ndarray | None:

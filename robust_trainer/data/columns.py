@@ -15,6 +15,8 @@ logger = logging.get_logger(__name__)
 
 IMAGE_NAMES = ("pixel_values", "image", "images", "img", "pixels", "x")
 LABEL_NAMES = ("label", "labels")
+#: What a column of labels is called in files, the likeliest first.
+USUAL_LABELS = (*LABEL_NAMES, "fine_label", "target", "class", "y")
 
 
 def check_dataset(dataset: Any) -> None:

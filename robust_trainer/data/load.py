@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from transformers.utils import logging
 
 from ..reporting.run_folders import why_no_data
-from .columns import IMAGE_NAMES, is_pixels, no_label_column
+from .columns import IMAGE_NAMES, USUAL_LABELS, is_pixels, no_label_column
 from .columns import image_column as find_image_column
 from .image_folder import load_image_folder
 from .readable import check_readable
@@ -27,7 +27,6 @@ from .texts import text_column as find_text_column
 
 logger = logging.get_logger(__name__)
 
-_LABEL_NAMES = ("label", "labels", "fine_label", "target", "class", "y")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -239,7 +238,7 @@ def _input_column(
     """What the inputs are, image or text, and their column: an Image column wins where no column is named; '' for none."""
     if image is not None and text is not None:
         raise ValueError(f"image_column={image!r} and text_column={text!r} are both given: leave one of them out.")
-    label = label or next((n for n in _LABEL_NAMES if n in data.column_names), None)
+    label = label or next((n for n in USUAL_LABELS if n in data.column_names), None)
     features = data.features.items()
     images = any(isinstance(feature, datasets.Image) or (is_pixels(feature) and name in IMAGE_NAMES) for name, feature in features)
     if text is not None or (image is None and not images and text_columns(data, label)):
@@ -298,7 +297,7 @@ def _labelled_test(splits: Any, name: str, asked: str | None, label: str) -> str
 
 def _label_column(data: datasets.Dataset, label: str | None) -> str:
     """The column of the labels: the one named, else the first usual name."""
-    usual = [n for n in _LABEL_NAMES if n in data.column_names]
+    usual = [n for n in USUAL_LABELS if n in data.column_names]
     if label is None and len(usual) > 1:
         logger.warning(f"the labels are read from column {usual[0]!r}: for {' or '.join(map(repr, usual[1:]))} give label_column.")
     label = label or next(iter(usual), None)

@@ -202,6 +202,28 @@ def test_a_dataset_dict_is_audited_in_its_train_split(noisy):
     assert np.array_equal(audit_dataset(both, features=features).column("suspicion"), audit.column("suspicion"))
 
 
+def test_labels_that_are_names_in_a_column_of_another_name(noisy):
+    """They are numbered by their letters; the cleaned set has names again, and splits are compared by name."""
+    data, features, wrong, _, audit = noisy
+    words = [f"class {4 - label}" for label in data["label"][:]]
+    named = datasets.Dataset.from_dict({"target": words})
+    other = datasets.Dataset.from_dict({"target": [*words[:5], "class 9"]})
+    splits = datasets.DatasetDict({"train": named, "test": other})
+    found = audit_dataset(splits, features={"train": features, "test": features[[*range(5), 9]]})
+    assert found.names == tuple(f"class {i}" for i in range(5)) and (found.column("label") == 4 - audit.column("label")).all()
+    assert np.allclose(found.column("suspicion"), audit.column("suspicion"), atol=1e-4)
+    pairs, differ = found.likeness.copies["test"]
+    assert len(pairs) == 6
+    left = found.clean(named, "relabel")
+    assert left.features == named.features and set(left["target"][:]) <= set(words)
+    changed = np.flatnonzero(found.plan("relabel") == 2)
+    assert len(changed) > 50 and left["target"][:].count("class 0") > 0
+    for name in ("labels", "label"):
+        named = named.add_column(name, [0] * N)
+    with fails("label_column is not given", "'target', 'labels', 'label'"):
+        audit_dataset(named, features=features)
+
+
 def test_mistakes_are_told_in_one_line(noisy):
     data, features, _, _, _ = noisy
     with fails("features has 599 rows and the data set 600"):
@@ -230,8 +252,10 @@ def test_mistakes_are_told_in_one_line(noisy):
         audit_dataset(data, features=features, threshold=1.0)
     with fails("has splits ['a', 'b'] and no 'train'"):
         audit_dataset(datasets.DatasetDict({"a": data, "b": data}), features=features)
-    with fails("'word' holds strings"):
-        audit_dataset(data.add_column("word", ["a"] * N), features=features, label_column="word")
+    with fails("'word' is missing", "row 7 (1 of 600 rows)"):
+        audit_dataset(data.add_column("word", ["a"] * 7 + [None] + ["b"] * (N - 8)), features=features, label_column="word")
+    with fails("another string in each of 600 rows"):
+        audit_dataset(data.add_column("word", [f"row {i}" for i in range(N)]), features=features, label_column="word")
     with fails("label_column='nothing' was not found"):
         audit_dataset(data, features=features, label_column="nothing")
     ragged = data.add_column("v", [[1.0]] * (N - 1) + [[1.0, 2.0]])
