@@ -355,6 +355,7 @@ class RobustTrainerMixin(Trainer):
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         recipe = self._robust_step.run.recipe if self._robust_step is not None else None
         bare = self._unwrapped(model)
+        bare = getattr(bare, "_orig_mod", bare)  # of a compiled model, which would not be taken for several networks
         largest = recipe.clip_norm if recipe is not None and recipe.clip_norm is not None else self.args.max_grad_norm
         if isinstance(bare, PeerModel) and recipe is not None:
             return clip_each(bare, self.accelerator.clip_grad_norm_, largest)
