@@ -45,6 +45,7 @@ def validate_setup(trainer: Trainer, recipe: Recipe, size: int | None, problem: 
             )
         if trainer.compute_loss_func is not None:
             raise ValueError(f"method '{recipe.name}' needs the gradient of its own loss: drop compute_loss_func.")
+    _validate_checkpointing(trainer, recipe, model)
     if trainer.args.label_smoothing_factor and not _smooths(recipe, problem):
         raise ValueError(
             f"label_smoothing_factor={trainer.args.label_smoothing_factor} is for the cross-entropy of class labels: "
@@ -64,6 +65,24 @@ def validate_setup(trainer: Trainer, recipe: Recipe, size: int | None, problem: 
     if getattr(trainer.args, "use_liger_kernel", False):
         raise ValueError(f"use_liger_kernel=True hides the logits that method '{recipe.name}' scores: set it to False.")
     validate_devices(trainer, recipe, model)
+
+
+def _validate_checkpointing(trainer: Trainer, recipe: Recipe, model: nn.Module) -> None:
+    """Raises ``ValueError`` where re-entrant activation checkpoints meet a gradient of some tensors alone, which torch refuses.
+
+    In evaluation mode, in which attacks usually look at the model, nothing is checkpointed.
+    """
+    kwargs: Any = getattr(trainer.args, "activation_checkpointing_kwargs", None) or {}
+    used = [trainer.args.gradient_checkpointing and kwargs.get("use_reentrant", False)]
+    functions = (getattr(m, "_gradient_checkpointing_func", None) for m in model.modules())
+    used += [getattr(f, "keywords", {}).get("use_reentrant", False) for f in functions if f is not None]
+    attacks = recipe.perturbation is not None and recipe.perturbation.attack_mode == "train"
+    if any(used) and (attacks or (recipe.weight_perturbation is not None and not trainer.is_fsdp_enabled)):
+        what = "attacks in training mode (attack_mode='train')" if attacks else "perturbs weights"
+        raise ValueError(
+            f"method '{recipe.name}' {what} by torch.autograd.grad, which re-entrant activation checkpoints refuse: set "
+            "activation_checkpointing_kwargs={'use_reentrant': False}."
+        )
 
 
 #: What transformers' models answer, other than one question a sample.
