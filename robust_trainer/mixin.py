@@ -418,15 +418,17 @@ class RobustTrainerMixin(Trainer):
             checkpoints.save(folder, self._robust_step) if self._robust_step is not None else checkpoints.clear(folder)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Saves the model as the Trainer does, and what a robust run keeps beside it."""
-        super().save_model(output_dir, _internal_call)
-        if state_kind(self) == "SHARDED_STATE_DICT":  # the Trainer's checkpoint then holds the processes' parts alone
-            self._save_own(output_dir or self.args.output_dir or ".")
-            if not _internal_call and self.recipe() is not None and self.args.should_save:
-                logger.warning(
-                    "state_dict_type='SHARDED_STATE_DICT': the Trainer saves weights in its checkpoints alone; for a model that "
-                    "opens anywhere call trainer.accelerator.state.fsdp_plugin.set_state_dict_type('FULL_STATE_DICT') first."
-                )
+        """Saves the model as the Trainer does, and what a robust run keeps beside it. All processes must call it."""
+        with self.ledger.gathered(self.args.should_save) if self.ledger is not None else nullcontext():
+            super().save_model(output_dir, _internal_call)
+            if state_kind(self) == "SHARDED_STATE_DICT":  # the Trainer's checkpoint then holds the processes' parts alone
+                self._save_own(output_dir or self.args.output_dir or ".")
+                if not _internal_call and self.recipe() is not None and self.args.should_save:
+                    logger.warning(
+                        "state_dict_type='SHARDED_STATE_DICT': the Trainer saves weights in its checkpoints alone; for a model "
+                        "that opens anywhere call trainer.accelerator.state.fsdp_plugin.set_state_dict_type("
+                        "'FULL_STATE_DICT') first."
+                    )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         recipe, load = self.recipe(), super()._load_from_checkpoint

@@ -1,4 +1,4 @@
-"""Callbacks for any Trainer: robustness while training, and a cap on the layers' spectral norms."""
+"""Callbacks for any Trainer: robustness while training, a cap on the layers' spectral norms, charts for TensorBoard."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from .._lazy import lazy_names
 
 if TYPE_CHECKING:
     from .best_weights import load_best
+    from .panels import PANELS
     from .robustness import RobustnessCallback, hold_out
     from .robustness_plot import plot_curves, plot_history, tracked
     from .spectral_cap import SpectralCap, spectral_norms
 
 __all__ = [
+    "PANELS",
     "RobustnessCallback",
     "SpectralCap",
     "hold_out",
@@ -25,6 +27,7 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "PANELS": "panels",
         "RobustnessCallback": "robustness",
         "SpectralCap": "spectral_cap",
         "hold_out": "robustness",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import datasets
@@ -16,6 +17,7 @@ from ..data.columns import arrow_column
 from ..data.fingerprint import fingerprint
 from ..methods.recipe import Recipe
 from ..problems import Problem
+from . import parts as ledger_parts
 from .ledger import SampleLedger
 
 #: Rows whose content is looked at, spread evenly.
@@ -157,14 +159,19 @@ def new_ledger(trainer: Any, recipe: Recipe, problem: Problem, classes: int | No
     }  # fmt: skip
     wide = SampleLedger.needs_wide(classes if problem.one_class else 1, epochs)
     kept = classes if predictions else None
+    accelerator, parts = trainer.accelerator, None
+    if accelerator.num_processes > 1 and size >= ledger_parts.PARTS_FROM:
+        total = partial(accelerator.reduce, reduction="sum")
+        parts = ledger_parts.Parts(size, accelerator.num_processes, accelerator.process_index, accelerator.gather, total)
     ledger = SampleLedger(
-        size, args.device, wide=wide, classes=kept, networks=recipe.num_networks, judged=recipe.evidence is not None, run=run
-    )
+        size, args.device, wide=wide, classes=kept, networks=recipe.num_networks, judged=recipe.evidence is not None, run=run,
+        parts=parts,
+    )  # fmt: skip
     if problem.one_class and recipe.class_floor > 0 and recipe.selection is not None:
         labels = given_labels(data, label, classes)
         ledger.given = None if labels is None else torch.from_numpy(labels)
     if isinstance(data, datasets.Dataset) and "is_corrupted" in data.column_names:
-        truth = np.asarray(data.with_format(None)["is_corrupted"][:])
+        truth = arrow_column(data, "is_corrupted").to_numpy(zero_copy_only=False)
         if truth.dtype != bool and not (np.issubdtype(truth.dtype, np.integer) and set(np.unique(truth)) <= {0, 1}):
             raise ValueError(f"'is_corrupted' is {truth.dtype}, expected booleans: cast or drop the column.")
         ledger.truth = torch.from_numpy(truth.astype(bool)).to(args.device)

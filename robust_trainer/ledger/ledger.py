@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ..reporting.parquet_files import write_parquet
 from .margins import LOGIT_MARGIN, MARGIN, QUANTA, follow_rival, forgotten
+from .parts import Parts, WholeColumns
 
 _SCORES = ("last_score", "mean_score", "ema_score", "aum", "margin")
 _COUNTS = ("seen", "kept", "label", "predicted", "epoch", "doubt", "forgetting", "rival", "rival_confidence", "nonfinite")
@@ -25,6 +27,9 @@ _NARROW = 2**15
 
 class SampleLedger:
     """Scores and decisions per sample: 41 bytes a row, kept on the training device, equal on every process.
+
+    Of many rows (`parts.PARTS_FROM`) each of several processes keeps a part while they train. A column is brought together when it
+    is read, which all processes must do; after training all rows are on every process again, in the host's memory.
 
     Columns: last_score, mean_score (running mean over all epochs), ema_score, seen and kept (counts), label (given),
     predicted (class, at the last visit), epoch (of the last visit), keep (decision in force, methods with memory), doubt (visits
@@ -49,6 +54,7 @@ class SampleLedger:
         networks: M; of several, each one's loss at the last visit is kept, ``network_loss`` (N, M), 4 bytes each.
         judged: whether what was judged of the labels is kept as well (`step.evidence`), 22 bytes a row.
         run: facts about the training, for the files that the ledger is written to.
+        parts: who holds which rows, None where all rows are here. ``keep``, what was judged and ``truth`` are whole everywhere.
     """
 
     def __init__(
@@ -61,20 +67,25 @@ class SampleLedger:
         networks: int = 1,
         judged: bool = False,
         run: Mapping[str, Any] | None = None,
+        parts: Parts | None = None,
     ):
         self.ema_decay = ema_decay
         self.run = dict(run or {})
+        self._size, self._parts = size, parts
+        self._gathered: dict[str, Tensor] = {}
+        held = size if parts is None else parts.rows + 1  # the last takes visits of rows that others hold
         # two tables, so that a step reads and writes each once; the columns are views of them
-        self._scores = torch.zeros(size, len(_SCORES), device=device)
+        self._scores = torch.zeros(held, len(_SCORES), device=device)
         counts = torch.tensor(_START, dtype=torch.int32 if wide else torch.int16, device=device)
-        self._counts = counts.repeat(size, 1)
-        self._columns: dict[str, Tensor] = {name: self._scores[:, i] for i, name in enumerate(_SCORES)}
-        self._columns.update({name: self._counts[:, i] for i, name in enumerate(_COUNTS)})
-        self._columns["keep"] = torch.ones(size, dtype=torch.bool, device=device)
+        self._counts = counts.repeat(held, 1)
+        self._columns: dict[str, Tensor] = {}
+        self._view_tables()
         if classes is not None:
-            self._columns["mean_probs"] = torch.zeros(size, classes, device=device)
+            self._columns["mean_probs"] = torch.zeros(held, classes, device=device)
         if networks > 1:
-            self._columns["network_loss"] = torch.zeros(size, networks, device=device)
+            self._columns["network_loss"] = torch.zeros(held, networks, device=device)
+        self._in_parts = frozenset(self._columns)
+        self._columns["keep"] = torch.ones(size, dtype=torch.bool, device=device)
         if judged:
             numbers = {"label_wrong": 0.0, "weight": 1.0, "suggested_confidence": 0.0}
             self._columns.update({name: torch.full((size,), value, device=device) for name, value in numbers.items()})
@@ -87,17 +98,28 @@ class SampleLedger:
         self.truth: Tensor | None = None
         self.given: Tensor | None = None
 
+    def _view_tables(self) -> None:
+        self._columns.update({name: self._scores[:, i] for i, name in enumerate(_SCORES)})
+        self._columns.update({name: self._counts[:, i] for i, name in enumerate(_COUNTS)})
+
     @property
     def mean_probs(self) -> Tensor | None:
         """The running mean of each sample's predicted probabilities (N, C), None where it is not kept."""
         return self.columns.get("mean_probs")
 
     @property
-    def columns(self) -> dict[str, Tensor]:
+    def keeps_probs(self) -> bool:
+        """Whether it keeps `mean_probs`."""
+        return "mean_probs" in self._columns
+
+    @property
+    def columns(self) -> MutableMapping[str, Tensor]:
         """All columns by their names, with the visits of the steps so far."""
         if self.before_read is not None:
             self.before_read()
-        return self._columns
+        if self._parts is None:
+            return self._columns
+        return WholeColumns(self._columns, self._in_parts, self._parts, self._gathered)
 
     def settle(self) -> None:
         """Takes up the visits that wait and lets go of the training that they came from: for a training that is over."""
@@ -105,13 +127,50 @@ class SampleLedger:
             self.before_read()
         self.before_read = None
 
+    @contextmanager
+    def gathered(self, here: bool = True) -> Iterator[None]:
+        """Within it all parts are together in the host's memory, so that this process can read them by itself.
+
+        All processes must enter it. Where all rows are here already it does nothing.
+
+        Args:
+            here: whether this process wants them.
+        """
+        if self._parts is not None and not self._gathered:
+            columns, several = self.columns, "network_loss" in self._columns  # all processes ask which network is the best
+            found = ((name, columns[name]) for name in sorted(self._in_parts))
+            self._gathered = {name: column.cpu() for name, column in found if here or several}
+        try:
+            yield
+        finally:
+            self._gathered = {}  # or one process would read these where the others bring a column together
+
+    def unite(self) -> None:
+        """Brings all parts together for good, all rows on every process. All processes must call it, after the last visit."""
+        if self._parts is None:
+            return
+        with self.gathered():
+            columns, self._parts = self._gathered, None
+        self._scores, self._counts = (torch.stack([columns[n] for n in names], 1) for names in (_SCORES, _COUNTS))
+        self._columns.update({name: columns[name] for name in self._in_parts})
+        self._columns.update({name: column.cpu() for name, column in self._columns.items()})
+        self._view_tables()
+
     @property
     def keep(self) -> Tensor:
         """The decision in force, bool (N,); no visit changes it."""
         return self._columns["keep"]
 
     def __len__(self) -> int:
-        return len(self._counts)
+        return self._size
+
+    def rivals(self, index: Tensor) -> Tensor:
+        """Returns the column ``rival`` at some rows (B,), without a host sync. All processes must ask, for B rows each.
+
+        Args:
+            index: positions (B,).
+        """
+        return self.rival[index] if self._parts is None else self._parts.looked_up(self._columns["rival"], index)
 
     @staticmethod
     def needs_wide(classes: int | None, epochs: float) -> bool:
@@ -149,6 +208,8 @@ class SampleLedger:
             losses: of each of several networks (B, M).
             finite: whose outputs were finite in all of the step's forwards, above 0 (B,); None: whose score is.
         """
+        if self._parts is not None:
+            index = self._parts.places(index)
         counts, remembered = self._counts[index], self._scores[index]
         fresh = (counts[:, 4] != epoch).unsqueeze(1)  # not yet seen in this epoch
         seen, scores = counts[:, 0], scores.float()
@@ -190,9 +251,10 @@ class SampleLedger:
 
         Where all that was seen is distrusted, on all that was seen; None before the first visit.
         """
-        losses, seen = self.columns.get("network_loss"), self.columns["seen"] > 0
-        if losses is None or not bool(seen.any()):
+        columns = self.columns
+        if "network_loss" not in columns or not bool((seen := columns["seen"] > 0).any()):
             return None
+        losses = columns["network_loss"]
         trusted = seen & ~self.distrusted()
         return losses[trusted if bool(trusted.any()) else seen].double().mean(0).tolist()
 
@@ -267,7 +329,7 @@ class SampleLedger:
         Raises:
             ValueError: for one of a data set of another size, without some column, or with one of another shape.
         """
-        missing = [name for name in self.columns if f"ledger.{name}" not in state]
+        missing = [name for name in self._columns if f"ledger.{name}" not in state]
         if missing:
             raise ValueError(
                 f"the checkpoint's ledger has no {', '.join(missing)}: give the ledger's settings that it was made with, or start "
@@ -278,13 +340,16 @@ class SampleLedger:
             raise ValueError(
                 f"the checkpoint's ledger has {size} rows but train_dataset has {len(self)}: resume with the same data set."
             )
-        for name, column in self.columns.items():
-            saved = state[f"ledger.{name}"]
-            if saved.shape != column.shape or saved.is_floating_point() != column.is_floating_point():
+        for name, column in self._columns.items():
+            saved, shape = state[f"ledger.{name}"], (size, *column.shape[1:])
+            if saved.shape != shape or saved.is_floating_point() != column.is_floating_point():
                 raise ValueError(
                     f"the checkpoint's ledger is damaged ({name} is {tuple(saved.shape)} of {saved.dtype}, expected "
-                    f"{tuple(column.shape)} of {column.dtype}): resume from another checkpoint."
+                    f"{shape} of {column.dtype}): resume from another checkpoint."
                 )
+            if self._parts is not None and name in self._in_parts:
+                saved = self._parts.mine(saved)
+                column = column[: len(saved)]
             column.copy_(saved)
 
 

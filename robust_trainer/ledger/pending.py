@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -82,7 +82,7 @@ class PendingRecords:
 @torch.no_grad()
 def record(
     entry: StepRecord, ledger: SampleLedger, means: RunningMeans, estimator: RateEstimator | None, single: bool,
-    gather: Callable[[Tensor], Tensor],
+    gather: Callable[[Tensor], Tensor] | None = None,
 ) -> None:  # fmt: skip
     """Writes a record to the ledger, the running means and the noise rate's estimator, without a host sync.
 
@@ -92,7 +92,7 @@ def record(
         means: what is logged.
         estimator: of the noise rate, None where it is not estimated.
         single: whether each sample has one class label.
-        gather: concatenates over the processes, which all call this at the same steps.
+        gather: concatenates over the processes, which all call this at the same steps; None for one process alone.
     """
     own, all_repeats = len(entry.weight) - entry.repeats[0], entry.repeats[1]
     logits, weight = entry.logits, entry.weight[:own]
@@ -104,19 +104,17 @@ def record(
         row = torch.cat([row, entry.finite.to(row.dtype).unsqueeze(1)], 1)
     first = row.shape[1]
     if single:
-        row = torch.cat([row, trace(logits, entry.labels, ledger.rival[entry.index])], 1)
+        row = torch.cat([row, trace(logits, entry.labels, ledger.rivals(entry.index))], 1)
     width = row.shape[1]
     if entry.losses is not None:
         row = torch.cat([row, entry.losses], 1)
 
-    def real(rows: Tensor) -> Tensor:
-        everyone = gather(rows)
-        return everyone[: len(everyone) - all_repeats]
-
-    row, index, labels = real(row), real(entry.index), real(entry.labels)
-    probs = None
-    if estimator is not None or ledger.mean_probs is not None:
-        probs = real(logits.float().softmax(-1).mean(0))
+    probs = logits.float().softmax(-1).mean(0) if estimator is not None or ledger.keeps_probs else None
+    index, labels = entry.index, entry.labels
+    if gather is not None:
+        tables = [row, index, labels, *([probs] if probs is not None else [])]
+        row, index, labels, *rest = (rows[: len(rows) - all_repeats] for rows in gathered(tables, gather))
+        probs = rest[0] if rest else None
     if estimator is not None and probs is not None:
         estimator.update(index, probs, labels, entry.epoch)
     margins, finite = row[:, first:width] if single else None, row[:, 3] if entry.finite is not None else None
@@ -126,3 +124,16 @@ def record(
         truth = ledger.truth[entry.index[:own]].float()
         means.add("kept_corrupted", (weight * truth).sum(), truth.sum())
         means.add("kept_clean", (weight * (1 - truth)).sum(), (1 - truth).sum())
+
+
+def gathered(tables: Sequence[Tensor], gather: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """Returns tables of all processes in one exchange, bit for bit, each (P B, ...).
+
+    Args:
+        tables: of this process, (B, ...) each, of any types.
+        gather: concatenates a tensor over the P processes.
+    """
+    flat = [table.reshape(len(table), -1).contiguous() for table in tables]
+    everybody = gather(torch.cat([table.view(torch.uint8) for table in flat], 1))
+    parts = everybody.split([table.shape[1] * table.itemsize for table in flat], 1)
+    return [part.contiguous().view(table.dtype).view(-1, *table.shape[1:]) for part, table in zip(parts, tables)]

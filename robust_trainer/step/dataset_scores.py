@@ -149,14 +149,15 @@ def score_dataset(
         read: a model's outputs with a micro-batch's targets.
     """
     rows, probs, indices = [], [], []
+    rivals = ledger.rival  # of a ledger in parts all processes bring it together
 
     def look(batch: MicroBatch) -> None:
         output = read(model(**batch.inputs), batch)
         labels = run.problem.classes_of(batch.targets)
         score, predicted = run.recipe.score(output).mean(0), output.logits.mean(0).argmax(-1)
-        margins = trace(output.logits, labels, ledger.rival[batch.positions])
+        margins = trace(output.logits, labels, rivals[batch.positions])
         rows.append(torch.cat([torch.stack([score, labels.to(score.dtype), predicted.to(score.dtype)], 1), margins], 1))
-        if ledger.mean_probs is not None:
+        if ledger.keeps_probs:
             probs.append(output.logits.float().softmax(-1).mean(0))
         indices.append(batch.positions)
 

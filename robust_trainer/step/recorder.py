@@ -84,7 +84,8 @@ class StepRecorder:
         """Records what waits, in the ledger, the running means and the noise rate's estimator."""
         entry, run = self.pending.flush(), self.run
         if entry is not None and run.ledger is not None:
-            record(entry, run.ledger, run.means, self.weights.rate_estimator(), run.problem.one_class, run.gather)
+            gather = run.gather if run.processes > 1 else None
+            record(entry, run.ledger, run.means, self.weights.rate_estimator(), run.problem.one_class, gather)
 
     def log(self, logs: dict[str, float], history: list[dict[str, float]], epoch: int) -> list[str]:
         """Adds to what the Trainer logs what the method did since the last time, and returns what is to be said.
@@ -99,7 +100,9 @@ class StepRecorder:
         """
         nonfinite, told = self.guard.report(self.run.total, self.run.processes, self.run.ledger)
         logs.update(nonfinite)
-        if "loss" not in logs:
+        if "loss" not in logs:  # the training's end, before anybody else hears of it
+            if self.run.ledger is not None:
+                self.run.ledger.unite()
             return [message for message in (told, self.weights.warning()) if message]
         logs.update(self.take_logs())
         logs.update(collapse(history, logs))

@@ -95,8 +95,8 @@ def alone(work, tmp_path, timeout: float = TIMEOUT):
     return json.loads((tmp_path / "told.json").read_text())
 
 
-def launch(work, processes: int, out, logs) -> None:
-    """``work(out)`` in each of ``processes`` that train together, with the variables that torchrun sets.
+def start(work, processes: int, out, logs, timeout: float = TIMEOUT) -> list[Child]:
+    """``work(out)`` begun in each of ``processes`` that train together, with the variables that torchrun sets.
 
     They find each other by a file: a free port may be another's by the time that it is used.
     """
@@ -113,10 +113,15 @@ def launch(work, processes: int, out, logs) -> None:
             torch.distributed.destroy_process_group()
 
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-    children = [
-        Child(together, rank, environment={**common, "RANK": rank, "LOCAL_RANK": rank}, log=logs / f"log-{rank}.txt")
-        for rank in range(processes)
+    own = [{**common, "RANK": rank, "LOCAL_RANK": rank} for rank in range(processes)]
+    return [
+        Child(together, rank, environment=own[rank], log=logs / f"log-{rank}.txt", timeout=timeout) for rank in range(processes)
     ]
+
+
+def launch(work, processes: int, out, logs) -> None:
+    """``work(out)`` in each of ``processes`` that train together, to the end; one that fails fails the test."""
+    children = start(work, processes, out, logs)
     try:
         while not all([child.ended() for child in children]) and not any(child.code for child in children):
             time.sleep(0.02)
