@@ -125,14 +125,14 @@ def filled(rows: int, classes: int) -> SampleLedger:
 
 
 def peak(work: Callable[[], Any]) -> tuple[float, float]:
-    """Seconds of a piece of work, and the peak of its memory over what the process had before, in MB; NaN where nobody tells."""
+    """CPU seconds of a piece of work, and its peak of memory over what the process had before, in MB; NaN where nobody tells."""
     mine, before = Path("/proc/self/status"), math.nan
     if os.access("/proc/self/clear_refs", os.W_OK):
         Path("/proc/self/clear_refs").write_text("5")
         before = _kilobytes(mine, "VmHWM")
-    start = time.perf_counter()
+    start = time.process_time()
     work()
-    return time.perf_counter() - start, (_kilobytes(mine, "VmHWM") - before) / 1024 if before == before else math.nan
+    return time.process_time() - start, (_kilobytes(mine, "VmHWM") - before) / 1024 if before == before else math.nan
 
 
 def _kilobytes(status: Path, name: str) -> float:
@@ -178,7 +178,7 @@ def at_scale(rows: int, classes: int, batch: int) -> None:
             told.append((name, *peak(piece)))
         sizes = f"checkpoint {state.stat().st_size / 1e6:,.0f} MB, ledger.parquet {table.stat().st_size / 1e6:,.0f} MB"
     print(f"ledger {sum(c.numel() * c.element_size() for c in columns.values()) / 1e6:,.0f} MB, {sizes}\n")
-    print("| | seconds | more memory at the peak, MB |\n|---|---|---|")
+    print("| | CPU seconds | more memory at the peak, MB |\n|---|---|---|")
     for name, seconds, memory in told:
         print(f"| {name} | {seconds:.4f} | {memory:,.0f} |" if seconds < 0.1 else f"| {name} | {seconds:.1f} | {memory:,.0f} |")
     print(f"\nthe process's memory at its peak: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB")

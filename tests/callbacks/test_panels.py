@@ -71,7 +71,7 @@ def test_every_tag_of_the_charts_is_logged(tmp_path):
             (f"train/{name}", value, row["step"])
             for row in trainer.state.log_history for name, value in row.items() if name not in ("step", "epoch")
         ]  # fmt: skip
-        assert [entry for entry in writer.scalars if entry[0] != "train/epoch"] == rows and len(rows) > 50
+        assert [entry for entry in writer.scalars if entry[0] != "train/epoch"] == rows and len(rows) > 20
         logged |= {tag for tag, _, _ in rows}
     assert logged >= TAGS, TAGS - logged
 

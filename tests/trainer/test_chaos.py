@@ -128,15 +128,16 @@ def in_the_enlarged_pass(out):
 
 
 @pytest.mark.parametrize(
-    ("work", "reason"),
+    ("work", "reason", "told"),
     [
-        (in_the_collator, "OSError: row 17 is no image"),
-        (in_the_attack, "FloatingPointError: the attack cannot go on"),
-        (in_the_enlarged_pass, "MemoryError: no room for enlarged images"),
+        (in_the_collator, "OSError: row 17 is no image", GONE),
+        (in_the_attack, "FloatingPointError: the attack cannot go on", GONE),
+        (in_the_enlarged_pass, "MemoryError: no room for enlarged images", re.compile("process 1: MemoryError: no room for enl")),
     ],
 )
-def test_an_exception_of_one_ends_all(tmp_path, work, reason):
+def test_an_exception_of_one_ends_all(tmp_path, work, reason, told):
+    """In a step the others learn that a partner is gone; in a pass over the training set, which all end, the reason itself."""
     children = start(work, 2, tmp_path, tmp_path / "logs", timeout=2 * PATIENCE)
     assert ended(children) == [1, 1], "\n".join(child.told() for child in children)
     assert reason in children[1].told(), children[1].told()
-    assert GONE.search(children[0].told()) and reason not in children[0].told(), children[0].told()
+    assert told.search(children[0].told()), children[0].told()
