@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..problems import SINGLE_LABEL, Problem
 from .class_names import names_of
-from .columns import arrow_column
+from .columns import USUAL_LABELS, arrow_column
 
 
 def rows_by_class(labels: np.ndarray, classes: int) -> list[np.ndarray]:
@@ -94,12 +94,17 @@ def check_label_column(
     name = next((n for n in (*label_names, "label", "label_ids") if n in data.column_names), None)
     if name is None:
         if columns_removed and training:
-            raise ValueError(f"{role} has no label column: expected one of {[*label_names, 'label']}, got {data.column_names}.")
+            likely = next((n for n in USUAL_LABELS if n in data.column_names), None)
+            encode = f"dataset.class_encode_column('{likely}'), then " if likely is not None and _is_string(data, likely) else ""
+            mend = "name it one of these" if likely is None else f"{encode}dataset.rename_column('{likely}', 'label')"
+            raise ValueError(
+                f"{role} has no label column: expected one of {[*label_names, 'label']}, got {data.column_names}: {mend}."
+            )
         return
     prefix = "" if training else f"{role}: "
     feature, keys = data.features[name], [name, *label_names, "labels", "label"]
     if data.format["type"] != "custom":  # else a transform makes the labels
-        if getattr(feature, "dtype", None) in ("string", "large_string"):
+        if _is_string(data, name):
             raise ValueError(f"{prefix}'{name}' holds strings, expected class numbers: use dataset.class_encode_column('{name}').")
         named = getattr(feature, "num_classes", None) if problem.one_class else None
         if named is not None and classes is not None and named > classes and (training or _beyond(data, name, classes)):
@@ -129,6 +134,10 @@ def check_label_column(
         if training:
             raise
         raise ValueError(prefix + str(error).replace("training row", "row")) from error
+
+
+def _is_string(data: datasets.Dataset, name: str) -> bool:
+    return getattr(data.features[name], "dtype", None) in ("string", "large_string")
 
 
 def check_model_names(data: Any, model: Any, label_names: Sequence[str], where: str = "dataset") -> None:

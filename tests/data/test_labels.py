@@ -7,12 +7,13 @@ from PIL import Image
 from transformers import Trainer, TrainingArguments
 
 from robust_trainer.callbacks import RobustnessCallback
-from robust_trainer.data.labels import check_model_names
+from robust_trainer.data.labels import check_label_column, check_model_names
 from robust_trainer.detectors.evidence import collect_evidence
 from robust_trainer.evaluation.accuracy import evaluate_backdoor
 from robust_trainer.evaluation.boundary_paths import path_lengths
 from robust_trainer.evaluation.per_class import class_robustness
 from robust_trainer.evaluation.robustness import evaluate_robustness
+from robust_trainer.problems import SINGLE_LABEL
 
 NAMES, TURNED = ["ant", "bee", "cat", "dog"], ["bee", "cat", "dog", "ant"]
 
@@ -106,3 +107,20 @@ class _Seen:
     def __call__(self, forward, x, y, draws):
         self.visited.append(len(x))
         return x.clone()
+
+
+@pytest.mark.parametrize(
+    "columns,mend",
+    [
+        ({"target": ["a", "b"]}, r"dataset.class_encode_column('target'), then dataset.rename_column('target', 'label')."),
+        ({"y": [0, 1], "target": [0, 1]}, r"['y', 'target']: dataset.rename_column('target', 'label')."),
+        ({"mine": [0, 1]}, r"['mine']: name it one of these."),
+    ],
+)
+def test_a_column_that_the_trainer_would_not_find_is_renamed(columns, mend):
+    data = datasets.Dataset.from_dict(columns)
+    with pytest.raises(
+        ValueError, match=r"^train_dataset has no label column: expected one of \['labels', 'label'\], got [^\n]+$"
+    ) as told:
+        check_label_column(data, "train_dataset", ["labels"], 2, SINGLE_LABEL, lambda row: None, columns_removed=True)
+    assert str(told.value).endswith(mend)
