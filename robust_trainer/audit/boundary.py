@@ -8,7 +8,7 @@ import numpy as np
 
 from ..evaluation.path_table import NO_PATH, PathLengths
 from ..perturbations.norms import NORMS
-from .result import Audit, group_word
+from .result import Audit, group_word, source_told
 from .samples import Shown
 from .summary import class_name
 
@@ -85,7 +85,7 @@ def closest_tile(audit: Audit, row: int, shown: Shown) -> dict[str, Any]:
     truth = table.get("is_corrupted")
     return {
         "shown": shown, "given": class_name(audit, label), "lines": lines, "corrupted": None if truth is None else bool(truth),
-        "quiet": f"#{table['index']}, margin {float(paths.margin[row]):.2f}",
+        "quiet": f"#{table['index']}{source_told(table)}, margin {float(paths.margin[row]):.2f}",
     }  # fmt: skip
 
 

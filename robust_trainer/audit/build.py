@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 import numpy as np
 
+from ..data.columns import source_rows
 from ..evaluation.path_table import PathLengths
 from ..ledger.fingerprint import check_same_data, data_fingerprint
 from .boundary import check_paths
@@ -97,6 +98,8 @@ def make_audit(
         "suggested_confidence": confidence.astype(np.float32), "suspicion": suspicion.astype(np.float32), "flagged": flagged,
         **{name: rows[name] for name in LEDGER_COLUMNS}, "group": groups.group.astype(np.int64),
     }  # fmt: skip
+    if (source := source_rows(data)) is not None:
+        columns["source_row"] = source
     if paths is not None:
         columns |= {"path_length": paths.steps.astype(np.int64), "path_margin": paths.margin.astype(np.float32)}
     if "is_corrupted" in rows:

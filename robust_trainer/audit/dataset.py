@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 
 from ..data.class_names import in_order, read_label_values
-from ..data.columns import LABEL_NAMES, USUAL_LABELS, check_dataset, read_labels
+from ..data.columns import LABEL_NAMES, USUAL_LABELS, check_dataset, read_labels, source_rows
 from ..data.columns import label_column as find_label_column
 from ..data.mapping import IS_CORRUPTED
 from ..data.splits import TRAIN, with_class_numbers
@@ -121,7 +121,9 @@ def audit_dataset(
     if model is None and alone:
         raise ValueError(f"{alone[0]} is for a model, and none is given: leave it out, or give model.")
     network = None if model is None else Network(model, processing_class, max_length, batch_size, device, trust_remote_code)
-    splits, label = _numbered(_splits(data), label_column)
+    splits = _splits(data)
+    drawn = source_rows(splits[TRAIN])
+    splits, label = _numbered(splits, label_column)
     train = splits[TRAIN]
     labels, classes = read_labels(train, label)
     probs = None if pred_probs is None else given_probs(train, pred_probs, classes)
@@ -143,7 +145,7 @@ def audit_dataset(
         "names": _names(train, label, classes), "rows": len(train), "label_column": label, "columns": content_columns(train),
         "fingerprint": data_fingerprint(train, label),
     }  # fmt: skip
-    return _audit(train, labels, evidence, inputs, alike, probs, float(threshold), run)
+    return _audit(train, labels, evidence, inputs, alike, probs, float(threshold), run, drawn)
 
 
 def _splits(data: Any) -> dict[str, datasets.Dataset]:
@@ -199,7 +201,7 @@ def _names(train: datasets.Dataset, column: str, classes: int) -> list[str]:
 
 def _audit(
     train: datasets.Dataset, labels: np.ndarray, evidence: LabelEvidence, inputs: Inputs | None, alike: Likeness | None,
-    probs: np.ndarray | None, threshold: float, run: dict[str, Any],
+    probs: np.ndarray | None, threshold: float, run: dict[str, Any], drawn: np.ndarray | None,
 ) -> Audit:  # fmt: skip
     names, n = tuple(run["names"]), len(labels)
     flagged = (evidence.wrong >= threshold) | evidence.carriers
@@ -219,6 +221,8 @@ def _audit(
         columns |= {
             "duplicate_group": alike.group, "duplicate_of": alike.first_of_group(), "copied": alike.copied, "outlier": alike.outlier
         }  # fmt: skip
+    if drawn is not None:
+        columns["source_row"] = drawn
     if IS_CORRUPTED in train.column_names:
         columns[IS_CORRUPTED] = np.asarray(train.with_format(None)[IS_CORRUPTED][:]).astype(bool)
     pattern = None

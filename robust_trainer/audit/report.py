@@ -18,7 +18,7 @@ from ..reporting.safe_text import plain
 from .boundary import closest_by_class, closest_tile, told
 from .likeness import alike_sections, outlier_section
 from .pictures import NAMED, cells, heat_map, histogram, path_histogram, pattern_picture
-from .result import GROUPS, Audit, group_word
+from .result import GROUPS, Audit, group_word, source_told
 from .samples import Shown, show
 from .summary import CLASSES, FILTER, NAME, VALUE, Summary, class_name, settings, summarise, versions
 
@@ -150,6 +150,7 @@ def _sections(parts: Sequence[tuple[str, list[int]]], tiles: Sequence[dict[str, 
 def _tiles(audit: Audit, positions: Sequence[int], shown: Sequence[Shown]) -> list[dict[str, Any]]:
     part = Audit(audit.table.select(positions), audit.names, audit.threshold)
     names = [*_COLUMNS, *(_TRAINED if audit.trained else (n for n in _JUDGED if n in part.table.column_names))]
+    names += ["source_row"] if "source_row" in part.table.column_names else []
     columns = {name: part.column(name).tolist() for name in names}
     label = part.column("label").tolist()
     truth = part.column("is_corrupted").tolist() if "is_corrupted" in audit.table.column_names else [None] * len(label)
@@ -163,7 +164,8 @@ def _tiles(audit: Audit, positions: Sequence[int], shown: Sequence[Shown]) -> li
         out.append(
             {
                 "shown": sample, "given": label_name, "lines": lines, "corrupted": None if truth[i] is None else bool(truth[i]),
-                "quiet": f"#{row['index']}, " + (_trained(row, label[i] >= 0) if audit.trained else _judged(audit, row)),
+                "quiet": f"#{row['index']}{source_told(row)}, "
+                + (_trained(row, label[i] >= 0) if audit.trained else _judged(audit, row)),
             }
         )  # fmt: skip
     return out

@@ -42,6 +42,15 @@ def group_word(value: str | int) -> str:
     return value if value in GROUPS else "-"
 
 
+def source_told(row: Mapping[str, Any]) -> str:
+    """Returns which row a sample is in the table that the audited rows were selected from, '' where there is no such table.
+
+    Args:
+        row: Of the audit's table.
+    """
+    return f" (row {row['source_row']} of the source)" if "source_row" in row else ""
+
+
 class Caution(str):
     """Why an audit tells less than others, in words; one that ``blocks`` forbids a cleaned set, since what it drops is a guess."""
 

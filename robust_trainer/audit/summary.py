@@ -149,7 +149,7 @@ def settings(audit: Audit, content: Mapping[str, Any] | None) -> list[tuple[str,
         content: The run's `results.results`, None for none.
     """
     rows: list[tuple[str, Any]] = []
-    known = {"names", *(("method", "settings", "seed", "rows") if content is not None else ())}
+    known = {"names", "label_rate", *(("method", "settings", "seed", "rows") if content is not None else ())}
     if content is not None:
         rows += [(name, value) for name, value in options_told(content) if name != "command"]
         rows += [(f"method {name}", value) for name, value in settings_told(content["runs"])]

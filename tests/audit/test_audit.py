@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 
-from robust_trainer.audit import groups, load_ledger, make_audit, write_cleaned
+from robust_trainer.audit import groups, load_ledger, make_audit, write_audit_report, write_cleaned
 from robust_trainer.audit.cleaned import dataset_card
 from robust_trainer.audit.groups import FINE, MISLABELLED, PERTURBED, TRIGGERED, UNCLEAR
 from robust_trainer.audit.inputs import noise_levels, open_inputs
@@ -788,6 +788,15 @@ def test_a_cleaned_folder_is_read_back(tmp_path, action):
     assert [line.split(",")[0] for line in lines[1:]] == [str(i) for i in range(10)]
     drawn = told.select(range(39, -1, -1))  # what was audited may be rows of a larger table, whose numbers its user knows
     write_cleaned(tmp_path / "drawn", audit_of(data.select(range(39, -1, -1)), HOSTILE), drawn, action)
+    rows = rows_of(40, 4, label=np.asarray(drawn["label"][:], np.int32))
+    found = make_audit(rows, {"names": list(HOSTILE)}, drawn)
+    assert found.column("source_row").tolist() == [*range(39, -1, -1)] and found.table[3]["source_row"] == 36
+    first = int(found.flagged[0])
+    assert (
+        f"#{first} (row {39 - first} of the source), "
+        in write_audit_report(tmp_path / "r.html", found, data=drawn, per_class=40).read_text()
+    )
+    assert "source_row" not in make_audit(rows, {"names": list(HOSTILE)}, told.flatten_indices(), look=False).table.column_names
     lines = (tmp_path / "drawn" / "removed.csv").read_text().splitlines()
     assert lines[0].endswith(',"source_row"') and [line.split(",")[-1] for line in lines[1:]] == [str(39 - i) for i in range(10)]
 
