@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .backdoors.texts import SentenceTrigger, SyntaxTrigger, TextTrigger, WordTrigger
     from .backdoors.triggers import TRIGGERS, AnyTrigger, Trigger, triggers_of
     from .backdoors.warping import WarpTrigger
+    from .backdoors.with_network import NETWORK_BACKDOORS, PerturbedTrigger, poison_with_network
     from .crafted.craft_labels import CRAFTED, craft_labels
     from .label_noise.human import use_noisy_labels
     from .label_noise.instance import InstanceNoiseMap
@@ -59,10 +60,12 @@ __all__ = [
     "LabelRule",
     "LowFrequencyTrigger",
     "MultiTarget",
+    "NETWORK_BACKDOORS",
     "NOISES",
     "POISONS",
     "PatchTrigger",
     "PatchesTrigger",
+    "PerturbedTrigger",
     "PixelTrigger",
     "Poison",
     "QuantisationTrigger",
@@ -87,6 +90,7 @@ __all__ = [
     "poison",
     "poison_images",
     "poison_record",
+    "poison_with_network",
     "realised_norms",
     "realised_rates",
     "realised_transition",
@@ -120,10 +124,12 @@ __getattr__, __dir__ = lazy_names(
         "LabelRule": ".data.label_rules",
         "LowFrequencyTrigger": "backdoors.signals",
         "MultiTarget": ".data.label_rules",
+        "NETWORK_BACKDOORS": "backdoors.with_network",
         "NOISES": "label_noise.transitions",
         "POISONS": "poisons.poison_images",
         "PatchTrigger": "backdoors.patches",
         "PatchesTrigger": "backdoors.patches",
+        "PerturbedTrigger": "backdoors.with_network",
         "PixelTrigger": "backdoors.pixel_trigger",
         "Poison": "poisons.poison_images",
         "QuantisationTrigger": "backdoors.signals",
@@ -148,6 +154,7 @@ __getattr__, __dir__ = lazy_names(
         "poison": "backdoors.poisoning",
         "poison_images": "poisons.poison_images",
         "poison_record": "poisons.card",
+        "poison_with_network": "backdoors.with_network",
         "realised_norms": "poisons.poison_images",
         "realised_rates": "rates",
         "realised_transition": "rates",

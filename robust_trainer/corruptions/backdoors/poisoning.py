@@ -13,7 +13,7 @@ import PIL.Image
 
 from ...data import columns, texts
 from ...data.decode import as_array, check_pixels, decode_image, is_plain, open_image
-from ...data.label_rules import ANY_OTHER, BackdoorRule, LabelRule, backdoor_labels
+from ...data.label_rules import ANY_OTHER, BackdoorLabels, BackdoorRule, LabelRule, backdoor_labels
 from ...data.mapping import ATTACK_TARGET, CLEAN_LABEL, IS_CORRUPTED, IS_COVER, map_columns, relabelled
 from ...data.randomness import check_rate, key_limits, sample_keys, smallest, stream_seed, uniforms
 from ..rates import log_rates
@@ -91,8 +91,7 @@ def poison(
     label_column = columns.label_column(dataset, label_column)
     labels, classes = columns.read_labels(dataset, label_column, num_classes)
     rule = backdoor_labels(label_rule, classes)
-    eligible = tuple(ANY_OTHER if moved else c for c, moved in enumerate(rule.poisoned))
-    limits = key_limits(labels, eligible, rate, seed, stratified)
+    limits = key_limits(labels, eligible_classes(rule), rate, seed, stratified)
     if trigger is not None or image_column is not None:
         image_column, text_column = _input_columns(dataset, trigger, image_column, text_column, label_column)
     covers: tuple[int | None, ...] = (None,) * classes
@@ -235,6 +234,26 @@ class TriggerMap:
         return out
 
 
+def eligible_classes(rule: BackdoorLabels) -> tuple[int, ...]:
+    """Returns for `key_limits` a class' own number where its rows are not to be poisoned, else another number.
+
+    Args:
+        rule: of the C classes.
+    """
+    return tuple(ANY_OTHER if moved else c for c, moved in enumerate(rule.poisoned))
+
+
+def within_limits(limits: tuple[int | None, ...], labels: np.ndarray, seed: int) -> np.ndarray:
+    """Returns which rows (N,) of a data set `poison` chooses, as booleans.
+
+    Args:
+        limits: of `key_limits` with the same seed.
+        labels: of all rows (N,).
+        seed: of the choice.
+    """
+    return _within(limits, labels, sample_keys(seed, np.arange(len(labels))))
+
+
 def _within(limits: tuple[int | None, ...], labels: np.ndarray, keys: np.ndarray) -> np.ndarray:
     """Whether each row's key (N,) is at most its class' limit; None: no row of the class."""
     tops = np.array([limit or 0 for limit in limits], dtype=np.uint64)
@@ -248,7 +267,7 @@ def _cover_limits(
     """The largest key of a cover in each class, for exactly round(rate * N) covers among rows that are not poisoned."""
     if rate is not None:
         check_rate(rate)
-    free = np.asarray(classes)[labels] & ~_within(limits, labels, sample_keys(seed, np.arange(len(labels))))
+    free = np.asarray(classes)[labels] & ~within_limits(limits, labels, seed)
     wanted, left = round((usual if rate is None else rate) * len(labels)), int(free.sum())
     if rate is not None and wanted > left:
         raise ValueError(
