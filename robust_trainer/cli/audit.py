@@ -17,6 +17,7 @@ from ..audit import Audit, load_ledger, make_audit, write_model_card
 from ..audit.load import ledger_file, load_curves
 from ..config import check_writable
 from ..data.columns import source_rows
+from ..data.load import holds_data
 from ..data.preprocess import make_transform
 from ..data.splits import TEST
 from ..detectors import DETECTORS, collect_evidence, detect
@@ -93,7 +94,16 @@ def audit(argv: Sequence[str]) -> None:
             f"run={options.run!r} is no folder: give the output_dir of a training, or --model, --features or --pred_probs to audit "
             "the data set without one."
         )
-    rows, facts = load_ledger(options.run)
+    try:
+        rows, facts = load_ledger(options.run)
+    except ValueError:
+        if holds_data(options.run):
+            words = shlex.join(["--dataset", options.run, "--model", "MODEL"])
+            raise ValueError(
+                f"run={options.run!r} is a data set, no training: give it by --dataset, and --model, --features or --pred_probs to "
+                f"judge it by: robust-trainer audit {words}"
+            ) from None
+        raise
     check_same_run(options.run, content, facts.get("id"), "the ledger")
     paths = _paths(options, facts)
     folder = Path(options.output_dir or Path(options.run) / "audit")

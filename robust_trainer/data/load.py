@@ -18,7 +18,7 @@ from transformers.utils import logging
 from ..reporting.run_folders import why_no_data
 from .columns import IMAGE_NAMES, USUAL_LABELS, is_pixels, no_label_column
 from .columns import image_column as find_image_column
-from .image_folder import load_image_folder
+from .image_folder import ENDINGS, load_image_folder
 from .readable import check_readable
 from .splits import TEST, TRAIN, TRIGGERED, gate, labelled_splits
 from .tables import TEST_NAMES, is_table, load_table, load_tables
@@ -159,6 +159,20 @@ def label_names(data: datasets.Dataset) -> list[str]:
         data: With a ClassLabel column label.
     """
     return list(data.features["label"].names)
+
+
+def holds_data(path: str) -> bool:
+    """Returns whether a path is a table, or a folder with images or tables that is of no run and of no audit; nothing is read.
+
+    Args:
+        path: Of a file or a folder.
+    """
+    if not os.path.isdir(path):
+        return os.path.isfile(path) and is_table(path)
+    if why_no_data(path):
+        return False
+    files = (os.path.join(where, name) for where, _, names in os.walk(path) for name in names)
+    return any(is_table(file) and not file.endswith(".json") or file.lower().endswith(ENDINGS) for file in files)
 
 
 def _load(name: str, config: str | None, labelled: bool = True) -> Any:
@@ -330,7 +344,7 @@ def _text_columns(data: datasets.Dataset, split: str, text: str, label: str) -> 
 
 
 def _renamed(data: datasets.Dataset, column: str, name: str, label: str) -> datasets.Dataset:
-    for old, new in ((column, name), (label, "label")):
-        if old != new:
-            data = (data.remove_columns(new) if new in data.column_names else data).rename_column(old, new)
-    return data.with_format(None)
+    wanted = {column: name, label: "label"}
+    data = data.remove_columns([new for new in wanted.values() if new in data.column_names and new not in wanted])
+    moved = {old: new for old, new in wanted.items() if old != new}
+    return (data.rename_columns(moved) if moved else data).with_format(None)  # at once: one may have the other's name

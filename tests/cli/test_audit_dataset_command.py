@@ -160,6 +160,18 @@ def test_rows_that_a_run_held_out_are_counted(tmp_path):
     assert _held_out(prepare(fewer, CorruptionOptions())) == 4
 
 
+def test_a_data_set_given_as_a_run_is_called_one(table, data, tmp_path, capsys):
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    (tmp_path / "images" / "a" / "1.PNG").write_bytes(b"")
+    for place in (table[0], tmp_path / "images"):
+        told = fails(capsys, "audit", str(place))
+        assert "is a data set, no training: give it by --dataset" in told and f"audit --dataset {place} --model MODEL" in told
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("no data")
+    for place in (tmp_path / "other", tmp_path / "nowhere.csv"):
+        assert "is a data set" not in fails(capsys, "audit", str(place))
+
+
 def test_mistakes_are_one_line(table, data, network, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = str(table[0])

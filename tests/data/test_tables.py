@@ -227,3 +227,13 @@ def test_images_win_over_texts_unless_a_column_is_named(tmp_path, said):
     assert is_text(texts["train"]) and set(texts["train"].column_names) == {"text", "label"}
     assert "the images of 'picture' are not" in said[0]
     assert texts["test"]["label"][:] == data["test"]["label"][:]  # the same rows are held out
+
+
+def test_labels_and_texts_whose_columns_have_each_others_names(tmp_path):
+    (tmp_path / "rows.csv").write_text("label,text,image\n" + "".join(f"some words {i},{'ab'[i % 2]},x.png\n" for i in range(20)))
+    data = load_data(str(tmp_path / "rows.csv"), text_column="label", label_column="text")
+    assert data["train"].column_names == ["text", "label", "image"] and set(data["train"].features["label"].names) == {"a", "b"}
+    assert data["train"][0]["text"].startswith("some words ")
+    (tmp_path / "more.csv").write_text("text,target\n" + "".join(f"{'ab'[i % 2]},some words {i}\n" for i in range(20)))
+    data = load_data(str(tmp_path / "more.csv"), label_column="text")
+    assert data["test"].column_names == ["label", "text"] and data["test"].features["label"].names == ["a", "b"]
