@@ -39,6 +39,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "1": {}, "2": {}, "3": {},
     "fsdp2": dict(fsdp_config={"state_dict_type": "SHARDED_STATE_DICT"}),
     "fsdp2-full": dict(fsdp_config={"state_dict_type": "FULL_STATE_DICT"}),
+    "zero1": {}, "zero2": {}, "zero3": {},
 }  # fmt: skip
 OTHERS = {"2": "3", "fsdp2": "fsdp3", "fsdp2-full": "fsdp3"}
 

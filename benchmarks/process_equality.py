@@ -72,6 +72,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "prl/scan": dict(memory="scan"),
     "prl/auto": dict(noise_rate="auto", learning_rate=0.5),
     "prl/batch": dict(rank_among="batch", per_class=True),
+    "co-prl/unclipped": dict(max_grad_norm=0.0),
     "prl/drop-last": dict(dataloader_drop_last=True),
     "prl/split": dict(accelerator_config={"split_batches": True}),
     "prl/stream": dict(max_steps=24),
@@ -215,7 +216,8 @@ def train(row: str, length: str, dtype: str, cut: str, folder: str, resume: str 
         more: settings of the arguments.
     """
     how = CUTS[cut][2]
-    with fsdp_on_cpu() if how == "fsdp" else deepspeed_on_cpu() if how.startswith("zero") else nullcontext():
+    kind = getattr(torch, dtype)
+    with fsdp_on_cpu() if how == "fsdp" else deepspeed_on_cpu(kind) if how.startswith("zero") else nullcontext():
         return _train(row, length, dtype, cut, folder, resume, more)
 
 
@@ -249,8 +251,9 @@ def _train(row: str, length: str, dtype: str, cut: str, folder: str, resume: str
     trainer.train(resume_from_checkpoint=resume)
     ledger = trainer.ledger.columns if trainer.ledger is not None else {}
     decided = ("seen", "kept", "predicted", "forgetting", "label")
+    state = trainer.accelerator.get_state_dict(trainer.deepspeed) if how == "zero3" else trainer.model.state_dict()
     out = {
-        "weights": {name: whole(value).double() for name, value in trainer.model.state_dict().items()},
+        "weights": {name: whole(value).double() for name, value in (state or {}).items()},  # ZeRO-3's are the first process's
         "losses": torch.tensor(losses.rows, dtype=torch.float64),
         "decided": {name: ledger[name].double() for name in decided if name in ledger},
     }

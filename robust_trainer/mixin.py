@@ -24,6 +24,7 @@ from .ledger.fingerprint import new_ledger
 from .ledger.ledger import SampleLedger
 from .losses.evaluation import plain_loss
 from .methods.data_validation import number_of_rows, validate_datasets, validate_evaluation
+from .methods.devices import engine_for
 from .methods.input_adapter import find_adapter
 from .methods.objective import with_objective
 from .methods.recipe import Recipe
@@ -223,11 +224,18 @@ class RobustTrainerMixin(Trainer):
         return step
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        if not self.is_fsdp_enabled or self.recipe() is None:
-            return super()._prepare_for_training(*args, **kwargs)
+        recipe = self.recipe()
+        if not self.is_fsdp_enabled or recipe is None:
+            with engine_for(self, recipe, self._restore_weights):
+                return super()._prepare_for_training(*args, **kwargs)
         wrapped = self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap
         with shardable(self.model, wrapped):
             return super()._prepare_for_training(*args, **kwargs)
+
+    def _restore_weights(self) -> None:
+        """Puts back what AWP has moved, if it has."""
+        if self._step_plan is not None and self._step_plan.perturbed_weights is not None:
+            self._step_plan.perturbed_weights.restore()
 
     # ---- data: the index travels with the batch, two streams are mixed -------------------------------------------------------
 
@@ -283,8 +291,7 @@ class RobustTrainerMixin(Trainer):
         try:
             loss = super().training_step(model, inputs, num_items_in_batch)
         finally:
-            if self._step_plan is not None and self._step_plan.perturbed_weights is not None:
-                self._step_plan.perturbed_weights.restore()
+            self._restore_weights()
         if self._place is not None:
             raise ValueError(
                 f"{type(self).__name__} overrides compute_loss without calling super().compute_loss: "

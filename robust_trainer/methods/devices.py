@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -38,11 +40,8 @@ def validate_devices(trainer: Trainer, recipe: Recipe, model: nn.Module) -> None
         )
     if recipe.gradients and getattr(plugin, "activation_checkpointing", False):
         raise ValueError(f"method '{name}' records each layer's forward: set fsdp_config={{'activation_checkpointing': False}}.")
-    if trainer.is_deepspeed_enabled and (recipe.gradients or recipe.perturbation is not None):
-        raise ValueError(
-            f"method '{name}' needs gradients of more than the step's loss, which are not tested under DeepSpeed: use DDP or "
-            "FSDP2, or a method without an attack (prl, spl, bootstrap)."
-        )
+    if trainer.is_deepspeed_enabled:
+        _validate_deepspeed(trainer, recipe)
     config: Any = getattr(accelerator, "parallelism_config", None)
     if config is not None and any(getattr(config, f"{kind}_enabled", False) for kind in ("sp", "cp", "tp")):
         raise ValueError(
@@ -50,3 +49,48 @@ def validate_devices(trainer: Trainer, recipe: Recipe, model: nn.Module) -> None
         )
     if getattr(accelerator, "even_batches", True) is False and accelerator.num_processes > 1:
         raise ValueError("accelerator_config.even_batches=False: processes share every step; set it to True.")
+
+
+def _validate_deepspeed(trainer: Trainer, recipe: Recipe) -> None:
+    """Checks what DeepSpeed's engine does with the gradient by itself."""
+    name, plugin = recipe.name, trainer.accelerator.state.deepspeed_plugin
+    if recipe.gradients:
+        raise ValueError(
+            f"method '{name}' propagates the losses once before the step's backward, and DeepSpeed takes the first one for the "
+            "step's: use DDP or FSDP2."
+        )
+    if recipe.weight_perturbation is not None and plugin.zero_stage == 3:
+        raise ValueError(
+            f"method '{name}' moves whole weights (AWP), which ZeRO-3 keeps in parts: set zero_optimization={{'stage': 2}}, or use "
+            "FSDP2."
+        )
+    clip = plugin.deepspeed_config.get("gradient_clipping", 0.0)
+    if recipe.num_networks > 1 and (trainer.args.max_grad_norm if clip == "auto" else clip):
+        raise ValueError(
+            f"method '{name}' clips each network's gradient by itself, DeepSpeed that of all together: set max_grad_norm=0 (and "
+            "gradient_clipping in DeepSpeed's configuration), or use DDP or FSDP2."
+        )
+
+
+@contextmanager
+def engine_for(trainer: Any, recipe: Recipe | None, restore: Callable[[], None]) -> Iterator[None]:
+    """Within it DeepSpeed's engine is made, which clips and steps within the backward, as the method says; else it does nothing.
+
+    Args:
+        trainer: that makes it.
+        recipe: the method, None for none.
+        restore: puts the weights that AWP moved back; called before the engine steps.
+    """
+    if recipe is None or not trainer.is_deepspeed_enabled:
+        yield
+        return
+    config = trainer.accelerator.state.deepspeed_plugin.deepspeed_config
+    before = dict(config)
+    if recipe.clip_norm is not None:
+        config["gradient_clipping"] = recipe.clip_norm
+    try:
+        yield
+    finally:
+        config.pop("gradient_clipping", None)
+        config |= {name: value for name, value in before.items() if name == "gradient_clipping"}
+    trainer.model_wrapped.basic_optimizer.register_step_pre_hook(lambda *_: restore())

@@ -342,18 +342,29 @@ def to_resume_from(trainer: Any, given: Any, robust: bool = True) -> Any:
         robust: whether a method is named.
 
     Raises:
-        ValueError: for a checkpoint that is not whole, with the newest one that is.
+        ValueError: for a checkpoint that is not whole, with the newest one that is; for one of other processes under DeepSpeed.
     """
     if not given:
         return given
     found = _to_resume_from(trainer, given, robust)
     before = saved_by(Path(found), trainer.args.world_size) if found is not True else trainer.args.world_size
+    if before != trainer.args.world_size and trainer.is_deepspeed_enabled and not _universal(trainer):
+        raise ValueError(
+            f"checkpoint {str(found)!r} was saved by {before} process{'es' if before > 1 else ''} under DeepSpeed, now there are "
+            f"{trainer.args.world_size}: start {before}, or make it a universal one (ds_to_universal.py, load_universal)."
+        )
     if before != trainer.args.world_size and trainer.is_world_process_zero():
         logger.warning(
             f"checkpoint {str(found)!r} was saved by {before} process{'es' if before > 1 else ''}, now there are "
             f"{trainer.args.world_size}: with as many samples a step it is the same run but for dropout and random transforms."
         )
     return found
+
+
+def _universal(trainer: Any) -> bool:
+    """Whether DeepSpeed is told to read a checkpoint that any number of processes can go on from."""
+    config = getattr(trainer.accelerator.state.deepspeed_plugin, "deepspeed_config", {})
+    return bool(config.get("checkpoint", {}).get("load_universal", False))
 
 
 def _to_resume_from(trainer: Any, given: Any, robust: bool) -> Any:
