@@ -60,7 +60,7 @@ CUTS = {
 CLASSES, CHANNELS, SIZE, WORDS = 4, 3, 8, 40
 #: Settings with which every part of a row is at work within the 24 steps; others are the row's own.
 OWN: dict[str, dict[str, Any]] = {
-    "normclip": dict(clip_norm=0.5),
+    "normclip": dict(clip_norm=0.1),
     "ignormclip": dict(sample_clip_norm=0.5),
     "prl-at-memory": dict(drop_ramp_steps=5),
     "rebalanced": dict(warmup_epochs=1.0),
