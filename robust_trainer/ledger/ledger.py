@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..reporting.parquet_files import write_parquet
+from ..reporting.parquet_files import write_parts
 from .margins import LOGIT_MARGIN, MARGIN, QUANTA, follow_rival, forgotten
 from .parts import Parts, WholeColumns
 
@@ -21,6 +21,8 @@ _COUNTS = ("seen", "kept", "label", "predicted", "epoch", "doubt", "forgetting",
 _START = (0, 0, -1, -1, -1, 0, -1, -1, 0, 0)
 #: Columns of labels that were judged by features.
 JUDGED = ("label_wrong", "weight", "target", "suggested", "suggested_confidence", "carrier")
+#: Rows that are made ready for a file at a time.
+_WRITTEN = 100_000
 #: Below this, class numbers and epochs fit into 16 bits.
 _NARROW = 2**15
 
@@ -108,6 +110,11 @@ class SampleLedger:
         return self.columns.get("mean_probs")
 
     @property
+    def in_parts(self) -> bool:
+        """Whether this process holds a part of the rows alone."""
+        return self._parts is not None
+
+    @property
     def keeps_probs(self) -> bool:
         """Whether it keeps `mean_probs`."""
         return "mean_probs" in self._columns
@@ -128,18 +135,20 @@ class SampleLedger:
         self.before_read = None
 
     @contextmanager
-    def gathered(self, here: bool = True) -> Iterator[None]:
+    def gathered(self, here: bool = True, names: Sequence[str] | None = None) -> Iterator[None]:
         """Within it all parts are together in the host's memory, so that this process can read them by itself.
 
         All processes must enter it. Where all rows are here already it does nothing.
 
         Args:
             here: whether this process wants them.
+            names: of the columns, None for all.
         """
         if self._parts is not None and not self._gathered:
-            columns, several = self.columns, "network_loss" in self._columns  # all processes ask which network is the best
-            found = ((name, columns[name]) for name in sorted(self._in_parts))
-            self._gathered = {name: column.cpu() for name, column in found if here or several}
+            columns = self.columns
+            here = here or (names is None and "network_loss" in columns)  # all processes ask which network is the best
+            found = ((name, columns[name]) for name in sorted(self._in_parts if names is None else names))
+            self._gathered = {name: column.cpu() for name, column in found if here}
         try:
             yield
         finally:
@@ -273,13 +282,19 @@ class SampleLedger:
         area = auroc(self.columns["mean_score"][seen], truth)
         return out if area is None else {**out, "auroc": area}
 
-    def rows(self) -> dict[str, np.ndarray]:
+    def rows(self, at: slice | Tensor = slice(None)) -> dict[str, np.ndarray]:
         """Returns the columns, one entry per sample in data-set order, with index, distrusted and, where it is known, is_corrupted.
 
         Counts as int32; rival_confidence in [0, 1]; aum and margin NaN where there was no class label or no visit.
+
+        Args:
+            at: positions (n,), or a stretch of them; all without.
         """
-        c = {name: column.cpu().numpy() for name, column in self.columns.items()}
-        rows: dict[str, np.ndarray] = {"index": np.arange(len(self), dtype=np.int64)}
+        return self._rows(self.columns, at)
+
+    def _rows(self, columns: Mapping[str, Tensor], at: slice | Tensor) -> dict[str, np.ndarray]:
+        c = {name: column[at].cpu().numpy() for name, column in columns.items()}
+        rows: dict[str, np.ndarray] = {"index": torch.arange(len(self))[at].numpy()}
         rows.update({name: c[name].astype(np.int32) for name in ("label", "predicted", "seen", "kept")})
         rows.update({name: c[name] for name in ("last_score", "mean_score", "ema_score")})
         known = (c["seen"] > 0) & (c["rival"] >= 0)
@@ -289,9 +304,9 @@ class SampleLedger:
         rows.update({name: c[name] for name in JUDGED if name in c})
         if "mean_probs" in c:
             rows["mean_probs"] = c["mean_probs"]
-        rows["distrusted"] = self.distrusted().cpu().numpy()
+        rows["distrusted"] = ~c["trusted"] if "trusted" in c else c["doubt"] > 0
         if self.truth is not None:
-            rows["is_corrupted"] = self.truth.cpu().numpy()
+            rows["is_corrupted"] = self.truth[at].cpu().numpy()
         return rows
 
     def to_dataset(self) -> datasets.Dataset:
@@ -300,10 +315,11 @@ class SampleLedger:
 
     def distrusted_rows(self) -> datasets.Dataset:
         """Returns the rows of `to_dataset` that are distrusted, the likeliest wrong or else the highest mean score first."""
-        rows = self.to_dataset()
-        flagged = np.flatnonzero(np.asarray(rows["distrusted"][:]))
-        scores = np.asarray(rows["label_wrong" if "label_wrong" in rows.column_names else "mean_score"][:])[flagged]
-        return rows.select(flagged[np.argsort(-scores, kind="stable")])
+        columns = self.columns
+        flagged = self.distrusted().nonzero().flatten()
+        scores = columns["label_wrong" if "label_wrong" in columns else "mean_score"][flagged].cpu().numpy()
+        order = torch.from_numpy(np.argsort(-scores, kind="stable")).to(flagged.device)
+        return datasets.Dataset.from_dict(self._rows(columns, flagged[order]))
 
     def to_parquet(self, path: str | Path) -> Path:
         """Writes `to_dataset` as one parquet file, whole or not at all, with ``run`` in its metadata.
@@ -314,7 +330,10 @@ class SampleLedger:
         Returns:
             Its path.
         """
-        return write_parquet(self.to_dataset(), path, self.run)
+        columns = dict(self.columns)  # of a ledger in parts each is brought together once
+        starts = range(0, max(len(self), 1), _WRITTEN)
+        parts = (datasets.Dataset.from_dict(self._rows(columns, slice(start, start + _WRITTEN))) for start in starts)
+        return write_parts(parts, datasets.Dataset.from_dict(self._rows(columns, slice(0))).features, path, self.run)
 
     def state(self) -> dict[str, Tensor]:
         """Returns the columns as CPU tensors for a checkpoint."""
@@ -362,8 +381,7 @@ def auroc(scores: Tensor, positive: Tensor) -> float | None:
     """
     if bool(positive.all()) or not bool(positive.any()) or not bool(torch.isfinite(scores).all()):
         return None
-    known = positive.cpu().numpy().astype(bool)
-    hits = int(known.sum())
-    _, place, count = np.unique(scores.double().cpu().numpy(), return_inverse=True, return_counts=True)
-    ranks = (count.cumsum() - (count - 1) / 2)[place]  # ties share their mean rank; scipy.stats costs a second to import
-    return float((ranks[known].sum() - hits * (hits + 1) / 2) / (hits * (len(known) - hits)))
+    values, known = scores.cpu().numpy(), positive.cpu().numpy().astype(bool)
+    hits, rest = np.sort(values[known]), np.sort(values[~known])
+    below, upto = (int(np.searchsorted(rest, hits, side).sum()) for side in ("left", "right"))
+    return (below + upto) / 2 / (len(hits) * len(rest))  # scipy.stats costs a second to import

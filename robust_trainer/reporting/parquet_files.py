@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,24 @@ def write_parquet(data: datasets.Dataset, path: str | Path, run: Mapping[str, An
         path: File to write.
         run: Facts for the file's metadata.
     """
-    plain = data.with_format("arrow")
-    metadata = {**(data.features.arrow_schema.metadata or {}), **({RUN_KEY: json.dumps(run, default=str)} if run else {})}
-    schema = data.features.arrow_schema.with_metadata(metadata)
+    parts = (data.select(range(start, min(start + ROWS, len(data)))) for start in range(0, len(data), ROWS))
+    return write_parts(parts, data.features, path, run)
+
+
+def write_parts(
+    parts: Iterable[datasets.Dataset], features: datasets.Features, path: str | Path, run: Mapping[str, Any] | None = None
+) -> Path:
+    """Writes data sets of the same columns, one after the other, as one parquet file, and returns its path.
+
+    Args:
+        parts: The data sets, each made when it is its turn.
+        features: Of all of them.
+        path: File to write.
+        run: Facts for the file's metadata.
+    """
+    metadata = {**(features.arrow_schema.metadata or {}), **({RUN_KEY: json.dumps(run, default=str)} if run else {})}
+    schema = features.arrow_schema.with_metadata(metadata)
     with replacing(path) as new, pq.ParquetWriter(new, schema) as writer:
-        for start in range(0, len(data), ROWS):
-            part = plain[start : start + ROWS]
-            writer.write_table(embed_table_storage(part).cast(schema))
+        for part in parts:
+            writer.write_table(embed_table_storage(part.with_format("arrow")[:]).cast(schema))
     return Path(path)

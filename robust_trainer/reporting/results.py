@@ -10,6 +10,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import datasets
 import torch
 
 from ..data.decode import undecoded
@@ -82,7 +83,7 @@ def suspects(trainer: Any, data: Any, count: int = 24) -> list[dict[str, Any]]:
     if wrong is not None:
         order = order[torch.argsort(wrong[order], descending=True, stable=True)]
     out, rows = [], undecoded(data.train)
-    for row in trainer.ledger.to_dataset().select(order[:count].tolist()):
+    for row in datasets.Dataset.from_dict(trainer.ledger.rows(order[:count])):
         sample = rows[row["index"]]
         truth, wrong_label = sample.get("clean_label"), row.get("label_wrong")
         suggested = row["suggested"] if wrong_label is not None and row["suggested"] not in (-1, sample["label"]) else None

@@ -87,11 +87,11 @@ class RateEstimator:
         self.best: RateEstimate | None = None
         self._asked, self._still, self._level = 0, 0, math.inf
         held = max(min(MOST, int(SHARE * size)), 1)
-        row = torch.full((size,), held)  # everybody else shares one more row, which nobody reads
+        row = torch.full((size,), held, dtype=torch.int16)  # everybody else shares one more row, which nobody reads
         order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
         if spared is not None:
             order = order[~torch.isin(order, spared.cpu())]
-        row[order[:held]] = torch.arange(held)
+        row[order[:held]] = torch.arange(held, dtype=torch.int16)
         self._row = row.to(device)
         self._probs = torch.zeros(held + 1, classes, device=device)
         self._facts = torch.tensor([[0, -1, -1]], dtype=torch.int32, device=device).repeat(held + 1, 1)  # visits, label, epoch
@@ -118,7 +118,7 @@ class RateEstimator:
         """
         if self.settled:
             return
-        rows = self._row[index]
+        rows = self._row[index].long()
         facts, mean = self._facts[rows], self._probs[rows]
         probs, visits = probs.to(mean.dtype), facts[:, 0]
         fresh = ((facts[:, 2] != epoch) & probs.isfinite().all(1)).unsqueeze(1)

@@ -195,23 +195,26 @@ class KeepByScore:
             kept: those of the last epoch, which this rule does not look at.
         """
         rate, known = self.rate(progress), seen > 0
-        order = tie_order(len(memory), progress.seed, memory.device)
-        mask = torch.ones_like(known)
+
+        def order() -> Tensor:
+            return tie_order(len(memory), progress.seed, memory.device)
+
         if self.rebalance:
-            rows, ranked = known.nonzero().flatten(), order[known[order]]
+            mask, rows = torch.ones_like(known), known.nonzero().flatten()
             scores, row_labels = memory[rows].double().cpu(), labels[rows].cpu()
             sizes = torch.bincount(row_labels, minlength=classes)
             everybody = torch.ones_like(row_labels, dtype=torch.bool)
             rates = sampling_rates(class_scores(minmax(scores), row_labels, everybody, classes), self.rebalance_eta)
             counts = allocate_integers(round((1.0 - rate) * len(rows)), rates, sizes)
-            mask[ranked] = smallest(memory[ranked].double().cpu(), labels[ranked].cpu(), counts).to(mask.device)
+            place = known.cumsum(0) - 1
+            chosen = smallest(memory[rows].cpu(), row_labels, counts, lambda: place[(first := order())[known[first]]].cpu())
+            mask[rows] = chosen.to(mask.device)
             return mask
         groups, total = (labels, classes) if self.per_class else (torch.zeros_like(labels), 1)
         # unseen samples sit in a group of their own, of which nothing is dropped
-        groups = torch.where(known, groups, torch.full_like(groups, total))[order]
-        rank, count = rank_within(memory[order], groups, total + 1)
-        mask[order] = rank < ((1.0 - rate) * count).round()[groups]
-        return mask | ~known
+        groups = torch.where(known, groups, torch.full_like(groups, total))
+        count = torch.bincount(groups, minlength=total + 1).to(share_dtype(memory.device))
+        return smallest(memory, groups, ((1.0 - rate) * count).round().long(), order) | ~known
 
     def _groups(self, labels: Tensor, peers: int, total: int) -> Tensor:
         base = labels if self.per_class or self.rebalance else torch.zeros_like(labels)

@@ -76,9 +76,22 @@ class EpochSelection:
         started = progress.epoch - epoch < 1e-9  # a ramp may end within an epoch; memory waits for the next one
         if not self.made and not (started and rule.decides(progress)):
             return
-        scores, labels = ledger.ema_score, ledger.label.long().clamp_min(0)
-        mask = rule.keep_mask(scores, ledger.seen, labels, self.run.classes, progress, ledger.keep)
-        self._settle(ledger, mask | self.floor.chosen(scores), epoch)
+        mask = self._remembered(rule, ledger, progress)
+        self._settle(ledger, mask | self.floor.chosen(ledger.ema_score), epoch)
+
+    def _remembered(self, rule: EpochRule, ledger: SampleLedger, progress: Progress) -> Tensor:
+        """The rule's decision from what the ledger remembers, bool (N,); of one in parts the first process's, on its host."""
+        run = self.run
+
+        def decide() -> Tensor:
+            scores, labels = ledger.ema_score, ledger.label.long().clamp_min(0)
+            return rule.keep_mask(scores, ledger.seen, labels, run.classes, progress, ledger.keep.to(scores.device))
+
+        if not ledger.in_parts:
+            return decide()
+        with ledger.gathered(run.rank == 0, ("ema_score", "label", "seen")):
+            mask = decide() if run.rank == 0 else torch.zeros(len(ledger), dtype=torch.bool)
+        return run.total(mask.to(run.device, torch.uint8)) > 0
 
     def scan_due(self, progress: Progress) -> bool:
         """Returns whether the epoch that starts now wants all samples scored first: not when a resumed run has the decision."""

@@ -115,7 +115,7 @@ def test_a_sample_counts_once_per_epoch_and_later_visits_weigh_more():
     index, label = held[[0, 0, 1]], torch.tensor([1, 1, 2])
     estimator.update(index, one.expand(3, 3), label, 0)
     estimator.update(held[:1], two, label[:1], 0)  # once more in the same epoch, as padding of the last batch
-    rows = estimator._row[held]
+    rows = estimator._row[held].long()
     assert torch.equal(estimator._probs[rows[0]], one[0])
     assert estimator._facts[rows, 0].tolist() == [1, 1, 0, 0] and estimator._facts[rows[:2], 1].tolist() == [1, 2]
     estimator.update(held[:1], two, label[:1], 1)
