@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..corruptions import POISONS, write_card
+from ..corruptions import NETWORK_BACKDOORS, POISONS, write_card
 from ..corruptions.crafted.craft_labels import CRAFTED
 from ..data.load import TEST, TRAIN, TRIGGERED
 from ..evaluation.robustness import show_eps
@@ -23,7 +23,7 @@ from .kinds import CheckKind
 from .options import CorruptionOptions, DataOptions
 from .outputs import OverwriteOptions, check_output
 from .parser import make_parser, parse
-from .poison import PoisonImages
+from .poison import PoisonImages, PoisonWithNetwork
 from .poison_options import PoisonOptions
 from .stages import KnownClasses, LoadData, RunState, Stage, data_stages, run_stages
 
@@ -80,7 +80,11 @@ def corrupt(argv: Sequence[str]) -> None:
         raise ValueError(f"output_dir={output.output_dir!r} holds the data set to corrupt: give another folder.")
     work = folder / ".unfinished"
     crafting: list[Stage] = []
-    if poison.poison is not None:
+    if poison.poison in NETWORK_BACKDOORS:
+        if craft.craft is not None:
+            raise ValueError(f"poison={poison.poison!r} is a backdoor and craft={craft.craft!r} makes labels wrong: leave one out.")
+        crafting.append(PoisonWithNetwork(poison, corruption, work))
+    elif poison.poison is not None:
         if corruption.trigger() is not None:
             raise ValueError(
                 f"corrupt={corruption.corrupt!r} is a trigger and poison={poison.poison!r} perturbs the same images: leave one "

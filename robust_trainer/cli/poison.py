@@ -12,17 +12,20 @@ import datasets
 import torch
 from torch import nn
 
+from ..corruptions import IS_CORRUPTED, NETWORK_BACKDOORS, POISONS, poison_with_network, realised_rates, trigger_all
 from ..corruptions.poisons.card import poison_record
 from ..corruptions.poisons.networks import accuracy, fresh_factory, seeded, train_plain
 from ..corruptions.poisons.poison_images import poison_images, self_check
 from ..corruptions.poisons.table import FRESH, NONE, check_settings, find_poison, make_ball
 from ..data.fingerprint import fingerprint
-from ..data.load import TEST, TRAIN, label_names
+from ..data.load import TEST, TRAIN, TRIGGERED, label_names
 from ..data.pixels import IS_POISONED, read_levels, read_pixels
+from ..evaluation.robustness import show_eps
 from ..models.pixel_model import PixelModel, pixel_model
 from ..models.zoo import SMALL, load_model
 from ..reporting.console import say
 from ..reporting.resumable import Work
+from .options import CorruptionOptions
 from .poison_options import PoisonOptions
 from .stages import RunState
 
@@ -33,7 +36,10 @@ def check_poison(options: PoisonOptions) -> None:
     Args:
         options: The poison.
     """
-    row = find_poison(options.poison or "")
+    rows = {**POISONS, **NETWORK_BACKDOORS}
+    if options.poison not in rows:
+        raise ValueError(f"poison={options.poison!r} is unknown: choose one of {', '.join(rows)}.")
+    row = rows[options.poison]
     make_ball(options.norm, options.eps)
     check_settings(row, row.craft(), options.settings())
     for name, least in (("poison_model_epochs", 1), ("poison_batch_size", 1), ("self_check_epochs", 0)):
@@ -101,6 +107,60 @@ class PoisonImages:
     def __call__(self, state: RunState) -> None:
         """Crafts the poison."""
         state.splits, state.poison = poison_splits(state.splits, self.options, self.folder, say)
+
+
+@dataclass(frozen=True)
+class PoisonWithNetwork:
+    """Puts a backdoor that needs a trained network on training images, and its trigger on all test images."""
+
+    options: PoisonOptions
+    corruption: CorruptionOptions
+    folder: Path
+
+    def __post_init__(self) -> None:
+        check_poison(self.options)
+        if self.corruption.wanted:
+            name, value = self.corruption.given() or ("", "")
+            raise ValueError(f"{name}={value!r} and poison={self.options.poison!r}, a backdoor, are given: leave one of them out.")
+        if self.corruption.label_rule != "clean-label":
+            raise ValueError(
+                f"poison={self.options.poison!r} keeps the labels, label_rule={self.corruption.label_rule!r} changes them: give "
+                "--label_rule clean-label."
+            )
+        if self.options.self_check_epochs != PoisonOptions.self_check_epochs:
+            raise ValueError(
+                f"self_check_epochs={self.options.self_check_epochs} is for availability poisons, "
+                f"poison={self.options.poison!r} is a backdoor: leave it out."
+            )
+        self.corruption.trigger()  # raises for settings out of range
+
+    def __call__(self, state: RunState) -> None:
+        """Trains or loads the network, crafts, and sets ``state.corruption``."""
+        options, rule, rate = self.options, self.corruption.rule(), self.corruption.corrupt_rate
+        if IS_CORRUPTED in state.train.column_names:
+            raise ValueError(
+                f"dataset is corrupted already (column {IS_CORRUPTED!r}): start from the clean data set, or drop poison."
+            )
+        row = NETWORK_BACKDOORS[options.poison or ""]
+        levels = read_levels(state.train, "image")
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = options.poison_model if options.poison_model in SMALL else "small-cnn"
+        fresh = fresh_factory(name, label_names(state.train), channels=levels.shape[3], image_size=max(levels.shape[1:3]))
+        model, model_name = _trained(state.train, fresh, options, self.folder, device)
+        right = accuracy(model, *read_pixels(state.test))
+        say(f"attacked: {model_name}, accuracy on clean test images {100 * right:.1f} %")
+        trigger = row.trigger()
+        state.splits[TRAIN] = poison_with_network(
+            state.train, row.name, model, rate=rate, label_rule=rule, trigger=trigger, norm=options.norm, eps=options.eps,
+            device=device, seed=options.poison_seed, batch_size=options.poison_batch_size, folder=self.folder / "craft",
+            **options.settings(),
+        )  # fmt: skip
+        state.splits[TRIGGERED] = trigger_all(state.test, trigger, label_rule=rule)
+        size = show_eps(make_ball(options.norm, row.radius(options.norm, options.eps)).eps)
+        which = f"{options.norm} {size}; {trigger.describe()}; clean-label, class {self.corruption.target_label}"
+        told = f"{row.name} ({which})"
+        record = {"corrupt": row.name, "trigger": told, "seed": options.poison_seed, "model": model_name, "model_accuracy": right}
+        state.corruption = {**record, **options.settings(), **realised_rates(state.train, nominal=rate)}
 
 
 def _trained(

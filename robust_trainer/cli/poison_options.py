@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from ..corruptions import POISONS
+from ..corruptions import NETWORK_BACKDOORS, POISONS
 from ..methods.settings import GivenTwice, parse_json
 from ..perturbations.norms import NORMS
 
@@ -18,9 +18,18 @@ class PoisonOptions:
 
     _argument_group_name = "availability poison"
 
-    poison: str | None = field(default=None, metadata={"help": f"One of {', '.join(POISONS)}. Default: none."})
+    poison: str | None = field(
+        default=None,
+        metadata={
+            "help": f"One of {', '.join(POISONS)}; or a backdoor for which the attacker needs a trained network, on corrupt_rate "
+            f"of the images: {', '.join(NETWORK_BACKDOORS)} (with label_rule clean-label). Default: none."
+        },
+    )
     norm: str = field(default="linf", metadata={"help": f"One of {', '.join(NORMS)}."})
-    eps: str | None = field(default=None, metadata={"help": "Radius in [0, 1] pixels, as 8/255. Default: 8/255 (linf), 0.5 (l2)."})
+    eps: str | None = field(
+        default=None,
+        metadata={"help": "Radius in [0, 1] pixels, as 8/255. Default: 8/255 (linf; label-consistent 16/255), 0.5 (l2)."},
+    )
     poison_model: str = field(
         default="small-cnn",
         metadata={"help": "small-cnn, plain-cnn or resnet32, trained first where that is needed; or a trained model's folder."},

@@ -186,7 +186,7 @@ def backdoor_labels(label_rule: str | LabelRule | BackdoorRule, num_classes: int
     return BackdoorLabels(targets, targets, tuple(t != c for c, t in enumerate(targets)), (True,) * num_classes)
 
 
-def label_targets(label_rule: str | LabelRule, num_classes: int) -> tuple[int, ...]:
+def label_targets(label_rule: str | LabelRule | BackdoorRule, num_classes: int) -> tuple[int, ...]:
     """Returns the label that each of the C classes is given, ``rule(arange(C), C)``, as a tuple of C integers.
 
     Args:

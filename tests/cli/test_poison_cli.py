@@ -160,3 +160,36 @@ def test_labels_are_not_corrupted_twice(tmp_path, capsys):
     assert "as saved, realised 50.0 %" in capsys.readouterr().out
     assert sum(datasets.load_from_disk(str(tmp_path / "data"))["train"]["is_corrupted"]) == 30
     assert "| labels | 50.0 % wrong |" in (tmp_path / "data/README.md").read_text()
+
+
+def test_label_consistent_is_a_backdoor_with_a_triggered_test_set(tmp_path, capsys):
+    words = ["--poison", "label-consistent", "--corrupt_rate", "0.05", "--label_rule", "clean-label", "--target_label", "3"]
+    words = [*TINY, "--poison_model", "plain-cnn", "--poison_model_epochs", "1", *words, "--poison_settings", "steps=2"]
+    out = tmp_path / "data"
+    assert main(["corrupt", *words, "--output_dir", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "corrupted: label-consistent (linf 16/255; 3 pixels, top-left and top-right and bottom-left and bottom-right; " in shown
+    assert "attacked: plain-cnn" in shown and "realised 5.0 % (3 of 60 samples)" in shown
+    data, before = datasets.load_from_disk(str(out)), clean()
+    hit = np.asarray(data["train"]["is_corrupted"][:])
+    assert hit.sum() == 3 and data["train"]["label"][:] == before["train"]["label"][:]
+    assert set(np.asarray(data["train"]["label"][:])[hit]) == {3} and set(data["test_triggered"]["attack_target"]) == {3}
+    moved = np.abs(read_levels(data["train"], "image").astype(int) - read_levels(before["train"], "image"))
+    assert (moved[~hit] == 0).all() and (moved[hit][:, 3:5, 3:5] <= 16).all() and moved[hit][:, 3:5, 3:5].max() > 0
+    assert json.loads((out / "corruption.json").read_text())["steps"] == 2 and not (out / ".unfinished").exists()
+
+
+@every_row(
+    "words, told",
+    [
+        ([], "label_rule='multi-target' changes them: give --label_rule clean-label"),
+        (["--label_rule", "clean-label", "--corrupt", "patch"], "corrupt='patch' and poison='label-consistent'"),
+        (["--label_rule", "clean-label", "--self_check_epochs", "3"], "self_check_epochs=3 is for availability poisons"),
+        (["--label_rule", "clean-label", "--poison_settings", "stps=3"], "stps=3 is no setting of poison='label-consistent'"),
+        (["--label_rule", "clean-label", "--cover_rate", "0.1"], "cover_rate=0.1 has no effect without a trigger"),
+    ],
+)
+def test_mistakes_of_a_backdoor_with_a_network(words, told, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("robust_trainer.cli.stages.load_data", None)
+    words = ["--dataset", "digits", "--poison", "label-consistent", *words, "--output_dir", str(tmp_path / "out")]
+    assert told in fails(capsys, *words)

@@ -147,7 +147,8 @@ class AdaptiveBlendTrigger(BlendTrigger):
 
     def paint_row(self, pixels: np.ndarray, row: int, cover: bool) -> np.ndarray:
         """Returns ``pixels`` mixed with the pieces of the picture that the row has."""
-        share = self.training_alpha * self.mask(*pixels.shape[:2], row)[..., None]
+        height, width, _ = pixels.shape
+        share = self.training_alpha * self.mask(height, width, row)[..., None]
         return (1 - share) * pixels + share * _blend_picture(self, *pixels.shape)
 
 

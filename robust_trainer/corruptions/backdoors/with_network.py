@@ -80,6 +80,15 @@ class NetworkBackdoor(Poison):
     label_rule: str | LabelRule | BackdoorRule = CleanLabel()
     eps: str = "8/255"
 
+    def radius(self, norm: str, eps: float | str | None) -> float | str | None:
+        """Returns the radius that is given, else the attack's own in the l_inf norm, else None for the norm's usual one.
+
+        Args:
+            norm: of the perturbation.
+            eps: that was given.
+        """
+        return self.eps if eps is None and norm == "linf" else eps
+
     def craft(self) -> Craft:
         """Returns the function that perturbs the rows: ``(task, **settings) -> delta`` (N, C, H, W)."""
         return getattr(import_module(f".{self.module}", __package__), self.function)
@@ -196,7 +205,7 @@ def poison_with_network(
     row = NETWORK_BACKDOORS[attack]
     if not isinstance(model, nn.Module):
         raise ValueError(f"model={str(model):.60}, but attack={attack!r} needs a trained network: pass an image classifier.")
-    ball = make_ball(norm, row.eps if eps is None and norm == "linf" else eps)
+    ball = make_ball(norm, row.radius(norm, eps))
     columns.check_dataset(dataset)
     image_column = find_image_column(dataset, image_column)
     label_column = columns.label_column(dataset, label_column)
