@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from transformers.pytorch_utils import Conv1D
 
 from ..models.heads import heads_of
-from ..models.sharding import own_part, reshard, whole
+from ..models.sharding import own_part, reshard, scale_stepped_copy, stepped_apart, whole
 from ..models.spectral import LAYERS, largest_singular_value
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -75,7 +75,7 @@ class SpectralCap(TrainerCallback):
 
     Raises:
         ValueError: For settings out of range and, when training starts, for a model with no such layer that trains and for weights
-            that FSDP1 or DeepSpeed hold. FSDP2's parts are brought together for the norm, and each is shrunk where it lies.
+            that FSDP1 or ZeRO-3 hold. FSDP2's parts are brought together for the norm, and each is shrunk where it lies.
     """
 
     def __init__(self, k: float, layers: str = "last"):
@@ -169,6 +169,8 @@ def _matrix(layer: Any) -> Tensor:
 
 
 def _shrink(layer: Any, factor: Tensor) -> None:
+    if stepped_apart(layer.weight):
+        scale_stepped_copy(layer.weight, factor)
     weight = own_part(layer.weight)
     if weight.dtype == factor.dtype:
         weight.mul_(factor)
@@ -181,11 +183,14 @@ def _refuse_sharded(model: nn.Module) -> None:
     now = AcceleratorState().distributed_type if is_initialized() else None
     plugin = getattr(AcceleratorState(), "fsdp_plugin", None) if now is not None else None
     old = now == DistributedType.FSDP and getattr(plugin, "fsdp_version", 1) != 2
-    kind = "FSDP1" if old else "DeepSpeed" if now == DistributedType.DEEPSPEED else None
+    within_reach = all(stepped_apart(weight) for weight in model.parameters() if weight.requires_grad)
+    kind = "FSDP1" if old else "DeepSpeed" if now == DistributedType.DEEPSPEED and not within_reach else None
     for weight in model.parameters():
         if hasattr(weight, "_is_flat_param") or hasattr(weight, "_fsdp_flattened"):
             kind = "FSDP1"
         if hasattr(weight, "ds_id"):
             kind = "DeepSpeed"
     if kind is not None:
-        raise ValueError(f"spectral_cap needs whole weights, which {kind} shards or keeps copies of: use DDP or FSDP2, or drop it.")
+        raise ValueError(
+            f"spectral_cap needs whole weights, which {kind} shards or keeps copies of: use DDP, FSDP2, ZeRO 1 or 2, or drop it."
+        )

@@ -55,6 +55,27 @@ def own_part(value: Tensor) -> Tensor:
     return value.to_local() if isinstance(value, DTensor) else value
 
 
+def stepped_apart(parameter: nn.Parameter) -> bool:
+    """Returns whether DeepSpeed's optimizer steps a float32 copy of a parameter that is itself whole (ZeRO 1 and 2).
+
+    Args:
+        parameter: of the model, unwrapped.
+    """
+    return hasattr(parameter, "_hp_mapping") and not hasattr(parameter, "ds_id")
+
+
+def scale_stepped_copy(parameter: nn.Parameter, factor: Tensor) -> None:
+    """Multiplies what `stepped_apart` tells of, of which each process holds a part. All processes must ask.
+
+    Args:
+        parameter: of the model, unwrapped.
+        factor: a scalar.
+    """
+    from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param  # only under DeepSpeed
+
+    safe_set_full_fp32_param(parameter, safe_get_full_fp32_param(parameter) * factor)
+
+
 def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Returns the 2-norm of each tensor as a whole, float32 scalars; one exchange for all that are sharded alike.
 

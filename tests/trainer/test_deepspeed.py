@@ -110,3 +110,22 @@ def test_a_run_is_resumed_by_as_many_processes(tmp_path, monkeypatch):
         assert found["weights"] < 1e-9 and found["decisions"] == 0, found
 
     launch(work, 2, tmp_path, tmp_path)
+
+
+@installed
+@pytest.mark.slow
+def test_capped_weights_are_those_of_one_process(tmp_path, monkeypatch):
+    """The float32 copy that the engine steps is capped with the weights, which it would undo."""
+    equality = equality_module(monkeypatch)
+    given = dict(spectral_cap=0.2)
+
+    def work(out):
+        found = equality.train("prl", "uneven", "float64", "zero2", str(out), **given)
+        if torch.distributed.get_rank() == 0:
+            torch.save(found, out / "found.pt")
+
+    launch(work, 2, tmp_path, tmp_path)
+    one = equality.train("prl", "uneven", "float64", "1", str(tmp_path), **given)
+    found = equality.differences(one, torch.load(tmp_path / "found.pt"))
+    assert found["weights"] < 1e-6 and found["decisions"] == 0, found
+    assert torch.linalg.matrix_norm(one["weights"]["head.weight"], 2) <= 0.2 + 1e-6
