@@ -6,6 +6,8 @@
     python benchmarks/step_cost.py --model resnet32-gn --methods prl prl-g co-teaching
     python benchmarks/step_cost.py --model resnet32 --methods pgd-at trades nrat nrat-awp --steps 2 --no_memory
 
+ResNet-50 and ViT-B/16 on a GPU, eager, bfloat16 and compiled: `step_cost_models.py`; two processes and FSDP2: `step_cost_fsdp.py`.
+
 Whole `train()` loops are timed, so data loader, collator, ledger, filter, log and optimizer are inside. A round runs
 plain, method, plain, method, ..., plain; each method is compared with the plain runs just before and just after it, so that
 what else the machine does meets both alike. Told: the median over the rounds of these ratios, and their interquartile range.
