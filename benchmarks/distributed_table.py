@@ -3,11 +3,13 @@
     python benchmarks/distributed_table.py --output distributed.jsonl               # every row; a stopped run goes on
     python benchmarks/distributed_table.py --rows prl nrat-awp --cuts 2 fsdp2
     python benchmarks/distributed_table.py --output distributed.jsonl --only_report # the table of what is there, as Markdown
+    DS_ACCELERATOR=cpu python benchmarks/distributed_table.py --cuts zero1 zero2    # where DeepSpeed is installed
 
 The trainings are `process_equality.py`'s, in float64: 24 steps of 12 of 91 samples. One process trains alone; two and three by DDP,
 and two among which FSDP2 shards the model, take the same steps. Each goes on from its checkpoint of step 10 once more; those of two
 are resumed by three processes, too. FSDP2's are of the processes' parts (``SHARDED_STATE_DICT``) or, with ``-full``, in one file.
-Processes are started once for the trainings of many rows; after a failure the rest has new ones.
+``zero1`` to ``zero3`` are two that share DeepSpeed's states, gradients and weights. Processes are started once for the trainings of
+many rows; after a failure the rest has new ones.
 
 A cell says: the largest relative difference of a weight tensor from the training by one process; that of the resumed training from
 the uninterrupted one; and how many of the ledger's decisions differ from one process's. Or the line in which the row is refused.
@@ -151,13 +153,21 @@ def wrong(found: dict[str, Any]) -> bool:
     return not all(value <= BAR for value in apart) or any(decided)
 
 
-def in_words(found: dict[str, Any] | None) -> str:
-    """A cell of the table."""
+def in_words(found: dict[str, Any] | None, notes: dict[str, int] | None = None) -> str:
+    """A cell of the table; of one process how it is resumed.
+
+    Args:
+        found: of `cell`.
+        notes: the refusals' lines so far and their numbers, to which this one's is added; None: the cell says its line.
+    """
     if found is None:
         return ""
     if "refused" in found:
-        return "**failed**" if found.get("failed") else f"refused: {found['refused']}"
-    parts = [f"{found[name]:.0e}" for name in ("weights", "resumed", "resumed_by_three") if name in found]
+        line = found["refused"].replace(f"'{found.get('row')}'", "'...'")
+        where = found["refused"] if notes is None else f"{notes.setdefault(line, len(notes) + 1)}"
+        return "**failed**" if found.get("failed") else f"refused: {where}"
+    names = ("weights", "resumed", "resumed_by_three")[found.get("cut") == "1" :]
+    parts = [f"{found[name]:.0e}" if found[name] else "0" for name in names if name in found]
     decided = sum(found.get(name, 0) for name in ("decisions", "resumed_decisions", "three_decisions"))
     return " / ".join(parts) + (f", {decided} decisions differ" if decided else "") + (" **<**" if wrong(found) else "")
 
@@ -165,10 +175,14 @@ def in_words(found: dict[str, Any] | None) -> str:
 def report(done: dict[tuple[str, str], dict[str, Any]], kinds: list[str]) -> str:
     """The table as Markdown."""
     lines = ["| row | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
-    for row in dict.fromkeys(row for row, _ in done):
-        lines.append(f"| `{row}` | " + " | ".join(in_words(done.get((row, kind))) for kind in kinds) + " |")
-    bad = sum(wrong(found) for (_, kind), found in done.items() if kind in kinds)
-    return "\n".join([*lines, "", f"{bad} of {len(done)} cells over {BAR:g}, with other decisions, or failed."])
+    notes: dict[str, int] = {}
+    told = [found for (_, kind), found in done.items() if kind in kinds]
+    for row in sorted({row for row, _ in done}, key=NAMES.index):
+        lines.append(f"| `{row}` | " + " | ".join(in_words(done.get((row, kind)), notes) for kind in kinds) + " |")
+    lines += ["", *(f"{number}. {line}" for line, number in notes.items())]
+    bad, refused = sum(wrong(found) for found in told), sum("refused" in found for found in told)
+    end = f"{bad} of {len(told)} cells over {BAR:g}, with other decisions, or failed; {refused} refused in one line."
+    return "\n".join([*lines, *[""] * bool(notes), end])
 
 
 def main() -> None:

@@ -18,9 +18,9 @@ GOOD = {"weights": 2e-16, "loss": 1e-7, "decisions": 0, "resumed": 0.0, "resumed
 
 
 @pytest.mark.parametrize("more,wrong,words", [
-    ({}, False, "2e-16 / 0e+00"), ({"resumed_by_three": 3e-9, "three_decisions": 0}, False, "2e-16 / 0e+00 / 3e-09"),
-    ({"weights": 2e-5}, True, "2e-05 / 0e+00 **<**"), ({"weights": float("nan")}, True, "nan / 0e+00 **<**"),
-    ({"resumed_decisions": 2}, True, "2e-16 / 0e+00, 2 decisions differ **<**"), ({"loss": 1e-4}, True, "2e-16 / 0e+00 **<**"),
+    ({}, False, "2e-16 / 0"), ({"resumed_by_three": 3e-9, "three_decisions": 0}, False, "2e-16 / 0 / 3e-09"),
+    ({"weights": 2e-5}, True, "2e-05 / 0 **<**"), ({"weights": float("nan")}, True, "nan / 0 **<**"),
+    ({"resumed_decisions": 2}, True, "2e-16 / 0, 2 decisions differ **<**"), ({"loss": 1e-4}, True, "2e-16 / 0 **<**"),
 ])  # fmt: skip
 def test_a_cell_is_wrong_where_anything_differs(table, more, wrong, words):
     found = {**GOOD, **more}
@@ -33,10 +33,12 @@ def test_a_refusal_is_one_line_and_a_failure_is_none(table):
     for bad in ({"refused": "two\nlines"}, {"refused": ""}, {"refused": "", "failed": True}):
         assert table.wrong(bad)
     assert table.in_words({"refused": "", "failed": True}) == "**failed**"
-    done = {("prl", "1"): GOOD, ("prl", "fsdp2"): {**GOOD, "weights": 1.0}, ("at", "1"): GOOD}
+    alone = {**GOOD, "weights": 0.0, "cut": "1"}
+    done = {("prl", "1"): alone, ("prl", "fsdp2"): {**GOOD, "weights": 1.0}, ("at", "1"): alone, ("at", "zero1"): GOOD}
+    done |= {(row, "fsdp2"): {"refused": f"method '{row}' is refused.", "failed": False, "row": row} for row in ("at", "mart")}
     lines = table.report(done, ["1", "fsdp2"]).splitlines()
-    assert lines[2:4] == ["| `prl` | 2e-16 / 0e+00 | 1e+00 / 0e+00 **<** |", "| `at` | 2e-16 / 0e+00 |  |"]
-    assert lines[-1].startswith("1 of 3 cells")
+    assert lines[2:5] == ["| `at` | 0 | refused: 1 |", "| `prl` | 0 | 1e+00 / 0 **<** |", "| `mart` |  | refused: 1 |"]
+    assert lines[6] == "1. method '...' is refused." and lines[-1].startswith("1 of 5 cells") and "2 refused in" in lines[-1]
 
 
 def test_the_rest_goes_on_where_a_process_dies(table, monkeypatch):
