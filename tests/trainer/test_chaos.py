@@ -3,7 +3,10 @@
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -141,3 +144,30 @@ def test_an_exception_of_one_ends_all(tmp_path, work, reason, told):
     assert ended(children) == [1, 1], "\n".join(child.told() for child in children)
     assert reason in children[1].told(), children[1].told()
     assert told.search(children[0].told()), children[0].told()
+
+
+# ---- under torchrun --------------------------------------------------------------------------------------------------------------
+
+SCRIPT = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+from helpers.toy import images, logits_module, robust
+from transformers import TrainerCallback
+
+class Killed(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 3 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+robust({out!r}, logits_module(), images(48), method="prl", trainer=dict(callbacks=[Killed()])).train()
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_ends_the_others_and_names_the_signal(tmp_path):
+    tests = Path(__file__).parents[1]
+    (tmp_path / "script.py").write_text(SCRIPT.format(tests=str(tests), out=str(tmp_path / "run")))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tests.parent)}
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "script.py")]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 1 and re.search(r"Signal 9 \(SIGKILL\) received", done.stderr), done.stderr[-6000:]
