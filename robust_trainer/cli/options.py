@@ -242,8 +242,9 @@ class CorruptionOptions:
             if not all(part.strip().isdecimal() for part in given):
                 raise ValueError(f"source_label={self.source_label!r} are no class numbers: give one or several as 1,2,5.")
             return SourceSpecific(tuple(int(part) for part in given), self.target_label)
-        aimed = {"all-to-one": AllToOne, "clean-label": CleanLabel}.get(self.label_rule)
-        return aimed(self.target_label) if aimed is not None else LABEL_RULES[self.label_rule]
+        if self.label_rule == "clean-label":
+            return CleanLabel(self.target_label)
+        return AllToOne(self.target_label) if self.label_rule == "all-to-one" else LABEL_RULES[self.label_rule]
 
 
 @dataclass
