@@ -269,7 +269,10 @@ def _fit_transition(probs: Tensor, labels: Tensor) -> tuple[Tensor, float]:
 
 
 def scale_transition(probs: Tensor, labels: Tensor, transition: Tensor, rate: float) -> Tensor:
-    """Returns the transition between the identity and beyond by which the mean posterior of a wrong label is the rate.
+    """Returns the transition between the identity and beyond by which the mean posterior of a wrong label is the rate, or near it.
+
+    Beyond what was fitted no class loses more than half of its right labels: else one whose labels were doubted most, few rows
+    perhaps, would have none left, and all of them be doubted.
 
     Args:
         probs: (N, C).
@@ -280,11 +283,15 @@ def scale_transition(probs: Tensor, labels: Tensor, transition: Tensor, rate: fl
     eye = torch.eye(len(transition), device=transition.device)
     if rate <= 0.0:
         return eye
-    most = 1.0 / max(float((1.0 - transition.diagonal()).max()), 1e-9)
-    low, high = 0.0, most
+    right = transition.diagonal()
+    most = ((1.0 - right / 2) / (1.0 - right).clamp_min(1e-9)).unsqueeze(1)
+
+    def moved(times: float) -> Tensor:
+        return (eye + most.clamp_max(times) * (transition - eye)).clamp_min(0.0)
+
+    low, high = 0.0, float(most.max())
     for _ in range(30):
         middle = (low + high) / 2
-        moved = ((1.0 - middle) * eye + middle * transition).clamp_min(0.0)
-        wrong = float(1.0 - _posterior(probs, labels, moved).gather(1, labels.unsqueeze(1)).mean())
+        wrong = float(1.0 - _posterior(probs, labels, moved(middle)).gather(1, labels.unsqueeze(1)).mean())
         low, high = (low, middle) if wrong > rate else (middle, high)
-    return ((1.0 - low) * eye + low * transition).clamp_min(0.0)
+    return moved(low)

@@ -61,7 +61,7 @@ class LabelFindings:
     def found(self) -> str:
         """What was found, in a sentence; safe to print."""
         if not self.known:
-            return "The features say nothing about the labels, or too few rows are there: no label is doubted."
+            return "The features say too little about the labels, or too few rows are there: no label is doubted."
         rate = self.rate
         share = f"About {100 * rate.rate:.1f} % of the labels are wrong ({100 * rate.low:.1f} to {100 * rate.high:.1f} %)"
         parts = []

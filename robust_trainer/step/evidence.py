@@ -14,6 +14,7 @@ from .. import evidence as labels_judged
 from ..evidence.decision import ActOnEvidence
 from ..selection.noise_rate import RateEstimate
 from ..types import ForwardOutput, Progress
+from .agreement import agree
 from .feature_pass import Gathered, look_at_all
 from .records import MicroBatch, Run
 
@@ -115,7 +116,15 @@ class EvidenceStage:
         if isinstance(gathered, str):
             return self._nothing_new(gathered)
         # of several processes the first one judges: all have one verdict, whatever the rounding of their sums
-        verdict, said = self._verdict(gathered) if run.rank == 0 else (torch.zeros(_numbers(len(ledger)), dtype=torch.float64), "")
+        verdict, said = torch.zeros(_numbers(len(ledger)), dtype=torch.float64), ""
+        problem: Exception | None = None
+        try:
+            if run.rank == 0:
+                verdict, said = self._verdict(gathered)
+        except Exception as error:
+            problem = error
+        agree(run, problem)
+        ledger._columns["label"].copy_(gathered.labels)  # of rows, too, that training may never reach
         if run.processes > 1:
             verdict = run.total(verdict.to(run.device)).cpu()
         if not bool(verdict[0]):

@@ -75,6 +75,17 @@ def test_the_mean_doubt_is_the_rate():
     assert torch.equal(scale_transition(model.probs, labels, model.transition, 0.0), torch.eye(CLASSES))
 
 
+def test_no_class_loses_all_of_its_labels():
+    """One class's labels are doubted most; a rate far beyond what was fitted leaves it half of the right ones."""
+    rows, labels, _, _ = blobs("pairflip", 0.3)
+    model = fit_label_model(rows, labels, CLASSES)
+    fitted = model.transition.clone()
+    fitted[0] = 0.55 * torch.eye(CLASSES)[0] + 0.45 * torch.eye(CLASSES)[1]
+    moved = scale_transition(model.probs, labels, fitted, 0.85)
+    assert (moved.diagonal() >= fitted.diagonal() / 2 - 1e-6).all() and (moved.diagonal() < fitted.diagonal()).any()
+    torch.testing.assert_close(moved.sum(1), torch.ones(CLASSES), rtol=0, atol=1e-4)
+
+
 def test_clean_labels_are_hardly_doubted():
     rows, labels, _, _ = blobs(rate=0.0, apart=2.0)
     model = fit_label_model(rows, labels, CLASSES)

@@ -331,6 +331,12 @@ def test_the_first_verdict_does_not_hang_on_how_is_trained(tmp_path, monkeypatch
     assert float(one.ledger.label_wrong.max()) > 0
 
 
+def test_labels_of_rows_that_training_never_reaches_are_known(tmp_path):
+    trainer = train(tmp_path, vit(), images(96), num_train_epochs=1, max_steps=2)
+    never = trainer.ledger.seen == 0
+    assert never.any() and torch.equal(trainer.ledger.label.long(), torch.stack([row["labels"] for row in trainer.train_dataset]))
+
+
 def test_a_text_model(tmp_path):
     """Wrong labels of sentences whose first word tells the class, by a small BERT whose embeddings tell the words."""
     model = net("bert").float()
