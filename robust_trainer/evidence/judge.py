@@ -324,8 +324,8 @@ class _Telling:
                 "nothing is doubted."
             )
         return (
-            f"The {what} predict too few of the labels ({share}, {chance}) to tell wrong ones from what they cannot see: nothing is "
-            "doubted."
+            f"The {what} predict too few of the labels ({share}, {chance}) to tell wrong ones from what they cannot see: nothing "
+            "is doubted."
         )
 
 
