@@ -1,9 +1,11 @@
+import datasets
 import numpy as np
 import pytest
 import torch
 from helpers.toy import images, robust, vit
 from sklearn.metrics import precision_score, recall_score, roc_auc_score
 
+from robust_trainer.ledger import ledger as ledger_module
 from robust_trainer.ledger.ledger import SampleLedger
 
 
@@ -68,3 +70,18 @@ def test_parquet(tmp_path):
     path = trainer.ledger.to_parquet(tmp_path / "ledger.parquet")
     again = datasets.Dataset.from_parquet(str(path), cache_dir=str(tmp_path))
     assert again.to_dict() == trainer.ledger.to_dataset().to_dict()
+
+
+def test_the_file_is_the_data_set_however_many_rows_are_written_at_a_time(tmp_path, monkeypatch):
+    for rows, given in ((100, {}), (23, {"classes": 3}), (250, {"judged": True})):
+        ledger = SampleLedger(rows, run={"id": "a"}, **given)
+        ledger._columns["mean_score"].copy_(torch.rand(rows))
+        ledger._columns["doubt"].copy_(torch.randint(-1, 2, (rows,)))
+        whole = ledger.to_dataset()
+        monkeypatch.setattr(ledger_module, "_WRITTEN", 100)
+        read = datasets.Dataset.from_parquet(str(ledger.to_parquet(tmp_path / f"{rows}.parquet")), cache_dir=str(tmp_path))
+        assert read.features == whole.features and len(read) == rows
+        at = torch.tensor([2, 0, 2])
+        for name, column in ledger.rows().items():
+            np.testing.assert_array_equal(np.asarray(read[name][:]).reshape(column.shape), column, err_msg=name)
+            np.testing.assert_array_equal(ledger.rows(at)[name], column[at], err_msg=name)
