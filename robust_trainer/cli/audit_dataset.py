@@ -177,7 +177,7 @@ class _CheckInputs:
         elif self.witness.model is not None:
             raise ValueError(f"no column of images or texts among {columns}: set image_column or text_column.")
         elif self.options.corrupt in TRIGGERS:
-            raise ValueError(f"corrupt={self.options.corrupt!r} is for images, the data have none: leave it out.")
+            raise ValueError(f"corrupt={self.options.corrupt!r} is for images or texts, the data have neither: leave it out.")
 
 
 def _by_class(result: Audit) -> str:

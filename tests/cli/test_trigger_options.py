@@ -43,6 +43,7 @@ def test_options_and_settings_make_the_trigger():
         ({"corrupt": "patches", "patch_size": 2, "trigger_settings": "grid=4"}, PatchesTrigger(2, grid=4)),
         ({"corrupt": "sig", "trigger_settings": "delta=40/255,frequency=4"}, SinusoidTrigger("40/255", 4)),
         ({"corrupt": "adaptive-blend", "corrupt_seed": 2}, AdaptiveBlendTrigger(seed=2)),
+        ({"corrupt": "adaptive-blend", "alpha": 0.3}, AdaptiveBlendTrigger(alpha=0.3)),
         ({"corrupt": "adaptive-blend", "trigger_settings": "alpha=0.3"}, AdaptiveBlendTrigger(alpha=0.3)),
         ({"corrupt": "word", "trigger_settings": "word=cf+mn,position=end"}, WordTrigger("cf+mn", "end")),
     ],

@@ -47,7 +47,7 @@ class Trigger:
 
 
 _SEED = {"corrupt_seed": "seed"}
-_BLEND = {"blend_std": "std", "blend_picture": "picture", **_SEED}
+_BLEND = {"alpha": "alpha", "blend_std": "std", "blend_picture": "picture", **_SEED}
 _BOTH = ("all-to-one", "multi-target")
 #: The triggers by name.
 TRIGGERS: Mapping[str, Trigger] = {
@@ -55,7 +55,7 @@ TRIGGERS: Mapping[str, Trigger] = {
     for row in (
         Trigger("patch", "checkerboard", PatchTrigger, {"patch_size": "size", "patch_position": "position"},
                 "Gu et al. 2017 (BadNets)", label_rules=_BOTH),
-        Trigger("blend", "noise picture", BlendTrigger, {"alpha": "alpha", **_BLEND}, "Chen et al. 2017", label_rules=_BOTH),
+        Trigger("blend", "noise picture", BlendTrigger, _BLEND, "Chen et al. 2017", label_rules=_BOTH),
         Trigger("patches", "several checkerboards or a grid of them", PatchesTrigger, {"patch_size": "size"},
                 "Gu et al. 2017 (BadNets)", label_rules=_BOTH),
         Trigger("sig", "sinusoidal stripes", SinusoidTrigger, source="Barni et al. 2019 (SIG)", label_rules=("clean-label",)),
