@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..data.batch_rows import rows_of
 from ..data.images import InputSpace
 from ..models.sharding import whole
 from .norms import Ball, find_norm
@@ -99,7 +100,10 @@ class PixelAdapter:
         return list(x.split([len(batch.targets) for batch in batches]))
 
     def forward(self, forward: Forward, inputs: dict[str, Any], x: Tensor) -> Any:
-        """As `InputAdapter.forward`."""
+        """As `InputAdapter.forward`; of several examples a sample the other inputs are those of each."""
+        size = len(inputs[self.key])
+        if len(x) != size:
+            inputs = rows_of(inputs, torch.arange(size, device=x.device).repeat(len(x) // size), size)
         return forward({**inputs, self.key: x})
 
 

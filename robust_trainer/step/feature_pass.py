@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from .. import evidence as labels_judged
+from ..data.batch_rows import rows_of
 from ..models.features import Layers, last_linear, mean_of_tokens, watched
 from ..models.modes import eval_mode
 from ..models.outputs import logits_of
 from ..models.sharding import all_agree, is_sharded, reshard
 from .agreement import for_each
-from .input_reader import InputReader, image_input, rows_of
+from .input_reader import InputReader, image_input
 from .records import MicroBatch, Run
 
 #: Images of this many pixels a side or fewer are tried at so many times their size, on so many rows.

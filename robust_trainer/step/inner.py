@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.batch_rows import rows_of
 from ..data.randomness import RowDraws
 from ..ledger.means import RunningMeans
 from ..losses.adversarial import INNER, needs_clean
@@ -19,7 +20,6 @@ from ..perturbations.norms import draw_in_l2
 from ..perturbations.pgd import Perturbation
 from ..problems import Problem
 from ..types import ForwardOutput, Progress
-from .input_reader import rows_of
 from .records import FirstForward, InnerResult, MicroBatch, places
 
 #: Of the probe for catastrophic overfitting: samples, steps, and the step as a share of eps (Rice et al. 2020 use PGD-10, eps / 4).

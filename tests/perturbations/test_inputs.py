@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from robust_trainer.data.images import InputSpace
 from robust_trainer.data.randomness import RowDraws
-from robust_trainer.perturbations.inputs import EmbeddingAdapter, EmbeddingSpace
+from robust_trainer.perturbations.inputs import EmbeddingAdapter, EmbeddingSpace, PixelAdapter
 from robust_trainer.perturbations.norms import NORMS
 from robust_trainer.perturbations.pgd import Perturbation
 
@@ -132,3 +133,14 @@ def test_embeddings_have_no_range_and_zero_moves_nothing():
     space.check(x)
     moved = space.add(x, torch.zeros(2, 3, 4))
     assert torch.equal(moved, x) and moved.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_several_images_of_a_sample_have_its_other_inputs_beside_them(times):
+    """As of norm ``both``: first all in the one ball, then all in the other."""
+    images, words = torch.rand(3, 3, 2, 2), torch.arange(6).view(3, 2)
+    inputs = {"pixel_values": images, "input_ids": words, "names": ["a", "b", "c"], "scale": 2.0}
+    adapter = PixelAdapter("pixel_values", InputSpace([0.5] * 3, [0.5] * 3))
+    seen = adapter.forward(dict, inputs, torch.cat([images + number for number in range(times)]))
+    assert [len(seen[name]) for name in ("pixel_values", "input_ids", "names")] == [3 * times] * 3 and seen["scale"] == 2.0
+    assert torch.equal(seen["input_ids"], torch.cat([words] * times)) and seen["names"] == ["a", "b", "c"] * times
