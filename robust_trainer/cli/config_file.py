@@ -18,6 +18,8 @@ _WHOLE = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 #: Files of commands, which are no options.
 _FOUND = ("results.json", "audit.json", "evaluation.json", "corruption.json", "config.json")
+#: Endings of data sets, which are no options either.
+_DATA = (".parquet", ".csv", ".tsv", ".jsonl", ".arrow", ".npz", ".gz")
 _TAG = "tag:yaml.org,2002:"
 _PLAIN = {_TAG + name for name in ("str", "null", "bool", "int", "float", "timestamp", "merge", "value")}
 
@@ -38,7 +40,9 @@ def read_config(path: str, options: Mapping[str, argparse.Action], unknown: Call
             value of a form that the option does not take.
     """
     if not path.endswith((".yaml", ".yml", ".json")):
-        raise ValueError(f"unexpected argument {path!r}: give a .yaml file first, then options as --name value.")
+        data = path.endswith(_DATA) or os.path.isdir(path)
+        hint = f"a data set is --dataset {path}, and a .yaml file stands first" if data else "give a .yaml file first"
+        raise ValueError(f"unexpected argument {path!r}: {hint}, then options as --name value.")
     root = _root(path)
     if root is None or (isinstance(root, yaml.ScalarNode) and root.tag == _TAG + "null"):
         return []

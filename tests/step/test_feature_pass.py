@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from robust_trainer.data.batch_rows import rows_of
 from robust_trainer.ledger.ledger import SampleLedger
 from robust_trainer.step import feature_pass
 from robust_trainer.step.feature_pass import ENLARGED, SMALL, TRIED, look_at_all
-from robust_trainer.data.batch_rows import rows_of
 from robust_trainer.step.records import MicroBatch, Run
 
 CLASSES, SIDE = 3, 8
