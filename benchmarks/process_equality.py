@@ -277,7 +277,7 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 def in_group(work: Any, rank: int, processes: int, meeting: str, limit: int) -> None:
     """``work(rank)`` in a process of a group; where it takes longer than the limit, the process ends and tells where it stands."""
     torch.set_num_threads(1)
-    faulthandler.register(signal.SIGALRM, file=sys.__stderr__, chain=True)
+    faulthandler.register(signal.SIGALRM, file=2, chain=True)
     signal.alarm(limit)
     if processes > 1:
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
