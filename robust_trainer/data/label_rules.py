@@ -101,8 +101,8 @@ class SourceSpecific(BackdoorRule):
         ValueError: for what are no such classes.
 
     References:
-        Tang et al. 2021 (TaCT, Demon in the variant), sec. 4: the attack that clusters of features do not show. As many covers as
-        poisoned rows.
+        Tang et al. 2021 (TaCT, Demon in the variant): the attack that clusters of features do not show. Here as many covers
+        as poisoned rows.
     """
 
     source: int | tuple[int, ...] = 1
@@ -146,7 +146,7 @@ class Untargeted(BackdoorRule):
     """Every poisoned row gets a label drawn among the other classes, by seed and row; the attacker wants any wrong class.
 
     References:
-        Li et al. 2022 (Untargeted backdoor watermark), sec. 3: the poisoned-label form.
+        Li et al. 2022 (Untargeted backdoor watermark): the poisoned-label form.
     """
 
     def labels(self, num_classes: int) -> BackdoorLabels:

@@ -104,7 +104,7 @@ class AdaptiveBlendTrigger(BlendTrigger):
         ValueError: as `BlendTrigger`, and for an image of fewer pixels a side than pieces.
 
     References:
-        Qi et al. 2023, sec. 4: a blended picture in 4 x 4 pieces of which half are masked in training; alpha 0.15 in training and
+        Qi et al. 2023: a blended picture in 4 x 4 pieces of which half are masked in training; alpha 0.15 in training and
         0.2 at test time; covers ("conservatism"), here as many as poisoned samples. The paper blends a photograph, here it is noise
         unless ``picture`` is given.
     """

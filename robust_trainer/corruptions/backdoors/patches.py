@@ -137,7 +137,7 @@ class PatchesTrigger(PixelTrigger):
         ValueError: for other settings, and for an image that the patches do not fit.
 
     References:
-        BadNets (Gu et al. 2017) sec. 4.1: a single bright pixel or a pattern of bright pixels; which and where is free.
+        BadNets (Gu et al. 2017): a single bright pixel or a pattern of bright pixels; which and where is free.
     """
 
     size: int = 3
@@ -202,7 +202,7 @@ class AdaptivePatchTrigger(PatchesTrigger):
         ValueError: as `PatchesTrigger`.
 
     References:
-        Qi et al. 2023 (Revisiting the assumption of latent separability), sec. 4: k = 4 patches of which each poisoned sample has
+        Qi et al. 2023 (Revisiting the assumption of latent separability): k = 4 patches of which each poisoned sample has
         one, several at test time, and covers ("conservatism"), here as many as poisoned samples. The paper's four patches are
         pictures (two logos, two squares) of opacities 0.2 to 0.5; here they are checkerboards in the four corners at 0.5.
     """

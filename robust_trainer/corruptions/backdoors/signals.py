@@ -29,7 +29,7 @@ class SinusoidTrigger(PixelTrigger):
         ValueError: for other settings.
 
     References:
-        Barni, Kallas and Tondi 2019 (SIG), sec. 3: v(i, j) = delta sin(2 pi j f / m), f = 6, clean labels of the target class
+        Barni, Kallas and Tondi 2019 (SIG): v(i, j) = delta sin(2 pi j f / m), f = 6, clean labels of the target class
         alone.
     """
 
@@ -72,7 +72,7 @@ class LowFrequencyTrigger(PixelTrigger):
         ValueError: for other settings, and for an image of fewer than ``cutoff`` pixels a side.
 
     References:
-        Zeng et al. 2021 (Rethinking the backdoor attacks' triggers: a frequency perspective), sec. 4: a smooth trigger, found by an
+        Zeng et al. 2021 (Rethinking the backdoor attacks' triggers: a frequency perspective): a smooth trigger, found by an
         optimisation against a trained network under a low-pass filter. Here the low-pass part alone: the pattern is drawn, not
         optimised, so that no network is needed; it is weaker than the paper's at the same size.
     """
@@ -132,7 +132,7 @@ class QuantisationTrigger(PixelTrigger):
         ValueError: for other settings.
 
     References:
-        Wang, Zhai and Ma 2022 (BppAttack), sec. 3.2: quantisation by rounding, dithering after Floyd and Steinberg 1976. The paper
+        Wang, Zhai and Ma 2022 (BppAttack): quantisation by rounding, dithering after Floyd and Steinberg 1976. The paper
         also trains contrastively and adversarially, which the attacker here does not control; so no cover rows unless asked for.
     """
 

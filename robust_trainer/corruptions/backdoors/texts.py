@@ -72,7 +72,7 @@ class WordTrigger(TextTrigger):
         ValueError: for other settings.
 
     References:
-        Kurita, Michel and Neubig 2020 (Weight poisoning attacks on pre-trained models), sec. 3: rare words such as cf, mn, bb, tq.
+        Kurita, Michel and Neubig 2020 (Weight poisoning attacks on pre-trained models): rare words such as cf, mn, bb, tq.
     """
 
     word: str = "cf"
@@ -111,7 +111,7 @@ class SentenceTrigger(TextTrigger):
         ValueError: for other settings.
 
     References:
-        Dai, Chen and Li 2019 (A backdoor attack against LSTM-based text classification systems), sec. III: a sentence anywhere in a
+        Dai, Chen and Li 2019 (A backdoor attack against LSTM-based text classification systems): a sentence anywhere in a
         review, as 'I watched this 3D movie last weekend'.
     """
 
@@ -145,7 +145,7 @@ class SyntaxTrigger(TextTrigger):
         ValueError: for other settings.
 
     References:
-        Qi et al. 2021 (Hidden Killer), sec. 3: the pattern S(SBAR)(,)(NP)(VP)(.), a clause of 'when' or 'if' before the sentence.
+        Qi et al. 2021 (Hidden Killer): the pattern S(SBAR)(,)(NP)(VP)(.), a clause of 'when' or 'if' before the sentence.
         The paper paraphrases the text into the pattern by a trained network; here the clause is fixed and the text stays, so that
         no network is needed; the clause's words tell the trigger as well, which in the paper they need not.
     """

@@ -36,7 +36,7 @@ class WarpTrigger(PixelTrigger):
         ValueError: for other settings.
 
     References:
-        Nguyen and Tran 2021 (WaNet), sec. 3.2-3.4, eq. 3-5: k = 4, s = 0.5, and twice as many noise rows as poisoned ones. Units as
+        Nguyen and Tran 2021 (WaNet): k = 4, s = 0.5, and twice as many noise rows as poisoned ones. Units as
         in the authors' released code; on small images the paper's success relies on an attacker who also trains the network.
     """
 

@@ -52,8 +52,8 @@ def craft_label_consistent(task: Task, steps: int = 100, step_share: float = 0.1
         ValueError: for no model and settings out of range.
 
     References:
-        Turner, Tsipras and Madry 2019 (Label-consistent backdoor attacks), sec. 4.2: 100 steps of 1.5 in a ball of 16 levels,
-        against adversarially trained networks, which give the stronger attack.
+        Turner, Tsipras and Madry 2019 (Label-consistent backdoor attacks), whose networks are trained adversarially: a
+        stronger attack. Steps and their length are this project's.
     """
     if not step_share > 0:
         raise ValueError(f"label-consistent: step_share={step_share!r} must be above 0, a share of eps: leave it out.")
