@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +29,52 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for m in training:
             m.training = True
+
+
+@contextmanager
+def checkpointed_eval_mode(module: nn.Module) -> Iterator[None]:
+    """As `eval_mode`, but layers with activation checkpointing keep it, which transformers does in training mode alone.
+
+    So a gradient with respect to the inputs takes no more memory than a training step. Guarantee: the numbers are `eval_mode`'s.
+    Left out are re-entrant checkpoints, which torch differentiates with respect to all weights only, and compiled models.
+
+    Args:
+        module: of any depth.
+    """
+    training = [m for m in module.modules() if m.training]
+    functions: list[tuple[Any, Callable[..., Any]]] = []
+    for m in training if not hasattr(module, "_orig_mod") else ():
+        function = m.__dict__.get("_gradient_checkpointing_func")
+        if m.__dict__.get("gradient_checkpointing") is True and function is not None and not _reentrant(function):
+            functions.append((m, function))
+    try:
+        for m in training:
+            m.training = False
+        for m, function in functions:  # which looks at the layer's own mode
+            m.training, m._gradient_checkpointing_func = True, partial(_checkpoint, m, function)
+        yield
+    finally:
+        for m, function in functions:
+            m._gradient_checkpointing_func = function
+        for m in training:
+            m.training = True
+
+
+def _reentrant(function: Any) -> bool:
+    return bool(getattr(function, "keywords", {}).get("use_reentrant", True))
+
+
+def _checkpoint(layer: nn.Module, function: Callable[..., Any], run: Callable[..., Any], *args: Any) -> Any:
+    """``function(run, *args)``, the layer in evaluation mode while it runs, the second time too."""
+
+    def evaluated(*args: Any) -> Any:
+        layer.training = False
+        try:
+            return run(*args)
+        finally:
+            layer.training = True
+
+    return function(evaluated, *args)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from transformers import Trainer
 from ..data.indexing import IndexCollator, Indexed
 from ..methods.recipe import Recipe
 from ..methods.run_length import run_length
-from ..models.modes import eval_mode, preserve_buffers
+from ..models.modes import checkpointed_eval_mode, preserve_buffers
 from ..models.sharding import gradients_alone, is_sharded, reshard
 from ..perturbations.inputs import Forward
 from ..problems import Problem
@@ -63,7 +63,7 @@ def model_access(model: nn.Module, forward: Forward, recipe: Recipe, device: tor
 
     def crafting() -> AbstractContextManager:
         training = recipe.perturbation is not None and recipe.perturbation.attack_mode == "train"
-        return preserve_buffers(model) if training else eval_mode(model)
+        return preserve_buffers(model) if training else checkpointed_eval_mode(model)
 
     @contextmanager
     def training_forward() -> Iterator[None]:

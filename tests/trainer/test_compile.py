@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from helpers.equality import equality_module
 from helpers.processes import launch
 from helpers.toy import curve, images, logits_module, robust, vit
 from torch._dynamo.utils import counters
@@ -97,6 +98,24 @@ def test_two_processes(tmp_path, row):
     def work(out):
         more = dict(per_device_train_batch_size=4, ddp_find_unused_parameters=False, count=32)
         check_equal(*(trained(out, row, backend, **more)[0] for backend in (None, "eager")))
+
+    launch(work, 2, tmp_path, tmp_path)
+
+
+@pytest.mark.slow
+def test_two_processes_that_share_the_model(tmp_path, monkeypatch):
+    """FSDP2, AWP, compiled layers."""
+    equality = equality_module(monkeypatch)
+
+    def work(out):
+        runs = [
+            equality.train("nrat-awp", "uneven", "float32", "fsdp2", str(out), **compiled)
+            for compiled in ({}, dict(torch_compile=True, torch_compile_backend="eager"))
+        ]
+        for run in runs:
+            run["weights"] = {name.replace("_orig_mod.", ""): value for name, value in run["weights"].items()}
+        found = equality.differences(*runs)
+        assert found["weights"] < 1e-5 and found["loss"] < 1e-5 and found["decisions"] == 0, found
 
     launch(work, 2, tmp_path, tmp_path)
 

@@ -190,6 +190,33 @@ def test_an_attack_in_training_mode(tmp_path, reentrant):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_an_attack_keeps_as_little_as_a_training_step(tmp_path, monkeypatch, mode):
+    """Numbers that autograd keeps for the attack's backward; in evaluation mode transformers would checkpoint nothing."""
+    kept, gradient = [], InnerMaximization._gradient
+
+    def counted(*args):
+        kept.append(0)
+
+        def pack(x):
+            kept[-1] += x.numel()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            return gradient(*args)
+
+    monkeypatch.setattr(InnerMaximization, "_gradient", counted)
+    for on in (False, True):
+        trainer = robust(
+            tmp_path, vit(dropout=0.1), method="prl-at", max_steps=1, activation_checkpointing=on, attack_mode=mode, optim="sgd"
+        )
+        layers = trainer.model.vit.layers
+        trainer.train()
+        assert all(layer.training and layer.gradient_checkpointing is on for layer in layers)
+        assert not on or all(layer._gradient_checkpointing_func.keywords == {"use_reentrant": False} for layer in layers)
+    assert kept[1] < 0.5 * kept[0], kept
+
+
 def test_a_model_that_checkpoints_by_itself(tmp_path):
     model = vit()
     model.activation_checkpointing_enable({"use_reentrant": True})
