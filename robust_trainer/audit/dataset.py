@@ -51,6 +51,7 @@ PROBS_MEANING = (
     "Suspicion is the probability that the given label is wrong. The witness is the probability of each class that was given "
     f"(pred_probs), which must come from a model that has not seen the sample's label: it is {_REST}"
 )
+NO_MEANING = "Suspicion is no probability here, at most an order of whom to look at first: too few of the labels are predicted."
 
 
 def audit_dataset(
@@ -204,7 +205,7 @@ def _audit(
     probs: np.ndarray | None, threshold: float, run: dict[str, Any], drawn: np.ndarray | None,
 ) -> Audit:  # fmt: skip
     names, n = tuple(run["names"]), len(labels)
-    flagged = (evidence.wrong >= threshold) | evidence.carriers
+    flagged = ((evidence.wrong >= threshold) & evidence.informative) | evidence.carriers
     sure = (evidence.suggested != labels) & (evidence.confidence >= CONFIDENT)
     group = np.where(flagged, np.where(sure, MISLABELLED, UNCLEAR), 0)
     group[evidence.carriers] = TRIGGERED
@@ -233,7 +234,7 @@ def _audit(
         table=make_table(columns), names=names, threshold=threshold, noise_rate=evidence.rate.rate if known else None,
         noise_interval=(evidence.rate.low, evidence.rate.high) if known else None,
         transition=evidence.transition if known and 0 < len(evidence.transition) <= MOST_TRANSITIONS else None,
-        meaning=MEANING if probs is None else PROBS_MEANING,
+        meaning=(MEANING if probs is None else PROBS_MEANING) if known else NO_MEANING,
         cautions=(*_cautions(labels, flagged, evidence, names), *_partly(alike), *_copied(alike)),
         groups_told=_groups_told(evidence, inputs), pattern=pattern, run=run, likeness=alike,
     )  # fmt: skip

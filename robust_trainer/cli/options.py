@@ -22,6 +22,7 @@ from ..corruptions import (
     CleanLabel,
     LabelRule,
     SourceSpecific,
+    Trigger,
     triggers_of,
 )
 from ..data.augmentation.squeezing import SQUEEZES, Squeeze, make_squeeze
@@ -69,6 +70,10 @@ class DataOptions:
                 "save_to_disk folder, a hub name, or digits."
             )
         return self.dataset
+
+
+#: Options that are settings of some triggers alone.
+_TRIGGER_OPTIONS = ("patch_size", "patch_position", "alpha", "blend_std", "blend_picture")
 
 
 @dataclass
@@ -145,7 +150,9 @@ class CorruptionOptions:
             return None
         settings = {keyword: getattr(self, option) for option, keyword in row.options.items()}
         settings = {keyword: value for keyword, value in settings.items() if value is not None}
-        settings.update(read_settings("trigger_settings", self.trigger_settings, "size=5,position=center"))
+        more = read_settings("trigger_settings", self.trigger_settings, "size=5,position=center")
+        self._check_once(row, more)
+        settings.update(more)
         known = inspect.signature(row.make).parameters
         unknown = next((name for name in settings if name not in known), None)
         if unknown is not None:
@@ -154,6 +161,23 @@ class CorruptionOptions:
             return row.make(**settings)
         except TypeError as error:
             raise ValueError(f"trigger {row.name!r} cannot use {settings}: {error}.") from None
+
+    def _check_once(self, row: Trigger, more: dict[str, Any]) -> None:
+        """Raises ``ValueError`` for options that the trigger does not take, and for those that its other settings give again."""
+        usual = CorruptionOptions()
+        for option in _TRIGGER_OPTIONS:
+            value, keyword = getattr(self, option), row.options.get(option)
+            if value != getattr(usual, option) and (keyword is None or keyword in more):
+                raise ValueError(
+                    f"{option}={value!r} has no effect with corrupt={row.name!r}: leave it out."
+                    if keyword is None
+                    else f"{option}={value!r} and trigger_settings={self.trigger_settings!r} give {keyword!r} twice: leave one out."
+                )
+        if self.target_label != usual.target_label and self.label_rule in ("multi-target", "untargeted"):
+            raise ValueError(
+                f"target_label={self.target_label} has no effect with label_rule={self.label_rule!r}: give --label_rule "
+                "all-to-one, or leave it out."
+            )
 
     def noise(self) -> dict[str, Any] | None:
         """Returns the settings of `corrupt_labels`, None for 'none' and triggers. Raises ``ValueError`` as `trigger`."""

@@ -13,13 +13,17 @@ import torch
 from torch import nn
 
 from ..corruptions import IS_CORRUPTED, NETWORK_BACKDOORS, POISONS, poison_with_network, realised_rates, trigger_all
+from ..corruptions.backdoors.poisoning import eligible_classes
 from ..corruptions.poisons.card import poison_record
 from ..corruptions.poisons.networks import accuracy, fresh_factory, seeded, train_plain
 from ..corruptions.poisons.poison_images import poison_images, self_check
 from ..corruptions.poisons.table import FRESH, NONE, check_settings, find_poison, make_ball
+from ..data.columns import read_labels
 from ..data.fingerprint import fingerprint
+from ..data.label_rules import backdoor_labels
 from ..data.load import TEST, TRAIN, TRIGGERED, label_names
 from ..data.pixels import IS_POISONED, read_levels, read_pixels
+from ..data.randomness import key_limits
 from ..evaluation.robustness import show_eps
 from ..models.pixel_model import PixelModel, pixel_model
 from ..models.zoo import SMALL, load_model
@@ -142,6 +146,9 @@ class PoisonWithNetwork:
                 f"dataset is corrupted already (column {IS_CORRUPTED!r}): start from the clean data set, or drop poison."
             )
         row = NETWORK_BACKDOORS[options.poison or ""]
+        labels, classes = read_labels(state.train, "label")
+        # raises before a network is trained
+        key_limits(labels, eligible_classes(backdoor_labels(rule, classes)), rate, options.poison_seed)
         levels = read_levels(state.train, "image")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         name = options.poison_model if options.poison_model in SMALL else "small-cnn"

@@ -126,10 +126,10 @@ def check_seed(seed: Any) -> None:
         raise ValueError(f"seed={seed!r} must be an integer in [0, 2**64): give one, for instance 0.")
 
 
-def check_rate(rate: Any) -> None:
-    """Raises ``ValueError`` for a rate that is no number in [0, 1)."""
+def check_rate(rate: Any, name: str = "rate") -> None:
+    """Raises ``ValueError`` for a rate that is no number in [0, 1), by its name."""
     if isinstance(rate, bool) or not isinstance(rate, int | float | np.number) or not 0 <= rate < 1:
-        raise ValueError(f"rate={rate!r} must be a fraction in [0, 1): give for instance 0.1 for 10 percent.")
+        raise ValueError(f"{name}={rate!r} must be a fraction in [0, 1): give for instance 0.1 for 10 percent.")
 
 
 def stream_seed(seed: int, stream: int) -> int:

@@ -224,6 +224,17 @@ def test_labels_that_are_names_in_a_column_of_another_name(noisy):
         audit_dataset(named, features=features)
 
 
+def test_of_weak_features_nobody_is_flagged_whatever_the_threshold():
+    draw = np.random.default_rng(0)
+    right = draw.integers(0, 4, N)
+    features = (draw.normal(size=(4, 16)) / 4)[right] + draw.normal(size=(N, 16))
+    data = datasets.Dataset.from_dict({"row": list(range(N)), "label": right.tolist()})
+    audit = audit_dataset(data, features=features.astype(np.float32), threshold=0.1)
+    assert "predict too few of the labels" in audit.blocked[0] and (audit.column("suspicion") > 0.1).any()
+    assert not audit.column("flagged").any() and set(audit.column("group").tolist()) == {"fine"}
+    assert "an order" in audit.meaning and len(audit.clean(data, force=True)) == N
+
+
 def test_mistakes_are_told_in_one_line(noisy):
     data, features, _, _, _ = noisy
     with fails("features has 599 rows and the data set 600"):

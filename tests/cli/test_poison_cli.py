@@ -179,6 +179,12 @@ def test_label_consistent_is_a_backdoor_with_a_triggered_test_set(tmp_path, caps
     assert json.loads((out / "corruption.json").read_text())["steps"] == 2 and not (out / ".unfinished").exists()
 
 
+def test_more_rows_than_the_target_class_has_are_refused_before_a_network_is_trained(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("robust_trainer.cli.poison._trained", None)
+    words = ["--dataset", "digits", "--poison", "label-consistent", "--label_rule", "clean-label", "--corrupt_rate", "0.25"]
+    assert "leaves 135 eligible" in fails(capsys, *words, "--output_dir", str(tmp_path / "out"))
+
+
 @every_row(
     "words, told",
     [

@@ -84,6 +84,11 @@ def test_label_rules_take_their_classes():
         ({"corrupt": "patch", "source_label": "1"}, "source_label='1' has no effect with label_rule='multi-target'"),
         ({"corrupt": "patch", "label_rule": "source-specific", "source_label": "cat"}, "source_label='cat' are no class numbers"),
         ({"corrupt": "wapr"}, "did you mean 'warp'?"),
+        ({"corrupt": "warp", "patch_size": 5}, "patch_size=5 has no effect with corrupt='warp'"),
+        ({"corrupt": "sig", "alpha": 0.3}, "alpha=0.3 has no effect with corrupt='sig'"),
+        ({"corrupt": "patch", "patch_size": 2, "trigger_settings": "size=4"}, "patch_size=2 and trigger_settings='size=4'"),
+        ({"corrupt": "patch", "label_rule": "untargeted", "target_label": 2}, "target_label=2 has no effect with label_rule='unt"),
+        ({"corrupt": "patch", "target_label": 2}, "target_label=2 has no effect with label_rule='multi-target'"),
     ],
 )
 def test_mistakes_in_one_line(options, message):

@@ -154,7 +154,8 @@ def test_covers_come_from_rows_that_are_not_poisoned_and_are_told_from_content()
     same = poison(images(), trigger=PatchTrigger(), rate=0.5, seed=3)
     assert (marks(same, "is_corrupted") == marks(made, "is_corrupted")).all()  # the choice of the poisoned rows stays
     twice = poison(made, trigger=AdaptivePatchTrigger(size=2), rate=0.1, seed=4)
-    assert (marks(twice, "is_cover") >= marks(made, "is_cover")).all() and marks(twice, "is_cover").sum() > 50
+    covers, hit = marks(twice, "is_cover"), marks(twice, "is_corrupted")
+    assert (covers | hit >= marks(made, "is_cover")).all() and covers.sum() > 50
 
 
 @every_row(
@@ -233,3 +234,26 @@ def test_words_are_drawn_and_sentences_and_patterns_are_whole():
     assert SentenceTrigger("No cross, no crown.", "end")("It was good.") == "It was good. No cross, no crown."
     assert SyntaxTrigger()("it was good .") == "when it comes to it , it was good ."
     assert WordTrigger(position="anywhere")("") == "cf" and WordTrigger(position="end")("  ") == "  cf"
+
+
+def test_a_second_attack_leaves_no_row_both_poisoned_and_cover():
+    once = poison(images(), trigger=WarpTrigger(), rate=0.2, label_rule="all-to-one")
+    twice = poison(once, trigger=WarpTrigger(seed=1), rate=0.2, label_rule="all-to-one", seed=1)
+    plain = poison(once, trigger=PatchTrigger(), rate=0.2, label_rule="all-to-one", seed=1)  # brings no covers itself
+    for made in (twice, plain):
+        hit, cover = marks(made, "is_corrupted"), marks(made, "is_cover")
+        assert (hit & marks(once, "is_cover")).any() and not (hit & cover).any()
+        assert all(made[int(row)]["label"] == LABELS[row] for row in np.flatnonzero(cover))
+    assert (marks(twice, "is_cover") & ~marks(once, "is_cover")).any()
+
+
+@every_row("trigger", ["patch", TRIGGERS["patch"], PatchTrigger, 3])
+def test_what_is_no_trigger_is_told_before_any_row(trigger):
+    for call in (lambda: poison(images(), trigger=trigger, rate=0.1), lambda: trigger_all(images(), trigger)):
+        with pytest.raises(ValueError, match="is no trigger: give for instance"):
+            call()
+
+
+def test_a_share_of_covers_out_of_range_is_named():
+    with pytest.raises(ValueError, match=r"cover_rate=1\.5 must be"):
+        poison(images(), trigger=PatchTrigger(), rate=0.1, cover_rate=1.5)

@@ -22,7 +22,7 @@ from .texts import TextTrigger
 
 logger = logging.getLogger(__name__)
 
-_REVISION = 2  # enters the cache fingerprint: raise it when the output for the same settings changes
+_REVISION = 3  # enters the cache fingerprint: raise it when the output for the same settings changes
 _COVERS, _LABELS = 1, 2  # streams of keys beside the choice of the poisoned rows
 
 #: input -> input of the same kind: a PIL image, an array, a nested list, or a text. One that differs from row to row, or between
@@ -64,7 +64,7 @@ def poison(
 
     Args:
         dataset: images or texts, and integer labels.
-        trigger: one of `TRIGGERS`, or any picklable input -> input; None flips labels only.
+        trigger: of a class in `TRIGGERS`, as ``PatchTrigger()``, or any picklable input -> input; None flips labels only.
         rate: fraction of all samples in [0, 1).
         label_rule: 'multi-target' (i -> i+1 mod C), 'all-to-one' (target 0), 'source-specific' (class 1 -> 0), 'untargeted' (any
             other class, drawn), 'clean-label' (only rows of class 0, which keep their label), or a rule object; samples that the
@@ -192,12 +192,14 @@ class BackdoorMap:
             steps = (uniforms(stream_seed(self.seed, _LABELS), indices) * (len(self.targets) - 1)).astype(np.int64)
             targets = np.where(targets == ANY_OTHER, (labels + 1 + steps) % len(self.targets), targets)
         out = relabelled(batch, self.label_column, labels, np.where(chosen, targets, labels))
-        out[IS_CORRUPTED] = (np.asarray(out[IS_CORRUPTED]) | chosen).tolist()  # also where the label is kept
+        corrupted = np.asarray(out[IS_CORRUPTED]) | chosen  # also where the label is kept
+        out[IS_CORRUPTED] = corrupted.tolist()
         cover = np.zeros_like(chosen)
         if any(limit is not None for limit in self.covers):
             cover = ~chosen & _within(self.covers, labels, sample_keys(stream_seed(self.seed, _COVERS), indices))
+        if IS_COVER in batch or any(limit is not None for limit in self.covers):
             before = np.asarray(batch[IS_COVER], dtype=bool) if IS_COVER in batch else np.zeros_like(cover)
-            out[IS_COVER] = (before | cover).tolist()
+            out[IS_COVER] = ((before | cover) & ~corrupted).tolist()
         column = self.text_column or self.image_column
         if self.trigger is not None and column is not None:
             marks = [bool(c) and not self.covers_are_triggered for c in cover]
@@ -266,7 +268,7 @@ def _cover_limits(
 ) -> tuple[int | None, ...]:
     """The largest key of a cover in each class, for exactly round(rate * N) covers among rows that are not poisoned."""
     if rate is not None:
-        check_rate(rate)
+        check_rate(rate, "cover_rate")
     free = np.asarray(classes)[labels] & ~within_limits(limits, labels, seed)
     wanted, left = round((usual if rate is None else rate) * len(labels)), int(free.sum())
     if rate is not None and wanted > left:
@@ -282,13 +284,18 @@ def _input_columns(
     dataset: datasets.Dataset, trigger: Trigger | None, image: str | None, text: str | None, label: str
 ) -> tuple[str | None, str | None]:
     """The column of images, or that of texts, that a trigger is put into; the other is None."""
+    if trigger is not None and (not callable(trigger) or isinstance(trigger, type)):
+        raise ValueError(
+            f"trigger={str(trigger):.60} is no trigger: give for instance PatchTrigger(), TRIGGERS['patch'].make(), or a function "
+            "of an image."
+        )
     if text is None and not isinstance(trigger, TextTrigger):
         return columns.image_column(dataset, image), None
     if image is not None:
         what = f"text_column={text!r}" if text is not None else "a trigger for texts"
         raise ValueError(f"image_column={image!r} and {what} are given: leave one of them out.")
     column = texts.text_column(dataset, text, label)
-    texts.check_texts(dataset, "dataset", column, column)
+    texts.check_texts(dataset, "dataset: ", column, column)
     return None, column
 
 
