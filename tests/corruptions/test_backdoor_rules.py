@@ -155,7 +155,7 @@ def test_covers_come_from_rows_that_are_not_poisoned_and_are_told_from_content()
     assert (marks(same, "is_corrupted") == marks(made, "is_corrupted")).all()  # the choice of the poisoned rows stays
     twice = poison(made, trigger=AdaptivePatchTrigger(size=2), rate=0.1, seed=4)
     covers, hit = marks(twice, "is_cover"), marks(twice, "is_corrupted")
-    assert (covers | hit >= marks(made, "is_cover")).all() and covers.sum() > 50
+    assert (covers | hit >= marks(made, "is_cover")).all() and (covers & ~marks(made, "is_cover")).any()
 
 
 @every_row(
