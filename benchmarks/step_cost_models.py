@@ -167,7 +167,7 @@ def table(cells: dict[tuple[str, ...], dict[str, Any]], args: argparse.Namespace
 def parse() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--models", nargs="+", choices=["resnet50", "vit-b16"], default=["resnet50", "vit-b16"])
-    p.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
+    p.add_argument("--modes", nargs="+", choices=list(MODES), help="default: all, of --dry_run all but the last one")
     p.add_argument("--rows", nargs="+", choices=list(FLOORS)[1:], default=["prl", "prl-at", "auto", "pgd-at", "trades", "prl-g"])
     p.add_argument("--batch_size", type=int, help="default: 64, of --dry_run 8")
     p.add_argument("--steps", type=int, help="steps of an epoch, of which the second is timed; default: 10, 5 of long ones")
@@ -177,6 +177,7 @@ def parse() -> argparse.Namespace:
     p.add_argument("--check", action="store_true", help="exit with 1 where a bar is missed")
     args = p.parse_args()
     args.batch_size = args.batch_size or (16 if args.dry_run else 64)
+    args.modes = args.modes or list(MODES)[: -1 if args.dry_run else None]
     args.steps = args.steps or (4 if args.dry_run else None)
     if not args.dry_run and not torch.cuda.is_available():
         p.error("no CUDA device: run it where one is, or give --dry_run.")
