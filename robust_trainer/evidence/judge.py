@@ -185,7 +185,7 @@ def judge_labels(
     told = _told(rate, carriers, telling.agreement, what) + told
     return LabelEvidence(
         wrong=wrong.astype(np.float32), suggested=suggested.cpu().numpy(), confidence=confidence.cpu().numpy(), carriers=carriers,
-        rate=rate, rest=without, transition=_transition(model.posterior, given[~known], classes),
+        rate=rate, rest=without, transition=_transition(posterior[~known], given[~known], classes),
         agreement=telling.agreement, chance=telling.chance, informative=True, patterns=patterns, told=told, predicted=predicted,
         support=support, neighbours=near,
     )  # fmt: skip

@@ -284,7 +284,7 @@ def scale_transition(probs: Tensor, labels: Tensor, transition: Tensor, rate: fl
     if rate <= 0.0:
         return eye
     right = transition.diagonal()
-    most = ((1.0 - right / 2) / (1.0 - right).clamp_min(1e-9)).unsqueeze(1)
+    most = ((1.0 - right / 2) / (1.0 - right).clamp_min(1e-6)).unsqueeze(1)  # a larger one would blur the search below
 
     def moved(times: float) -> Tensor:
         return (eye + most.clamp_max(times) * (transition - eye)).clamp_min(0.0)

@@ -125,6 +125,7 @@ def test_carriers_of_a_pattern_are_found_by_features_that_say_little(monkeypatch
     share = found.carriers.mean()
     assert found.rate.rate == found.rate.low == pytest.approx(share) and found.rate.high > share and found.rest.rate == 0
     assert (found.suggested[~found.carriers] == labels[~found.carriers]).all() and "Of the other rows: The features" in found.told
+    np.testing.assert_array_equal(found.transition, np.eye(CLASSES))  # as of labels that nobody doubts
 
 
 @pytest.mark.parametrize("case", ["constant", "random labels", "one class", "few rows", "few of a class"])

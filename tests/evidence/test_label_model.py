@@ -215,3 +215,17 @@ def test_votes_of_neighbours_are_those_of_the_model():
     labels = torch.from_numpy(rng.integers(0, 3, 90))
     rows = normalise(torch.from_numpy(rng.normal(0, 1, (90, 8)).astype(np.float32)))
     torch.testing.assert_close(neighbours_votes(rows, labels, 3), fit_label_model(rows, labels, 3).votes)
+
+
+def test_a_class_that_nothing_is_confused_with_does_not_blur_the_scale():
+    """A row of the transition without any wrong label stays, and the mean doubt is the rate as closely as without such a class."""
+    generator = torch.Generator().manual_seed(0)
+    probs = (torch.randn(2000, 4, generator=generator) * 2).softmax(1)
+    labels = probs.argmax(1)
+    labels[:300] = (labels[:300] + 1) % 4
+    transition = 0.9 * torch.eye(4) + 0.1 * torch.eye(4).roll(-1, 1)
+    transition[0] = torch.eye(4)[0]
+    scaled = scale_transition(probs, labels, transition, 0.05)
+    joint = probs * scaled.T[labels]
+    doubt = 1 - (joint / joint.sum(1, keepdim=True)).gather(1, labels.unsqueeze(1)).mean()
+    assert abs(float(doubt) - 0.05) < 1e-4 and torch.equal(scaled[0], transition[0])
