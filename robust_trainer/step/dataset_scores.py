@@ -18,7 +18,7 @@ from ..ledger.margins import trace
 from ..models.modes import eval_mode, preserve_rng
 from ..models.sharding import is_sharded
 from ..types import EpochRule, ForwardOutput, Progress, decides_epochs
-from .agreement import for_each
+from .agreement import agree, for_each
 from .class_floor import ClassFloor
 from .records import MicroBatch, Run
 
@@ -89,8 +89,14 @@ class EpochSelection:
 
         if not ledger.in_parts:
             return decide()
+        mask = torch.zeros(len(ledger), dtype=torch.bool)
+        problem: Exception | None = None
         with ledger.gathered(run.rank == 0, ("ema_score", "label", "seen")):
-            mask = decide() if run.rank == 0 else torch.zeros(len(ledger), dtype=torch.bool)
+            try:
+                mask = decide() if run.rank == 0 else mask
+            except Exception as error:  # a rule of the user's own may fail
+                problem = error
+        agree(run, problem)
         return run.total(mask.to(run.device, torch.uint8)) > 0
 
     def scan_due(self, progress: Progress) -> bool:

@@ -11,6 +11,7 @@ from robust_trainer.ledger.ledger import SampleLedger
 from robust_trainer.ledger.margins import trace
 from robust_trainer.ledger.parts import Parts
 from robust_trainer.ledger.pending import gathered
+from robust_trainer.selection.rules import KeepByScore
 
 ROWS, CLASSES, NETWORKS = 37, 4, 2  # 37: the last part is shorter
 
@@ -136,6 +137,21 @@ def test_trainings_are_those_with_a_whole_ledger(tmp_path, method):
         whole = train(out / "whole", method, SIZE + 1)
         alike(whole, train(out / "parts", method, SIZE))
         alike(whole, train(out / "parts", method, SIZE, str(out / "parts" / "checkpoint-3")), last=-1)  # the last has mean and time
+
+    launch(work, 2, tmp_path, tmp_path / "logs")
+
+
+def test_a_decision_that_fails_on_the_first_process_ends_all(tmp_path):
+    def work(out):
+        def fails(*args, **kwargs):
+            assert torch.distributed.get_rank() == 0
+            raise KeyError("a rule of the user's")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(KeepByScore, "keep_mask", fails)
+            rank = torch.distributed.get_rank()
+            with pytest.raises(RuntimeError if rank else KeyError, match="a rule of the user's"):
+                train(out, "prl-at-memory", SIZE)
 
     launch(work, 2, tmp_path, tmp_path / "logs")
 
