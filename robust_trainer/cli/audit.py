@@ -14,7 +14,7 @@ import torch
 from transformers import DataCollatorWithPadding
 
 from ..audit import Audit, load_ledger, make_audit, write_model_card
-from ..audit.load import ledger_file, load_curves
+from ..audit.load import LEDGER_FILE, ledger_file, load_curves
 from ..config import check_writable
 from ..data.columns import source_rows
 from ..data.load import holds_data
@@ -97,7 +97,7 @@ def audit(argv: Sequence[str]) -> None:
     try:
         rows, facts = load_ledger(options.run)
     except ValueError:
-        if holds_data(options.run):
+        if Path(options.run).name != LEDGER_FILE and holds_data(options.run):
             words = shlex.join(["--dataset", options.run, "--model", "MODEL"])
             raise ValueError(
                 f"run={options.run!r} is a data set, no training: give it by --dataset, and --model, --features or --pred_probs to "

@@ -141,7 +141,8 @@ def test_what_one_process_raises_all_raise(tmp_path):
         recipe = type("", (), {"score": lambda self, output: 1 / 0 if second else torch.zeros(1, SIZE)})()
         run.recipe = recipe
         output = type("", (), {"logits": torch.zeros(1, SIZE, CLASSES)})()
-        ledger = type("", (), {"rival": torch.zeros(ROWS, dtype=torch.long), "mean_probs": None, "__len__": lambda self: ROWS})()
+        rival = torch.zeros(ROWS, dtype=torch.long)
+        ledger = type("", (), {"rival": rival, "keeps_probs": False, "__len__": lambda self: ROWS})()
         tell("a scan", lambda: score_dataset(run, ledger, Bright(), share, lambda *_: output))
         (out / f"told-{rank}.json").write_text(json.dumps(told))
         torch.save(look(Bright()), out / f"found-{rank}.pt")
