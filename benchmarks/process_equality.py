@@ -4,7 +4,7 @@
     python benchmarks/process_equality.py --rows erat trades --processes 3 --lengths uneven --dtype float64
 
 Each row trains a small convolutional network (no BatchNorm, whose statistics are a process's own, and no dropout) for 24 steps of
-12 samples: by one process with batches of 12, by two of 6, by three of 4; ``2x2`` are two processes that accumulate two batches of
+12 samples: by one process with batches of 12, by two of 6, by three of 4, by four of 3; ``2x2`` are two processes that accumulate two batches of
 3; ``fsdp2`` are two among which FSDP2 shards the model. 96 samples are divided evenly; of 91 the last step of an epoch has 7, and
 loaders repeat samples to give every process its share.
 Told: the largest relative difference of a weight tensor (2-norms) and of a step's loss, and whether all that the ledger has decided
@@ -52,7 +52,7 @@ from robust_trainer.models.sharding import whole
 BAR, BATCH, EPOCHS, LENGTHS = 1e-5, 12, 3, {"even": 96, "uneven": 91}
 #: Processes, accumulation, and how they share the model: whole ("ddp"), sharded by FSDP2, or DeepSpeed's ZeRO of a stage.
 CUTS = {
-    "1": (1, 1, "ddp"), "2": (2, 1, "ddp"), "3": (3, 1, "ddp"), "2x2": (2, 2, "ddp"),
+    "1": (1, 1, "ddp"), "2": (2, 1, "ddp"), "3": (3, 1, "ddp"), "4": (4, 1, "ddp"), "2x2": (2, 2, "ddp"),
     "fsdp2": (2, 1, "fsdp"), "fsdp3": (3, 1, "fsdp"), "fsdp2x2": (2, 2, "fsdp"),
     **{f"zero{stage}": (2, 1, f"zero{stage}") for stage in (1, 2, 3)},
     **{f"zero{stage}x2": (2, 2, f"zero{stage}") for stage in (1, 2, 3)},
