@@ -3,15 +3,13 @@
     python benchmarks/process_equality.py --output equality.jsonl            # every row and variant; a stopped run goes on
     python benchmarks/process_equality.py --rows erat trades --processes 3 --lengths uneven --dtype float64
 
-Each row trains a small convolutional network (no BatchNorm, whose statistics are a process's own, and no dropout) for 24 steps of
-12 samples: by one process with batches of 12, by two of 6, by three of 4, by four of 3; ``2x2`` are two processes that accumulate
-two batches of 3; ``fsdp2`` are two among which FSDP2 shards the model. 96 samples are divided evenly; of 91 the last step of an epoch has 7, and
-loaders repeat samples to give every process its share.
-Told: the largest relative difference of a weight tensor (2-norms) and of a step's loss, and whether all that the ledger has decided
-and counted of each sample is equal. Where signs of gradients hang on rounding (trades: its inner loss is flat around a sample),
-float64 is the witness. Processes are forked, over gloo, on the CPU. --check exits with 1 where a difference is over 1e-5 or a
-decision differs.
-"""
+Each row trains a small convolutional network (no BatchNorm, whose statistics are a process's own, and no dropout) for 24 steps
+of 12 samples: by one process with batches of 12, by two of 6, by three of 4, by four of 3; ``2x2`` are two processes that
+accumulate two batches of 3; ``fsdp2`` are two among which FSDP2 shards the model. 96 samples are divided evenly; of 91 the last
+step of an epoch has 7, and loaders repeat samples to give every process its share. Told: the largest relative difference of a
+weight tensor (2-norms) and of a step's loss, and whether all that the ledger has decided and counted of each sample is equal.
+Where signs of gradients hang on rounding (trades: its inner loss is flat around a sample), float64 is the witness. Processes
+are forked, over gloo, on the CPU. --check exits with 1 where a difference is over 1e-5 or a decision differs. """
 
 from __future__ import annotations
 
