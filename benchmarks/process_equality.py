@@ -9,7 +9,8 @@ accumulate two batches of 3; ``fsdp2`` are two among which FSDP2 shards the mode
 step of an epoch has 7, and loaders repeat samples to give every process its share. Told: the largest relative difference of a
 weight tensor (2-norms) and of a step's loss, and whether all that the ledger has decided and counted of each sample is equal.
 Where signs of gradients hang on rounding (trades: its inner loss is flat around a sample), float64 is the witness. Processes
-are forked, over gloo, on the CPU. --check exits with 1 where a difference is over 1e-5 or a decision differs. """
+are forked, over gloo, on the CPU. --check exits with 1 where a difference is over 1e-5 or a decision differs.
+"""
 
 from __future__ import annotations
 
