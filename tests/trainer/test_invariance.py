@@ -91,7 +91,8 @@ def test_several_processes_are_one(tmp_path, equality, row, cut, length):
 def test_several_processes_are_one_for_every_row(tmp_path, equality, method):
     """And for the variants of the row."""
     for row in (name for name in equality.NAMES if name.split("/")[0] == method):
-        for cut, length in itertools.product([cut for cut in equality.CUTS if cut != "1"], equality.LENGTHS):
+        cuts = [cut for cut in equality.CUTS if cut != "1" and not cut.startswith("zero")]  # DeepSpeed's: test_deepspeed.py
+        for cut, length in itertools.product(cuts, equality.LENGTHS):
             if (row, length, cut) not in equality.UNLIKE:
                 (folder := tmp_path / f"{row.replace('/', '-')}-{cut}-{length}").mkdir()
                 check_processes(equality, row, cut, length, folder)
