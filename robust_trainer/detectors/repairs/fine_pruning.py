@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import prune
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
-from ..models.features import Layers, last_linear, watched
-from ..models.modes import scoring_mode
-from ..models.outputs import logits_of
-from ..models.peers import PeerModel
-from .detection import choice_setting, share_setting
-from .passes import Pass
+from ...models.features import Layers, last_linear, watched
+from ...models.modes import scoring_mode
+from ...models.peers import PeerModel
+from ..detection import choice_setting, share_setting
+from ..passes import Pass
+from .tuning import chosen_rows, tune
 
 RULES = ("last-conv", "last-linear")
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
@@ -103,7 +100,7 @@ def fine_prune(
     if isinstance(model, PeerModel):
         raise ValueError("model is a PeerModel of several networks: fine_prune takes one, such as model.peers[0].")
     rows = _rows(clean, clean_fraction, seed)
-    chosen = clean.select(rows) if isinstance(clean, datasets.Dataset) else torch.utils.data.Subset(clean, rows)
+    chosen = chosen_rows(clean, rows)
     reading = Pass(chosen, collate, 256 if args is None else args.per_device_eval_batch_size)
     repaired = copy.deepcopy(model)
     units, activity, accuracy = _ranked(repaired, reading, rule)
@@ -119,7 +116,7 @@ def fine_prune(
         trail = [after] if count else []
     units.mask(order[:count])
     if args is not None:
-        _tune(repaired, args, chosen, collate)
+        tune(repaired, args, chosen, collate)
     units.settle()
     repaired.train(model.training)
     return FinePruned(repaired, tuple(order[:count]), len(order), accuracy, after, tuple(trail), tuple(rows))
@@ -218,23 +215,3 @@ def _stepwise(
             break
         count, after = more, trail[-1]
     return count, after, trail
-
-
-def _tune(model: nn.Module, args: TrainingArguments, chosen: Any, collate: Callable[[list[Any]], Any] | None) -> None:
-    """Trains with the plain Trainer; by the cross-entropy where the model takes no labels."""
-
-    def cross_entropy(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-        logits = logits_of(outputs)
-        assert logits is not None
-        if num_items_in_batch is None:
-            return F.cross_entropy(logits.float(), labels.long())
-        return F.cross_entropy(logits.float(), labels.long(), reduction="sum") / num_items_in_batch
-
-    labelled = "labels" in inspect.signature(model.forward).parameters
-    trainer = Trainer(
-        model=model, args=args, train_dataset=chosen, data_collator=collate,
-        compute_loss_func=None if labelled else cross_entropy,
-    )  # fmt: skip
-    if not labelled:
-        trainer.label_names = ["labels"]  # a module that returns bare logits names none
-    trainer.train()
