@@ -88,18 +88,15 @@ def test_tuning_by_a_loss_of_each_sample_is_the_step_by_hand(tmp_path):
     args = arguments(
         tmp_path, max_steps=1, per_device_train_batch_size=4, gradient_accumulation_steps=4, optim="sgd", max_grad_norm=0.0
     )
+
+    def weighted(logits, labels):
+        return (labels + 1) * nn.functional.cross_entropy(logits, labels, reduction="none")
+
     for make in (logits_module, vit):
         mine, own = make(), make().train()
-        tune(
-            mine,
-            args,
-            data,
-            None,
-            lambda logits, labels: (labels + 1) * nn.functional.cross_entropy(logits, labels, reduction="none"),
-        )
+        tune(mine, args, data, None, weighted)
         outputs = own(pixel_values=data["pixel_values"][:])
-        logits, labels = outputs if torch.is_tensor(outputs) else outputs.logits, data["labels"][:]
-        ((labels + 1) * nn.functional.cross_entropy(logits, labels, reduction="none")).mean().backward()
+        weighted(outputs if torch.is_tensor(outputs) else outputs.logits, data["labels"][:]).mean().backward()
         for name, weight in own.named_parameters():
             expected = weight.detach() - args.learning_rate * (0.0 if weight.grad is None else weight.grad)
             torch.testing.assert_close(mine.state_dict()[name], expected, rtol=1e-4, atol=1e-6)
