@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,14 +13,8 @@ from ..selection.noise_rate import RateEstimate
 from .label_model import LabelModel, fit_label_model, fit_probabilities, neighbours_votes
 from .neighbours import Neighbours, normalise
 from .patterns import FEWEST, Pattern, find_pattern
+from .telling import how_telling, order_alone
 
-#: Features say something about labels where predictions agree with them more often than chance by so many standard errors.
-INFORMED = 4.0
-#: Features that predict less than this share of the rightly labelled rows, beyond chance (kappa), are wrong too often themselves to
-#: say who is: of clean CIFAR-10 a network with random weights predicts a third, and held 11 to 45 % of the labels for wrong.
-TELLING = 0.5
-#: What weak features say is told as an order alone: all doubts stand this much or more below the cut.
-_BELOW = 1e-3
 #: Fewer rows, or rows per class, say nothing.
 FEWEST_ROWS, FEWEST_OF_CLASS = 50, 2.0
 #: Rows times classes that are held at a time; beyond, labels are not judged (4 bytes each, some five tables of them).
@@ -155,18 +148,18 @@ def judge_labels(
     predicted = model.first.argmax(1).cpu().numpy()
     support = model.votes.gather(1, given.unsqueeze(1)).squeeze(1).cpu().numpy()
     near, what = model.neighbours, "features" if probs is None else "probabilities"
-    telling = _telling(model, labels, classes)
+    telling = how_telling(model, labels, classes)
     if not telling.enough and not carriers.any():
         told = telling.told(what)
         nothing = _nothing(labels, classes, told, telling.agreement, telling.chance)
-        return replace(nothing, predicted=predicted, support=support, neighbours=near, wrong=_order_alone(model, given, telling))
+        return replace(nothing, predicted=predicted, support=support, neighbours=near, wrong=order_alone(model, given, telling))
     rate = without = model.rate
     known = torch.from_numpy(carriers).to(rows.device)
     told = ""
     if carriers.any():
         kept = ~known
         model = fit(rows[kept], given[kept], classes, seed, rest)
-        others_telling = _telling(model, labels[~carriers], classes)
+        others_telling = how_telling(model, labels[~carriers], classes)
         posterior = torch.empty(len(labels), classes, device=rows.device)
         posterior[kept] = model.posterior
         posterior[~kept] = model.predict(rows[~kept])
@@ -292,60 +285,6 @@ def _transition(posterior: Tensor, labels: Tensor, classes: int) -> np.ndarray:
     counts = torch.zeros(classes, classes, device=posterior.device).index_add_(1, labels, posterior.T)
     total = counts.sum(1, keepdim=True)
     return torch.where(total > 0.5, counts / total.clamp_min(1e-9), torch.eye(classes, device=counts.device)).cpu().numpy()
-
-
-@dataclass(frozen=True)
-class _Telling:
-    """How much of the labels is predicted.
-
-    Attributes:
-        agreement: the share of labels that are predicted.
-        chance: the same by chance.
-        beyond: whether the first is beyond the second.
-        kappa: of the rightly labelled rows the share that is predicted, beyond chance: 0 by chance, 1 all.
-    """
-
-    agreement: float
-    chance: float
-    beyond: bool
-    kappa: float
-
-    @property
-    def enough(self) -> bool:
-        """Whether predictions say which labels are wrong."""
-        return self.beyond and self.kappa >= TELLING
-
-    def told(self, what: str) -> str:
-        """Returns why nothing is doubted."""
-        share, chance = f"{self.agreement:.0%} of the labels", f"chance {self.chance:.0%}"
-        if not self.beyond:
-            return (
-                f"The {what} predict the labels hardly better than chance ({share}, {chance}): they say nothing about them, and "
-                "nothing is doubted."
-            )
-        return (
-            f"The {what} predict too few of the labels ({share}, {chance}) to tell wrong ones from what they cannot see: nothing "
-            "is doubted."
-        )
-
-
-def _telling(model: LabelModel, labels: np.ndarray, classes: int) -> _Telling:
-    """How much of the labels the model predicts from the other rows; wrong labels agree with wrong predictions at random."""
-    predicted = model.first.argmax(1).cpu().numpy()
-    agreement = float((predicted == labels).mean())
-    shares = [np.bincount(x, minlength=classes) / max(len(labels), 1) for x in (labels, predicted)]
-    chance = float(shares[0] @ shares[1])
-    error = math.sqrt(max(chance * (1.0 - chance), 1e-9) / max(len(labels), 1))
-    wrong = model.rate.rate
-    right = (agreement - wrong / (classes - 1)) / max(1.0 - wrong * classes / (classes - 1), 1e-9)
-    kappa = (min(right, 1.0) - chance) / max(1.0 - chance, 1e-9)
-    return _Telling(agreement, chance, agreement - chance > INFORMED * error, kappa)
-
-
-def _order_alone(model: LabelModel, given: Tensor, telling: _Telling) -> np.ndarray:
-    """Of features that say little: who is doubted more than whom, (N,) below 1/2; zeros where they say nothing."""
-    wrong = (1.0 - model.posterior.gather(1, given.unsqueeze(1)).squeeze(1)).clamp(0.0, 1.0).cpu().numpy().astype(np.float32)
-    return np.minimum(wrong, 0.5 - _BELOW * (2.0 - wrong)) if telling.beyond else np.zeros_like(wrong)
 
 
 def _nothing(labels: np.ndarray, classes: int, told: str, agreement: float = 0.0, chance: float = 0.0) -> LabelEvidence:

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 
 from robust_trainer.corruptions.label_noise.transitions import noise_transition
-from robust_trainer.evidence import judge
+from robust_trainer.evidence import telling
 from robust_trainer.evidence.judge import LabelEvidence, judge_labels, with_earlier
 
 CLASSES, SHAPE = 10, (8, 8, 1)
@@ -118,7 +118,7 @@ def test_features_that_say_little_doubt_nobody(dims, spread, seed, rate):
 def test_carriers_of_a_pattern_are_found_by_features_that_say_little(monkeypatch):
     """They alone are doubted; the rate is their share, or more."""
     features, pixels, _, labels, carries = poisoned(0.1, n=1797)
-    monkeypatch.setattr(judge, "TELLING", 1.1)
+    monkeypatch.setattr(telling, "TELLING", 1.1)
     found = judge_labels(features, labels, CLASSES, inputs=pixels, shape=SHAPE)
     check_laws(found, labels)
     assert found.informative and (found.carriers == carries).mean() > 0.99 and (found.wrong[~found.carriers] == 0).all()

@@ -14,7 +14,7 @@ from helpers.text import net, padded, sentences
 from helpers.toy import CLASSES, Logits, curve, images, logits_module, resnet, robust, vit
 from torch import nn
 
-from robust_trainer.evidence import judge as judging
+from robust_trainer.evidence import telling
 from robust_trainer.models.peers import PeerModel
 from robust_trainer.step import evidence as stage
 
@@ -318,7 +318,7 @@ def test_models_are_judged_by_their_features(tmp_path, said, build):
 
 @every_row("case", ["compiled", "workers", "smaller batches", "last dropped", "shuffled", "another loss"])
 def test_the_first_verdict_does_not_hang_on_how_is_trained(tmp_path, monkeypatch, case):
-    monkeypatch.setattr(judging, "TELLING", 0.0)  # features of random weights tell little, and are to be judged by nevertheless
+    monkeypatch.setattr(telling, "TELLING", 0.0)  # features of random weights tell little, and are to be judged by nevertheless
     settings = {
         "compiled": dict(torch_compile=True, torch_compile_backend="eager"), "workers": dict(dataloader_num_workers=1),
         "smaller batches": dict(per_device_train_batch_size=3),
