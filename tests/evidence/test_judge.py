@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 
 from robust_trainer.corruptions.label_noise.transitions import noise_transition
-from robust_trainer.evidence import telling
+from robust_trainer.evidence import judge, telling
 from robust_trainer.evidence.judge import LabelEvidence, judge_labels, with_earlier
 
 CLASSES, SHAPE = 10, (8, 8, 1)

@@ -14,6 +14,8 @@ from helpers.text import net, padded, sentences
 from helpers.toy import CLASSES, Logits, curve, images, logits_module, resnet, robust, vit
 from torch import nn
 
+from robust_trainer.evidence import judge as judging
+from robust_trainer.evidence import telling
 from robust_trainer.evidence import telling
 from robust_trainer.models.peers import PeerModel
 from robust_trainer.step import evidence as stage
