@@ -16,7 +16,6 @@ from torch import nn
 
 from robust_trainer.evidence import judge as judging
 from robust_trainer.evidence import telling
-from robust_trainer.evidence import telling
 from robust_trainer.models.peers import PeerModel
 from robust_trainer.step import evidence as stage
 
