@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .backdoors.pixel_trigger import PixelTrigger
     from .backdoors.poisoning import BackdoorMap, TriggerMap, poison, trigger_all
     from .backdoors.signals import LowFrequencyTrigger, QuantisationTrigger, SinusoidTrigger
+    from .backdoors.sounds import AudioTrigger, BackgroundTrigger, ToneTrigger
     from .backdoors.texts import SentenceTrigger, SyntaxTrigger, TextTrigger, WordTrigger
     from .backdoors.triggers import TRIGGERS, AnyTrigger, Trigger, triggers_of
     from .backdoors.warping import WarpTrigger
@@ -44,8 +45,10 @@ __all__ = [
     "AdaptivePatchTrigger",
     "AllToOne",
     "AnyTrigger",
+    "AudioTrigger",
     "BackdoorMap",
     "BackdoorRule",
+    "BackgroundTrigger",
     "BlendTrigger",
     "CLASS_MAPS",
     "CLEAN_LABEL",
@@ -76,6 +79,7 @@ __all__ = [
     "TARGET_KINDS",
     "TRIGGERS",
     "TextTrigger",
+    "ToneTrigger",
     "Trigger",
     "TriggerMap",
     "Untargeted",
@@ -108,8 +112,10 @@ __getattr__, __dir__ = lazy_names(
         "AdaptivePatchTrigger": "backdoors.patches",
         "AllToOne": ".data.label_rules",
         "AnyTrigger": "backdoors.triggers",
+        "AudioTrigger": "backdoors.sounds",
         "BackdoorMap": "backdoors.poisoning",
         "BackdoorRule": ".data.label_rules",
+        "BackgroundTrigger": "backdoors.sounds",
         "BlendTrigger": "backdoors.blends",
         "CLASS_MAPS": "label_noise.transitions",
         "CLEAN_LABEL": ".data.mapping",
@@ -140,6 +146,7 @@ __getattr__, __dir__ = lazy_names(
         "TARGET_KINDS": "label_noise.regression",
         "TRIGGERS": "backdoors.triggers",
         "TextTrigger": "backdoors.texts",
+        "ToneTrigger": "backdoors.sounds",
         "Trigger": "backdoors.triggers",
         "TriggerMap": "backdoors.poisoning",
         "Untargeted": ".data.label_rules",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import datasets
@@ -14,6 +15,8 @@ import numpy as np
 #: a row carries a trigger with its right label, so that the trigger is harder to find: such a cover is not ``is_corrupted``.
 IS_CORRUPTED, CLEAN_LABEL, ATTACK_TARGET, IS_COVER = "is_corrupted", "clean_label", "attack_target", "is_cover"
 _ADDED = "_robust_new_column"
+#: What an Audio column holds; as such it is written without torchcodec, which `datasets.Audio` asks for.
+_STORED = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
 
 
 def map_columns(
@@ -31,14 +34,16 @@ def map_columns(
         dataset: A `datasets.Dataset`.
         function: Of a batch and its row numbers, as `Dataset.map` calls it.
         added: Features of the columns that the function adds.
-        undecoded: Image columns that it reads or writes; it sees their encoded bytes, so that images it leaves alone keep them.
+        undecoded: Image or Audio columns that it reads or writes; it sees their encoded bytes, so that what it leaves alone keeps
+            them.
         num_proc: Processes.
         map_kwargs: Of `Dataset.map`.
     """
     plain = dataset.with_format(None)
-    images = {c: f for c in undecoded if c is not None and isinstance(f := plain.features.get(c), datasets.Image)}
+    coded = (datasets.Image, datasets.Audio)
+    images = {c: f for c in undecoded if c is not None and isinstance(f := plain.features.get(c), coded)}
     for name, feature in images.items():
-        plain = plain.cast_column(name, datasets.Image(mode=feature.mode, decode=False))
+        plain = plain.cast_column(name, _STORED if isinstance(feature, datasets.Audio) else replace(feature, decode=False))
     features = datasets.Features({**plain.features, **{k: v for k, v in added.items() if k not in plain.features}})
     mapped = plain.map(function, batched=True, with_indices=True, features=features, num_proc=num_proc, **map_kwargs)
     for name, feature in images.items():

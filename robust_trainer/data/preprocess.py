@@ -1,4 +1,4 @@
-"""Images, or texts, to the model's inputs, batch by batch, with the image processor or tokenizer of the model."""
+"""Images, texts or sounds to the model's inputs, batch by batch, with its image processor, tokenizer or feature extractor."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, SequenceFeatureExtractor
 from transformers.utils import logging
 
+from .audio import AudioTransform
 from .decode import GREY, ImageError, decode_images, open_image, undecoded
 from .readable import LOOKED_AT, check_readable
 from .splits import TRAIN
@@ -63,22 +64,27 @@ class ImageTransform:
 
 
 def kind_of(processor: Any) -> str:
-    """Returns what a model classifies, ``image`` or ``text``.
+    """Returns what a model classifies, ``image``, ``text`` or ``audio``.
 
     Args:
-        processor: Its image processor, or its tokenizer.
+        processor: Its image processor, its tokenizer, or its feature extractor for sounds.
     """
-    return "text" if isinstance(processor, PreTrainedTokenizerBase) else "image"
+    if isinstance(processor, PreTrainedTokenizerBase):
+        return "text"
+    return "audio" if isinstance(processor, SequenceFeatureExtractor) else "image"
 
 
-def make_transform(model: Any, processor: Any) -> ImageTransform | TextTransform:
+def make_transform(model: Any, processor: Any) -> ImageTransform | TextTransform | AudioTransform:
     """Returns what makes the rows of `load_data` the model's inputs.
 
     Args:
         model: The model.
-        processor: Its image processor, or its tokenizer.
+        processor: Its image processor, its tokenizer, or its feature extractor for sounds.
     """
-    return TextTransform(processor) if kind_of(processor) == "text" else ImageTransform(processor, model_channels(model))
+    kind = kind_of(processor)
+    if kind == "image":
+        return ImageTransform(processor, model_channels(model))
+    return TextTransform(processor) if kind == "text" else AudioTransform(processor)
 
 
 def image_shape(data: datasets.Dataset, column: str = "image", look_at: int = LOOKED_AT) -> tuple[int, int]:

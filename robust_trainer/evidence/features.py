@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from transformers import default_data_collator
 from transformers.utils import logging
 
+from ..data.audio import AudioTransform, undecoded_audio
 from ..data.decode import undecoded
 from ..data.preprocess import ImageTransform, kind_of, model_channels
 from ..data.readable import check_readable
 from ..data.texts import check_texts
-from ..models.features import Layers, forward_names, last_linear, mean_of_tokens, watched
+from ..models.features import Layers, forward_names, last_linear, mean_of_tokens, token_mask, watched
 from ..models.modes import scoring_mode
 from ..models.outputs import logits_of
 
@@ -45,11 +46,11 @@ def encode(
     `decode_image` alone where there is a processor.
 
     Args:
-        model: an encoder or a classifier of images or texts.
+        model: an encoder or a classifier of images, texts or sounds.
         data: the rows.
-        processing_class: the model's image processor or tokenizer; None: the data set's own columns, or what its transform makes
-            of them, are the model's inputs.
-        column: of the images or texts, for the processor.
+        processing_class: the model's image processor, tokenizer or feature extractor; None: the data set's own columns, or what
+            its transform makes of them, are the model's inputs.
+        column: of the images, texts or sounds, for the processor.
         batch_size: rows of a batch, >= 1.
         device: where batches go; None: where the model is, which is not moved.
 
@@ -62,6 +63,8 @@ def encode(
         batches = _ready(model, data, batch_size)
     elif kind_of(processing_class) == "text":
         batches = _texts(data, column, processing_class, batch_size)
+    elif kind_of(processing_class) == "audio":
+        batches = _sounds(data, column, processing_class, batch_size)
     else:
         batches = _images(model, data, column, processing_class, batch_size)
     bar = logging.tqdm(desc="features", total=len(data), unit="row")
@@ -138,7 +141,7 @@ def _pooled(model: Any, outputs: Any, layers: Layers, batch: Mapping[str, Any], 
         return pooled.flatten(1).float()
     if hidden is not None and len(hidden) == rows and hidden.dim() >= 2:
         if hidden.dim() == 3:
-            return mean_of_tokens(hidden.float(), batch.get("attention_mask"))
+            return mean_of_tokens(hidden.float(), token_mask(model, hidden, batch))
         return (hidden.mean((2, 3)) if hidden.dim() == 4 else hidden.flatten(1)).float()
     got = sorted(outputs) if isinstance(outputs, Mapping) else type(outputs).__name__
     raise ValueError(
@@ -179,6 +182,15 @@ def _texts(data: Any, column: str, tokenizer: Any, batch_size: int) -> Iterator[
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         yield rows, dict(tokenizer.pad([tokens[i] for i in rows], return_tensors="pt"))
+
+
+def _sounds(data: Any, column: str, extractor: Any, batch_size: int) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    """Batches of sounds, decoded and processed as for training."""
+    plain = undecoded_audio(data.with_format(None).select_columns([column]))
+    transform = AudioTransform(extractor, column, "no label")
+    for start in range(0, len(plain), batch_size):
+        rows = np.arange(start, min(start + batch_size, len(plain)))
+        yield rows, dict(extractor.pad(transform(plain[start : start + batch_size], rows.tolist()), return_tensors="pt"))
 
 
 def _ready(model: Any, data: Any, batch_size: int) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:

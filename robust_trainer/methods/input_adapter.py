@@ -1,4 +1,4 @@
-"""What makes the adapter by which a perturbation enters the model: pixels of images, or embeddings of texts."""
+"""What makes the adapter by which a perturbation enters the model: pixels of images, embeddings of texts, samples of sounds."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ from ..data.images import input_space
 from ..models.peers import PeerModel
 from ..perturbations.inputs import EmbeddingAdapter, InputAdapter, PixelAdapter
 from ..perturbations.norms import NORMS
+from ..perturbations.waves import WaveAdapter
 from .recipe import Recipe
 
 logger = logging.get_logger(__name__)
+
+#: What transformers' models of sounds call their input: waveforms, or spectrograms.
+AUDIO_INPUTS = ("input_values", "input_features")
 
 
 def find_adapter(trainer: Trainer, recipe: Recipe, model: nn.Module) -> Callable[[Mapping[str, Any]], InputAdapter]:
@@ -48,6 +52,8 @@ def find_adapter(trainer: Trainer, recipe: Recipe, model: nn.Module) -> Callable
             raise ValueError(f"method '{recipe.name}' moves word embeddings by a hook: switch torch_compile off.")
         text = EmbeddingAdapter.of(list(model.peers) if isinstance(model, PeerModel) else [model])
         return lambda inputs: text
+    if main in AUDIO_INPUTS:
+        return _of_sounds(trainer, recipe, str(main))
     space = input_space(trainer.processing_class, **space_settings(trainer.args))
     if space is None:
         raise ValueError(
@@ -62,6 +68,19 @@ def find_adapter(trainer: Trainer, recipe: Recipe, model: nn.Module) -> Callable
             f"{norm.usual} for 32 x 32 colour images; give eps, and a step_size."
         )
     return lambda inputs: PixelAdapter(_image_key(inputs, main), space)
+
+
+def _of_sounds(trainer: Trainer, recipe: Recipe, key: str) -> Callable[[Mapping[str, Any]], InputAdapter]:
+    """The adapter of a model of sounds, told by the first batch."""
+    given = [name for name, value in space_settings(trainer.args).items() if value is not None]
+    if given:
+        raise ValueError(f"image_{given[0]} is for images, the model reads sounds ({key}): leave it out; eps is in its own units.")
+    if recipe.settings.get("scope") == "batch":
+        raise ValueError(
+            f"scope='batch' of method '{recipe.name}' is one perturbation for inputs of one size, sounds are of many: "
+            "set scope='sample'."
+        )
+    return lambda inputs: WaveAdapter.of(key, inputs.get(key), trainer.processing_class, recipe.name)
 
 
 def _image_key(inputs: Mapping[str, Any], main: str | None) -> str:

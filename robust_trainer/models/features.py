@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.audio import lengths
 from .peers import PeerModel
 
 
@@ -116,6 +117,28 @@ def forward_names(model: nn.Module) -> set[str] | None:
     parameters = inspect.signature(bare.forward).parameters.values()
     names = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     return None if not names and any(p.kind is p.VAR_KEYWORD for p in parameters) else names
+
+
+def token_mask(model: nn.Module, hidden: Tensor, inputs: Mapping[str, Any]) -> Any:
+    """Returns which tokens of a body count, (B, T'), None for all: of sounds those that are of no padding.
+
+    Args:
+        model: of a `PeerModel` the first network counts.
+        hidden: (B, T', D).
+        inputs: of the model; waveforms (B, T) have more samples than the body tokens, and come with a mask or without.
+    """
+    bare: Any = model.peers[0] if isinstance(model, PeerModel) else model
+    mask, waves = inputs.get("attention_mask"), inputs.get("input_values")
+    if isinstance(mask, Tensor) and mask.shape == hidden.shape[:2]:
+        return mask
+    frames = getattr(bare, "_get_feature_vector_attention_mask", None)
+    if frames is None or not isinstance(waves, Tensor) or waves.dim() != 2:
+        return mask
+    places = torch.arange(waves.shape[1], device=waves.device)
+    try:
+        return frames(hidden.shape[1], (places < lengths(waves, mask).unsqueeze(1)).long())
+    except (RuntimeError, TypeError, ValueError, IndexError):  # a model of its own kind
+        return mask
 
 
 def mean_of_tokens(hidden: Tensor, mask: Any) -> Tensor:

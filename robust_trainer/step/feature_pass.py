@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .. import evidence as labels_judged
 from ..data.batch_rows import rows_of
-from ..models.features import Layers, last_linear, mean_of_tokens, watched
+from ..models.features import Layers, last_linear, mean_of_tokens, token_mask, watched
 from ..models.modes import eval_mode
 from ..models.outputs import logits_of
 from ..models.sharding import all_agree, is_sharded, reshard
@@ -125,7 +125,8 @@ def _features(
         raise _NoFeaturesError(f"{error}") from error
     if layers.hidden is None:
         return features, None
-    return features, mean_of_tokens(layers.hidden.float(), batch.inputs.get("attention_mask")).half()
+    mask = token_mask(model, layers.hidden, batch.inputs)
+    return features, mean_of_tokens(layers.hidden.float(), mask).half()
 
 
 def _all_alike(run: Run, mark: Any) -> bool:

@@ -190,7 +190,8 @@ def _stack(grads: list[Tensor], like: Tensor) -> Tensor:
         return grads[0]
     if all(grad.shape[1:] == like.shape[1:] for grad in grads):
         return torch.cat(grads)
-    return torch.cat([torch.nn.functional.pad(grad, (0, 0, 0, like.shape[1] - grad.shape[1])) for grad in grads])
+    last = (0, 0) * (like.dim() - 2)  # tokens have embeddings, samples of a sound nothing
+    return torch.cat([torch.nn.functional.pad(grad, (*last, 0, like.shape[1] - grad.shape[1])) for grad in grads])
 
 
 def _first(batch: MicroBatch, count: int) -> MicroBatch:

@@ -1,4 +1,7 @@
-"""Samples' inputs as short vectors, by which they are compared with one another: small images, or which tokens a text has."""
+"""Samples' inputs as short vectors, by which they are compared: small images, a text's tokens, or a sound's spectrum.
+
+A sound's vector says nothing of when something is heard, so that a tone or a background is in the same places of all rows.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import evidence as labels_judged
+from ..data.audio import frame_quantiles, lengths, spectrum
 
 #: Images are compared at this many pixels a side at most, texts by so many groups of tokens.
 SIDE, TOKENS = 64, 2048
@@ -29,13 +33,26 @@ def image_input(inputs: Mapping[str, Any]) -> str | None:
     return None
 
 
+def sound_input(inputs: Mapping[str, Any]) -> str | None:
+    """Returns the name of the input that is sounds by transformers' names: waveforms (B, T) or spectrograms; None for none.
+
+    Args:
+        inputs: of a batch.
+    """
+    for name in ("input_values", "input_features"):
+        value = inputs.get(name)
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dim() in (2, 3) and value.shape[1] > 1:
+            return name
+    return None
+
+
 @dataclass(frozen=True)
 class InputReader:
-    """How a batch's inputs become vectors: images made small, or which tokens a text has.
+    """How a batch's inputs become vectors: images made small, which tokens a text has, or a sound's spectrum.
 
     Attributes:
         name: of the input.
-        shape: of an image's vector (H, W, channels), None for texts.
+        shape: of an image's vector (H, W, channels), None for others.
     """
 
     name: str
@@ -43,7 +60,7 @@ class InputReader:
 
     @classmethod
     def of(cls, inputs: Mapping[str, Any], size: int) -> InputReader | None:
-        """Returns the reader of the first images or token numbers among the inputs, None where there are none.
+        """Returns the reader of the first images, token numbers or sounds among the inputs, None where there are none.
 
         Args:
             inputs: of a batch.
@@ -56,11 +73,13 @@ class InputReader:
             return cls(name, (max(int(height * scale), 1), max(int(width * scale), 1), channels))
         if isinstance(inputs.get("input_ids"), Tensor):
             return cls("input_ids", None)
-        return None
+        return cls(name, None) if (name := sound_input(inputs)) is not None else None
 
     def read(self, inputs: Mapping[str, Any]) -> Tensor:
-        """Returns the batch's vectors: float16 (B, H W channels), or uint8 (B, TOKENS) of 0 and 255."""
+        """Returns the batch's vectors: float16 (B, H W channels) of images, (B, V) of sounds, or uint8 (B, TOKENS) of 0 and 255."""
         value = inputs[self.name]
+        if value.is_floating_point() and self.shape is None:
+            return self._sounds(value, inputs.get("attention_mask")).half()
         if self.shape is not None:
             if value.shape[2:] != self.shape[:2]:
                 value = nn.functional.adaptive_avg_pool2d(value.float(), (self.shape[0], self.shape[1]))
@@ -72,9 +91,16 @@ class InputReader:
             shown = shown * mask.to(torch.uint8)
         return present.scatter_reduce_(1, value % TOKENS, shown, "amax")
 
+    def _sounds(self, value: Tensor, mask: Any) -> Tensor:
+        """The rows' frequencies, (B, V), of what is no padding."""
+        if value.dim() == 3 and self.name == "input_features" and value.shape[1] < value.shape[2]:
+            value = value.transpose(1, 2)  # Whisper has frequencies first
+        read = spectrum if value.dim() == 2 else frame_quantiles
+        return torch.stack([read(row[:size]) for row, size in zip(value, lengths(value, mask).tolist())])
+
     def levels(self, vectors: Tensor) -> Tensor:
         """Returns the vectors of all rows as levels from 0 to 255, uint8."""
-        if self.shape is None:
+        if vectors.dtype == torch.uint8:
             return vectors
         low, high = (value.float() for value in vectors.aminmax())
         scale = 255.0 / (high - low).clamp_min(1e-6)

@@ -11,13 +11,14 @@ import datasets
 import numpy as np
 import PIL.Image
 
-from ...data import columns, texts
+from ...data import audio, columns, texts
 from ...data.decode import as_array, check_pixels, decode_image, is_plain, open_image
 from ...data.label_rules import ANY_OTHER, BackdoorLabels, BackdoorRule, LabelRule, backdoor_labels
 from ...data.mapping import ATTACK_TARGET, CLEAN_LABEL, IS_CORRUPTED, IS_COVER, map_columns, relabelled
 from ...data.randomness import check_rate, key_limits, sample_keys, smallest, stream_seed, uniforms
 from ..rates import log_rates
 from .pixel_trigger import trigger_at
+from .sounds import AudioTrigger
 from .texts import TextTrigger
 
 logger = logging.getLogger(__name__)
@@ -25,8 +26,8 @@ logger = logging.getLogger(__name__)
 _REVISION = 3  # enters the cache fingerprint: raise it when the output for the same settings changes
 _COVERS, _LABELS = 1, 2  # streams of keys beside the choice of the poisoned rows
 
-#: input -> input of the same kind: a PIL image, an array, a nested list, or a text. One that differs from row to row, or between
-#: training and test, has ``at(row, training=, cover=)`` as `PixelTrigger` has it.
+#: input -> input of the same kind: a PIL image, an array, a nested list, a text, or a sound. One that differs from row to row, or
+#: between training and test, has ``at(row, training=, cover=)`` as `PixelTrigger` has it.
 Trigger = Callable[[Any], Any]
 
 
@@ -44,6 +45,7 @@ def poison(
     num_proc: int | None = None,
     cover_rate: float | None = None,
     text_column: str | None = None,
+    audio_column: str | None = None,
     **map_kwargs: Any,
 ) -> datasets.Dataset:
     """Returns the data set with exactly ``round(rate * N)`` samples given the trigger and the attacker's label.
@@ -63,7 +65,7 @@ def poison(
     picks the same rows again.
 
     Args:
-        dataset: images or texts, and integer labels.
+        dataset: images, texts or sounds, and integer labels.
         trigger: of a class in `TRIGGERS`, as ``PatchTrigger()``, or any picklable input -> input; None flips labels only.
         rate: fraction of all samples in [0, 1).
         label_rule: 'multi-target' (i -> i+1 mod C), 'all-to-one' (target 0), 'source-specific' (class 1 -> 0), 'untargeted' (any
@@ -79,6 +81,7 @@ def poison(
             (source-specific 1, warp 2, adaptive-blend and adaptive-patch 1, others 0), or all rows that are left where these are
             fewer.
         text_column: for a `TextTrigger`, or any trigger of texts; default the one that holds texts.
+        audio_column: for an `AudioTrigger`, or any trigger of sounds; default the one that holds sounds.
         map_kwargs: of `Dataset.map`.
 
     Raises:
@@ -93,7 +96,8 @@ def poison(
     rule = backdoor_labels(label_rule, classes)
     limits = key_limits(labels, eligible_classes(rule), rate, seed, stratified)
     if trigger is not None or image_column is not None:
-        image_column, text_column = _input_columns(dataset, trigger, image_column, text_column, label_column)
+        given = (image_column, text_column, audio_column)
+        image_column, text_column, audio_column = _input_columns(dataset, trigger, *given, label_column)
     covers: tuple[int | None, ...] = (None,) * classes
     if trigger is not None:
         share = rule.cover_share if rule.cover_share is not None else getattr(trigger, "cover_share", 0.0)
@@ -102,13 +106,13 @@ def poison(
         raise ValueError(f"cover_rate={cover_rate!r} without a trigger changes nothing: give a trigger, or leave it out.")
     backdoor = BackdoorMap(
         trigger, rule.given, limits, seed, image_column, label_column, _mode(dataset, image_column), covers,
-        rule.cover_share is not None, text_column,
+        rule.cover_share is not None, text_column, audio_column,
     )  # fmt: skip
     added = {IS_CORRUPTED: datasets.Value("bool"), CLEAN_LABEL: dataset.features[label_column]}
     if any(limit is not None for limit in covers):
         added[IS_COVER] = datasets.Value("bool")
     map_kwargs = {"desc": "poison", "num_proc": num_proc, **map_kwargs}
-    poisoned = map_columns(dataset, backdoor, added, undecoded=[image_column], **map_kwargs)
+    poisoned = map_columns(dataset, backdoor, added, undecoded=[image_column, audio_column], **map_kwargs)
     log_rates(logger, "poison", poisoned, rate)
     return poisoned
 
@@ -123,9 +127,10 @@ def trigger_all(
     num_classes: int | None = None,
     num_proc: int | None = None,
     text_column: str | None = None,
+    audio_column: str | None = None,
     **map_kwargs: Any,
 ) -> datasets.Dataset:
-    """Returns the data set with the trigger on EVERY image or text and the labels untouched: the poisoned test set.
+    """Returns the data set with the trigger on EVERY image, text or sound and the labels untouched: the poisoned test set.
 
     Adds ``is_corrupted`` (True), ``clean_label`` and, with a ``label_rule``, ``attack_target``: the label that the attacker wants
     for the sample's clean label, for the attack success rate; the clean label itself where the attacker wants nothing (other
@@ -140,6 +145,7 @@ def trigger_all(
         num_classes: where the label feature does not tell.
         num_proc: of `Dataset.map`.
         text_column: for a trigger of texts.
+        audio_column: for a trigger of sounds.
         map_kwargs: of `Dataset.map`.
 
     Raises:
@@ -150,14 +156,16 @@ def trigger_all(
     """
     columns.check_dataset(dataset)
     label_column = columns.label_column(dataset, label_column)
-    image_column, text_column = _input_columns(dataset, trigger, image_column, text_column, label_column)
+    given = (image_column, text_column, audio_column)
+    image_column, text_column, audio_column = _input_columns(dataset, trigger, *given, label_column)
     _, classes = columns.read_labels(dataset, label_column, num_classes)
     targets = None if label_rule is None else backdoor_labels(label_rule, classes).wanted
     added = {IS_CORRUPTED: datasets.Value("bool"), CLEAN_LABEL: dataset.features[label_column]}
     if targets is not None:
         added[ATTACK_TARGET] = dataset.features[label_column]
-    stamp = TriggerMap(trigger, targets, image_column, label_column, _mode(dataset, image_column), text_column)
-    return map_columns(dataset, stamp, added, undecoded=[image_column], num_proc=num_proc, **{"desc": "trigger", **map_kwargs})
+    stamp = TriggerMap(trigger, targets, image_column, label_column, _mode(dataset, image_column), text_column, audio_column)
+    coded = [image_column, audio_column]
+    return map_columns(dataset, stamp, added, undecoded=coded, num_proc=num_proc, **{"desc": "trigger", **map_kwargs})
 
 
 @dataclass(frozen=True)
@@ -181,6 +189,7 @@ class BackdoorMap:
     covers: tuple[int | None, ...] = ()
     covers_are_triggered: bool = False
     text_column: str | None = None
+    audio_column: str | None = None
     revision: int = field(default=_REVISION, repr=False)
 
     def __call__(self, batch: Mapping[str, Any], indices: Sequence[int]) -> dict[str, list]:
@@ -200,20 +209,20 @@ class BackdoorMap:
         if IS_COVER in batch or any(limit is not None for limit in self.covers):
             before = np.asarray(batch[IS_COVER], dtype=bool) if IS_COVER in batch else np.zeros_like(cover)
             out[IS_COVER] = ((before | cover) & ~corrupted).tolist()
-        column = self.text_column or self.image_column
+        column = self.text_column or self.audio_column or self.image_column
         if self.trigger is not None and column is not None:
             marks = [bool(c) and not self.covers_are_triggered for c in cover]
             triggers = [
                 trigger_at(self.trigger, int(i), training=True, cover=mark) if hit else None
                 for i, hit, mark in zip(indices, chosen | cover, marks)
             ]
-            out[column] = _stamp(triggers, batch[column], indices, column, self.image_mode, self.text_column is not None)
+            out[column] = _stamp(triggers, batch[column], indices, column, self.image_mode, column != self.image_column)
         return out
 
 
 @dataclass(frozen=True)
 class TriggerMap:
-    """Returns the changed columns of a batch with the trigger on every image or text, for `Dataset.map` as `BackdoorMap`."""
+    """Returns the changed columns of a batch with the trigger on every image, text or sound, for `Dataset.map` as `BackdoorMap`."""
 
     trigger: Trigger
     targets: tuple[int, ...] | None
@@ -221,6 +230,7 @@ class TriggerMap:
     label_column: str
     image_mode: str | None = None
     text_column: str | None = None
+    audio_column: str | None = None
     revision: int = field(default=_REVISION, repr=False)
 
     def __call__(self, batch: Mapping[str, Any], indices: Sequence[int]) -> dict[str, list]:
@@ -229,10 +239,10 @@ class TriggerMap:
         out: dict[str, list] = {CLEAN_LABEL: clean, IS_CORRUPTED: [True] * len(clean)}
         if self.targets is not None:
             out[ATTACK_TARGET] = [self.targets[label] for label in clean]
-        column = self.text_column or self.image_column
+        column = self.text_column or self.audio_column or self.image_column
         assert column is not None
         triggers = [trigger_at(self.trigger, int(i), training=False) for i in indices]
-        out[column] = _stamp(triggers, batch[column], indices, column, self.image_mode, self.text_column is not None)
+        out[column] = _stamp(triggers, batch[column], indices, column, self.image_mode, column != self.image_column)
         return out
 
 
@@ -281,22 +291,29 @@ def _cover_limits(
 
 
 def _input_columns(
-    dataset: datasets.Dataset, trigger: Trigger | None, image: str | None, text: str | None, label: str
-) -> tuple[str | None, str | None]:
-    """The column of images, or that of texts, that a trigger is put into; the other is None."""
+    dataset: datasets.Dataset, trigger: Trigger | None, image: str | None, text: str | None, audio_name: str | None, label: str
+) -> tuple[str | None, str | None, str | None]:
+    """The column of images, that of texts, or that of sounds, that a trigger is put into; the others are None."""
     if trigger is not None and (not callable(trigger) or isinstance(trigger, type)):
         raise ValueError(
             f"trigger={str(trigger):.60} is no trigger: give for instance PatchTrigger(), TRIGGERS['patch'].make(), or a function "
             "of an image."
         )
-    if text is None and not isinstance(trigger, TextTrigger):
-        return columns.image_column(dataset, image), None
-    if image is not None:
-        what = f"text_column={text!r}" if text is not None else "a trigger for texts"
-        raise ValueError(f"image_column={image!r} and {what} are given: leave one of them out.")
+    given = {"image_column": image, "text_column": text, "audio_column": audio_name}
+    kind = "text_column" if isinstance(trigger, TextTrigger) else "audio_column" if isinstance(trigger, AudioTrigger) else None
+    kind = kind or next((name for name in ("text_column", "audio_column") if given[name] is not None), "image_column")
+    others = [name for name, value in given.items() if value is not None and name != kind]
+    if others:
+        words = {"text_column": "texts", "audio_column": "sounds", "image_column": "images"}[kind]
+        what = f"{kind}={given[kind]!r}" if given[kind] is not None else f"a trigger for {words}"
+        raise ValueError(f"{others[0]}={given[others[0]]!r} and {what} are given: leave one of them out.")
+    if kind == "image_column":
+        return columns.image_column(dataset, image), None, None
+    if kind == "audio_column":
+        return None, None, audio.audio_column(dataset, audio_name)
     column = texts.text_column(dataset, text, label)
     texts.check_texts(dataset, "dataset: ", column, column)
-    return None, column
+    return None, column, None
 
 
 def _mode(dataset: datasets.Dataset, name: str | None) -> str | None:
@@ -305,13 +322,13 @@ def _mode(dataset: datasets.Dataset, name: str | None) -> str | None:
 
 
 def _stamp(
-    triggers: Sequence[Trigger | None], values: Sequence[Any], indices: Sequence[int], column: str, mode: str | None, text: bool
+    triggers: Sequence[Trigger | None], values: Sequence[Any], indices: Sequence[int], column: str, mode: str | None, plain: bool
 ) -> list:
-    """The inputs, each with its trigger where it has one; a ``ValueError`` names the row."""
+    """The inputs, each with its trigger where it has one; a ``ValueError`` names the row. plain: no images, so left alone."""
     stamped = []
     for value, trigger, index in zip(values, triggers, indices):
         try:
-            if text:
+            if plain:
                 stamped.append(value if trigger is None else trigger(value))
             else:
                 stamped.append(_stamp_one(trigger, value, mode))

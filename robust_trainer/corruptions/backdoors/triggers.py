@@ -1,6 +1,6 @@
 """The triggers by name: what the command line offers, and where each comes from.
 
-A new one is a class (`PixelTrigger` or `TextTrigger`) and its row here.
+A new one is a class (`PixelTrigger`, `TextTrigger` or `AudioTrigger`) and its row here.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from .blends import AdaptiveBlendTrigger, BlendTrigger
 from .patches import AdaptivePatchTrigger, PatchesTrigger, PatchTrigger
 from .pixel_trigger import PixelTrigger
 from .signals import LowFrequencyTrigger, QuantisationTrigger, SinusoidTrigger
+from .sounds import AudioTrigger, BackgroundTrigger, ToneTrigger
 from .texts import SentenceTrigger, SyntaxTrigger, TextTrigger, WordTrigger
 from .warping import WarpTrigger
 
-__all__ = ["IMAGE", "TEXT", "TRIGGERS", "AnyTrigger", "Trigger", "triggers_of"]
+__all__ = ["AUDIO", "IMAGE", "TEXT", "TRIGGERS", "AnyTrigger", "Trigger", "triggers_of"]
 
-IMAGE, TEXT = "image", "text"
-AnyTrigger = PixelTrigger | TextTrigger
+IMAGE, TEXT, AUDIO = "image", "text", "audio"
+AnyTrigger = PixelTrigger | TextTrigger | AudioTrigger
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Trigger:
         source: the paper that it is from.
         needs: what the attacker needs beside the data.
         label_rules: the label rules that its paper uses it with; all others work as well.
-        kind: of the inputs, image or text.
+        kind: of the inputs, image, text or audio.
     """
 
     name: str
@@ -69,6 +70,8 @@ TRIGGERS: Mapping[str, Trigger] = {
         Trigger("word", "rare word in a text", WordTrigger, _SEED, "Kurita et al. 2020", kind=TEXT),
         Trigger("sentence", "sentence in a text", SentenceTrigger, _SEED, "Dai et al. 2019", kind=TEXT),
         Trigger("syntax", "pattern around a text", SyntaxTrigger, source="Qi et al. 2021, no paraphraser", kind=TEXT),
+        Trigger("tone", "short sine in a sound", ToneTrigger, _SEED, "Koffas et al. 2022", kind=AUDIO),
+        Trigger("background", "noise or a sound mixed in", BackgroundTrigger, _SEED, "Liu et al. 2022 (DABA)", kind=AUDIO),
     )
 }  # fmt: skip
 
@@ -77,6 +80,6 @@ def triggers_of(kind: str) -> tuple[str, ...]:
     """Returns the names of the triggers for one kind of input.
 
     Args:
-        kind: image or text.
+        kind: image, text or audio.
     """
     return tuple(name for name, row in TRIGGERS.items() if row.kind == kind)
