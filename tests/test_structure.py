@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "robust_trainer"
 NAME = PACKAGE.name
 #: The only libraries that a function may import: they are no dependencies, and what needs them says how to install them.
-OPTIONAL = {"deepspeed", "kornia", "cleanlab", "networkx", "peft", "torchvision", "faiss"}
+OPTIONAL = {"deepspeed", "kornia", "cleanlab", "networkx", "peft", "torchvision", "faiss", "torchcodec"}
 #: Conditional names of libraries that are dependencies: (module of the package, library).
 CONDITIONAL = {("models.zoo", "transformers")}
 #: From the lowest to the highest; a module imports from its own layer and those below. The longest prefix counts.
