@@ -46,8 +46,10 @@ DEFAULT_METHODS = (PLAIN, CLEAN_ONLY, "gce", "spl", "prl", "co-prl", "prl-at-mem
 # ---- one run ----------------------------------------------------------------------------------------------------------
 
 
-def make_trainer(args: argparse.Namespace, loaded: Loaded, train: Part, row: dict[str, Any], folder: str) -> Any:
-    """A trainer of a fresh network."""
+def make_trainer(
+    args: argparse.Namespace, loaded: Loaded, train: Part, row: dict[str, Any], folder: str, recipe: Any = None, **more: Any
+) -> Any:
+    """A trainer of a fresh network, by ``row["method"]`` or a recipe of one's own; ``more``: further fields of `RobustConfig`."""
     common: dict[str, Any] = {
         "output_dir": folder, "num_train_epochs": row["epochs"], "per_device_train_batch_size": row["batch_size"],
         "learning_rate": row["lr"], "weight_decay": 0.01, "lr_scheduler_type": "linear", "warmup_steps": 0.1,
@@ -66,8 +68,8 @@ def make_trainer(args: argparse.Namespace, loaded: Loaded, train: Part, row: dic
         if loaded.task.kind == "image":
             channels = train.inputs.shape[1]
             common |= {"image_mean": [train.scale[0]] * channels, "image_std": [train.scale[1]] * channels}
-        config = RobustConfig(method=row["method"], method_settings=row["settings"], **common)
-        trainer = RobustTrainer(model=model, args=config, **data)
+        named = {} if recipe is not None else {"method": row["method"], "method_settings": row["settings"]}
+        trainer = RobustTrainer(model=model, args=RobustConfig(**named, **common, **more), recipe=recipe, **data)
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer
 

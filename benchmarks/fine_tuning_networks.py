@@ -26,6 +26,8 @@ from transformers import (
     PreTrainedModel,
     ResNetConfig,
     ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
 )
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention, SequenceClassifierOutput
 
@@ -162,6 +164,73 @@ def resnet18(labels: Sequence[str]) -> PreTrainedModel:
         "layer_type": "basic",
     }
     return SmallImageResNet(ResNetConfig(**sizes, **_names(labels)))
+
+
+class PreActBlock(nn.Module):
+    """Normalise, ReLU, 3x3 convolution, twice; the input, or where the size changes a 1x1 convolution of it normalised, is added.
+
+    References:
+        He et al. 2016 (Identity mappings in deep residual networks), fig. 4 (e).
+    """
+
+    def __init__(self, channels: int, width: int, stride: int):
+        super().__init__()
+        self.norms = nn.ModuleList([nn.BatchNorm2d(channels), nn.BatchNorm2d(width)])
+        self.convolutions = nn.ModuleList([
+            nn.Conv2d(channels, width, 3, stride, 1, bias=False), nn.Conv2d(width, width, 3, 1, 1, bias=False),
+        ])  # fmt: skip
+        same = stride == 1 and channels == width
+        self.shortcut = nn.Identity() if same else nn.Conv2d(channels, width, 1, stride, bias=False)
+        self.same = same
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.norms[0](x).relu()
+        out = self.convolutions[1](self.norms[1](self.convolutions[0](first)).relu())
+        return out + (x if self.same else self.shortcut(first))
+
+
+class PreActResNetConfig(PreTrainedConfig):
+    """Settings of `PreActResNet18`: none but the classes."""
+
+    model_type = "benchmark-preact-resnet18"
+
+
+class PreActResNet18(PreTrainedModel):
+    """A pre-activation ResNet-18 of small images, as BackdoorBench trains it: pixels (B, 3, H, W) -> logits (B, C)."""
+
+    config_class = PreActResNetConfig
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: PreActResNetConfig):
+        super().__init__(config)
+        blocks: list[nn.Module] = [nn.Conv2d(3, 64, 3, 1, 1, bias=False)]
+        channels = 64
+        for width, stride in ((64, 1), (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), (512, 1)):
+            blocks.append(PreActBlock(channels, width, stride))
+            channels = width
+        self.features = nn.Sequential(*blocks, nn.BatchNorm2d(512), nn.ReLU())
+        self.classifier = nn.Linear(512, int(config.num_labels or 2))
+        self.post_init()
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> ImageClassifierOutputWithNoAttention:
+        logits = self.classifier(self.features(pixel_values).mean((2, 3)))
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """None: every layer has torch's own weights."""
+
+
+def preact_resnet18(labels: Sequence[str]) -> PreTrainedModel:
+    """Pre-activation ResNet-18 from scratch."""
+    return PreActResNet18(PreActResNetConfig(**_names(labels)))
+
+
+def vit(labels: Sequence[str], side: int) -> PreTrainedModel:
+    """transformers' vision transformer from scratch: patches of 4 pixels, 192 wide, 6 layers, 3 heads."""
+    sizes: dict[str, Any] = {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3, "intermediate_size": 768}
+    return ViTForImageClassification(ViTConfig(image_size=side, patch_size=4, **sizes, **_names(labels)))
 
 
 def _names(labels: Sequence[str]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ OTHERS, SEEDS = ("plain", "spl", "prl", "co-prl", "gce", "prl-at-memory"), 3
 #: The references, which are transformers' own Trainer: on all rows, and on those that are not corrupted.
 PLAIN, CLEAN_ONLY = "plain", "clean-only"
 #: Networks that are not fine-tuned.
-FROM_SCRATCH = ("small-cnn", "resnet18")
+FROM_SCRATCH = ("small-cnn", "resnet18", "preact-resnet18", "vit")
 
 #: Largest attack success in percent, and how far below `CLEAN_ONLY` the accuracy may be, in points.
 ATTACK = {"patch5": 5.0, "patch10": 5.0, "patch25": 10.0, "blend25": 10.0}

@@ -115,6 +115,8 @@ TASKS: dict[str, Task] = {
         Task("gpu-lite0", "", "image", "efficientnet-lite0", 20_000, 2000, 5, 1e-3, side=64, scale=LITE, batch_size=128, moved=True,
              weights="efficientnet-lite0.safetensors"),
         Task("gpu-resnet18", "", "image", "resnet18", 20_000, 2000, 15, 1e-3, batch_size=128, moved=True),
+        Task("gpu-preact-resnet18", "", "image", "preact-resnet18", 20_000, 2000, 15, 1e-3, batch_size=128, moved=True),
+        Task("gpu-vit", "", "image", "vit", 20_000, 2000, 30, 5e-4, batch_size=128, moved=True),
     )
 }  # fmt: skip
 #: The matrix; the others are for a GPU.
@@ -123,7 +125,10 @@ MATRIX = ("cifar10", "sst2", "clinc150", "digits", "mnist")
 
 @dataclass
 class Loaded:
-    """A task's data before any corruption: ``train`` holds more rows than a run trains on; ``model`` makes the network."""
+    """A task's data before any corruption: ``train`` holds more rows than a run trains on; ``model`` makes the network.
+
+    Images of ``test`` have the side that the network sees, those of ``train`` and ``test_as_given`` are as the data set has them.
+    """
 
     task: Task
     train: datasets.Dataset
@@ -131,6 +136,7 @@ class Loaded:
     names: list[str]
     model: Callable[[], PreTrainedModel]
     collate: Callable[[list[dict[str, Any]]], dict[str, Tensor]]
+    test_as_given: datasets.Dataset
     tokenizer: Any = None
 
     def part(self, rows: datasets.Dataset) -> Part:
@@ -160,13 +166,15 @@ def load(task: Task, data_dir: str | None, test_rows: int) -> Loaded:
     builders: dict[str, Callable[[], Any]] = {
         "efficientnet-lite0": partial(networks.Lite0.pretrained, names, weights),
         "resnet18": partial(networks.resnet18, names),
+        "preact-resnet18": partial(networks.preact_resnet18, names),
+        "vit": partial(networks.vit, names, side),
         "small-cnn": partial(networks.small_cnn, names, channels, side),
     }
     model = builders[task.network]
     # a CPU's convolutions take half the time this way
     layout = torch.contiguous_format if torch.cuda.is_available() else torch.channels_last
     return Loaded(
-        task, train, _resized(test, task.side), names, lambda: model().to(memory_format=layout), default_data_collator
+        task, train, resized(test, task.side), names, lambda: model().to(memory_format=layout), default_data_collator, test
     )  # fmt: skip
 
 
@@ -183,10 +191,9 @@ def _load_text(task: Task, where: str, test_rows: int) -> Loaded:
             kept = np.flatnonzero(np.asarray(found[part]["label"][:]) < task.classes)
             rows = found[part].select(kept).to_dict()
             found[part] = datasets.Dataset.from_dict(rows, features=kind)
-    tokenizer = networks.minilm_tokenizer()
+    tokenizer, test = networks.minilm_tokenizer(), _drawn(found["test"], test_rows, 0)
     return Loaded(
-        task, found["train"], _drawn(found["test"], test_rows, 0), names, partial(networks.minilm, names),
-        DataCollatorWithPadding(tokenizer), tokenizer,
+        task, found["train"], test, names, partial(networks.minilm, names), DataCollatorWithPadding(tokenizer), test, tokenizer
     )  # fmt: skip
 
 
@@ -197,13 +204,13 @@ def _drawn(rows: datasets.Dataset, count: int, seed: int) -> datasets.Dataset:
     return rows.select(np.sort(np.random.default_rng(seed).permutation(len(rows))[:count]))
 
 
-def _resized(rows: datasets.Dataset, side: int) -> datasets.Dataset:
-    """The images as the network sees them: resized once, bicubic."""
+def resized(rows: datasets.Dataset, side: int) -> datasets.Dataset:
+    """The images as the network sees them: resized once, bicubic; other columns as they are."""
     if not side:
         return rows
     pictures = [picture.convert("RGB").resize((side, side), Image.Resampling.BICUBIC) for picture in rows["image"]]
-    columns = {"image": pictures, "label": rows["label"][:]}
-    return datasets.Dataset.from_dict(columns, features=rows.select_columns([*columns]).features)
+    columns = {name: rows[name][:] for name in rows.column_names if name != "image"}
+    return datasets.Dataset.from_dict({"image": pictures, **columns}, features=rows.features)
 
 
 # ---- corruptions ------------------------------------------------------------------------------------------------------
@@ -246,10 +253,11 @@ def trigger_of(kind: str, side: int) -> PixelTrigger:
     return BlendTrigger() if times == 1 else BlendTrigger(picture=BlendTrigger().values(32, 32, 3))
 
 
-def training_rows(loaded: Loaded, count: int, tail: bool, seed: int) -> datasets.Dataset:
+def training_rows(loaded: Loaded, count: int, tail: bool, seed: int, as_given: bool = False) -> datasets.Dataset:
     """``count`` training rows drawn by the seed, as many of each class; with ``tail`` the class sizes then fall geometrically.
 
     In a tail the class of rank r (ranks drawn by the seed) of C keeps 1 / 50 ** (r / (C - 1)) of its rows, at least one.
+    ``as_given``: images are not resized.
     """
     labels, rng = np.asarray(loaded.train["label"][:]), np.random.default_rng([seed, 7])
     classes = rng.permutation(len(loaded.names))
@@ -260,7 +268,7 @@ def training_rows(loaded: Loaded, count: int, tail: bool, seed: int) -> datasets
         if tail:
             size = max(1, round(size / TAIL ** (rank / (len(classes) - 1))))
         chosen.append(rows[:size])
-    return _resized(loaded.train.select(rng.permutation(np.concatenate(chosen))), loaded.task.side)
+    return resized(loaded.train.select(rng.permutation(np.concatenate(chosen))), 0 if as_given else loaded.task.side)
 
 
 def corrupted(loaded: Loaded, name: str, count: int, seed: int) -> tuple[Part, Part | None]:
