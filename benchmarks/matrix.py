@@ -38,7 +38,7 @@ from fine_tuning_report import CLEAN_ONLY, PLAIN
 from fine_tuning_tasks import TASKS, Loaded, load
 from matrix_cells import ATTACKS, AVAILABILITY, BACKDOORS, LABELS, NONE, Cell, make, settings_of
 from matrix_check import check
-from matrix_defences import AUDIT, GROUPS, RETRAIN, OnPlain, Run, keep, kept, kind_of, needs_plain, trained
+from matrix_defences import AUDIT, GROUPS, RETRAIN, OnPlain, Run, keep, kept, kind_of, trained
 from matrix_report import report
 
 from robust_trainer import METHODS
@@ -206,13 +206,13 @@ def run_cell(
         print(f"{head} {row['defence']}: {told(found)}", flush=True)
 
     plain_row, network = run_settings(args, cell, PLAIN), None
-    judging = [row for row in rows if needs_plain(row["defence"])]
+    judging = [row for row in rows if kind_of(row["defence"]) in ("detector", "retraining", "repair")]
     order = [row for row in rows if row["defence"] == PLAIN] + judging
     for row in order + [row for row in rows if row not in order]:
         if time.monotonic() > until:
             return False
         try:
-            if needs_plain(row["defence"]):
+            if row in judging:
                 network = network or plain_network(args, loaded, cell, data, plain_row, judging)
                 write(row, network.figures(row))
                 continue

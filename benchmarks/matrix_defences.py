@@ -6,6 +6,7 @@ import contextlib
 import io
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +25,7 @@ from transformers import TrainingArguments, set_seed
 
 from robust_trainer import METHODS, audit_dataset
 from robust_trainer.audit import Audit
-from robust_trainer.detectors import DETECTORS, collect_evidence, detect, fine_prune, isolation_recipe
+from robust_trainer.detectors import DETECTORS, REPAIRS, collect_evidence, detect, isolation_recipe, repair
 from robust_trainer.evaluation.robustness import evaluate_robustness
 
 #: The audit of the plain run, and that of the data set by a network that was not trained on it (from scratch: by its pixels).
@@ -33,19 +34,22 @@ AUDIT, AUDIT_DATASET = "audit", "audit-dataset"
 RETRAIN = "+retrain"
 #: A training of its own gives these their losses: a third of the epochs with local gradient ascent.
 EARLY = tuple(name for name, row in DETECTORS.items() if "losses" in row.needs)
-PRUNING = {"fine-prune last-conv": "last-conv", "fine-prune last-linear": "last-linear"}
-#: Clean rows that a repair is given, as a share of the training rows, and how often it visits them.
-CLEAN_SHARE, TUNING_EPOCHS = 0.05, 10
+#: Repairs with other settings than their own: name -> (repair, settings). The second is fine-pruning as BackdoorBench has it.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {"fine-pruning last-linear": ("fine-pruning", {"rule": "last-linear"})}
+#: Clean rows that detectors and repairs which need some are given, as a share of the training rows; how often a repair visits them.
+CLEAN_SHARE, TUNING_EPOCHS = 0.05, 20
 #: The attack at test time, its radius, and on how many images.
 EVASION, EPS, ATTACKED = "pgd-10", "8/255", 200
 
 JUDGES = (*DETECTORS, AUDIT, AUDIT_DATASET)
-REPAIRS = tuple(PRUNING)
+REPAIRED = (*REPAIRS, *VARIANTS)
+#: What costs evidence more than one forward over the rows.
+COMMON = {"labels", "features", "probs", "losses"}
 #: What stands for several defences.
 GROUPS: dict[str, tuple[str, ...]] = {
     "detectors": JUDGES,
     "retrain": tuple(name + RETRAIN for name in JUDGES),
-    "repairs": REPAIRS,
+    "repairs": REPAIRED,
 }
 
 
@@ -57,16 +61,16 @@ def kind_of(defence: str) -> str:
         return "detector"
     if defence.endswith(RETRAIN) and defence.removesuffix(RETRAIN) in JUDGES:
         return "retraining"
-    if defence in REPAIRS:
+    if defence in REPAIRED:
         return "repair"
     if defence in METHODS:
         return "training"
-    raise ValueError(f"--defences {defence}: choose from {', '.join([PLAIN, CLEAN_ONLY, *METHODS, *JUDGES, *REPAIRS, *GROUPS])}.")
+    raise ValueError(f"--defences {defence}: choose from {', '.join([PLAIN, CLEAN_ONLY, *METHODS, *JUDGES, *REPAIRED, *GROUPS])}.")
 
 
-def needs_plain(defence: str) -> bool:
-    """Whether it works on the plain network."""
-    return kind_of(defence) in ("detector", "retraining", "repair")
+def _repair_of(defence: str) -> tuple[Any, dict[str, Any]]:
+    name, settings = VARIANTS.get(defence, (defence, {}))
+    return REPAIRS[name], settings
 
 
 # ---- a training -------------------------------------------------------------------------------------------------------
@@ -178,7 +182,7 @@ class OnPlain:
 
     def __post_init__(self) -> None:
         self.flags: dict[str, np.ndarray] = {}
-        self._evidence: Any = None
+        self._evidence: dict[frozenset[str], tuple[Any, float]] = {}
         self._rate = float(self.data.train.corrupted.double().mean())
 
     def figures(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -204,28 +208,38 @@ class OnPlain:
         seconds = {"cpu_seconds": round(time.process_time() - start, 2), "train_seconds": round(time.perf_counter() - wall, 2)}
         return {**seconds, **found}
 
-    def evidence(self) -> Any:
-        """What detectors judge by, from one pass over the training rows as they are."""
-        if self._evidence is None:
-            start, device = time.process_time(), self.run.args.device
+    def evidence(self, needs: Iterable[str]) -> tuple[Any, float]:
+        """What a detector judges by, from one pass over the training rows as they are, and its CPU seconds."""
+        extra = frozenset(needs) - COMMON
+        if extra not in self._evidence:
+            start = time.process_time()
+            more: dict[str, Any] = {"needs": sorted(extra - {"clean"})} if extra else {}
+            more |= {"clean": self.some_clean_rows()} if "clean" in extra else {}
             still = replace(self.data.train, moved=False)
-            found = collect_evidence(self.run.model, still, collate=self.loaded.collate, batch_size=100, device=device)
-            self._evidence = found if self.run.probs is None else replace(found, probs=self.run.probs)
-            self.evidence_seconds = time.process_time() - start
-        return self._evidence
+            collate, device = self.loaded.collate, self.run.args.device
+            found = collect_evidence(self.run.model, still, collate=collate, batch_size=100, device=device, **more)
+            found = found if self.run.probs is None else replace(found, probs=self.run.probs)
+            self._evidence[extra] = found, time.process_time() - start
+        return self._evidence[extra]
+
+    def some_clean_rows(self) -> Part:
+        """So many rows that nobody touched, drawn by the seed, for what needs some."""
+        count = max(round(CLEAN_SHARE * len(self.data.train)), 2)
+        drawn = np.random.default_rng(self.cell.seed).permutation(len(self.data.clean))[:count]
+        return replace(self.data.clean.select(torch.from_numpy(np.sort(drawn))), moved=False)
 
     def _judge(self, name: str, row: dict[str, Any]) -> dict[str, Any]:
         if name in (AUDIT, AUDIT_DATASET):
             audit = self._audit(name, row)
             self.flags[name] = audit.column("flagged").astype(bool)
             return of_audit(audit, self.data)
-        evidence, before = self.evidence(), time.process_time()
+        (evidence, seconds), before = self.evidence(DETECTORS[name].needs), time.process_time()
         if name in EARLY:
             third = {**row, "epochs": max(row["epochs"] // 3, 1), "settings": {}}
             early = train(self.args, self.loaded, self.data.train, third, "recipe", recipe=isolation_recipe())
             evidence = replace(evidence, losses=early.trainer.ledger.rows()["last_score"])
         found = detect(name, evidence, rate=self._rate, seed=row["seed"])
-        seconds = time.process_time() - before + self.evidence_seconds
+        seconds += time.process_time() - before
         self.flags[name] = found.flagged
         return {**self.data.caught(found.flagged), **area(found.scores, self.data), "cpu_seconds": round(seconds, 2)}
 
@@ -241,22 +255,26 @@ class OnPlain:
         return audit_dataset(rows, features=pixels, seed=row["seed"])
 
     def _repair(self, name: str, row: dict[str, Any]) -> dict[str, Any]:
-        """Repairs are given a share of clean rows, of those that nobody touched."""
-        clean = self.data.clean
-        share = min(1.0, CLEAN_SHARE * len(self.data.train) / len(clean))
+        """Repairs that need clean rows are given some that nobody touched; the others share the whole training's epochs."""
+        how, settings = _repair_of(name)
+        clean = self.some_clean_rows() if how.clean_rows is not None else None
+        set_seed(row["seed"])
+        model = self.run.model if how.starts_from == "trained" else self.loaded.model().to(self.run.args.device)
         with tempfile.TemporaryDirectory() as folder:
             tuning = TrainingArguments(
-                output_dir=folder, num_train_epochs=TUNING_EPOCHS, per_device_train_batch_size=row["batch_size"],
-                learning_rate=row["lr"], lr_scheduler_type="linear", logging_strategy="no", save_strategy="no", report_to=[],
-                disable_tqdm=True, seed=row["seed"], dataloader_pin_memory=torch.cuda.is_available(), remove_unused_columns=False,
+                output_dir=folder, num_train_epochs=row["epochs"] if clean is None else max(row["epochs"], TUNING_EPOCHS),
+                per_device_train_batch_size=row["batch_size"], learning_rate=row["lr"], lr_scheduler_type="linear",
+                weight_decay=0.01, warmup_steps=0.1, logging_strategy="no", save_strategy="no", report_to=[], disable_tqdm=True,
+                seed=row["seed"], dataloader_pin_memory=torch.cuda.is_available(), remove_unused_columns=False,
             )  # fmt: skip
             with contextlib.redirect_stdout(io.StringIO()):  # the Trainer's own figures
-                found = fine_prune(
-                    self.run.model, clean, tuning, rule=PRUNING[name], clean_fraction=share, collate=self.loaded.collate,
-                    seed=row["seed"],
+                found = repair(
+                    VARIANTS.get(name, (name,))[0], model, self.data.train, tuning, clean=clean, rate=self._rate,
+                    collate=self.loaded.collate, seed=row["seed"], **settings,
                 )  # fmt: skip
-        repaired = Run(found.model, self.run.args)
-        return {**test_figures(repaired, self.loaded, self.cell, self.data, 0), "clean_rows": len(found.rows)}
+        figures: dict[str, Any] = test_figures(Run(found.model, self.run.args), self.loaded, self.cell, self.data, 0)
+        flagged = {} if found.flagged is None else self.data.caught(found.flagged)
+        return {**figures, **flagged, "on_plain": how.starts_from == "trained", "clean_rows": 0 if clean is None else len(clean)}
 
 
 # ---- plain networks that are kept -------------------------------------------------------------------------------------

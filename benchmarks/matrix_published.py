@@ -15,7 +15,7 @@ FILE = Path(__file__).with_name("published_backdoors.json")
 #: Published name of a figure -> ours.
 FIGURES = {"ca": "accuracy", "asr": "attack_success", "ra": "triggered_accuracy", "tpr": "tpr", "fpr": "fpr"}
 #: Published name of a defence -> ours, where they differ.
-DEFENCES = {"fine-prune": "fine-prune last-linear"}
+DEFENCES = {"fine-pruning": "fine-pruning last-linear"}
 
 
 def published() -> dict[str, Any]:

@@ -87,8 +87,9 @@ class Board:
         plain, own = self.value(place, PLAIN, "cpu_seconds"), self.value(place, defence, "cpu_seconds")
         if not plain or own is None:
             return None
-        kind = self.kinds[defence]
-        base = plain if kind in ("detector", "retraining", "repair") and defence != "audit-dataset" else 0.0
+        kind, some = self.kinds[defence], self.places[place][defence][0]
+        rests = kind in ("detector", "retraining") or (kind == "repair" and some.get("on_plain", True))
+        base = plain if rests and not defence.startswith("audit-dataset") else 0.0
         judge = self.value(place, defence.removesuffix("+retrain"), "cpu_seconds") if kind == "retraining" else 0.0
         return (base + own + (judge or 0.0)) / plain
 
