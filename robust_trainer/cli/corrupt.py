@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..corruptions import NETWORK_BACKDOORS, POISONS, write_card
+from ..corruptions import NETWORK_BACKDOORS, POISONS, save_trigger, write_card
+from ..corruptions.backdoors.saved_triggers import TRIGGER_FILE
 from ..corruptions.crafted.craft_labels import CRAFTED
 from ..data.load import TEST, TRAIN, TRIGGERED
 from ..evaluation.robustness import show_eps
@@ -104,6 +105,9 @@ def corrupt(argv: Sequence[str]) -> None:
     _clear(folder)
     for name in state.splits:
         os.replace(saved / name, folder / name)
+    if state.trigger is not None:
+        path = save_trigger(state.trigger, folder)
+        say(f"the trained trigger: {path.name} in {folder}, for robust_trainer.corruptions.load_trigger")
     if state.paths is not None:
         say(f"path lengths that the flips were chosen by: {', '.join(write_paths(state.paths, folder))} in {folder}")
     if state.poison is None:
@@ -125,7 +129,7 @@ def _clear(folder: Path) -> None:
     for name in (TRAIN, TEST, TRIGGERED):
         if (folder / name / "state.json").is_file():
             shutil.rmtree(folder / name)
-    for name in (*ours, "corruption.json", *PATH_FILES):
+    for name in (*ours, "corruption.json", TRIGGER_FILE, *PATH_FILES):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -248,14 +248,15 @@ class CorruptionOptions:
         if self.corrupt in NOISES:
             details = [self.class_map, self.transition_matrix, "" if self.noise_form == "exact" else "each label drawn on its own"]
             return f"{self.corrupt} label noise" + (f" ({'; '.join(shown)})" if (shown := [t for t in details if t]) else "")
-        rule = self.label_rule
-        if rule == "source-specific":
-            rule += f", class {self.source_label or 1} to {self.target_label}"
-        elif rule in ("all-to-one", "clean-label"):
-            rule += f", class {self.target_label}"
         trigger = self.trigger()
         covers = "" if self.cover_rate is None else f"; covers {100 * self.cover_rate:g} %"
-        return f"{self.corrupt} ({trigger.describe() if trigger is not None else 'none'}; {rule}{covers})"
+        return f"{self.corrupt} ({trigger.describe() if trigger is not None else 'none'}; {self.describe_rule()}{covers})"
+
+    def describe_rule(self) -> str:
+        """Returns the label rule and its classes in words."""
+        if self.label_rule == "source-specific":
+            return f"{self.label_rule}, class {self.source_label or 1} to {self.target_label}"
+        return self.label_rule + (f", class {self.target_label}" if self.label_rule in ("all-to-one", "clean-label") else "")
 
     def rule(self) -> LabelRule | BackdoorRule:
         """Returns the label rule. Raises ``ValueError`` for an unknown name, and for source classes that are no numbers."""

@@ -12,13 +12,24 @@ import datasets
 import torch
 from torch import nn
 
-from ..corruptions import IS_CORRUPTED, NETWORK_BACKDOORS, POISONS, poison_with_network, realised_rates, trigger_all
+from ..corruptions import (
+    IS_CORRUPTED,
+    IS_COVER,
+    NETWORK_BACKDOORS,
+    POISONS,
+    TrainedTrigger,
+    network_trigger,
+    poison,
+    realised_rates,
+    trigger_all,
+)
 from ..corruptions.backdoors.poisoning import eligible_classes
+from ..corruptions.backdoors.with_network import NetworkBackdoor
 from ..corruptions.poisons.card import poison_record
 from ..corruptions.poisons.networks import accuracy, fresh_factory, seeded, train_plain
 from ..corruptions.poisons.poison_images import poison_images, self_check
 from ..corruptions.poisons.table import FRESH, NONE, check_settings, find_poison, make_ball
-from ..data.columns import read_labels
+from ..data.columns import read_column, read_labels
 from ..data.fingerprint import fingerprint
 from ..data.label_rules import backdoor_labels
 from ..data.load import TEST, TRAIN, TRIGGERED, label_names
@@ -44,7 +55,7 @@ def check_poison(options: PoisonOptions) -> None:
     if options.poison not in rows:
         raise ValueError(f"poison={options.poison!r} is unknown: choose one of {', '.join(rows)}.")
     row = rows[options.poison]
-    make_ball(options.norm, options.eps)
+    row.ball(options.norm, options.eps) if isinstance(row, NetworkBackdoor) else make_ball(options.norm, options.eps)
     check_settings(row, row.craft(), options.settings())
     for name, least in (("poison_model_epochs", 1), ("poison_batch_size", 1), ("self_check_epochs", 0)):
         if (value := getattr(options, name)) < least:
@@ -115,7 +126,7 @@ class PoisonImages:
 
 @dataclass(frozen=True)
 class PoisonWithNetwork:
-    """Puts a backdoor that needs a trained network on training images, and its trigger on all test images."""
+    """Puts a backdoor that needs a network on training images, and its trigger on all test images; keeps a trained trigger."""
 
     options: PoisonOptions
     corruption: CorruptionOptions
@@ -123,10 +134,11 @@ class PoisonWithNetwork:
 
     def __post_init__(self) -> None:
         check_poison(self.options)
+        row = NETWORK_BACKDOORS[self.options.poison or ""]
         if self.corruption.wanted:
             name, value = self.corruption.given() or ("", "")
             raise ValueError(f"{name}={value!r} and poison={self.options.poison!r}, a backdoor, are given: leave one of them out.")
-        if self.corruption.label_rule != "clean-label":
+        if row.keeps_labels and self.corruption.label_rule != "clean-label":
             raise ValueError(
                 f"poison={self.options.poison!r} keeps the labels, label_rule={self.corruption.label_rule!r} changes them: give "
                 "--label_rule clean-label."
@@ -152,22 +164,29 @@ class PoisonWithNetwork:
         levels = read_levels(state.train, "image")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         name = options.poison_model if options.poison_model in SMALL else "small-cnn"
-        fresh = fresh_factory(name, label_names(state.train), channels=levels.shape[3], image_size=max(levels.shape[1:3]))
-        model, model_name = _trained(state.train, fresh, options, self.folder, device)
-        right = accuracy(model, *read_pixels(state.test))
-        say(f"attacked: {model_name}, accuracy on clean test images {100 * right:.1f} %")
-        trigger = row.trigger()
-        state.splits[TRAIN] = poison_with_network(
-            state.train, row.name, model, rate=rate, label_rule=rule, trigger=trigger, norm=options.norm, eps=options.eps,
-            device=device, seed=options.poison_seed, batch_size=options.poison_batch_size, folder=self.folder / "craft",
-            **options.settings(),
+        model, record = None, {"corrupt": row.name, "seed": options.poison_seed}
+        if row.needs != NONE:
+            fresh = fresh_factory(name, label_names(state.train), channels=levels.shape[3], image_size=max(levels.shape[1:3]))
+            model, model_name = _trained(state.train, fresh, options, self.folder, device)
+            right = accuracy(model, *read_pixels(state.test))
+            say(f"attacked: {model_name}, accuracy on clean test images {100 * right:.1f} %")
+            record |= {"model": model_name, "model_accuracy": right}
+        chosen: dict[str, Any] = {"rate": rate, "label_rule": rule, "seed": options.poison_seed}
+        trigger = network_trigger(
+            state.train, row.name, model, norm=options.norm, eps=options.eps, device=device, batch_size=options.poison_batch_size,
+            folder=self.folder / "craft", **chosen, **options.settings(),
         )  # fmt: skip
+        state.splits[TRAIN] = train = poison(state.train, trigger=trigger, **chosen)
         state.splits[TRIGGERED] = trigger_all(state.test, trigger, label_rule=rule)
-        size = show_eps(make_ball(options.norm, row.radius(options.norm, options.eps)).eps)
-        which = f"{options.norm} {size}; {trigger.describe()}; clean-label, class {self.corruption.target_label}"
-        told = f"{row.name} ({which})"
-        record = {"corrupt": row.name, "trigger": told, "seed": options.poison_seed, "model": model_name, "model_accuracy": right}
-        state.corruption = {**record, **options.settings(), **realised_rates(state.train, nominal=rate)}
+        parts = [trigger.describe(), self.corruption.describe_rule()]
+        if row.eps is not None:
+            parts.insert(0, f"{options.norm} {show_eps(row.ball(options.norm, options.eps).eps)}")
+        record |= {"trigger": f"{row.name} ({'; '.join(parts)})"}
+        if IS_COVER in train.column_names:
+            record["covers"] = int(read_column(train, IS_COVER).sum())
+        if isinstance(trigger, TrainedTrigger):
+            state.trigger = trigger
+        state.corruption = {**record, **options.settings(), **realised_rates(train, nominal=rate)}
 
 
 def _trained(

@@ -11,6 +11,8 @@ from ..corruptions import NETWORK_BACKDOORS, POISONS
 from ..methods.settings import GivenTwice, parse_json
 from ..perturbations.norms import NORMS
 
+_CLEAN = [name for name, row in NETWORK_BACKDOORS.items() if row.keeps_labels]
+
 
 @dataclass
 class PoisonOptions:
@@ -21,14 +23,14 @@ class PoisonOptions:
     poison: str | None = field(
         default=None,
         metadata={
-            "help": f"One of {', '.join(POISONS)}; or a backdoor for which the attacker needs a trained network, on corrupt_rate "
-            f"of the images: {', '.join(NETWORK_BACKDOORS)} (with label_rule clean-label). Default: none."
+            "help": f"One of {', '.join(POISONS)}; or a backdoor for which the attacker needs a network, on corrupt_rate of the "
+            f"images: {', '.join(NETWORK_BACKDOORS)} ({', '.join(_CLEAN)} with label_rule clean-label). Default: none."
         },
     )
     norm: str = field(default="linf", metadata={"help": f"One of {', '.join(NORMS)}."})
     eps: str | None = field(
         default=None,
-        metadata={"help": "Radius in [0, 1] pixels, as 8/255. Default: 8/255 (linf; label-consistent 16/255), 0.5 (l2)."},
+        metadata={"help": "Radius in [0, 1] pixels, as 8/255. Default: 8/255 (linf; backdoors 16/255), 0.5 (l2)."},
     )
     poison_model: str = field(
         default="small-cnn",

@@ -11,6 +11,7 @@ import datasets
 from ..corruptions import (
     IS_CORRUPTED,
     IS_COVER,
+    TrainedTrigger,
     corrupt_labels,
     nominal_rates,
     poison,
@@ -37,6 +38,7 @@ class RunState:
         splits: train and test, and test_triggered where there is a trigger; columns image or text, and label.
         corruption: What was corrupted, with nominal and realised rates.
         poison: The record of an availability poison.
+        trigger: A trigger that was trained, None for others.
         paths: Path lengths by which crafted label noise was chosen.
         squeeze: What was done to the training images.
         unlabelled: More images, for the pre-training alone.
@@ -49,6 +51,7 @@ class RunState:
     splits: datasets.DatasetDict = field(default_factory=datasets.DatasetDict)
     corruption: dict[str, Any] | None = None
     poison: dict[str, Any] | None = None
+    trigger: TrainedTrigger | None = None
     paths: PathLengths | None = None
     squeeze: Squeeze | None = None
     unlabelled: datasets.Dataset | None = None

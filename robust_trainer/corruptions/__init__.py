@@ -20,15 +20,20 @@ if TYPE_CHECKING:
     from ..data.mapping import ATTACK_TARGET, CLEAN_LABEL, IS_CORRUPTED, IS_COVER
     from ..data.pixels import IS_POISONED
     from .backdoors.blends import AdaptiveBlendTrigger, BlendTrigger
+    from .backdoors.hidden_string import HiddenStringTrigger
+    from .backdoors.input_aware import InputAwareTrigger
+    from .backdoors.narcissus import OptimisedPatternTrigger
     from .backdoors.patches import AdaptivePatchTrigger, PatchesTrigger, PatchTrigger
     from .backdoors.pixel_trigger import PixelTrigger
     from .backdoors.poisoning import BackdoorMap, TriggerMap, poison, trigger_all
+    from .backdoors.saved_triggers import load_trigger, save_trigger
     from .backdoors.signals import LowFrequencyTrigger, QuantisationTrigger, SinusoidTrigger
     from .backdoors.sounds import AudioTrigger, BackgroundTrigger, ToneTrigger
     from .backdoors.texts import SentenceTrigger, SyntaxTrigger, TextTrigger, WordTrigger
+    from .backdoors.trained_trigger import TrainedTrigger
     from .backdoors.triggers import TRIGGERS, AnyTrigger, Trigger, triggers_of
     from .backdoors.warping import WarpTrigger
-    from .backdoors.with_network import NETWORK_BACKDOORS, PerturbedTrigger, poison_with_network
+    from .backdoors.with_network import NETWORK_BACKDOORS, PerturbedTrigger, network_trigger, poison_with_network
     from .crafted.craft_labels import CRAFTED, craft_labels
     from .label_noise.human import use_noisy_labels
     from .label_noise.instance import InstanceNoiseMap
@@ -54,9 +59,11 @@ __all__ = [
     "CLEAN_LABEL",
     "CRAFTED",
     "CleanLabel",
+    "HiddenStringTrigger",
     "IS_CORRUPTED",
     "IS_COVER",
     "IS_POISONED",
+    "InputAwareTrigger",
     "InstanceNoiseMap",
     "LABEL_RULES",
     "LabelNoiseMap",
@@ -65,6 +72,7 @@ __all__ = [
     "MultiTarget",
     "NETWORK_BACKDOORS",
     "NOISES",
+    "OptimisedPatternTrigger",
     "POISONS",
     "PatchTrigger",
     "PatchesTrigger",
@@ -80,6 +88,7 @@ __all__ = [
     "TRIGGERS",
     "TextTrigger",
     "ToneTrigger",
+    "TrainedTrigger",
     "Trigger",
     "TriggerMap",
     "Untargeted",
@@ -89,6 +98,8 @@ __all__ = [
     "corrupt_target_array",
     "corrupt_targets",
     "craft_labels",
+    "load_trigger",
+    "network_trigger",
     "noise_transition",
     "nominal_rates",
     "poison",
@@ -98,6 +109,7 @@ __all__ = [
     "realised_norms",
     "realised_rates",
     "realised_transition",
+    "save_trigger",
     "self_check",
     "trigger_all",
     "triggers_of",
@@ -121,9 +133,11 @@ __getattr__, __dir__ = lazy_names(
         "CLEAN_LABEL": ".data.mapping",
         "CRAFTED": "crafted.craft_labels",
         "CleanLabel": ".data.label_rules",
+        "HiddenStringTrigger": "backdoors.hidden_string",
         "IS_CORRUPTED": ".data.mapping",
         "IS_COVER": ".data.mapping",
         "IS_POISONED": ".data.pixels",
+        "InputAwareTrigger": "backdoors.input_aware",
         "InstanceNoiseMap": "label_noise.instance",
         "LABEL_RULES": ".data.label_rules",
         "LabelNoiseMap": "label_noise.labels",
@@ -132,6 +146,7 @@ __getattr__, __dir__ = lazy_names(
         "MultiTarget": ".data.label_rules",
         "NETWORK_BACKDOORS": "backdoors.with_network",
         "NOISES": "label_noise.transitions",
+        "OptimisedPatternTrigger": "backdoors.narcissus",
         "POISONS": "poisons.poison_images",
         "PatchTrigger": "backdoors.patches",
         "PatchesTrigger": "backdoors.patches",
@@ -147,6 +162,7 @@ __getattr__, __dir__ = lazy_names(
         "TRIGGERS": "backdoors.triggers",
         "TextTrigger": "backdoors.texts",
         "ToneTrigger": "backdoors.sounds",
+        "TrainedTrigger": "backdoors.trained_trigger",
         "Trigger": "backdoors.triggers",
         "TriggerMap": "backdoors.poisoning",
         "Untargeted": ".data.label_rules",
@@ -156,6 +172,8 @@ __getattr__, __dir__ = lazy_names(
         "corrupt_target_array": "label_noise.regression",
         "corrupt_targets": "label_noise.regression",
         "craft_labels": "crafted.craft_labels",
+        "load_trigger": "backdoors.saved_triggers",
+        "network_trigger": "backdoors.with_network",
         "noise_transition": "label_noise.transitions",
         "nominal_rates": "label_noise.labels",
         "poison": "backdoors.poisoning",
@@ -165,6 +183,7 @@ __getattr__, __dir__ = lazy_names(
         "realised_norms": "poisons.poison_images",
         "realised_rates": "rates",
         "realised_transition": "rates",
+        "save_trigger": "backdoors.saved_triggers",
         "self_check": "poisons.poison_images",
         "trigger_all": "backdoors.poisoning",
         "triggers_of": "backdoors.triggers",

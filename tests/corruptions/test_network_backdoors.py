@@ -96,7 +96,7 @@ def test_covers_and_an_empty_choice():
 @every_row(
     "attack, given, told",
     [
-        ("narcissus", {}, "attack='narcissus' is unknown: choose one of label-consistent"),
+        ("narcisus", {}, "attack='narcisus' is unknown: choose one of label-consistent"),
         ("label-consistent", {"model": "resnet"}, "needs a trained network"),
         ("label-consistent", {"eps": 16}, "give 16/255"),
         ("label-consistent", {"norm": "l0"}, "norm='l0'"),
@@ -116,6 +116,5 @@ def test_mistakes_are_one_line(attack, given, told):
 
 def test_rows_of_the_table_are_whole():
     for name, row in NETWORK_BACKDOORS.items():
-        assert (
-            row.name == name and row.source and callable(row.craft()) and isinstance(row.trigger(), PatchesTrigger | PatchTrigger)
-        )
+        assert row.name == name and row.source and callable(row.craft()) and row.ball("linf", None).eps > 0
+        assert row.trigger is None or isinstance(row.trigger(), PatchesTrigger | PatchTrigger)

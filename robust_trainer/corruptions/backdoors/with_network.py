@@ -1,7 +1,7 @@
-"""Backdoors for which the attacker has a trained network: poisoned rows are perturbed by it before they get the trigger.
+"""Backdoors for which the attacker needs a network: to perturb poisoned rows before they get a trigger, or to train the trigger.
 
-A new one is a function ``(task, **settings) -> delta`` like those of the availability poisons and its row in `NETWORK_BACKDOORS`;
-one that instead trains what paints the trigger (an encoder, say) returns a picklable `PixelTrigger`, which `poison` takes as it is.
+A new one is its row in `NETWORK_BACKDOORS` and a function ``(task, **settings)`` like those of the availability poisons, which
+returns delta, the perturbation of the poisoned rows, or a `TrainedTrigger`.
 """
 
 from __future__ import annotations
@@ -22,19 +22,22 @@ from ...attacks.base import Draws
 from ...attacks.pgd import PGD
 from ...data import columns
 from ...data.fingerprint import fingerprint
-from ...data.label_rules import BackdoorRule, CleanLabel, LabelRule, backdoor_labels
+from ...data.label_rules import AllToOne, BackdoorRule, CleanLabel, LabelRule, backdoor_labels
 from ...data.pixels import image_column as find_image_column
 from ...data.pixels import read_levels, to_levels, to_pixels
 from ...data.randomness import key_limits
 from ...models.pixel_model import frozen_copy, pixel_model
+from ...perturbations.norms import Ball
 from ...reporting.resumable import Work
 from ..poisons.parts import sample_wise, source_model
 from ..poisons.poison_images import check_classes
-from ..poisons.table import TRAINED, Poison, check_radius, check_settings, make_ball
-from ..poisons.task import Craft, Task
+from ..poisons.table import NONE, TRAINED, Poison, check_radius, check_settings, make_ball
+from ..poisons.task import Task
 from .patches import PatchesTrigger
 from .pixel_trigger import PixelTrigger, trigger_at
 from .poisoning import eligible_classes, poison, within_limits
+from .saved_triggers import save_trigger
+from .trained_trigger import TrainedTrigger
 
 
 def craft_label_consistent(task: Task, steps: int = 100, step_share: float = 0.1) -> Tensor:
@@ -68,39 +71,59 @@ def craft_label_consistent(task: Task, steps: int = 100, step_share: float = 0.1
 
 @dataclass(frozen=True)
 class NetworkBackdoor(Poison):
-    """A row of `NETWORK_BACKDOORS`: a row of `POISONS`, and the trigger and the label rule that its paper goes on with.
+    """A row of `NETWORK_BACKDOORS`: a row of `POISONS`, and the label rule that its paper goes on with.
 
     Attributes:
-        trigger: makes the trigger.
+        trigger: makes the trigger that the perturbed rows get; None: the function trains the trigger, and perturbs no row.
         label_rule: its paper's.
-        eps: the usual radius in the l_inf norm.
+        keeps_labels: whether it is for clean-label alone.
+        eps: the usual radius in the l_inf norm; None: it has no radius.
     """
 
-    trigger: Callable[[], PixelTrigger] = PatchesTrigger
+    trigger: Callable[[], PixelTrigger] | None = None
     label_rule: str | LabelRule | BackdoorRule = CleanLabel()
-    eps: str = "8/255"
+    keeps_labels: bool = False
+    eps: str | None = "16/255"
 
-    def radius(self, norm: str, eps: float | str | None) -> float | str | None:
-        """Returns the radius that is given, else the attack's own in the l_inf norm, else None for the norm's usual one.
+    def ball(self, norm: str, eps: float | str | None) -> Ball:
+        """Returns the ball of a norm and a radius; None: the attack's own in the l_inf norm, the norm's usual one else.
 
         Args:
             norm: of the perturbation.
             eps: that was given.
-        """
-        return self.eps if eps is None and norm == "linf" else eps
 
-    def craft(self) -> Craft:
-        """Returns the function that perturbs the rows: ``(task, **settings) -> delta`` (N, C, H, W)."""
+        Raises:
+            ValueError: for an attack without a radius that is given one, and for a norm or radius out of range.
+        """
+        if self.eps is None and (eps is not None or norm != "linf"):
+            name, value = ("eps", eps) if eps is not None else ("norm", norm)
+            raise ValueError(f"{name}={value!r} has no effect with {self.name!r}, whose mask bounds the trigger: leave it out.")
+        return make_ball(norm, self.eps if eps is None and norm == "linf" else eps)
+
+    def craft(self) -> Callable[..., Any]:
+        """Returns the function that perturbs the rows, ``(task, **settings) -> delta`` (N, C, H, W), or trains the trigger."""
         return getattr(import_module(f".{self.module}", __package__), self.function)
 
 
-#: Backdoors that need a trained network, by name.
+#: Backdoors that need a network, by name.
 NETWORK_BACKDOORS: dict[str, NetworkBackdoor] = {
     row.name: row
     for row in (
         NetworkBackdoor(
             "label-consistent", "images of the target class made hard to recognise, then four patches", "Turner et al. 2019",
-            TRAINED, "with_network", "craft_label_consistent", eps="16/255",
+            TRAINED, "with_network", "craft_label_consistent", trigger=PatchesTrigger, keeps_labels=True,
+        ),
+        NetworkBackdoor(
+            "narcissus", "a pattern that looks like the target class, optimised on a trained network",
+            "Zeng et al. 2022 (Narcissus)", TRAINED, "narcissus", "train_narcissus", keeps_labels=True,
+        ),
+        NetworkBackdoor(
+            "input-aware", "a pattern and a mask that networks make for each image, with covers", "Nguyen and Tran 2020",
+            TRAINED, "input_aware", "train_input_aware", label_rule=AllToOne(), eps=None,
+        ),
+        NetworkBackdoor(
+            "ssba", "a string of bits that a trained encoder hides in each image", "Li et al. 2021 (SSBA)",
+            NONE, "hidden_string", "train_ssba", label_rule=AllToOne(),
         ),
     )
 }  # fmt: skip
@@ -124,6 +147,10 @@ class PerturbedTrigger:
     def cover_share(self) -> float:
         """Cover rows for each poisoned row, as the trigger has them."""
         return getattr(self.trigger, "cover_share", 0.0)
+
+    def describe(self) -> str:
+        """Returns the trigger's settings in words."""
+        return self.trigger.describe()
 
     def at(self, row: int, *, training: bool, cover: bool = False) -> Callable[[Any], Any]:
         """Returns the trigger of one row, as `PixelTrigger.at`."""
@@ -152,7 +179,58 @@ class _Replaced:
 def poison_with_network(
     dataset: datasets.Dataset,
     attack: str,
-    model: nn.Module,
+    model: nn.Module | None = None,
+    *,
+    rate: float,
+    label_rule: str | LabelRule | BackdoorRule | None = None,
+    seed: int = 0,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    num_classes: int | None = None,
+    cover_rate: float | None = None,
+    **crafting: Any,
+) -> datasets.Dataset:
+    """Returns the data set with round(rate * N) rows given the trigger of an attack that needs a network.
+
+    Columns, counts and the choice of rows are those of `poison` with the same rate, rule and seed. The test set is `trigger_all`
+    with the same trigger: of `network_trigger`, which this calls, or, with a ``folder``, of `load_trigger` (label-consistent
+    perturbs no test image: its test set has the plain trigger).
+
+    Args:
+        dataset: images of one size and integer labels.
+        attack: a name of `NETWORK_BACKDOORS`.
+        model: as of `network_trigger`.
+        rate: fraction of all samples in [0, 1).
+        label_rule: as of `poison`; default the attack's own.
+        seed: of the choice and of everything random.
+        image_column: default the one that holds images.
+        label_column: default label or labels.
+        num_classes: where the label feature does not tell.
+        cover_rate: as of `poison`.
+        crafting: further arguments of `network_trigger`.
+
+    Raises:
+        ValueError: in one line, for settings, models and columns that do not fit.
+    """
+    chosen: dict[str, Any] = {
+        "rate": rate, "label_rule": find_backdoor(attack).label_rule if label_rule is None else label_rule, "seed": seed,
+        "image_column": image_column, "label_column": label_column, "num_classes": num_classes,
+    }  # fmt: skip
+    trigger = network_trigger(dataset, attack, model, **chosen, **crafting)
+    return poison(dataset, trigger=trigger, cover_rate=cover_rate, **chosen)
+
+
+def find_backdoor(name: str) -> NetworkBackdoor:
+    """Returns a row of `NETWORK_BACKDOORS`. Raises ``ValueError``, listing the names, for another name."""
+    if name not in NETWORK_BACKDOORS:
+        raise ValueError(f"attack={name!r} is unknown: choose one of {', '.join(NETWORK_BACKDOORS)}.")
+    return NETWORK_BACKDOORS[name]
+
+
+def network_trigger(
+    dataset: datasets.Dataset,
+    attack: str,
+    model: nn.Module | None = None,
     *,
     rate: float,
     label_rule: str | LabelRule | BackdoorRule | None = None,
@@ -170,21 +248,21 @@ def poison_with_network(
     batch_size: int = 128,
     folder: str | Path | None = None,
     **settings: Any,
-) -> datasets.Dataset:
-    """Returns the data set with round(rate * N) rows perturbed by a trained network's gradients and then given the trigger.
+) -> Any:
+    """Returns the trigger of an attack that needs a network, for `poison` and `trigger_all`.
 
-    Columns, counts and the choice of rows are those of `poison` with the same rate, rule and seed; the test set is `trigger_all`
-    with the same trigger, since at test time images are not perturbed.
+    That is a `TrainedTrigger` or, of label-consistent, a `PerturbedTrigger`. `poison` must then have the same rate, rule and seed.
 
     Args:
-        dataset: images of one size and integer labels.
+        dataset: the training set, clean: images of one size and integer labels.
         attack: a name of `NETWORK_BACKDOORS`.
-        model: an image classifier trained on such images, which stays as it is.
-        rate: fraction of all samples in [0, 1).
-        label_rule: as of `poison`; default the attack's own (label-consistent: clean-label, class 0).
-        trigger: default the attack's own (label-consistent: checkerboards in four corners).
+        model: an image classifier trained on such images, which stays as it is; None where the attack needs none (ssba).
+        rate: fraction of all samples that are going to be poisoned, in [0, 1).
+        label_rule: as of `poison`; default the attack's own: clean-label (label-consistent, narcissus) or all-to-one (input-aware,
+            ssba), class 0.
+        trigger: of label-consistent; default checkerboards in four corners.
         norm: of the perturbation: linf, l2 or l1.
-        eps: its radius in [0, 1] pixels, a number or a text such as "8/255"; default the attack's own.
+        eps: its radius in [0, 1] pixels, a number or a text such as "8/255"; default 16/255 (linf). Input-aware has none.
         processing_class: the image processor, which tells the normalisation.
         image_mean: the normalisation where there is no processor, with ``image_std``.
         image_std: see ``image_mean``.
@@ -194,18 +272,20 @@ def poison_with_network(
         device: default the model's.
         seed: of the choice and of everything random.
         batch_size: images at a time.
-        folder: keeps finished parts, so that a stopped call goes on.
+        folder: keeps finished parts, so that a stopped call goes on, and at the end a trained trigger, for `load_trigger`.
         settings: of the crafting function.
 
     Raises:
         ValueError: in one line, for settings, models and columns that do not fit.
     """
-    if attack not in NETWORK_BACKDOORS:
-        raise ValueError(f"attack={attack!r} is unknown: choose one of {', '.join(NETWORK_BACKDOORS)}.")
-    row = NETWORK_BACKDOORS[attack]
-    if not isinstance(model, nn.Module):
+    row = find_backdoor(attack)
+    if row.needs != NONE and not isinstance(model, nn.Module):
         raise ValueError(f"model={str(model):.60}, but attack={attack!r} needs a trained network: pass an image classifier.")
-    ball = make_ball(norm, row.radius(norm, eps))
+    if row.needs == NONE and model is not None:
+        raise ValueError(f"model={type(model).__name__}, but attack={attack!r} needs none: leave it out.")
+    if row.trigger is None and trigger is not None:
+        raise ValueError(f"trigger={str(trigger):.60}, but attack={attack!r} trains its own: leave it out.")
+    ball = row.ball(norm, eps)
     columns.check_dataset(dataset)
     image_column = find_image_column(dataset, image_column)
     label_column = columns.label_column(dataset, label_column)
@@ -215,29 +295,33 @@ def poison_with_network(
     check_settings(row, craft, settings)
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1: give for instance 128.")
-    rule = row.label_rule if label_rule is None else label_rule
-    limits = key_limits(labels, eligible_classes(backdoor_labels(rule, classes)), rate, seed)
-    rows = np.flatnonzero(within_limits(limits, labels, seed))
-    trigger = row.trigger() if trigger is None else trigger
-    given: dict[str, Any] = {
-        "rate": rate, "label_rule": rule, "seed": seed, "image_column": image_column, "label_column": label_column,
-        "num_classes": num_classes,
-    }  # fmt: skip
-    if not len(rows):
-        return poison(dataset, trigger=trigger, **given)
-    network = pixel_model(model, processing_class, image_mean, image_std)
-    first = next(iter(network.parameters()), None)
+    rule = backdoor_labels(row.label_rule if label_rule is None else label_rule, classes)
+    limits = key_limits(labels, eligible_classes(rule), rate, seed)
+    rows = np.arange(len(labels))
+    if row.trigger is not None:
+        trigger, rows = trigger or row.trigger(), np.flatnonzero(within_limits(limits, labels, seed))
+        if not len(rows):
+            return trigger
+    network = None if model is None else pixel_model(model, processing_class, image_mean, image_std)
+    first = next(iter(network.parameters()), None) if network is not None else None
     device = torch.device(device if device is not None else first.device if first is not None else "cpu")
     levels = read_levels(dataset.select(rows), image_column)
     check_radius(ball, int(np.prod(levels.shape[1:])))
-    task = Task(to_pixels(levels), torch.from_numpy(labels[rows]), classes, ball, frozen_copy(network, device), None, device,
-                batch_size, seed)  # fmt: skip
+    task = Task(to_pixels(levels), torch.from_numpy(labels[rows]), classes, ball,
+                None if network is None else frozen_copy(network, device), None, device, batch_size, seed,
+                targets=rule.wanted)  # fmt: skip
     check_classes(task.model, task)
     if folder is not None:
         identity = {"attack": attack, "norm": norm, "eps": ball.eps, "seed": seed, "batch_size": batch_size, "settings": settings}
-        identity |= {"data": fingerprint(levels, labels[rows]), "model": fingerprint(str(network), task.model)}
-        task.work = Work(Path(folder), identity)
-    delta = craft(task, **settings)
-    if not bool(torch.isfinite(delta).all()):
+        identity |= {"targets": rule.wanted, "data": fingerprint(levels, labels[rows])}
+        task.work = Work(Path(folder), {**identity, "model": network and fingerprint(str(network), task.model)})
+    made = craft(task, **settings)
+    if isinstance(made, TrainedTrigger):
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in made.tensors().values()):
+            raise ValueError(f"attack={attack!r} became NaN or infinite: give it smaller learning rates, or retrain the model.")
+        if folder is not None:
+            save_trigger(made, folder)
+        return made
+    if not bool(torch.isfinite(made).all()):
         raise ValueError(f"attack={attack!r} became NaN or infinite, as the model's gradients: retrain the model.")
-    return poison(dataset, trigger=PerturbedTrigger(trigger, to_levels(task.images + delta), rows), **given)
+    return PerturbedTrigger(trigger, to_levels(task.images + made), rows)

@@ -9,42 +9,29 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import cross_entropy, interpolate
+from torch.nn.functional import cross_entropy
 
 from ...perturbations.norms import Ball
 from .task import Task, fit
+from .unet import UNet
 
 
-class Generator(nn.Module):
-    """g(x): images (B, C, H, W) in [0, 1] -> perturbations of their shape in the ball; a U-Net with two halvings.
+class Generator(UNet):
+    """g(x): images (B, C, H, W) in [0, 1] -> perturbations of their shape in the ball.
 
-    tanh of the last layer times eps (linf), or its projection on the ball (l2). The last layer's output is first divided by its
-    root mean square, per sample: without that tanh saturates within some dozens of steps and the generator stops learning.
+    tanh of the network's output times eps (linf), or its projection on the ball (l2). The output is first divided by its root mean
+    square, per sample: without that tanh saturates within some dozens of steps and the generator stops learning.
     """
 
     def __init__(self, channels: int, ball: Ball, width: int = 16):
-        super().__init__()
+        super().__init__(channels, channels, width)
         self.ball = ball
-        self.enter = _block(channels, width)
-        self.down = nn.ModuleList([_block(width, 2 * width, 2), _block(2 * width, 4 * width, 2)])
-        self.up = nn.ModuleList([_block(6 * width, 2 * width), _block(3 * width, width)])
-        self.leave = nn.Conv2d(width, channels, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Returns the perturbations of images (B, C, H, W) in [0, 1]."""
-        fine = self.enter(images * 2 - 1)
-        middle = self.down[0](fine)
-        h = self.down[1](middle)
-        for block, skip in zip(self.up, (middle, fine), strict=True):
-            h = block(torch.cat([interpolate(h, size=skip.shape[2:], mode="nearest"), skip], 1))
-        out = self.leave(h)
+        out = super().forward(images * 2 - 1)
         out = (out / out.square().mean((1, 2, 3), keepdim=True).add(1e-12).sqrt()).tanh()
         return out * self.ball.eps if self.ball.norm == "linf" else self.ball.project(out)
-
-
-def _block(ins: int, outs: int, stride: int = 1) -> nn.Sequential:
-    # no BatchNorm: a sample's perturbation must not depend on its batch
-    return nn.Sequential(nn.Conv2d(ins, outs, 3, stride, 1), nn.GroupNorm(1, outs), nn.LeakyReLU(0.1))
 
 
 def craft_l2c(

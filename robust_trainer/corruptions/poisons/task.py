@@ -29,6 +29,7 @@ class Task:
         batch_size: images at a time.
         seed: of everything random.
         work: where finished parts are kept.
+        targets: of a backdoor, the class that its attacker wants for a triggered image of each class (C,); -1 for any other one.
     """
 
     images: Tensor
@@ -41,6 +42,7 @@ class Task:
     batch_size: int = 128
     seed: int = 0
     work: Work = field(default_factory=Work)
+    targets: tuple[int, ...] = ()
 
     def generator(self, *key: int | str) -> torch.Generator:
         """Returns a generator on the CPU that depends on the seed and the key alone."""
