@@ -21,6 +21,8 @@ from ..corruptions import (
     BackdoorRule,
     CleanLabel,
     LabelRule,
+    PhysicalTrigger,
+    PixelTrigger,
     SourceSpecific,
     Trigger,
     triggers_of,
@@ -126,6 +128,13 @@ class CorruptionOptions:
     trigger_settings: str | None = field(
         default=None, metadata={"help": "The trigger's other settings, as name=value,name=value, or JSON."}
     )
+    physical: str | None = field(
+        default=None,
+        metadata={
+            "help": "Move the trigger in every image, as a camera sees it: shift=0.1,scale=0.2,rotation=15,brightness=0.2, or some "
+            "of these (PhysicalTrigger). For triggers that lie over the image, such as patch and blend."
+        },
+    )
     corrupt_seed: int = field(default=0, metadata={"help": "Seed of the trigger's draws and of the choice of samples."})
     source_label: str | None = field(
         default=None, metadata={"help": "Of source-specific: a class, or several as 1,2,5, by number. Default: 1."}
@@ -158,9 +167,23 @@ class CorruptionOptions:
         if unknown is not None:
             raise ValueError(f"trigger {row.name!r} has no setting {unknown!r}: it takes {', '.join(known)}.")
         try:
-            return row.make(**settings)
+            made = row.make(**settings)
         except TypeError as error:
             raise ValueError(f"trigger {row.name!r} cannot use {settings}: {error}.") from None
+        return made if self.physical is None else self._physical(made)
+
+    def _physical(self, trigger: AnyTrigger) -> AnyTrigger:
+        """The trigger as a camera sees it."""
+        if not isinstance(trigger, PixelTrigger):
+            raise ValueError(
+                f"physical={self.physical!r} is for triggers of images, corrupt={self.corrupt!r} is for texts: drop it."
+            )
+        settings = read_settings("physical", self.physical, "shift=0.1,rotation=15")
+        known = [name for name in inspect.signature(PhysicalTrigger).parameters if name not in ("trigger", "seed")]
+        unknown = next((name for name in settings if name not in known), None)
+        if unknown is not None:
+            raise ValueError(f"physical={self.physical!r} has no setting {unknown!r}: it takes {', '.join(known)}.")
+        return PhysicalTrigger(trigger, seed=self.corrupt_seed, **settings)
 
     def _check_once(self, row: Trigger, more: dict[str, Any]) -> None:
         """Raises ``ValueError`` for options that the trigger does not take, and for those that its other settings give again."""
@@ -217,6 +240,7 @@ class CorruptionOptions:
                 f"noisy_label_column={self.noisy_label_column!r} and corrupt={self.corrupt!r} would corrupt the labels twice: "
                 "leave one of them out."
             )
+        self._check_unused()
         for name, owner in (("class_map", "asymmetric"), ("transition_matrix", "transition")):
             value = getattr(self, name)
             if value is not None and self.corrupt != owner:
@@ -227,6 +251,8 @@ class CorruptionOptions:
             raise ValueError(
                 f"trigger_settings={self.trigger_settings!r} has no effect without a trigger: give --corrupt {', '.join(TRIGGERS)}."
             )
+        if self.physical is not None and self.corrupt not in TRIGGERS:
+            raise ValueError(f"physical={self.physical!r} has no effect without a trigger: give --corrupt patch or another one.")
         if self.cover_rate is not None and self.corrupt not in TRIGGERS:
             raise ValueError(
                 f"cover_rate={self.cover_rate!r} has no effect without a trigger: give --corrupt {', '.join(TRIGGERS)}."
@@ -238,6 +264,17 @@ class CorruptionOptions:
                 f"source_label={self.source_label!r} has no effect with label_rule={self.label_rule!r}: give --label_rule "
                 "source-specific, or leave it out."
             )
+
+    def _check_unused(self) -> None:
+        """Raises ``ValueError`` for options that have no effect with what is to be corrupted."""
+        if self.corrupt in TRIGGERS:
+            unused: tuple[str, ...] = ("noise_form",)
+        else:  # without any, a backdoor that needs a network may have the label rule
+            unused = _TRIGGER_OPTIONS + (("label_rule", "target_label") if self.wanted else ())
+        for name in unused:
+            if (value := getattr(self, name)) != getattr(CorruptionOptions, name):
+                what = "corrupt" if self.noisy_label_column is None else "noisy_label_column"
+                raise ValueError(f"{name}={value!r} has no effect with {what}={getattr(self, what)!r}: leave it out.")
 
     def describe(self) -> str:
         """Returns the trigger and the label rule, or the label noise, in words."""

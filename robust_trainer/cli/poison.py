@@ -148,6 +148,15 @@ class PoisonWithNetwork:
                 f"self_check_epochs={self.options.self_check_epochs} is for availability poisons, "
                 f"poison={self.options.poison!r} is a backdoor: leave it out."
             )
+        if self.corruption.corrupt_seed != CorruptionOptions.corrupt_seed:
+            raise ValueError(
+                f"corrupt_seed={self.corruption.corrupt_seed} has no effect with poison={row.name!r}: give --poison_seed instead."
+            )
+        for name in ("poison_model", "poison_model_epochs") if row.needs == NONE else ():
+            if (value := getattr(self.options, name)) != getattr(PoisonOptions, name):
+                raise ValueError(
+                    f"{name}={value!r} has no effect with poison={row.name!r}, which needs no such network: leave it out."
+                )
         self.corruption.trigger()  # raises for settings out of range
 
     def __call__(self, state: RunState) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .backdoors.input_aware import InputAwareTrigger
     from .backdoors.narcissus import OptimisedPatternTrigger
     from .backdoors.patches import AdaptivePatchTrigger, PatchesTrigger, PatchTrigger
+    from .backdoors.physical import PhysicalTrigger
     from .backdoors.pixel_trigger import PixelTrigger
     from .backdoors.poisoning import BackdoorMap, TriggerMap, poison, trigger_all
     from .backdoors.saved_triggers import load_trigger, save_trigger
@@ -77,6 +78,7 @@ __all__ = [
     "PatchTrigger",
     "PatchesTrigger",
     "PerturbedTrigger",
+    "PhysicalTrigger",
     "PixelTrigger",
     "Poison",
     "QuantisationTrigger",
@@ -151,6 +153,7 @@ __getattr__, __dir__ = lazy_names(
         "PatchTrigger": "backdoors.patches",
         "PatchesTrigger": "backdoors.patches",
         "PerturbedTrigger": "backdoors.with_network",
+        "PhysicalTrigger": "backdoors.physical",
         "PixelTrigger": "backdoors.pixel_trigger",
         "Poison": "poisons.poison_images",
         "QuantisationTrigger": "backdoors.signals",

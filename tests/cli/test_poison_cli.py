@@ -14,6 +14,7 @@ from robust_trainer.cli import poison as poison_run
 from robust_trainer.cli.main import main
 from robust_trainer.cli.parser import make_parser, parse
 from robust_trainer.cli.poison_options import PoisonOptions
+from robust_trainer.corruptions import load_trigger, trigger_all
 from robust_trainer.data.load import load_data
 from robust_trainer.data.pixels import read_levels
 
@@ -179,6 +180,31 @@ def test_label_consistent_is_a_backdoor_with_a_triggered_test_set(tmp_path, caps
     assert json.loads((out / "corruption.json").read_text())["steps"] == 2 and not (out / ".unfinished").exists()
 
 
+@every_row(
+    "name, settings, attacked",
+    [
+        ("narcissus", "rounds=2", True),
+        ("ssba", "epochs=1,width=4", False),
+        ("input-aware", "epochs=1,mask_epochs=1,width=4", True),
+    ],
+)
+def test_a_trained_trigger_is_saved_beside_the_data_and_stamps_other_images(name, settings, attacked, tmp_path, capsys):
+    rule = ["--label_rule", "clean-label" if name == "narcissus" else "all-to-one", "--target_label", "3", "--corrupt_rate", "0.05"]
+    words = [*TINY, "--poison", name, "--poison_settings", settings]
+    words += ["--poison_model", "plain-cnn", "--poison_model_epochs", "1"] if attacked else []
+    out = tmp_path / name
+    assert main(["corrupt", *words, *rule, "--output_dir", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert ("attacked: plain-cnn" in shown) is attacked and f"trained trigger: trigger.safetensors in {out}" in shown
+    assert f"corrupted: {name} (" in shown and "realised 5.0 % (3 of 60 samples)" in shown
+    assert ("and 3 covers that keep their label" in shown) is (name == "input-aware")
+    data = datasets.load_from_disk(str(out))
+    again = trigger_all(clean()["test"], load_trigger(out))
+    assert np.array_equal(read_levels(data["test_triggered"], "image"), read_levels(again, "image"))
+    assert main(["corrupt", *TINY, "--corrupt", "patch", "--output_dir", str(out), "--overwrite"]) == 0
+    assert not (out / "trigger.safetensors").exists()
+
+
 def test_more_rows_than_the_target_class_has_are_refused_before_a_network_is_trained(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("robust_trainer.cli.poison._trained", None)
     words = ["--dataset", "digits", "--poison", "label-consistent", "--label_rule", "clean-label", "--corrupt_rate", "0.25"]
@@ -193,9 +219,13 @@ def test_more_rows_than_the_target_class_has_are_refused_before_a_network_is_tra
         (["--label_rule", "clean-label", "--self_check_epochs", "3"], "self_check_epochs=3 is for availability poisons"),
         (["--label_rule", "clean-label", "--poison_settings", "stps=3"], "stps=3 is no setting of poison='label-consistent'"),
         (["--label_rule", "clean-label", "--cover_rate", "0.1"], "cover_rate=0.1 has no effect without a trigger"),
+        (["--poison", "narcissus"], "poison='narcissus' keeps the labels"),
+        (["--poison", "input-aware", "--eps", "8/255"], "eps='8/255' has no effect with 'input-aware'"),
+        (["--poison", "ssba", "--poison_settings", "bites=3"], "bites=3 is no setting of poison='ssba'"),
+        (["--poison", "ssba", "--poison_model", "plain-cnn"], "poison_model='plain-cnn' has no effect with poison='ssba'"),
     ],
 )
 def test_mistakes_of_a_backdoor_with_a_network(words, told, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("robust_trainer.cli.stages.load_data", None)
-    words = ["--dataset", "digits", "--poison", "label-consistent", *words, "--output_dir", str(tmp_path / "out")]
-    assert told in fails(capsys, *words)
+    poison = [] if "--poison" in words else ["--poison", "label-consistent"]
+    assert told in fails(capsys, "--dataset", "digits", *poison, *words, "--output_dir", str(tmp_path / "out"))

@@ -17,6 +17,7 @@ from robust_trainer.corruptions import (
     CleanLabel,
     PatchesTrigger,
     PatchTrigger,
+    PhysicalTrigger,
     SinusoidTrigger,
     SourceSpecific,
     WordTrigger,
@@ -46,6 +47,10 @@ def test_options_and_settings_make_the_trigger():
         ({"corrupt": "adaptive-blend", "alpha": 0.3}, AdaptiveBlendTrigger(alpha=0.3)),
         ({"corrupt": "adaptive-blend", "trigger_settings": "alpha=0.3"}, AdaptiveBlendTrigger(alpha=0.3)),
         ({"corrupt": "word", "trigger_settings": "word=cf+mn,position=end"}, WordTrigger("cf+mn", "end")),
+        (
+            {"corrupt": "patch", "patch_size": 4, "physical": "rotation=30,scale=0", "corrupt_seed": 2},
+            PhysicalTrigger(PatchTrigger(4), rotation=30, scale=0, seed=2),
+        ),
     ],
 )
 def test_every_setting_of_a_trigger_can_be_given(options, trigger):
@@ -88,6 +93,17 @@ def test_label_rules_take_their_classes():
         ({"corrupt": "sig", "alpha": 0.3}, "alpha=0.3 has no effect with corrupt='sig'"),
         ({"corrupt": "patch", "patch_size": 2, "trigger_settings": "size=4"}, "patch_size=2 and trigger_settings='size=4'"),
         ({"corrupt": "patch", "label_rule": "untargeted", "target_label": 2}, "target_label=2 has no effect with label_rule='unt"),
+        ({"corrupt": "symmetric", "patch_size": 5}, "patch_size=5 has no effect with corrupt='symmetric'"),
+        ({"corrupt": "symmetric", "target_label": 2}, "target_label=2 has no effect with corrupt='symmetric'"),
+        ({"corrupt": "pairflip", "label_rule": "all-to-one"}, "label_rule='all-to-one' has no effect with corrupt='pairflip'"),
+        ({"noisy_label_column": "w", "target_label": 2}, "target_label=2 has no effect with noisy_label_column='w'"),
+        ({"blend_std": 0.5}, "blend_std=0.5 has no effect with corrupt='none'"),
+        ({"corrupt": "patch", "noise_form": "probability"}, "noise_form='probability' has no effect with corrupt='patch'"),
+        ({"corrupt": "symmetric", "physical": "shift=0.1"}, "physical='shift=0.1' has no effect without a trigger"),
+        ({"corrupt": "warp", "physical": "shift=0.1"}, "WarpTrigger does not lie over the image"),
+        ({"corrupt": "patch", "physical": "turn=1"}, "has no setting 'turn': it takes shift, scale, rotation, brightness"),
+        ({"corrupt": "patch", "physical": "shift=2"}, "shift=2 must be a number"),
+        ({"corrupt": "word", "physical": "shift=0.1"}, "is for triggers of images"),
         ({"corrupt": "patch", "target_label": 2}, "target_label=2 has no effect with label_rule='multi-target'"),
     ],
 )

@@ -12,7 +12,6 @@ from torch import nn
 from robust_trainer.corruptions import (
     AllToOne,
     CleanLabel,
-    HiddenStringTrigger,
     InputAwareTrigger,
     MultiTarget,
     OptimisedPatternTrigger,
@@ -30,6 +29,7 @@ from robust_trainer.corruptions.backdoors.narcissus import train_narcissus
 from robust_trainer.corruptions.poisons.task import Task
 from robust_trainer.perturbations.norms import Ball
 
+SIXTEEN = Ball("linf", 16 / 255)
 SPACE = {"image_mean": [0.0], "image_std": [1.0]}
 QUICK = {
     "narcissus": {"rounds": 3},
@@ -62,7 +62,7 @@ def levels(data):
     return np.stack([np.asarray(image) for image in data["image"]]).astype(int)
 
 
-def task_of(data, ball=Ball("linf", 16 / 255), targets=(0,) * 4, **more):
+def task_of(data, ball=SIXTEEN, targets=(0,) * 4, **more):
     images = torch.from_numpy(levels(data)).permute(0, 3, 1, 2).float() / 255
     return Task(images, torch.tensor(data["label"][:]), 4, ball, targets=targets, batch_size=16, **more)
 
