@@ -18,6 +18,7 @@ from ..corruptions.crafted.plan import plan_flips
 from ..corruptions.poisons.networks import accuracy, fresh_factory
 from ..data.label_rules import class_targets
 from ..data.load import TEST, TRAIN, label_names
+from ..data.mapping import with_feature
 from ..data.pixels import read_levels, read_pixels
 from ..evaluation.boundary_paths import PathLengths, path_lengths
 from ..models.pixel_model import pixel_model
@@ -96,7 +97,7 @@ def craft_splits(
         more["paths"] = paths
     train = craft_labels(train, str(options.craft), **settings, **more)
     feature = train.features["label"]
-    splits = {name: train if name == TRAIN else split.cast_column("label", feature) for name, split in splits_before.items()}
+    splits = {name: train if name == TRAIN else with_feature(split, "label", feature) for name, split in splits_before.items()}
     record = {
         "corrupt": "crafted", "noise": options.describe(), "seed": options.craft_seed, "craft": options.craft,
         "craft_settings": settings, "model": model_name, **realised_rates(train, nominal=_nominal(train, names, settings)),

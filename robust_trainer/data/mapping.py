@@ -81,6 +81,18 @@ def with_column(data: datasets.Dataset, name: str, values: Any, feature: Any) ->
     return added.remove_columns(name).rename_column(_ADDED, name).select_columns(place)
 
 
+def with_feature(data: datasets.Dataset, name: str, feature: Any) -> datasets.Dataset:
+    """Returns the data set with another feature of a column, whose values stay: `cast_column` without a bar.
+
+    Args:
+        data: a data set.
+        name: of an existing column.
+        feature: that holds the same kind of values, as a ClassLabel of more names.
+    """
+    values = data.with_format("arrow").select_columns([name])[:].column(name).combine_chunks()
+    return formatted_as(with_column(data.with_format(None), name, values, feature), data)
+
+
 @contextmanager
 def _no_bars() -> Iterator[None]:
     """Within it `datasets` shows no bars of steps that nobody asked for, unless the environment asks for them."""

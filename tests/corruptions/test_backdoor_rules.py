@@ -247,6 +247,18 @@ def test_a_second_attack_leaves_no_row_both_poisoned_and_cover():
     assert (marks(twice, "is_cover") & ~marks(once, "is_cover")).any()
 
 
+def test_new_covers_are_rows_that_no_earlier_attack_touched():
+    once = poison(images(), trigger=WarpTrigger(), rate=0.1, label_rule="all-to-one")
+    more = poison(once, trigger=PatchTrigger(size=5), rate=0.1, label_rule="all-to-one", seed=1, cover_rate=0.2)
+    before = marks(once, "is_corrupted") | marks(once, "is_cover")
+    changed = np.array([not np.array_equal(a, b) for a, b in zip(arrays(once), arrays(more))])
+    new = marks(more, "is_cover") & ~marks(once, "is_cover")
+    poisoned = np.asarray(once["label"][:]) != np.asarray(more["label"][:])
+    assert new.sum() == 40 and not (new & before).any() and (changed == (new | poisoned)).all()
+    with pytest.raises(ValueError, match="are neither poisoned, nor covers"):
+        poison(once, trigger=PatchTrigger(), rate=0.1, seed=1, cover_rate=0.7)
+
+
 @every_row("trigger", ["patch", TRIGGERS["patch"], PatchTrigger, 3])
 def test_what_is_no_trigger_is_told_before_any_row(trigger):
     for call in (lambda: poison(images(), trigger=trigger, rate=0.1), lambda: trigger_all(images(), trigger)):

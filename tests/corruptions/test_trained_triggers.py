@@ -148,14 +148,16 @@ def test_ssba_hides_a_string_that_can_be_read_within_the_ball(monkeypatch):
             decoders.append(self)
 
     monkeypatch.setattr(hidden_string, "Decoder", Kept)
-    task = task_of(pictures(64), Ball("linf", 32 / 255))
-    trigger = train_ssba(task, epochs=60, bits=4, width=8, image_weight=0.05, lr=0.004)
-    stamped = torch.stack([torch.from_numpy(trigger(x.permute(1, 2, 0).numpy())).permute(2, 0, 1) for x in task.images])
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(48, 3, 1, 1, generator=generator) * 0.4 + 0.3 + 0.1 * torch.rand(48, 3, 8, 8, generator=generator)
+    task = Task(images, torch.zeros(48, dtype=torch.long), 4, Ball("linf", 32 / 255), batch_size=16)
+    trigger = train_ssba(task, epochs=45, bits=4, image_weight=0.0, lr=0.005)
+    stamped = torch.stack([torch.from_numpy(trigger(x.permute(1, 2, 0).numpy())).permute(2, 0, 1) for x in images])
     with torch.no_grad():
         read = (decoders[0](stamped.float()) > 0).float()
-        strings = torch.randint(0, 2, (64, 4), generator=torch.Generator().manual_seed(1)).float()
-        others = (decoders[0](task.images + trigger.encoder(task.images, strings)) > 0).float()
-    assert (read == trigger.string()).float().mean() > 0.95 and (others == strings).float().mean() > 0.9
+        strings = torch.randint(0, 2, (48, 4), generator=generator).float()
+        others = (decoders[0](images + trigger.encoder(images, strings)) > 0).float()
+    assert (read == trigger.string()).float().mean() > 0.95 and (others == strings).float().mean() > 0.95
     moved = stamped - task.images
     assert moved.abs().max() <= 32 / 255 + 1e-5 and (moved[0] - moved[1]).abs().max() > 1 / 255  # of each image its own
 

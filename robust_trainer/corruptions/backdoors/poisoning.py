@@ -23,7 +23,7 @@ from .texts import TextTrigger
 
 logger = logging.getLogger(__name__)
 
-_REVISION = 3  # enters the cache fingerprint: raise it when the output for the same settings changes
+_REVISION = 4  # enters the cache fingerprint: raise it when the output for the same settings changes
 _COVERS, _LABELS = 1, 2  # streams of keys beside the choice of the poisoned rows
 
 #: input -> input of the same kind: a PIL image, an array, a nested list, a text, or a sound. One that differs from row to row, or
@@ -56,7 +56,7 @@ def poison(
     `decode_image` makes them, lest the mode tell the poison), poisoned ones are stored as lossless PNG.
 
     Covers: some attacks put the trigger, or a variant of it, on further rows that keep their label, ``round(cover_rate * N)`` of
-        them.
+        them; rows that an earlier call has poisoned, or made covers, are not among them.
     A column ``is_cover`` then marks them; they are not ``is_corrupted``, since their label is right and they teach no backdoor.
     What a detector says of them is neither a hit nor a false alarm: leave them out of both counts. Removing them alone helps the
     attacker.
@@ -101,7 +101,7 @@ def poison(
     covers: tuple[int | None, ...] = (None,) * classes
     if trigger is not None:
         share = rule.cover_share if rule.cover_share is not None else getattr(trigger, "cover_share", 0.0)
-        covers = _cover_limits(labels, limits, rule.covers, rate * share, cover_rate, seed)
+        covers = _cover_limits(labels, limits, rule.covers, rate * share, cover_rate, seed, _marked(dataset))
     elif cover_rate:
         raise ValueError(f"cover_rate={cover_rate!r} without a trigger changes nothing: give a trigger, or leave it out.")
     backdoor = BackdoorMap(
@@ -205,7 +205,7 @@ class BackdoorMap:
         out[IS_CORRUPTED] = corrupted.tolist()
         cover = np.zeros_like(chosen)
         if any(limit is not None for limit in self.covers):
-            cover = ~chosen & _within(self.covers, labels, sample_keys(stream_seed(self.seed, _COVERS), indices))
+            cover = ~chosen & _within(self.covers, labels, sample_keys(stream_seed(self.seed, _COVERS), indices)) & ~_marked(batch)
         if IS_COVER in batch or any(limit is not None for limit in self.covers):
             before = np.asarray(batch[IS_COVER], dtype=bool) if IS_COVER in batch else np.zeros_like(cover)
             out[IS_COVER] = ((before | cover) & ~corrupted).tolist()
@@ -273,18 +273,26 @@ def _within(limits: tuple[int | None, ...], labels: np.ndarray, keys: np.ndarray
     return allowed[labels] & (keys <= tops[labels])
 
 
+def _marked(rows: datasets.Dataset | Mapping[str, Any]) -> np.ndarray:
+    """Whether each row is corrupted or a cover by an earlier call (N,); one False for all where no column tells."""
+    known = rows.column_names if isinstance(rows, datasets.Dataset) else rows
+    marks = [np.asarray(rows[name][:], dtype=bool) for name in (IS_CORRUPTED, IS_COVER) if name in known]
+    return np.logical_or.reduce(marks) if marks else np.zeros(1, dtype=bool)
+
+
 def _cover_limits(
-    labels: np.ndarray, limits: tuple[int | None, ...], classes: tuple[bool, ...], usual: float, rate: float | None, seed: int
-) -> tuple[int | None, ...]:
-    """The largest key of a cover in each class, for exactly round(rate * N) covers among rows that are not poisoned."""
+    labels: np.ndarray, limits: tuple[int | None, ...], classes: tuple[bool, ...], usual: float, rate: float | None, seed: int,
+    marked: np.ndarray,
+) -> tuple[int | None, ...]:  # fmt: skip
+    """The largest key of a cover in each class, for exactly round(rate * N) covers among rows neither poisoned nor marked."""
     if rate is not None:
         check_rate(rate, "cover_rate")
-    free = np.asarray(classes)[labels] & ~within_limits(limits, labels, seed)
+    free = np.asarray(classes)[labels] & ~within_limits(limits, labels, seed) & ~marked
     wanted, left = round((usual if rate is None else rate) * len(labels)), int(free.sum())
     if rate is not None and wanted > left:
         raise ValueError(
-            f"cover_rate={rate} asks for {wanted} of {len(labels)} samples but {left} are neither poisoned nor of a class without "
-            f"covers: give at most {left / len(labels):.4g}."
+            f"cover_rate={rate} asks for {wanted} of {len(labels)} samples but {left} are neither poisoned, nor covers, nor of a "
+            f"class without covers: give at most {left / len(labels):.4g}."
         )
     limit = smallest(sample_keys(stream_seed(seed, _COVERS), np.flatnonzero(free)), min(wanted, left))
     return tuple(limit if allowed else None for allowed in classes)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...data import columns
 from ...data.label_rules import EXTRA, class_targets
-from ...data.mapping import CLEAN_LABEL, IS_CORRUPTED, map_columns, relabelled
+from ...data.mapping import CLEAN_LABEL, IS_CORRUPTED, map_columns, relabelled, with_feature
 from ...data.pixels import image_column as find_image
 from ...data.randomness import check_rate, check_seed, sample_keys, shares
 from ..rates import log_rates
@@ -87,7 +87,7 @@ class FlipPlan:
             return dataset
         names = list(feature.names)
         new = next(n for n in (EXTRA, *(f"{EXTRA}-{i}" for i in range(len(names) + 1))) if n not in names)
-        return dataset.cast_column(self.label_column, datasets.ClassLabel(names=[*names, new]))
+        return with_feature(dataset, self.label_column, datasets.ClassLabel(names=[*names, new]))
 
 
 def plan_flips(
