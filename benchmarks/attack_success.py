@@ -20,7 +20,7 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,7 @@ import torch
 import transformers
 import yaml
 from common import add_result, key_of, machine, machines_line, read_results
-from fine_tuning_tasks import TASKS, Loaded, load, training_rows
-from PIL import Image
+from fine_tuning_tasks import TASKS, Loaded, load, resized, training_rows
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import set_seed
@@ -85,15 +84,6 @@ class Enlarging(nn.Module):
         return self.model(x)
 
 
-def enlarged(rows: datasets.Dataset, side: int) -> datasets.Dataset:
-    """The images as the network sees them, bicubic; other columns as they are."""
-    if not side:
-        return rows
-    pictures = [picture.convert("RGB").resize((side, side), Image.Resampling.BICUBIC) for picture in rows["image"]]
-    columns = {name: rows[name][:] for name in rows.column_names if name != "image"}
-    return datasets.Dataset.from_dict({"image": pictures, **columns}, features=rows.features)
-
-
 def settings_of(args: argparse.Namespace, task: str, attack: str, seed: int) -> dict[str, Any]:
     """All that fixes a run."""
     base, how = TASKS[task], ATTACKS.get(attack)
@@ -119,13 +109,13 @@ def made(loaded: Loaded, rows: datasets.Dataset, row: dict[str, Any], work: Path
         folder = work / key_of({k: v for k, v in row.items() if k != "epochs"})
         trigger = network_trigger(rows, row["attack"], folder=folder, batch_size=64, **needed, **chosen, **row["settings"])
     poisoned = poison(rows, trigger=trigger, cover_rate=row["cover_rate"], keep_in_memory=True, **chosen)
-    return poisoned, trigger_all(loaded.test, trigger, label_rule=row["rule"], keep_in_memory=True)
+    return poisoned, trigger_all(loaded.test_as_given, trigger, label_rule=row["rule"], keep_in_memory=True)
 
 
 def run(args: argparse.Namespace, loaded: Loaded, row: dict[str, Any]) -> dict[str, Any]:
     """Poisons, trains once and returns the figures; a run on clean rows leaves its network in the work folder."""
     side = TASKS[row["task"]].side
-    rows = training_rows(loaded, row["train_rows"], False, row["seed"])
+    rows = training_rows(loaded, row["train_rows"], False, row["seed"], as_given=True)
     kept = args.work / f"{row['task']}-{row['train_rows']}-{row['seed']}.safetensors"
     triggered, covers, crafting = None, 0, time.process_time()
     if row["attack"] != CLEAN:
@@ -136,16 +126,16 @@ def run(args: argparse.Namespace, loaded: Loaded, row: dict[str, Any]) -> dict[s
             channels = 3 if side else loaded.part(rows.select(range(1))).inputs.shape[1]
             model = Enlarging(network, side, TASKS[row["task"]].scale, channels).eval()
         rows, test = made(loaded, rows, row, args.work, model)
-        triggered = loaded.part(enlarged(test, side))
+        triggered = loaded.part(resized(test, side))
         covers = int(np.sum(rows[IS_COVER][:])) if IS_COVER in rows.column_names else 0
     crafting = time.process_time() - crafting
-    train = loaded.part(enlarged(rows, side))
+    train = loaded.part(resized(rows, side))
     set_seed(row["seed"])
     cpu = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         trainer = fine_tuning.make_trainer(args, loaded, train, row, folder)
         trainer.train()
-        figures = fine_tuning.test_figures(trainer, loaded, loaded.part(enlarged(loaded.test, side)), triggered)
+        figures = fine_tuning.test_figures(trainer, loaded, loaded.part(loaded.test), triggered)
     if row["attack"] == CLEAN:
         args.work.mkdir(parents=True, exist_ok=True)
         save_file({k: v.contiguous() for k, v in trainer.model.state_dict().items()}, kept)
@@ -164,7 +154,7 @@ def run_all(args: argparse.Namespace) -> None:
                 lost = attack == CLEAN and not (args.work / f"{task}-{row['train_rows']}-{seed}.safetensors").is_file()
                 if key_of(row) in done and not (lost and set(args.attacks) & set(NETWORK_BACKDOORS)):
                     continue
-                loaded = loaded or load(replace(TASKS[task], side=0), args.data_dir, row["test_rows"])
+                loaded = loaded or load(TASKS[task], args.data_dir, row["test_rows"])
                 try:
                     figures = run(args, loaded, row)
                 except ValueError as error:

@@ -22,13 +22,14 @@ from robust_trainer.corruptions import (
     POISONS,
     TRIGGERS,
     corrupt_labels,
+    network_trigger,
     poison,
     poison_images,
-    poison_with_network,
     trigger_all,
 )
 from robust_trainer.corruptions.poisons.networks import fresh_factory, train_plain
 from robust_trainer.corruptions.poisons.table import FRESH, TRAINED
+from robust_trainer.corruptions.poisons.table import NONE as NEEDS_NONE
 from robust_trainer.data.pixels import read_pixels
 
 NONE, TRIGGER, NETWORK, LABELS, AVAILABILITY = "none", "trigger", "network", "labels", "availability"
@@ -187,11 +188,10 @@ def _with_network(
     loaded: tasks.Loaded, cell: Cell, given: datasets.Dataset, settings: dict[str, Any]
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
     """Training and test rows of a backdoor that needs a network of the attacker's own."""
-    row, model = NETWORK_BACKDOORS[cell.attack], attackers_network(loaded, cell.seed, len(given))
-    trigger = row.trigger()
-    rows = poison_with_network(
-        given, cell.attack, model, rate=cell.rate, label_rule=cell.rule, trigger=trigger, seed=cell.seed, **settings
-    )
+    model = None if NETWORK_BACKDOORS[cell.attack].needs == NEEDS_NONE else attackers_network(loaded, cell.seed, len(given))
+    chosen: dict[str, Any] = {"rate": cell.rate, "label_rule": cell.rule, "seed": cell.seed}
+    trigger = network_trigger(given, cell.attack, model, **chosen, **settings)
+    rows = poison(given, trigger=trigger, keep_in_memory=True, **chosen)
     return rows, trigger_all(loaded.test_as_given, trigger, label_rule=cell.rule, keep_in_memory=True)
 
 
