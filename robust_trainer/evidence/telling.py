@@ -15,6 +15,8 @@ INFORMED = 4.0
 #: Features that predict less than this share of the rightly labelled rows, beyond chance (kappa), are wrong too often themselves to
 #: say who is: of clean CIFAR-10 a network with random weights predicts a third, and held 11 to 45 % of the labels for wrong.
 TELLING = 0.5
+#: Predictions are alike in how sure they are where fewer than so many margins are those of so large a share of the rows.
+FEWEST_MARGINS, NEARLY_ALL = 5, 0.99
 #: What weak features say is told as an order alone: all doubts stand this much or more below the cut.
 _BELOW = 1e-3
 
@@ -28,17 +30,19 @@ class Telling:
         chance: the same by chance.
         beyond: whether the first is beyond the second.
         kappa: of the rightly labelled rows the share that is predicted, beyond chance: 0 by chance, 1 all.
+        alike: whether all predictions are equally sure, as one-hot probabilities are; wrong labels are those that sure ones deny.
     """
 
     agreement: float
     chance: float
     beyond: bool
     kappa: float
+    alike: bool
 
     @property
     def enough(self) -> bool:
         """Whether predictions say which labels are wrong."""
-        return self.beyond and self.kappa >= TELLING
+        return self.beyond and self.kappa >= TELLING and not self.alike
 
     def told(self, what: str) -> str:
         """Returns why nothing is doubted.
@@ -51,6 +55,11 @@ class Telling:
             return (
                 f"The {what} predict the labels hardly better than chance ({share}, {chance}): they say nothing about them, and "
                 "nothing is doubted."
+            )
+        if self.kappa >= TELLING:
+            return (
+                f"The {what} are equally sure of every row, so wrong labels cannot be told from wrong predictions "
+                f"({1.0 - self.agreement:.0%} disagree): nothing is doubted. Give probabilities that say how sure they are."
             )
         return (
             f"The {what} predict too few of the labels ({share}, {chance}) to tell wrong ones from what they cannot see: nothing "
@@ -74,7 +83,15 @@ def how_telling(model: LabelModel, labels: np.ndarray, classes: int) -> Telling:
     wrong = model.rate.rate
     right = (agreement - wrong / (classes - 1)) / max(1.0 - wrong * classes / (classes - 1), 1e-9)
     kappa = (min(right, 1.0) - chance) / max(1.0 - chance, 1e-9)
-    return Telling(agreement, chance, agreement - chance > INFORMED * error, kappa)
+    return Telling(agreement, chance, agreement - chance > INFORMED * error, kappa, _alike(model.first))
+
+
+def _alike(scores: Tensor) -> bool:
+    """Whether the margins (N,) between the two largest scores of (N, C) are a few numbers."""
+    best = scores.topk(2, 1).values
+    margins = np.round((best[:, 0] - best[:, 1]).cpu().numpy(), 6)
+    counts = np.sort(np.unique(margins, return_counts=True)[1])[::-1]
+    return bool(counts[: FEWEST_MARGINS - 1].sum() >= NEARLY_ALL * len(margins))
 
 
 def order_alone(model: LabelModel, given: Tensor, telling: Telling) -> np.ndarray:

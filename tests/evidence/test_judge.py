@@ -348,3 +348,19 @@ def test_a_trigger_that_the_features_know_is_found_by_other_features():
     both = judge_labels(seeing, labels, CLASSES, others=[torch.from_numpy(pixels.astype(np.float32))], **settings)
     assert not alone.carriers.any()
     assert (both.carriers == carriers).mean() > 0.99 and both.carriers[carriers].all()
+
+
+@pytest.mark.parametrize("sure", [1.0, 0.9])
+def test_equally_sure_predictions_doubt_nobody(sure):
+    """Wrong labels are those that sure predictions deny: where all are equally sure nobody knows, and an order alone is told."""
+    g = np.random.default_rng(0)
+    truth = g.integers(0, CLASSES, 2000)
+    predicted = np.where(g.random(2000) < 0.75, truth, g.integers(0, CLASSES, 2000))
+    probs = sure * np.eye(CLASSES)[predicted] + (1 - sure) / CLASSES
+    for rate in (0.0, 0.2):
+        labels = np.where(g.random(2000) < rate, g.integers(0, CLASSES, 2000), truth)
+        found = judge_labels(None, labels, CLASSES, probs=probs.astype(np.float32))
+        assert not found.informative and found.rate.rate == 0 and (found.wrong < 0.5).all()
+        assert "equally sure of every row" in found.told and "nothing is doubted" in found.told
+        if rate:
+            assert roc_auc_score(labels != truth, found.wrong) > 0.8  # four of five wrong labels are denied, a quarter of the rest
