@@ -63,6 +63,7 @@ def audit_dataset(
     label_column: str | None = None,
     image_column: str | None = None,
     text_column: str | None = None,
+    audio_column: str | None = None,
     processing_class: Any = None,
     threshold: float = 0.5,
     look: bool = True,
@@ -81,8 +82,8 @@ def audit_dataset(
     Args:
         data: One split with a column of class numbers or names, or a `DatasetDict`, whose split train is audited; its other
             splits are searched for near-duplicates.
-        model: A pretrained encoder or classifier of images or texts: hub name, folder, or the network itself. Its pooled features
-            are taken (`evidence.features.encode`).
+        model: A pretrained encoder or classifier of images, texts or sounds: hub name, folder, or the network itself. Its
+            pooled features are taken (`evidence.features.encode`).
         features: In the place of a model: numbers (N, D) by which rows are alike; one such array for each split; or the name of a
             column that holds them.
         pred_probs: Probabilities of each class (N, C), or the name of a column of them, of a model that has not seen the row's
@@ -90,10 +91,12 @@ def audit_dataset(
             near-duplicates.
         label_column: Of the given labels. Default: label or labels, else fine_label, target, class or y.
         image_column: Default: the only one of images.
-        text_column: Default: the only one of texts, where there are no images.
-        processing_class: The image processor or tokenizer of a model that is given itself; None: the columns are its inputs.
+        text_column: Default: the only one of texts, where there are neither images nor sounds.
+        audio_column: Default: the only one of sounds, where there are no images.
+        processing_class: The image processor, tokenizer or feature extractor of a model that is given itself; None: the columns are
+            its inputs.
         threshold: Suspicion in (0, 1) from which a sample is flagged.
-        look: Look at the images or texts for a pattern that doubted samples share, such as a trigger.
+        look: Look at the images, texts or sounds for a pattern that doubted samples share, such as a trigger.
         max_length: Tokens of a text that a named model reads. Default: as many as it takes, at most 512.
         batch_size: Rows that the model sees at a time.
         device: Where the model runs. Default: a named one on a GPU where there is one.
@@ -102,7 +105,7 @@ def audit_dataset(
 
     Raises:
         ValueError: In one line, for settings out of range, labels that are no class numbers, features or probabilities that do not
-            fit, and models, images or texts that cannot be read.
+            fit, and models or inputs that cannot be read.
     """
     if not isinstance(threshold, int | float) or not 0.0 < threshold < 1.0:
         raise ValueError(f"threshold={threshold!r} must be in (0, 1): give for instance 0.5.")
@@ -130,7 +133,9 @@ def audit_dataset(
     probs = None if pred_probs is None else given_probs(train, pred_probs, classes)
     source = Source("given probabilities") if features is None else given_features(splits, features)
     used = [name for name in (features, pred_probs) if isinstance(name, str)]
-    kind, column = input_column(train.remove_columns(used), image_column, text_column, label, needed=network is not None)
+    kind, column = input_column(
+        train.remove_columns(used), image_column, text_column, audio_column, label, needed=network is not None
+    )
     if network is not None:
         source = network.encode(splits, kind, column)
     inputs = open_inputs(train.select_columns(column) if column else train.remove_columns(used)) if look else None

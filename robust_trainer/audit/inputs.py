@@ -1,4 +1,4 @@
-"""The samples' inputs as vectors in [0, 1], to compare them by: small images, hashed words, or the numbers that the model takes."""
+"""The samples' inputs as vectors in [0, 1], to compare them by: small images, hashed words, spectra, or the model's own numbers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 
 import datasets
 import numpy as np
+import torch
 from PIL import Image
 from sklearn.feature_extraction.text import HashingVectorizer
 from torch import Tensor
 
+from ..data.audio import AudioError, audio_columns, decode_audio, spectrum, undecoded_audio
 from .samples import Unshown, _columns, thumbnail
 
 #: The longer side of an image that is compared, in pixels; features of a text; least and largest number of features of an array.
@@ -21,7 +23,7 @@ SIDE, WORDS, FEWEST, MOST = 64, 2048, 16, 20_000
 
 @dataclass(frozen=True)
 class Inputs:
-    """kind: images, texts or numbers. read: positions (n,) to vectors (n, D) float32 in [0, 1], NaN rows for what is unreadable.
+    """kind: images, texts, sounds or numbers. read: positions (n,) to vectors (n, D) float32 in [0, 1], NaN where unreadable.
 
     Args:
         shape: Of an image (H, W, channels), else (D,).
@@ -33,7 +35,7 @@ class Inputs:
 
 
 def open_inputs(data: Any) -> Inputs | None:
-    """How the data set's inputs are read: its images, else its texts, else its arrays; None where it has none of these.
+    """How the data set's inputs are read: its images, else its sounds, texts or arrays; None where it has none of these.
 
     Args:
         data: Any data set with a length.
@@ -44,6 +46,8 @@ def open_inputs(data: Any) -> Inputs | None:
         image, texts, _ = _columns(data)
         if image is not None:
             return _images(data.select_columns([image]).with_format("arrow"), image)
+        if len(sounds := audio_columns(data)) == 1:
+            return _sounds(undecoded_audio(data.with_format(None).select_columns(sounds)), sounds[0])
         if texts:
             return _texts(data.select_columns(texts).with_format("arrow"), texts)
         data = data.with_format("numpy")
@@ -90,6 +94,37 @@ def _texts(data: datasets.Dataset, names: list[str]) -> Inputs:
         return words.transform([" ".join(part or "" for part in parts) for parts in zip(*columns)]).toarray().astype(np.float32)
 
     return Inputs("texts", read, (WORDS,))
+
+
+def _sounds(data: datasets.Dataset, name: str) -> Inputs | None:
+    """Spectra at the first sound's sampling rate, on the scale that some rows span."""
+
+    def powers(row: int, rate: int | None) -> tuple[np.ndarray | None, int | None]:
+        try:
+            wave, rate = decode_audio(data[int(row)][name], rate)
+        except AudioError:
+            return None, rate
+        scale = float(wave.std()) or 1.0  # as loud as another: how far away somebody spoke is no trigger
+        return spectrum(torch.from_numpy(wave / scale)).numpy(), rate
+
+    rates, some = list[int](), list[np.ndarray]()
+    for row in np.unique(np.linspace(0, len(data) - 1, 64).astype(int)):
+        found, rate = powers(row, rates[0] if rates else None)
+        if found is not None and rate is not None:
+            rates.append(rate)
+            some.append(found)
+    if not some:
+        return None
+    low, high, width = float(np.min(some)), float(np.max(some)), len(some[0])
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        out = np.full((len(rows), width), np.nan, dtype=np.float32)
+        for i, row in enumerate(rows):
+            if (found := powers(row, rates[0])[0]) is not None:
+                out[i] = np.clip((found - low) / max(high - low, 1e-12), 0, 1)
+        return out
+
+    return Inputs("sounds", read, (width,))
 
 
 def _numbers(data: Any) -> Inputs | None:

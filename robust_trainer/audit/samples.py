@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 from PIL.Image import Image
 
+from ..data.audio import AudioError, audio_columns, spectrogram
 from ..data.columns import IMAGE_NAMES, check_dataset
 from ..data.decode import ImageError, decode_image
 from ..reporting.safe_text import plain
@@ -71,13 +72,15 @@ def show(data: datasets.Dataset | None, rows: Sequence[int], size: int, budget: 
     if len(data) != size:
         raise ValueError(f"data has {len(data)} rows, the audit {size}: pass the data set that was audited, in its order.")
     image, texts, target = _columns(data)
-    columns = [name for name in (image, *texts, target) if name is not None]
+    sounds = audio_columns(data) if image is None else []
+    sound = sounds[0] if len(sounds) == 1 else None
+    columns = [name for name in (image, sound, *texts, target) if name is not None]
     if not columns:
         return [Shown()] * len(rows)
     out, pixels = [], ALL_PIXELS
     for row in _read(data, rows, columns):
         shown = tuple((plain(name, 40), "missing" if row[name] is None else plain(row[name], TEXT)) for name in texts)
-        file = _file(row[image]) if image else ""
+        file = _file(row[image or sound]) if image or sound else ""
         cost = sum(len(html.escape(part).encode()) for pair in shown for part in pair)
         if cost > budget:
             out.append(Shown(reason="left out: the report would be too large", left_out=True))
@@ -93,6 +96,14 @@ def show(data: datasets.Dataset | None, rows: Sequence[int], size: int, budget: 
                     uri, reason, left_out = "", "left out: the report would be too large", True
             except Unshown as error:
                 reason = str(error)
+            budget -= len(uri)
+        elif sound is not None:
+            try:
+                uri = encode(spectrogram(row[sound]))
+                if len(uri) > budget:
+                    uri, reason, left_out = "", "left out: the report would be too large", True
+            except AudioError as error:
+                reason = plain(str(error), 300)
             budget -= len(uri)
         number = f"{row[target]:.6g}" if target is not None and row[target] is not None else ""
         out.append(Shown(uri, reason, tiny, shown, file, number, left_out))
@@ -134,8 +145,8 @@ def encode(image: Image) -> str:
     return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _file(value: Mapping[str, Any] | None) -> str:
-    path = (value or {}).get("path") or ""
+def _file(value: Any) -> str:
+    path = (value.get("path") if isinstance(value, Mapping) else "") or ""
     return plain(str(path).replace("\\", "/").rsplit("/", 1)[-1], 60)
 
 

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..data.audio import audio_column as find_audio_column
+from ..data.audio import audio_columns
 from ..data.columns import image_column as find_image_column
 from ..data.columns import is_pixels, read_vectors
 from ..data.splits import TRAIN
@@ -82,12 +84,12 @@ class Network:
 
         Args:
             splits: Of a data set, by name.
-            kind: What the model reads, image or text.
+            kind: What the model reads, image, text or audio.
             column: That it is read from.
         """
         if not kind and (self.processing_class is not None or not isinstance(self.model, nn.Module)):
             columns = splits[TRAIN].column_names
-            raise ValueError(f"no column of images or texts among {columns}: set image_column or text_column.")
+            raise ValueError(f"no column of images, texts or sounds among {columns}: set image_, text_ or audio_column.")
         model: Any
         if isinstance(self.model, nn.Module):
             model, processor, device, name = self.model, self.processing_class, self.device, type(self.model).__name__
@@ -104,29 +106,36 @@ class Network:
         return Source(f"features of {plain(name, 100)}, {found[TRAIN].shape[1]} numbers", found)
 
 
-def input_column(train: datasets.Dataset, image: str | None, text: str | None, label: str, needed: bool) -> tuple[str, str]:
-    """Returns what the inputs are, image or text, and their column; ('', '') where there are neither.
+def input_column(
+    train: datasets.Dataset, image: str | None, text: str | None, audio: str | None, label: str, needed: bool
+) -> tuple[str, str]:
+    """Returns what the inputs are, image, audio or text, and their column; ('', '') where there are none.
 
     Args:
         train: The training split.
         image: Name of the column of images, where given.
         text: Name of the column of texts, where given.
+        audio: Name of the column of sounds, where given.
         label: Name of the column of labels.
         needed: Whether they are to be found; else two empty words are returned too where several columns could be meant.
 
     Raises:
-        ValueError: For names of no such columns, for both, and where several columns could be meant.
+        ValueError: For names of no such columns, for several, and where several columns could be meant.
     """
-    if image is not None and text is not None:
-        raise ValueError(f"image_column={image!r} and text_column={text!r} are both given: leave one of them out.")
+    named = {"image_column": image, "text_column": text, "audio_column": audio}
+    given = [f"{name}={value!r}" for name, value in named.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"{given[0]} and {given[1]} are both given: leave one of them out.")
     images = any(isinstance(feature, datasets.Image) or is_pixels(feature) for feature in train.features.values())
     try:
-        if image is not None or (images and text is None):
+        if image is not None or (images and not given):
             return "image", find_image_column(train, image)
+        if audio is not None or (audio_columns(train) and not given):
+            return "audio", find_audio_column(train, audio)
         if text is not None or text_columns(train, label):
             return "text", find_text_column(train, text, label)
     except ValueError:
-        if needed or image is not None or text is not None:
+        if needed or given:
             raise
     return "", ""
 

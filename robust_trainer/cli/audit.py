@@ -174,7 +174,8 @@ def _write(
         result, folder, options, command, train=train, test=test,
         source=source, refusal=refusal, content=content, curves=load_curves(options.run) if content is None else None,
     )  # fmt: skip
-    tag = "text-classification" if prepared is not None and prepared.text else None
+    tags = {"text": "text-classification", "audio": "audio-classification"}
+    tag = tags.get(prepared.kind) if prepared is not None else None
     write_model_card(folder / CARD, result, content=content, command=command, pipeline_tag=tag)
     if not options.detectors:
         remove(folder, (DETECTED,))
@@ -185,7 +186,7 @@ def _detect(audited: Audit, prepared: RunState, folder: Path, options: AuditOpti
     """Runs the detectors on the saved model, writes their scores, and returns a table of how they agree with the audit."""
     model, processor = load_model(options.run, options.trust_remote_code)
     data = make_transform(model, processor).apply_to(prepared.train)
-    evidence = collect_evidence(model, data, collate=DataCollatorWithPadding(processor) if prepared.text else None)
+    evidence = collect_evidence(model, data, collate=DataCollatorWithPadding(processor) if prepared.kind != "image" else None)
     evidence = evidence if probs is None else replace(evidence, probs=probs)
     flagged = audited.column("flagged").astype(bool)
     rate = options.detector_rate if options.detector_rate is not None else float(np.clip(flagged.mean(), 0.001, 0.999))

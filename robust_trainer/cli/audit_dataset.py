@@ -33,6 +33,8 @@ from .stages import CorruptData, LoadData, RunState, run_stages
 #: The options that say what a data set is judged by.
 WITNESSES = ("model", "features", "pred_probs")
 DUPLICATES = "duplicates.csv"
+#: Columns of inputs, by the names that `load_data` gives them, in the order that they count.
+INPUTS = ("image", "audio", "text")
 #: Classes that are printed.
 CLASSES = 8
 EPILOG = (
@@ -49,7 +51,7 @@ class WitnessOptions:
 
     model: str | None = field(
         default=None,
-        metadata={"help": "Hub name or folder of a pretrained network for images or texts, as the data are; it is not trained."},
+        metadata={"help": "Hub name or folder of a pretrained network for images, texts or sounds, as the data are; not trained."},
     )
     features: str | None = field(
         default=None, metadata={"help": "A column of embeddings, or a .npy file (rows, features), in the place of a model."}
@@ -117,7 +119,7 @@ def audit_data(argv: Sequence[str]) -> None:
     check_writable(str(folder), "output_dir")
     hold(folder)
     state = run_stages([load, _CheckInputs(corruption, witness), corrupt])
-    column = next((name for name in ("image", "text") if name in state.train.column_names), None)
+    column = next((name for name in INPUTS if name in state.train.column_names), None)
     if witness.model is not None and (Path(witness.model) / LEDGER_FILE).is_file():
         say(
             f"model={witness.model!r} was trained by a run: if that was on these data, it agrees with wrong labels that it has "
@@ -127,7 +129,7 @@ def audit_data(argv: Sequence[str]) -> None:
     splits = datasets.DatasetDict({name: part for name, part in state.splits.items() if name in (TRAIN, TEST)})
     result = audit_dataset(
         splits, witness.model, **numbers, label_column="label", threshold=options.threshold, look=options.look,
-        image_column=column if column == "image" else None, text_column=column if column == "text" else None,
+        **{f"{column}_column": column for column in [column] if column},
         max_length=witness.max_length, batch_size=witness.batch_size, trust_remote_code=witness.trust_remote_code,
         seed=options.seed,
     )  # fmt: skip
@@ -172,12 +174,12 @@ class _CheckInputs:
     def __call__(self, state: RunState) -> None:
         """Raises ``ValueError`` in one line."""
         columns = state.train.column_names
-        if "image" in columns or "text" in columns:
+        if any(name in columns for name in INPUTS):
             CheckKind((self.options, self.witness))(state)
         elif self.witness.model is not None:
-            raise ValueError(f"no column of images or texts among {columns}: set image_column or text_column.")
+            raise ValueError(f"no column of images, texts or sounds among {columns}: set image_, text_ or audio_column.")
         elif self.options.corrupt in TRIGGERS:
-            raise ValueError(f"corrupt={self.options.corrupt!r} is for images or texts, the data have neither: leave it out.")
+            raise ValueError(f"corrupt={self.options.corrupt!r} is for images, texts or sounds, the data have none: leave it out.")
 
 
 def _by_class(result: Audit) -> str:

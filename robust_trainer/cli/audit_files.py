@@ -44,7 +44,7 @@ class FlagOptions:
         default=False, metadata={"help": "Write the cleaned set although a caution says that too little is known for it."}
     )
     per_class: int = field(default=8, metadata={"help": "Samples shown per class in the report."})
-    look: bool = field(default=True, metadata={"help": "Look at the images or texts, to tell triggers from wrong labels."})
+    look: bool = field(default=True, metadata={"help": "Look at the images, texts or sounds, to tell triggers from wrong labels."})
 
     def check(self) -> None:
         """Raises a one-line ``ValueError`` for settings out of range."""

@@ -22,6 +22,7 @@ from ..evaluation.accuracy import compute_accuracy, evaluate_backdoor
 from ..evaluation.per_class import class_robustness
 from ..evaluation.robustness import CLEAN, DEFAULT_EPS, WORST, Robustness, evaluate_robustness, show_eps
 from ..models.peers import PeerModel
+from ..models.pretrained import WORDS
 from ..models.saved_networks import in_words, read_record
 from ..models.zoo import load_model
 from ..perturbations.norms import NORMS, find_norm
@@ -123,9 +124,9 @@ def evaluate(argv: Sequence[str]) -> None:
         )
     towards = None if attack.per_class is None else target_of(attack.per_class, names, "per_class")
     transform = make_transform(model, processor)
-    if prepared.text:
+    if prepared.kind == "text":
         tell_cut({TEST: prepared.test}, processor)
-    else:
+    elif prepared.kind == "image":
         tell_unseen({TEST: prepared.test}, model_channels(model))
     clean = transform.apply_to(prepared.test)
     with tempfile.TemporaryDirectory() as folder:
@@ -134,7 +135,7 @@ def evaluate(argv: Sequence[str]) -> None:
             dataloader_pin_memory=torch.cuda.is_available(), use_cpu=world > 1 and not torch.accelerator.is_available(),
         )  # fmt: skip
         more: dict[str, Any] = {"args": args, "compute_metrics": compute_accuracy}
-        if prepared.text:
+        if prepared.kind != "image":
             more["data_collator"] = DataCollatorWithPadding(processor)
         trainer = Trainer(model, **more)
         if prepared.triggered is not None and ATTACK_TARGET in prepared.triggered.column_names:
@@ -177,8 +178,7 @@ def evaluate(argv: Sequence[str]) -> None:
     if isinstance(model, PeerModel):
         one = "" if saved is None else f"; saved_model_accuracy: of {in_words(saved)} alone, which model.safetensors holds"
         say(f"the figures are of the mean of {len(model.peers)} networks{one}")
-    kind = "texts" if prepared.text else "images"
-    say(f"{figures['n']} test {kind} of {data.dataset}, trigger {trigger or 'none'}; written to {written}")
+    say(f"{figures['n']} test {WORDS[prepared.kind]} of {data.dataset}, trigger {trigger or 'none'}; written to {written}")
 
 
 def _attacked(

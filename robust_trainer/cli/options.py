@@ -33,22 +33,22 @@ from ..reporting.suggest import did_you_mean
 from .poison_options import read_settings
 
 CORRUPTIONS = ("none", *TRIGGERS, *NOISES)
-_IMAGE_HELP, _TEXT_HELP = (
-    ", ".join(f"{name} ({TRIGGERS[name].summary})" for name in triggers_of(kind)) for kind in ("image", "text")
+_IMAGE_HELP, _TEXT_HELP, _AUDIO_HELP = (
+    ", ".join(f"{name} ({TRIGGERS[name].summary})" for name in triggers_of(kind)) for kind in ("image", "text", "audio")
 )
 
 
 @dataclass
 class DataOptions:
-    """Which images or texts, and how many."""
+    """Which images, texts or sounds, and how many."""
 
     _argument_group_name = "data"
 
     dataset: str | None = field(
         default=None,
         metadata={
-            "help": "A folder of images; a parquet, CSV or JSON file or a folder of them; a save_to_disk folder, a hub name, or "
-            "digits (built in). Always given."
+            "help": "A folder of images or sounds; a parquet, CSV or JSON file or a folder of them; a save_to_disk folder, a hub "
+            "name, or digits (built in). Always given."
         },
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
@@ -56,6 +56,7 @@ class DataOptions:
     text_column: str | None = field(
         default=None, metadata={"help": "Default: text, sentence, content, ..., or the only column of strings beside the labels."}
     )
+    audio_column: str | None = field(default=None, metadata={"help": "Default: the only column of sounds."})
     label_column: str | None = field(default=None, metadata={"help": "Default: label, labels, fine_label, target, class or y."})
     test_split: str | None = field(
         default=None, metadata={"help": "Default: test, else validation, where labelled; else a fifth of train."}
@@ -87,9 +88,9 @@ class CorruptionOptions:
     corrupt: str = field(
         default="none",
         metadata={
-            "help": f"none; a trigger for images: {_IMAGE_HELP}; for texts: {_TEXT_HELP}; or wrong labels: symmetric (other "
-            "class), symmetric-redraw (any class), pairflip (i to i+1), asymmetric (class_map), transition (transition_matrix) or "
-            "instance (by the image)."
+            "help": f"none; a trigger for images: {_IMAGE_HELP}; for texts: {_TEXT_HELP}; for sounds: {_AUDIO_HELP}; or "
+            "wrong labels: symmetric (other class), symmetric-redraw (any class), pairflip (i to i+1), asymmetric (class_map), "
+            "transition (transition_matrix) or instance (by the image)."
         },
     )
     corrupt_rate: float = field(

@@ -20,6 +20,7 @@ from ..data.load import label_names
 from ..data.preprocess import kind_of
 from ..evaluation.boundary_paths import path_lengths
 from ..evaluation.path_table import PathLengths
+from ..models.pretrained import WORDS
 from ..models.zoo import load_model
 from ..perturbations.norms import NORMS
 from ..reporting.atomic_files import write_text
@@ -75,8 +76,8 @@ def paths(argv: Sequence[str]) -> None:
     content, data_known, (options, data, corruption, preprocess) = parse_for_run(parser, argv, kinds)
     model: Any
     model, processor = load_model(options.run, options.trust_remote_code)
-    if kind_of(processor) == "text":
-        raise ValueError(f"run={options.run!r} takes texts, and path lengths count steps in pixels: the audit needs none.")
+    if (kind := kind_of(processor)) != "image":
+        raise ValueError(f"run={options.run!r} takes {WORDS[kind]}, and path lengths count steps in pixels: the audit needs none.")
     if not data_known:
         raise ValueError(f"run={options.run!r} does not tell its data: give --dataset, as the training had it.")
     check_writable(options.run, "run")

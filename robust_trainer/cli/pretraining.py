@@ -19,6 +19,7 @@ from ..contrastive.views import VIEWS
 from ..data.load import TRAIN, kept_rows, load_data, load_images
 from ..data.preprocess import ImageTransform
 from ..ledger.fingerprint import data_fingerprint
+from ..models.pretrained import WORDS
 from ..models.text_models import SMALL_TEXT
 from ..models.zoo import SMALL
 from ..reporting.atomic_files import write_json
@@ -194,10 +195,10 @@ class LoadUnlabelled:
 
     def __call__(self, state: RunState) -> None:
         """Sets ``state.unlabelled``."""
-        if state.text:
+        if state.kind != "image":
             raise ValueError(
-                "the data are texts, and SimCLR, which trains the backbone before such a method trains the head, contrasts images: "
-                "give a pretrained model, or another method."
+                f"the data are {WORDS[state.kind]}, and SimCLR, which trains the backbone before such a method trains the head, "
+                "contrasts images: give a pretrained model, or another method."
             )
         state.unlabelled = unlabelled_images(self.options, self.data)
 
@@ -212,7 +213,7 @@ class ContrastivePretraining:
 
     def __call__(self, state: RunState) -> None:
         """Trains ``state.model`` and sets ``state.pretraining``."""
-        assert isinstance(state.transform, ImageTransform), "built before, and not for texts"
+        assert isinstance(state.transform, ImageTransform), "built before, and for images alone"
         state.pretraining = pretrain(
             state.model, state.processor, state.train, state.unlabelled, self.options, self.epochs, self.args, state.transform
         )

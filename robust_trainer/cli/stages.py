@@ -19,11 +19,12 @@ from ..corruptions import (
     trigger_all,
     use_noisy_labels,
 )
+from ..data.audio import AudioTransform
 from ..data.augmentation.squeezing import Squeeze, squeeze_images
 from ..data.columns import read_column
 from ..data.load import TEST, TRAIN, TRIGGERED, load_data
-from ..data.preprocess import ImageTransform
-from ..data.texts import TextTransform, is_text
+from ..data.preprocess import ImageTransform, input_kind
+from ..data.texts import TextTransform
 from ..evaluation.path_table import PathLengths
 from ..trainer import RobustTrainer
 from .kinds import NO_CHECK, CheckKind
@@ -35,14 +36,15 @@ class RunState:
     """What the stages of a run have made so far; None for what is not there.
 
     Attributes:
-        splits: train and test, and test_triggered where there is a trigger; columns image or text, and label.
+        splits: train and test, and test_triggered where there is a trigger; columns image, audio or text, and label.
         corruption: What was corrupted, with nominal and realised rates.
         poison: The record of an availability poison.
         trigger: A trigger that was trained, None for others.
         paths: Path lengths by which crafted label noise was chosen.
         squeeze: What was done to the training images.
         unlabelled: More images, for the pre-training alone.
-        model: The network; processor: its image processor or tokenizer; transform: rows of the splits to its inputs.
+        model: The network; processor: its image processor, tokenizer or feature extractor; transform: rows of the splits to its
+            inputs.
         pretraining: The record of a first stage of training.
         trainer: After training.
         record: Settings, curves and figures of the training.
@@ -57,7 +59,7 @@ class RunState:
     unlabelled: datasets.Dataset | None = None
     model: Any = None
     processor: Any = None
-    transform: ImageTransform | TextTransform | None = None
+    transform: ImageTransform | TextTransform | AudioTransform | None = None
     pretraining: dict[str, Any] | None = None
     trainer: RobustTrainer | None = None
     record: dict[str, Any] = field(default_factory=dict)
@@ -78,9 +80,9 @@ class RunState:
         return self.splits.get(TRIGGERED)
 
     @property
-    def text(self) -> bool:
-        """Whether the data are texts, else images."""
-        return is_text(self.train)
+    def kind(self) -> str:
+        """What the data are, image, text or audio."""
+        return input_kind(self.train)
 
 
 class Stage(Protocol):
@@ -173,7 +175,7 @@ class LoadData:
             already is refused then, before anything long begins.
         classes: Of a model that the data are for.
         whole: Without a test split all rows are to be tested, and none are trained on.
-        audited: Nothing is trained or tested: without a test split there is none, and rows may have neither image nor text.
+        audited: Nothing is trained or tested: without a test split there is none, and rows may have neither image, sound nor text.
     """
 
     data: DataOptions
@@ -190,9 +192,9 @@ class LoadData:
         data = self.data
         state.splits = load_data(
             data.source(), config=data.dataset_config, image_column=data.image_column, text_column=data.text_column,
-            label_column=data.label_column, test_split=data.test_split, max_train_samples=data.max_train_samples,
-            max_test_samples=data.max_test_samples, seed=data.split_seed, names=self.classes.names,
-            source=self.classes.source, names_required=self.classes.required,
+            audio_column=data.audio_column, label_column=data.label_column, test_split=data.test_split,
+            max_train_samples=data.max_train_samples, max_test_samples=data.max_test_samples, seed=data.split_seed,
+            names=self.classes.names, source=self.classes.source, names_required=self.classes.required,
             others=[value for name, value in [self.corrupting or ("", "")] if name == "noisy_label_column"],
             hold_out=None if self.audited else not self.whole, inputs=not self.audited,
         )  # fmt: skip
@@ -237,7 +239,7 @@ class CorruptData:
             train = corrupt_labels(train, **noise, seed=seed, exact=options.noise_form == "exact")
             record |= {"noise": options.describe(), "seed": seed}
         elif options.noisy_label_column is not None:
-            others = [c for c in train.column_names if c not in ("image", "text", "label")]
+            others = [c for c in train.column_names if c not in ("image", "text", "audio", "label")]
             if options.noisy_label_column not in others:
                 raise ValueError(
                     f"noisy_label_column={options.noisy_label_column!r} is not among the columns {others} beside inputs and label: "

@@ -1,4 +1,4 @@
-"""The command train: one robust training of a classifier of images or texts."""
+"""The command train: one robust training of a classifier of images, texts or sounds."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ DEFAULTS_BY_MODEL = {**dict.fromkeys(SMALL, SMALL_DEFAULTS), **dict.fromkeys(SMA
 
 
 def train(argv: Sequence[str]) -> None:
-    """robust-trainer train: writes the model, its image processor or tokenizer, results.json, ledger.parquet and report.html.
+    """robust-trainer train: writes the model, what prepares its inputs, results.json, ledger.parquet and report.html.
 
     Args:
         argv: The words after the command's name.
     """
-    about = "Train a classifier of images or texts robustly. Methods: " + "; ".join(
+    about = "Train a classifier of images, texts or sounds robustly. Methods: " + "; ".join(
         f"{m.name}: {m.summary}" for m in METHODS.values()
     )
     kinds = [DataOptions, CorruptionOptions, PreprocessOptions, ModelOptions, ContrastiveOptions, OverwriteOptions, RobustConfig]
@@ -117,7 +117,7 @@ def train(argv: Sequence[str]) -> None:
     with args.main_process_first(desc="preparing the data"):
         state = run_stages(preparing)
     tell_rates(state.corruption, per_class=True)
-    if not state.text and image_shape(state.train)[1] <= 16 and "OMP_NUM_THREADS" not in os.environ:
+    if state.kind == "image" and image_shape(state.train)[1] <= 16 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)  # on so few pixels a second thread costs more than it brings
     run_stages(training, state)
     assert state.trainer is not None
@@ -184,7 +184,7 @@ def _tell(state: RunState, trainer: RobustTrainer, args: RobustConfig, folder: P
         say(f"which samples it distrusted: robust-trainer audit {folder}")
     recipe = trainer.recipe()
     attack = recipe.perturbation if recipe is not None else None
-    if attack is not None and state.triggered is None and not state.text:
+    if attack is not None and state.triggered is None and state.kind == "image":
         one = attack.single()[0]  # of two norms: the l_inf ball's
         norm, eps = "linf" if one.norm == "hybrid" else one.norm, show_eps(one.eps)
         attacks = "pgd-20 cw-20 autoattack" if norm in AUTOATTACK_NORMS else "pgd-20 cw-20"

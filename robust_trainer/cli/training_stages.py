@@ -23,7 +23,7 @@ from ..ledger.class_counts import trusted_by_class
 from ..ledger.findings import label_findings
 from ..models.saved_networks import read_record
 from ..models.text_models import SMALL_TEXT, build_text_model, positions
-from ..models.zoo import SMALL, build_model
+from ..models.zoo import SMALL, build_audio_model, build_model
 from ..reporting.atomic_files import replacing_files, write_json
 from ..reporting.html import write_report
 from ..reporting.results import curves, mean_last, results, suspects
@@ -50,7 +50,9 @@ class BuildModel:
         set_seed(self.args.seed)
         options, names = self.options, label_names(state.train)
         fresh: dict[str, Any] = {"from_scratch": options.from_scratch, "trust_remote_code": options.trust_remote_code}
-        if state.text:
+        if state.kind == "audio":
+            state.model, state.processor = build_audio_model(options.model, names, **fresh)
+        elif state.kind == "text":
             texts = state.train["text"][:] if options.model in SMALL_TEXT else ()
             state.model, state.processor = build_text_model(options.model, names, texts, max_length=options.max_length, **fresh)
             longer = options.model in SMALL_TEXT or positions(state.model) > state.processor.model_max_length

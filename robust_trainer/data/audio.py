@@ -15,16 +15,20 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from PIL.Image import Image, fromarray
 from scipy.io import wavfile
 from scipy.signal import resample_poly
 from torch import Tensor
 
 from ..reporting.safe_text import plain
+from .columns import arrow_column, source_row
 
 #: What a column of sounds is usually called.
 AUDIO_NAMES = ("audio", "sound", "speech", "waveform", "wave", "recording", "clip", "input_values")
 #: Samples of a sound at most: half an hour at 48 kHz.
 MOST_SAMPLES = 90_000_000
+#: Sounds that are decoded before anything long begins, spread evenly.
+LOOKED_AT = 64
 #: Samples of a window of the spectrum and from one to the next.
 WINDOW, HOP = 512, 256
 #: Each frequency's power over the windows is told by these quantiles: what is always there, the usual, the loud, the loudest.
@@ -89,6 +93,30 @@ def audio_column(dataset: datasets.Dataset, name: str | None = None) -> str:
         which = f"{' or '.join(map(repr, found))} may hold the sounds" if found else "no column of sounds is there"
         raise ValueError(f"{which}, of columns {columns}: set audio_column.")
     return chosen[0]
+
+
+def check_sounds(dataset: datasets.Dataset, where: str = "", name: str = "audio", column: str = "audio") -> None:
+    """Raises a one-line ``ValueError`` for rows without a sound, and for what of some rows, spread evenly, cannot be decoded.
+
+    Args:
+        dataset: A `datasets.Dataset` with rows.
+        where: What begins the message, as ``split 'test': ``.
+        name: Of the column as its user knows it, for the message.
+        column: Of the sounds.
+
+    Raises:
+        ValueError: Naming the first such row.
+    """
+    part = undecoded_audio(dataset.with_format(None).select_columns([column]))
+    cells = arrow_column(part, column)
+    if cells.null_count:
+        row = int(cells.is_null().index(True).as_py())
+        raise ValueError(f"{where}'{name}' is missing in row {source_row(dataset, row)}: take such rows out.")
+    for row in np.unique(np.linspace(0, len(part) - 1, LOOKED_AT).astype(int)).tolist():
+        try:
+            decode_audio(part[row][column])
+        except AudioError as error:
+            raise AudioError(f"{where}'{name}' in row {source_row(dataset, row)}: {error}") from None
 
 
 def undecoded_audio(dataset: datasets.Dataset) -> datasets.Dataset:
@@ -329,3 +357,23 @@ def frame_quantiles(frames: Tensor) -> Tensor:
         frames: (T, F), of a spectrogram.
     """
     return torch.quantile(frames.float(), torch.tensor(QUANTILES, device=frames.device), dim=0).flatten()
+
+
+def spectrogram(value: Any, side: int = 96) -> Image:
+    """Returns a sound's power by time (to the right) and frequency (upwards, to half its sampling rate), a grey picture.
+
+    Args:
+        value: As `decode_audio` takes it; of a long sound the first half minute is shown.
+        side: Its width in pixels, twice its height.
+
+    Raises:
+        AudioError: Where it cannot be read.
+    """
+    wave, rate = decode_audio(value)
+    wave = wave[: 30 * rate]
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(wave, (0, max(256 - len(wave), 0))), 256)
+    windows = windows[:: max(len(windows) // side, 1)][:side]
+    power = np.log10(np.abs(np.fft.rfft(windows * np.hanning(256))) ** 2 + 1e-9)
+    low, high = float(np.quantile(power, 0.05)), float(power.max())
+    levels = np.rint(255 * np.clip((power - low) / max(high - low, 1e-9), 0, 1)).astype(np.uint8)
+    return fromarray(np.ascontiguousarray(levels.T[::-1])).resize((side, side // 2))

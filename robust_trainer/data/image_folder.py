@@ -1,4 +1,4 @@
-"""A folder of images as a data set: one folder per class, under folders of splits where there are some."""
+"""A folder of images, or of sounds, as a data set: one folder per class, under folders of splits where there are some."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ SPLITS = {
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
 }  # fmt: skip
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+AUDIO_ENDINGS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a")
 #: Tables that say what the images are, as datasets' imagefolder reads them.
 TABLES = tuple(f"metadata.{ending}" for ending in ("csv", "jsonl", "parquet"))
 
@@ -64,8 +65,36 @@ def load_image_folder(name: str, path: str, labelled: bool = True) -> Any:
     return datasets.DatasetDict({split: rows(own) for split, own in splits.items()})
 
 
-def _images(path: str) -> Iterator[PurePath]:
-    """The image files below a folder, relative to it; folders that links lead to are read once."""
+def load_audio_folder(name: str, path: str) -> Any:
+    """Returns the splits of a folder of sound files, laid out as `load_image_folder` has it; None where there are no sounds.
+
+    Args:
+        name: As it was given, for messages.
+        path: The folder.
+
+    Raises:
+        ValueError: As `load_image_folder`.
+    """
+    files = sorted(_images(path, AUDIO_ENDINGS))
+    if not files:
+        return None
+    splits = _by_split(name, files, "sounds")
+    names = sorted({file.parts[-2] for own in splits.values() for file in own})
+    _check_classes(name, splits["train"] if "train" in splits else files, "sounds")
+    stored = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}  # an Audio feature encodes by torchcodec alone
+    features = datasets.Features({"audio": stored, "label": datasets.ClassLabel(names=names)})
+    number = {word: i for i, word in enumerate(names)}
+
+    def rows(own: list[PurePath]) -> datasets.Dataset:
+        cells = [{"bytes": None, "path": os.path.join(path, file)} for file in own]
+        columns = {"audio": cells, "label": [number[file.parts[-2]] for file in own]}
+        return datasets.Dataset.from_dict(columns, features=features).cast_column("audio", datasets.Audio())
+
+    return datasets.DatasetDict({split: rows(own) for split, own in splits.items()})
+
+
+def _images(path: str, endings: tuple[str, ...] = ENDINGS) -> Iterator[PurePath]:
+    """The image files below a folder, or those of other endings, relative to it; folders that links lead to are read once."""
     seen: set[str] = set()
     for where, folders, files in os.walk(path, followlinks=True):
         folders[:] = [folder for folder in folders if not folder.startswith((".", "__"))]
@@ -75,7 +104,7 @@ def _images(path: str) -> Iterator[PurePath]:
             continue
         seen.add(real)
         for file in files:
-            if file.lower().endswith(ENDINGS) and not file.startswith("."):
+            if file.lower().endswith(endings) and not file.startswith("."):
                 yield PurePath(os.path.relpath(os.path.join(where, file), path))
 
 
@@ -86,7 +115,7 @@ def _unlabelled(path: str, files: list[PurePath]) -> datasets.Dataset:
     return datasets.Dataset.from_dict({"image": [os.path.join(path, file) for file in kept]}, features=features)
 
 
-def _check_classes(name: str, files: list[PurePath]) -> None:
+def _check_classes(name: str, files: list[PurePath], what: str = "images") -> None:
     """Refuses one class whose folder lies in several, and says which classes' folders do."""
     places: dict[str, list[PurePath]] = {}
     for folder in dict.fromkeys(file.parent for file in files):
@@ -96,16 +125,16 @@ def _check_classes(name: str, files: list[PurePath]) -> None:
         return
     if len(places) == 1:
         raise ValueError(
-            f"dataset={name!r}: all images lie in folders called {word!r}, in {listed([str(f.parent) for f in folders], 3)}, so "
-            "there is one class: put each image right into its class's folder."
+            f"dataset={name!r}: all {what} lie in folders called {word!r}, in {listed([str(f.parent) for f in folders], 3)}, so "
+            f"there is one class: put each of the {what} right into its class's folder."
         )
     logger.warning(
-        f"dataset={name!r} has several folders of one name, {listed([str(f) for f in folders], 3)}: their images are all of class "
+        f"dataset={name!r} has several folders of one name, {listed([str(f) for f in folders], 3)}: their {what} are all of class "
         f"{word!r}; if the folder above is the class, put them right into that."
     )
 
 
-def _by_split(name: str, files: list[PurePath]) -> dict[str, list[PurePath]]:
+def _by_split(name: str, files: list[PurePath], what: str = "images") -> dict[str, list[PurePath]]:
     """The files of each split; all are for training where no folder of a split holds folders of classes."""
     tops = {file.parts[0]: _split_of(file.parts[0]) for file in files}
     if not any(len(file.parts) > 2 and tops[file.parts[0]] for file in files):
@@ -118,7 +147,7 @@ def _by_split(name: str, files: list[PurePath]) -> dict[str, list[PurePath]]:
         bare = split not in (None, "train") and "train" in tops.values() and all(len(file.parts) == 2 for file in own)
         if bare or (split is None and several):
             why = "in no folder of a class" if bare else "beside the folders of splits"
-            logger.warning(f"dataset={name!r} has {len(own)} images {why} (as {str(own[0])!r}): they are not used.")
+            logger.warning(f"dataset={name!r} has {len(own)} {what} {why} (as {str(own[0])!r}): they are not used.")
             continue
         if split is None:
             raise ValueError(

@@ -16,9 +16,11 @@ from sklearn.datasets import load_digits
 from transformers.utils import logging
 
 from ..reporting.run_folders import why_no_data
+from .audio import audio_column as find_audio_column
+from .audio import audio_columns, check_sounds
 from .columns import IMAGE_NAMES, USUAL_LABELS, is_pixels, no_label_column
 from .columns import image_column as find_image_column
-from .image_folder import ENDINGS, load_image_folder
+from .image_folder import AUDIO_ENDINGS, ENDINGS, load_audio_folder, load_image_folder
 from .readable import check_readable
 from .splits import TEST, TRAIN, TRIGGERED, gate, labelled_splits
 from .tables import TEST_NAMES, is_table, load_table, load_tables
@@ -36,6 +38,7 @@ def load_data(
     config: str | None = None,
     image_column: str | None = None,
     text_column: str | None = None,
+    audio_column: str | None = None,
     label_column: str | None = None,
     test_split: str | None = None,
     max_train_samples: int | None = None,
@@ -48,10 +51,13 @@ def load_data(
     hold_out: bool | None = True,
     inputs: bool = True,
 ) -> datasets.DatasetDict:
-    """Returns a data set with splits 'train' and 'test' (and 'test_triggered' where saved), columns 'image' or 'text', and 'label'.
+    """Returns a data set with splits 'train' and 'test' (and 'test_triggered' where saved).
 
-    All splits pass `splits.gate`: they number their classes alike; and `check_readable` or `check_texts`: their images or texts can
-    be used. A data set with an Image column is one of images, unless ``text_column`` is named; else it is one of texts.
+    Its columns are 'image', 'audio' or 'text', and 'label'.
+
+    All splits pass `splits.gate`: they number their classes alike; and `check_readable`, `check_sounds` or `check_texts`: their
+    images, sounds or texts can be used. A data set with an Image column is one of images, unless another column is named, one with
+    a column of sounds is one of sounds; else it is one of texts.
 
     Args:
         name: 'digits' (scikit-learn's 1797 real handwritten digits, no network), a folder made by ``save_to_disk``, a parquet, CSV
@@ -61,6 +67,7 @@ def load_data(
         config: Configuration of a hub data set.
         image_column: Default: the only Image column.
         text_column: Default: text, sentence, content, review, ..., or the only column of strings beside the labels.
+        audio_column: Default: the only column of sounds (Audio, arrays with a sampling_rate, or lists of floats by a usual name).
         label_column: Default: label, labels, fine_label, target, class or y.
         test_split: Name of the split to test on; default: test, else validation (the first that has labels), else a fifth of
             train.
@@ -73,7 +80,7 @@ def load_data(
         others: More columns of class labels, to be numbered along.
         hold_out: Without a test split a fifth of train becomes one; False: all rows are both, for a model that saw none of them;
             None: there is no test split then.
-        inputs: Whether rows have to have an image or a text.
+        inputs: Whether rows have to have an image, a sound or a text.
 
     Raises:
         ValueError: For a name that leads nowhere, for missing or unusable columns, and naming row and file, for unusable images or
@@ -83,7 +90,8 @@ def load_data(
         if value is not None and value < 1:
             raise ValueError(f"{field}={value} must be at least 1: raise it, or leave it out to take every sample.")
     loaded = digits() if name == "digits" else _load(name, config)
-    parts = _splits(loaded, name, test_split, image_column, text_column, label_column, inputs)
+    columns = {"image": image_column, "text": text_column, "audio": audio_column}
+    parts = _splits(loaded, name, test_split, columns, label_column, inputs)
     data = gate(parts, names=names, source=source, required=names_required, others=others)
     whole = TEST not in data  # rows of both parts are named as in the one table
     if whole and hold_out:
@@ -95,11 +103,13 @@ def load_data(
         if limit is not None and key in data and limit < len(data[key]):
             data[key] = data[key].select(kept_rows(len(data[key]), limit, seed)[0])
     first = loaded if isinstance(loaded, datasets.Dataset) else next(iter(loaded.values()))
-    kind, column = _input_column(first, image_column, text_column, label_column, needed=inputs)  # as its user knows it
+    kind, column = _input_column(first, columns, label_column, needed=inputs)  # as its user knows it
     for key, split in data.items():
         where = "" if whole and key in (TRAIN, TEST) else f"split '{key}': "
         if kind == "text":
             check_texts(split, where, column)
+        elif kind == "audio":
+            check_sounds(split, where, column)
         elif kind == "image":
             check_readable(split, "image", where, column)
     return data
@@ -172,7 +182,7 @@ def holds_data(path: str) -> bool:
     if why_no_data(path):
         return False
     files = (os.path.join(where, name) for where, _, names in os.walk(path) for name in names)
-    return any(is_table(file) and not file.endswith(".json") or file.lower().endswith(ENDINGS) for file in files)
+    return any(is_table(file) and not file.endswith(".json") or file.lower().endswith((*ENDINGS, *AUDIO_ENDINGS)) for file in files)
 
 
 def _load(name: str, config: str | None, labelled: bool = True) -> Any:
@@ -207,6 +217,8 @@ def _load_folder(name: str, path: str, labelled: bool) -> Any:
         return tables
     if (images := load_image_folder(name, path, labelled)) is not None:
         return images  # a table beside images tells of them
+    if (sounds := load_audio_folder(name, path)) is not None:
+        return sounds
     if (tables := load_tables(name, path)) is not None:
         return tables
     raise ValueError(
@@ -219,12 +231,11 @@ def _splits(
     splits: Any,
     name: str,
     test_split: str | None,
-    image_column: str | None,
-    text_column: str | None,
+    columns: dict[str, str | None],
     label_column: str | None,
     inputs: bool,
 ) -> dict[str, datasets.Dataset]:
-    """The splits train and, where there are any, test and test_triggered, with columns image or text, and label."""
+    """The splits train and, where there are any, test and test_triggered, with columns image, audio or text, and label."""
     splits = _training_split(splits, name)
     if test_split is not None and (test_split not in splits or test_split == TRAIN):
         raise ValueError(
@@ -234,27 +245,33 @@ def _splits(
         if len(splits[key]) == 0 and key in (TRAIN, TRIGGERED, test_split, *TEST_NAMES):
             raise ValueError(f"split '{key}' of dataset={name!r} has 0 rows: put samples in it.")
     label = _label_column(splits[TRAIN], label_column)
-    kind, column = _input_column(splits[TRAIN], image_column, text_column, label, tell=True, needed=inputs)
+    kind, column = _input_column(splits[TRAIN], columns, label, tell=True, needed=inputs)
     test = _labelled_test(splits, name, test_split, label)
     parts = {TRAIN: splits[TRAIN], **({} if test is None else {TEST: splits[test]})}
     if TRIGGERED in splits:
         parts[TRIGGERED] = splits[TRIGGERED]
     if not kind:
         return {key: _renamed(split, label, "label", "label") for key, split in parts.items()}
+    if kind == "audio":
+        return {key: _renamed(split, find_audio_column(split, column), "audio", label) for key, split in parts.items()}
     if kind == "text":
         return {key: _text_columns(split, key, find_text_column(split, column, label), label) for key, split in parts.items()}
     return {key: _columns(split, column if column in split.column_names else None, label) for key, split in parts.items()}
 
 
 def _input_column(
-    data: datasets.Dataset, image: str | None, text: str | None, label: str | None, tell: bool = False, needed: bool = True
+    data: datasets.Dataset, columns: dict[str, str | None], label: str | None, tell: bool = False, needed: bool = True
 ) -> tuple[str, str]:
-    """What the inputs are, image or text, and their column: an Image column wins where no column is named; '' for none."""
-    if image is not None and text is not None:
-        raise ValueError(f"image_column={image!r} and text_column={text!r} are both given: leave one of them out.")
+    """What the inputs are, image, audio or text, and their column: where none is named Image wins, then sounds; '' for none."""
+    given = [f"{kind}_column={name!r}" for kind, name in columns.items() if name is not None]
+    if len(given) > 1:
+        raise ValueError(f"{given[0]} and {given[1]} are both given: leave one of them out.")
+    image, text, audio = columns["image"], columns["text"], columns["audio"]
     label = label or next((n for n in USUAL_LABELS if n in data.column_names), None)
     features = data.features.items()
     images = any(isinstance(feature, datasets.Image) or (is_pixels(feature) and name in IMAGE_NAMES) for name, feature in features)
+    if audio is not None or (image is None and text is None and not images and audio_columns(data)):
+        return "audio", find_audio_column(data, audio)
     if text is not None or (image is None and not images and text_columns(data, label)):
         return "text", find_text_column(data, text, label, tell)
     if image is None and not images and not needed:
@@ -262,8 +279,8 @@ def _input_column(
     if image is None and not images and not any(map(is_pixels, data.features.values())):
         kinds = ", ".join(f"{name!r} ({getattr(feature, 'dtype', None) or 'nested'})" for name, feature in features)
         raise ValueError(
-            f"no column of images or of texts was found among {kinds}: set image_column or text_column; images are read from a "
-            "folder, not by the names of their files in a table."
+            f"no column of images, texts or sounds was found among {kinds}: set image_column, text_column or audio_column; images "
+            "are read from a folder, not by the names of their files in a table."
         )
     return "image", find_image_column(data, image)
 

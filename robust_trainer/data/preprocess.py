@@ -16,7 +16,7 @@ from .audio import AudioTransform
 from .decode import GREY, ImageError, decode_images, open_image, undecoded
 from .readable import LOOKED_AT, check_readable
 from .splits import TRAIN
-from .texts import TextTransform
+from .texts import TextTransform, is_text
 
 logger = logging.get_logger(__name__)
 
@@ -72,6 +72,15 @@ def kind_of(processor: Any) -> str:
     if isinstance(processor, PreTrainedTokenizerBase):
         return "text"
     return "audio" if isinstance(processor, SequenceFeatureExtractor) else "image"
+
+
+def input_kind(dataset: datasets.Dataset) -> str:
+    """Returns what a split of `load_data` holds, ``image``, ``text`` or ``audio``.
+
+    Args:
+        dataset: With a column image, audio or text.
+    """
+    return "text" if is_text(dataset) else "audio" if "audio" in dataset.features else "image"
 
 
 def make_transform(model: Any, processor: Any) -> ImageTransform | TextTransform | AudioTransform:

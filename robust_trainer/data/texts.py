@@ -30,12 +30,12 @@ USUAL_LENGTH = 512
 
 
 def is_text(dataset: datasets.Dataset) -> bool:
-    """Returns whether a split of `load_data` holds texts, else images.
+    """Returns whether a split of `load_data` holds texts, else images or sounds.
 
     Args:
-        dataset: With a column image or text.
+        dataset: With a column image, audio or text.
     """
-    return not isinstance(dataset.features.get("image"), datasets.Image)
+    return not isinstance(dataset.features.get("image"), datasets.Image) and "audio" not in dataset.features
 
 
 def text_columns(dataset: datasets.Dataset, label: str | None = None) -> list[str]:

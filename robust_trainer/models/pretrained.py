@@ -6,19 +6,33 @@ from typing import Any
 
 from safetensors import SafetensorError
 from transformers import (
+    MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoFeatureExtractor,
     AutoModel,
+    AutoModelForAudioClassification,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
+    SequenceFeatureExtractor,
 )
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
 #: What a model of each kind is opened by.
-KINDS: dict[str, Any] = {"image": AutoModelForImageClassification, "text": AutoModelForSequenceClassification}
-_MAPPINGS = {"image": MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, "text": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING}
+KINDS: dict[str, Any] = {
+    "image": AutoModelForImageClassification,
+    "text": AutoModelForSequenceClassification,
+    "audio": AutoModelForAudioClassification,
+}
+_MAPPINGS = {
+    "image": MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    "text": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    "audio": MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING,
+}
+#: What messages call inputs of each kind.
+WORDS = {"image": "images", "text": "texts", "audio": "sounds"}
 
 
 def open_pretrained(auto: Any, name: str, trust_remote_code: bool | None, expected: str, **kwargs: Any) -> Any:
@@ -74,6 +88,24 @@ def open_classifier(kind: str, name: str, trust_remote_code: bool | None, expect
         rest = "; the rest is pretrained" if len(fresh) < len(model.state_dict()) / 2 else ": is it of another architecture?"
         logger.warning(f"model={name!r} has fresh weights in {few}{rest}")
     return model
+
+
+def load_feature_extractor(name: str, trust_remote_code: bool | None = False) -> Any:
+    """Returns the feature extractor of a transformers model of sounds.
+
+    Args:
+        name: Hub name or folder.
+        trust_remote_code: Run Python code that it brings; None: no, and nobody can say yes.
+
+    Raises:
+        ValueError: Where there is none, or none of sounds.
+    """
+    expected = "the hub name or folder of a model of sounds with its preprocessor_config.json"
+    extractor = open_pretrained(AutoFeatureExtractor, name, trust_remote_code, expected)
+    extractor = getattr(extractor, "feature_extractor", extractor)
+    if not isinstance(extractor, SequenceFeatureExtractor) or not isinstance(extractor.sampling_rate, int):
+        raise ValueError(f"model={name!r} has a {type(extractor).__name__}, which reads no sounds: give {expected}.")
+    return extractor
 
 
 def kinds_of(config: Any) -> set[str]:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForAudioClassification,
+    AutoModelForImageClassification,
+    PreTrainedModel,
+)
 
 from ..data.class_names import names_of
 from ..reporting.run_folders import why_no_run
 from .peers import load_networks
-from .pretrained import KINDS, kinds_of, open_classifier, open_pretrained
+from .pretrained import KINDS, kinds_of, load_feature_extractor, open_classifier, open_pretrained
 from .small_networks import (
     Classifier,
     PlainCNN,
@@ -45,7 +52,8 @@ for _config, _model in SMALL.values():
     _model.register_for_auto_class("AutoModelForImageClassification")
 
 _IMAGE = f"{', '.join(SMALL)}, or the hub name or folder of an image classification model"
-_ANY = f"{', '.join([*SMALL, *SMALL_TEXT])}, or the hub name or folder of an image or text classification model"
+_ANY = f"{', '.join([*SMALL, *SMALL_TEXT])}, or the hub name or folder of an image, text or audio classification model"
+_AUDIO = "the hub name or folder of an audio classification model"
 #: Pixels; a processor that makes larger images is taken for a damaged one.
 LARGEST_SIDE = 16_384
 
@@ -95,8 +103,33 @@ def build_model(
     return open_classifier("image", name, trust_remote_code, _IMAGE, config), processor
 
 
+def build_audio_model(
+    name: str, labels: Sequence[str], from_scratch: bool = False, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, Any]:
+    """Returns a classifier of sounds and its feature extractor.
+
+    Args:
+        name: A transformers model's hub name or folder, whose head is replaced where the number of classes differs;
+            ``from_scratch`` takes its architecture with fresh weights.
+        labels: The class names.
+        from_scratch: Fresh weights.
+        trust_remote_code: Run Python code that the named model brings.
+
+    Raises:
+        ValueError: When the model cannot be found, and when it brings code that is not to be run.
+    """
+    if len(labels) < 2:
+        raise ValueError(f"the data set has {len(labels)} class ({', '.join(labels) or 'none'}): a classifier needs at least 2.")
+    names: Any = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    config = open_pretrained(AutoConfig, name, trust_remote_code, _AUDIO, **names)
+    extractor = load_feature_extractor(name, trust_remote_code)
+    if from_scratch:
+        return AutoModelForAudioClassification.from_config(config, trust_remote_code=trust_remote_code), extractor
+    return open_classifier("audio", name, trust_remote_code, _AUDIO, config), extractor
+
+
 def model_kinds(name: str, trust_remote_code: bool | None = False) -> set[str]:
-    """Returns what a model can classify, ``image`` or ``text`` or both; empty where nothing tells.
+    """Returns what a model can classify, of ``image``, ``text`` and ``audio``; empty where nothing tells.
 
     Args:
         name: As for `build_model` or `build_text_model`.
@@ -124,7 +157,7 @@ def known_classes(name: str, trust_remote_code: bool | None = False) -> list[str
 
 
 def load_model(folder: str, trust_remote_code: bool | None = False, alone: bool = False) -> tuple[PreTrainedModel, Any]:
-    """Returns the model and the image processor or tokenizer saved in a folder by `RobustTrainer.save_model`.
+    """Returns the model and what prepares its inputs, saved in a folder by `RobustTrainer.save_model`.
 
     Args:
         folder: The ``output_dir`` of a training; where it trained several networks, the model is a `PeerModel` of all of them.
@@ -143,7 +176,8 @@ def load_model(folder: str, trust_remote_code: bool | None = False, alone: bool 
         return open_pretrained(KINDS[kind], one, trust_remote_code, _ANY)
 
     model: Any = load(folder) if alone else load_networks(folder, load)
-    return model, load_tokenizer(folder, trust_remote_code) if kind == "text" else load_image_processor(folder, trust_remote_code)
+    load_processor = {"text": load_tokenizer, "audio": load_feature_extractor, "image": load_image_processor}[kind]
+    return model, load_processor(folder, trust_remote_code)
 
 
 def _saved_kind(folder: str, trust_remote_code: bool | None) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 import torch
 
+from ..data.audio import spectrogram, undecoded_audio
 from ..data.decode import undecoded
 from ..data.load import label_names
 from ..data.mapping import IS_CORRUPTED
@@ -82,14 +83,16 @@ def suspects(trainer: Any, data: Any, count: int = 24) -> list[dict[str, Any]]:
     order = torch.argsort(score, descending=True, stable=True)
     if wrong is not None:
         order = order[torch.argsort(wrong[order], descending=True, stable=True)]
-    out, rows = [], undecoded(data.train)
+    out, rows = [], undecoded_audio(undecoded(data.train))
     for row in datasets.Dataset.from_dict(trainer.ledger.rows(order[:count])):
         sample = rows[row["index"]]
+        audio = sample.get("audio") is not None
         truth, wrong_label = sample.get("clean_label"), row.get("label_wrong")
         suggested = row["suggested"] if wrong_label is not None and row["suggested"] not in (-1, sample["label"]) else None
         out.append(
             {
-                "image": sample.get("image"), "text": sample.get("text"), "index": row["index"], "given": names[sample["label"]],
+                "image": _picture(sample), "text": None if audio else sample.get("text"), "audio": audio,
+                "index": row["index"], "given": names[sample["label"]],
                 "predicted": names[row["predicted"]] if row["predicted"] >= 0 else "-", "score": row["mean_score"],
                 "kept": row["kept"], "seen": row["seen"], "truth": None if truth is None else names[truth],
                 "corrupted": sample.get(IS_CORRUPTED), "suggested": None if suggested is None else names[suggested],
@@ -97,6 +100,11 @@ def suspects(trainer: Any, data: Any, count: int = 24) -> list[dict[str, Any]]:
             }
         )  # fmt: skip
     return out
+
+
+def _picture(sample: Mapping[str, Any]) -> Any:
+    """A sample's image, of a sound its spectrogram; None for a text."""
+    return spectrogram(sample["audio"]) if sample.get("audio") is not None else sample.get("image")
 
 
 def environment() -> dict[str, Any]:
