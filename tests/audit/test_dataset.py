@@ -347,7 +347,7 @@ def test_a_model_gives_the_features(tmp_path, poisoned):
     assert named.run["evidence"] == "features of net, 12 numbers" and len(named.likeness.copies["test"][0]) == 30
     with fails("processing_class is found by the model's name"):
         audit_dataset(data, str(tmp_path / "net"), processing_class=processor)
-    with fails("no column of images or texts"):
+    with fails("no column of images, texts or sounds"):
         audit_dataset(data.remove_columns("image"), str(tmp_path / "net"))
     with fails("model and features are both given"):
         audit_dataset(data, network, features=vectors)
