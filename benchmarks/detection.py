@@ -7,8 +7,9 @@
 A cell is a corruption (a patch or blend trigger with the next class's label; symmetric, pairflip or instance noise), a rate and a
 seed. Three trainings from scratch per cell: the robust one that the audit belongs to (--method, told the true rate), a standard
 one, which the baselines' own papers work on, and the first stage of anti-backdoor learning for the loss isolation (a third of the
-epochs). Every detector judges the robust run and the standard run; rules that take the rate are told the true one. Then standard
-training on what the audit leaves, and on the truly clean samples. One JSON line per cell; cells found in --out are skipped.
+epochs). Every detector that needs no clean rows judges the robust run and the standard run; rules that take the rate are told the
+true one. Then standard training on what the audit leaves, and on the truly clean samples. One JSON line per cell; cells found in
+--out are skipped.
 """
 
 from __future__ import annotations
@@ -45,6 +46,9 @@ FIGURES = ("precision", "recall", "auroc", "ap")
 OURS, BLIND, WATCHED = "audit", "audit, images not looked at", "audit of the standard run"
 #: Only meant for losses of the first stage of its own training.
 OWN_RUN = "loss-isolation"
+#: The detectors that need no clean rows.
+JUDGES = {name: row for name, row in DETECTORS.items() if row.clean_rows is None}
+NEEDS = {need for row in JUDGES.values() for need in row.needs}
 
 
 # ---- one training -----------------------------------------------------------------------------------------------------
@@ -126,8 +130,8 @@ def cell(
     found = {OURS: of_audit(ours, truth), BLIND: of_audit(audit(robust, False), truth), WATCHED: of_audit(audit(standard), truth)}
     early = isolating.ledger.rows()["last_score"] if isolating.ledger is not None else None
     for name, trainer in (("robust", robust), ("standard", standard)):
-        evidence = replace(evidence_of(trainer), losses=early)
-        for row in DETECTORS:
+        evidence = replace(evidence_of(trainer, needs=NEEDS), losses=early)
+        for row in JUDGES:
             if row != OWN_RUN or name == "standard":
                 result = detect(row, evidence, rate=rate, seed=seed)
                 found[row if row == OWN_RUN else f"{row} ({name} run)"] = judged(truth, result.scores, result.flagged)

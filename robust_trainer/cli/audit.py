@@ -37,8 +37,10 @@ from .parser import make_parser, parse_for_run
 from .paths import LENGTHS, is_stale
 from .stages import KnownClasses, RunState, prepare
 
-#: The detectors that judge a finished run; loss isolation needs losses of a training of its own.
-AFTERWARDS = tuple(name for name in DETECTORS if name != "loss-isolation")
+#: The detectors that judge a finished run by itself: no clean rows, and no losses of a training of its own as loss isolation has.
+AFTERWARDS = tuple(name for name, row in DETECTORS.items() if row.clean_rows is None and "losses" not in row.needs)
+#: These are of images alone.
+OF_IMAGES = tuple(name for name in AFTERWARDS if "consistency" in DETECTORS[name].needs)
 #: What the audit of a run leaves in its folder, beside what every audit does.
 CARD, DETECTED = "MODEL_CARD.md", "detectors.parquet"
 
@@ -113,6 +115,9 @@ def audit(argv: Sequence[str]) -> None:
     prepared = prepare(data, corruption, preprocess, known) if data_known else None
     if prepared is None and options.detectors:
         raise ValueError(f"detectors need the data, which run={options.run!r} does not tell: give --dataset.")
+    images = [name for name in options.detectors or () if name in OF_IMAGES]
+    if prepared is not None and prepared.kind != "image" and images:
+        raise ValueError(f"detector {images[0]!r} judges images, and these data are of the kind {prepared.kind}: leave it out.")
     result = make_audit(rows, facts, prepared and prepared.train, threshold=options.threshold, look=options.look, paths=paths)
     refusal = ""
     if prepared is not None and options.clean != "none":
@@ -186,7 +191,9 @@ def _detect(audited: Audit, prepared: RunState, folder: Path, options: AuditOpti
     """Runs the detectors on the saved model, writes their scores, and returns a table of how they agree with the audit."""
     model, processor = load_model(options.run, options.trust_remote_code)
     data = make_transform(model, processor).apply_to(prepared.train)
-    evidence = collect_evidence(model, data, collate=DataCollatorWithPadding(processor) if prepared.kind != "image" else None)
+    needs = {need for name in options.detectors or () for need in DETECTORS[name].needs}
+    collate = DataCollatorWithPadding(processor) if prepared.kind != "image" else None
+    evidence = collect_evidence(model, data, needs=needs, collate=collate)
     evidence = evidence if probs is None else replace(evidence, probs=probs)
     flagged = audited.column("flagged").astype(bool)
     rate = options.detector_rate if options.detector_rate is not None else float(np.clip(flagged.mean(), 0.001, 0.999))

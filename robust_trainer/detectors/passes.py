@@ -54,6 +54,19 @@ class Pass:
         Raises:
             ValueError: where there are no labels or logits that fit.
         """
+        for inputs, labels in self.inputs(model):
+            outputs = model(**inputs)
+            yield outputs, checked_logits(outputs, model, labels), labels
+
+    def inputs(self, model: nn.Module) -> Iterator[tuple[dict[str, Any], Tensor]]:
+        """Yields per batch what the model's forward takes of it, on the device, and the given labels (B,), in order.
+
+        Args:
+            model: a classifier.
+
+        Raises:
+            ValueError: where there are no labels or nothing that the forward takes.
+        """
         device = self.device if self.device is not None else next((p.device for p in model.parameters()), torch.device("cpu"))
         labelled = {*self.label_names, "labels", "label", "label_ids"}
         names = forward_names(model)
@@ -77,11 +90,20 @@ class Pass:
             if not taken:
                 kind = type(model).__name__
                 raise ValueError(f"{kind} takes {sorted(names or ())} but the batch has {sorted(rest)}: rename the columns.")
-            outputs = model(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in taken.items()})
-            yield outputs, _logits(outputs, model, labels), labels
+            yield {k: v.to(device) if isinstance(v, Tensor) else v for k, v in taken.items()}, labels
 
 
-def _logits(outputs: Any, model: nn.Module, labels: Tensor) -> Tensor:
+def checked_logits(outputs: Any, model: nn.Module, labels: Tensor) -> Tensor:
+    """Returns the logits of what a model returned, (B, C) float32.
+
+    Args:
+        outputs: of a forward.
+        model: that returned it.
+        labels: (B,), which are checked too.
+
+    Raises:
+        ValueError: where there are no logits that fit, or labels outside their classes.
+    """
     logits = logits_of(outputs)
     kind = type(model).__name__
     if logits is None or logits.dim() != 2 or len(logits) != len(labels):

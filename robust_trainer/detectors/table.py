@@ -13,10 +13,13 @@ from transformers.utils import logging
 from ..reporting.suggest import did_you_mean
 from .activation_clustering import activation_clustering
 from .confident_joint import confident_learning
+from .consistency import feature_consistency
 from .detection import Detection, tied
 from .evidence import Evidence
+from .frequency import frequency
 from .isolation_forest import isolation_forest
 from .loss_isolation import loss_isolation
+from .scan import scan
 from .spectral import spectral, spectral_code
 
 logger = logging.get_logger(__name__)
@@ -30,7 +33,8 @@ class Detector:
         name: the key in `DETECTORS`.
         summary: what a suspicious sample is, in a few words.
         source: author, year and title.
-        needs: the fields of `Evidence` that may not be None.
+        needs: the fields of `Evidence` that may not be None; where ``clean`` is among them, the clean rows need the other ones too.
+        clean_rows: what clean data it needs; None where it needs none.
         function: ``(evidence, rate, seed, *, setting=default, ...) -> Detection``; its keywords are the settings.
     """
 
@@ -39,6 +43,7 @@ class Detector:
     source: str
     needs: tuple[str, ...]
     function: Callable[..., Detection]
+    clean_rows: str | None = None
 
     @property
     def defaults(self) -> Mapping[str, Any]:
@@ -72,6 +77,21 @@ _ROWS = (
         "isolation-forest", "soon alone under random cuts of the class's features",
         "Liu, Ting and Zhou 2008, Isolation forest", ("features",), isolation_forest,
     ),
+    Detector(
+        "scan", "in the second of two groups that a class's features are, by a likelihood-ratio test",
+        "Tang et al. 2021, Demon in the variant: statistical analysis of DNNs for robust backdoor contamination detection",
+        ("features", "clean"), scan, "some rows of every class, 10 or more",
+    ),
+    Detector(
+        "frequency", "has an artefact by its cosine transform",
+        "Zeng et al. 2021, Rethinking the backdoor attacks' triggers: a frequency perspective", ("images", "clean"), frequency,
+        "some hundred images; their labels do not matter",
+    ),
+    Detector(
+        "fct", "its features change most when the image is turned and shifted",
+        "Chen, Wu and Wang 2022, Effective backdoor defense by exploiting sensitivity of poisoned samples", ("consistency",),
+        feature_consistency,
+    ),
 )  # fmt: skip
 #: Every detection baseline by its name.
 DETECTORS: Mapping[str, Detector] = {row.name: row for row in _ROWS}
@@ -79,6 +99,9 @@ _MEND = {
     "features": "use collect_evidence on a model that ends in a linear layer",
     "probs": "train with ledger_predictions=True (RobustConfig) and use evidence_of, or use collect_evidence",
     "losses": "use collect_evidence early in training, after isolation_recipe",
+    "layers": "use collect_evidence(..., needs=('layers',))",
+    "consistency": "use collect_evidence(..., needs=('consistency',)) on a model that takes images",
+    "images": "use collect_evidence(..., needs=('images',)) on a model that takes images",
 }
 
 
@@ -106,9 +129,14 @@ def detect(name: str, evidence: Evidence, *, rate: float | None = None, seed: in
         raise ValueError(f"rate={rate!r}: expected the share of bad samples, from 0 to below 1.")
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed!r}: expected a whole number from 0 to 2**32 - 1.")
-    for need in row.needs:
-        if getattr(evidence, need) is None:
-            raise ValueError(f"detector {name!r} needs {need}, which this evidence has not: {_MEND[need]}.")
+    for part, whose in ((evidence, "this evidence"), (evidence.clean, "the evidence of the clean rows")):
+        if part is None:
+            if "clean" in row.needs:
+                raise ValueError(f"detector {name!r} needs clean rows ({row.clean_rows}): give collect_evidence clean=.")
+            continue
+        for need in row.needs:
+            if need != "clean" and getattr(part, need) is None and (part is evidence or "clean" in row.needs):
+                raise ValueError(f"detector {name!r} needs {need}, which {whose} has not: {_MEND[need]}.")
     detection = row.function(evidence, None if rate is None else float(rate), seed, **settings)
     assert detection.scores.shape == detection.flagged.shape == (len(evidence),) and bool(np.isfinite(detection.scores).all())
     if equal := tied(evidence, detection):

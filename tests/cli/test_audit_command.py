@@ -133,9 +133,9 @@ def test_nothing_is_cleaned_by_a_run_that_saw_a_part_unless_forced(trained, caps
 
 
 def test_detectors_are_run_to_compare(run, capsys):
-    told = audit(capsys, run, "--detectors", "spectral", "spectral-code", "--clean", "none")
+    told = audit(capsys, run, "--detectors", "spectral", "spectral-code", "fct", "--clean", "none")
     found = datasets.Dataset.from_parquet(str(run / "audit" / DETECTED))
-    assert len(found) == 160 and {"spectral_score", "spectral_flagged"} <= set(found.column_names) and DETECTED in told
+    assert len(found) == 160 and {"spectral_score", "spectral_flagged", "fct_score"} <= set(found.column_names) and DETECTED in told
     flagged = np.asarray(table(run / "audit")["flagged"][:])
     assert 0 < sum(found["spectral_flagged"][:]) < 80 and "precision %" in told and "spectral-code" in told
     assert (np.asarray(found["flagged"][:]) == flagged).all()
@@ -163,6 +163,7 @@ def test_mistakes_are_one_line_and_write_nothing(run, capsys, tmp_path):
         (["audit", str(run), "--threshold", "2"], "threshold=2.0"), (["audit", str(run), "--threshold", "nan"], "threshold=nan"),
         (["audit", str(run), "--clean", "burn"], "clean='burn'"),
         (["audit", str(run), "--detectors", "spectral", "magic"], "'magic' is unknown"),
+        (["audit", str(run), "--detectors", "scan"], "'scan' is unknown here"),
         (["audit", str(run), "--clean", "relabel", "--relabel_confidence", "7"], "relabel_confidence=7.0"),
         (["audit", str(run), "--relabel_confidence", "0"], "relabel_confidence=0.0"),
         (["audit", str(run), "--per_class", "-1"], "per_class"),

@@ -82,6 +82,8 @@ def test_the_audit_shows_texts_and_writes_them_cleaned(trained, data, tmp_path, 
     assert left["train"]["text"][:] == kept and len(kept) < 80 and len(left["test"]) == 20
     detected = datasets.Dataset.from_parquet(str(tmp_path / "audit/detectors.parquet"))
     assert len(detected) == 80 and "spectral_score" in detected.column_names
+    assert main(["audit", str(trained), "--output_dir", str(tmp_path / "none"), "--detectors", "fct"]) == 2
+    assert "detector 'fct' judges images, and these data are of the kind text" in capsys.readouterr().err
 
 
 def test_evaluate_reads_the_run_and_other_files(trained, data, tmp_path, capsys):

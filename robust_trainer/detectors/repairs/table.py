@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 from ...models.peers import PeerModel
 from ...reporting.suggest import did_you_mean
 from .anti_backdoor import anti_backdoor_learning
+from .backdoor_removal import backdoor_removal
 from .fine_pruning import fine_prune
 from .repaired import Repaired
 
@@ -66,6 +67,11 @@ _ROWS = (
         "abl", "isolates what is learned first, trains on the rest, unlearns what was isolated",
         "Li et al. 2021, Anti-backdoor learning: training clean models on poisoned data", "untrained", None,
         anti_backdoor_learning,
+    ),
+    Repair(
+        "d-br", "unlearns rows whose features move most with the image, relearns those whose features move least",
+        "Chen, Wu and Wang 2022, Effective backdoor defense by exploiting sensitivity of poisoned samples", "trained", None,
+        backdoor_removal,
     ),
 )  # fmt: skip
 #: Every repair by its name.
