@@ -98,9 +98,7 @@ def _check_clean(own: Evidence, clean: Any) -> None:
     for name in _SHAPES:
         mine, other = getattr(own, name), getattr(clean, name)
         if mine is not None and other is not None and mine.shape[1:] != other.shape[1:]:
-            raise ValueError(
-                f"{name} of the clean rows are {other.shape}, else {mine.shape}: use the same model and size."
-            )
+            raise ValueError(f"{name} of the clean rows are {other.shape}, else {mine.shape}: use the same model and size.")
 
 
 def collect_evidence(
