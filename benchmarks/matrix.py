@@ -205,37 +205,35 @@ def run_cell(
         more["data_seconds"] = 0.0  # the data are made once
         print(f"{head} {row['defence']}: {told(found)}", flush=True)
 
-    plain_row, network = run_settings(args, cell, PLAIN), None
+    plain_row, done = run_settings(args, cell, PLAIN), dict[str, Run]()
     judging = [row for row in rows if kind_of(row["defence"]) in ("detector", "retraining", "repair")]
+    audits = any(row["defence"].removesuffix(RETRAIN) == AUDIT for row in judging)
+
+    def plain_network() -> Run:
+        """The one just trained or kept, or where an audit needs the training's ledger or none was kept, another one."""
+        run = done.get(PLAIN) or (None if audits else kept(args.models, plain_row, loaded))
+        if run is None:
+            run = trained(args, loaded, cell, data, plain_row)[1]
+            keep(args.models, plain_row, run)
+        return run
+
+    network = OnPlain(args, loaded, cell, data, plain_network)
     order = [row for row in rows if row["defence"] == PLAIN] + judging
     for row in order + [row for row in rows if row not in order]:
         if time.monotonic() > until:
             return False
         try:
             if row in judging:
-                network = network or plain_network(args, loaded, cell, data, plain_row, judging)
                 write(row, network.figures(row))
                 continue
             found, run = trained(args, loaded, cell, data, row)
             write(row, found)
             if row["defence"] == PLAIN:
                 keep(args.models, plain_row, run)
-                network = OnPlain(args, loaded, cell, data, run)
+                done[PLAIN] = run
         except ValueError as error:
             print(f"{head} {row['defence']}: refused: {error}", flush=True)
     return True
-
-
-def plain_network(
-    args: argparse.Namespace, loaded: Loaded, cell: Cell, data: Any, plain_row: dict[str, Any], judging: list[dict[str, Any]]
-) -> OnPlain:
-    """The plain network that was kept or, where an audit needs the training's ledger or none was kept, trained again."""
-    audits = any(row["defence"].removesuffix(RETRAIN) == AUDIT for row in judging)
-    run: Run | None = None if audits else kept(args.models, plain_row, loaded)
-    if run is None:
-        run = trained(args, loaded, cell, data, plain_row)[1]
-        keep(args.models, plain_row, run)
-    return OnPlain(args, loaded, cell, data, run)
 
 
 def told(found: dict[str, Any]) -> str:

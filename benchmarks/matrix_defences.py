@@ -6,8 +6,9 @@ import contextlib
 import io
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,7 @@ from transformers import TrainingArguments, set_seed
 
 from robust_trainer import METHODS, audit_dataset
 from robust_trainer.audit import Audit
+from robust_trainer.data.fingerprint import fingerprint
 from robust_trainer.detectors import DETECTORS, REPAIRS, collect_evidence, detect, isolation_recipe, repair
 from robust_trainer.evaluation.robustness import evaluate_robustness
 
@@ -106,6 +108,17 @@ def plain(args: Any, loaded: Loaded, part: Part, row: dict[str, Any]) -> Run:
     return train(args, loaded, part, {**row, "settings": {}}, "standard", ledger_predictions=True)
 
 
+def clean_only(args: Any, loaded: Loaded, part: Part, row: dict[str, Any]) -> Run:
+    """Plain training on the rows that nobody touched, once for all attacks on the same rows: the network of an earlier one."""
+    settings = {name: value for name, value in row.items() if name not in ("attack", "rule", "asked", "attack_settings")}
+    key = {**settings, "rows": fingerprint(part.inputs, part.labels)}
+    run = kept(args.models, key, loaded)
+    if run is None:
+        run = train(args, loaded, part, row, PLAIN)
+        keep(args.models, key, run)
+    return run
+
+
 def test_figures(run: Run, loaded: Loaded, cell: Cell, data: Data, attacked: int = ATTACKED) -> dict[str, float]:
     """Accuracy; of a backdoor attack success and accuracy on the triggered rows whose label the attacker would change.
 
@@ -149,11 +162,12 @@ def trained(args: Any, loaded: Loaded, cell: Cell, data: Data, row: dict[str, An
     if defence == PLAIN:
         run = plain(args, loaded, data.train, row)
     elif defence == CLEAN_ONLY:
-        run = train(args, loaded, data.clean, row, PLAIN)
+        run = clean_only(args, loaded, data.clean, row)
     else:
         run = train(args, loaded, data.train, row, defence)
     found: dict[str, Any] = test_figures(run, loaded, cell, data)
-    found |= {"cpu_seconds": run.cpu_seconds, "train_seconds": run.train_seconds, "n_train": len(run.trainer.train_dataset)}
+    rows = data.clean if defence == CLEAN_ONLY else data.train
+    found |= {"cpu_seconds": run.cpu_seconds, "train_seconds": run.train_seconds, "n_train": len(rows)}
     if defence not in (PLAIN, CLEAN_ONLY) and getattr(run.trainer, "ledger", None) is not None:
         dropped = np.zeros(len(data.train), dtype=bool)
         dropped[np.asarray(run.trainer.distrusted_samples()["index"][:], dtype=np.int64)] = True
@@ -177,18 +191,25 @@ class OnPlain:
     loaded: Loaded
     cell: Cell
     data: Data
-    run: Run
-    audit: Audit | None = None
+    train_plain: Callable[[], Run]
 
     def __post_init__(self) -> None:
         self.flags: dict[str, np.ndarray] = {}
         self._evidence: dict[frozenset[str], tuple[Any, float]] = {}
         self._rate = float(self.data.train.corrupted.double().mean())
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @cached_property
+    def run(self) -> Run:
+        """The plain network, trained or read when it is first needed."""
+        return self.train_plain()
 
     def figures(self, row: dict[str, Any]) -> dict[str, Any]:
         """The figures of a detector, a retraining or a repair; raises ``ValueError`` where it does not fit."""
         defence = row["defence"]
         kind = kind_of(defence)
+        if not (defence.startswith(AUDIT_DATASET) or (kind == "repair" and _repair_of(defence)[0].starts_from == "untrained")):
+            _ = self.run  # before the clock starts
         start, wall = time.process_time(), time.perf_counter()
         if kind == "detector":
             found = self._judge(defence, row)
@@ -216,8 +237,8 @@ class OnPlain:
             more: dict[str, Any] = {"needs": sorted(extra - {"clean"})} if extra else {}
             more |= {"clean": self.some_clean_rows()} if "clean" in extra else {}
             still = replace(self.data.train, moved=False)
-            collate, device = self.loaded.collate, self.run.args.device
-            found = collect_evidence(self.run.model, still, collate=collate, batch_size=100, device=device, **more)
+            collate = self.loaded.collate
+            found = collect_evidence(self.run.model, still, collate=collate, batch_size=100, device=self.device, **more)
             found = found if self.run.probs is None else replace(found, probs=self.run.probs)
             self._evidence[extra] = found, time.process_time() - start
         return self._evidence[extra]
@@ -245,9 +266,7 @@ class OnPlain:
 
     def _audit(self, name: str, row: dict[str, Any]) -> Audit:
         if name == AUDIT:
-            if self.audit is None:
-                self.audit = self.run.trainer.audit()
-            return self.audit
+            return self.run.trainer.audit()
         rows = self.data.rows.remove_columns([c for c in self.data.rows.column_names if c not in ("image", "text", "label")])
         if self.loaded.task.network in ("efficientnet-lite0", "minilm"):
             return audit_dataset(rows, seed=row["seed"], **audit_network(self.loaded))
@@ -259,7 +278,7 @@ class OnPlain:
         how, settings = _repair_of(name)
         clean = self.some_clean_rows() if how.clean_rows is not None else None
         set_seed(row["seed"])
-        model = self.run.model if how.starts_from == "trained" else self.loaded.model().to(self.run.args.device)
+        model = self.run.model if how.starts_from == "trained" else self.loaded.model().to(self.device)
         with tempfile.TemporaryDirectory() as folder:
             tuning = TrainingArguments(
                 output_dir=folder, num_train_epochs=row["epochs"] if clean is None else max(row["epochs"], TUNING_EPOCHS),
@@ -272,7 +291,8 @@ class OnPlain:
                     VARIANTS.get(name, (name,))[0], model, self.data.train, tuning, clean=clean, rate=self._rate,
                     collate=self.loaded.collate, seed=row["seed"], **settings,
                 )  # fmt: skip
-        figures: dict[str, Any] = test_figures(Run(found.model, self.run.args), self.loaded, self.cell, self.data, 0)
+        repaired = Run(found.model, SimpleNamespace(device=self.device))
+        figures: dict[str, Any] = test_figures(repaired, self.loaded, self.cell, self.data, 0)
         flagged = {} if found.flagged is None else self.data.caught(found.flagged)
         return {**figures, **flagged, "on_plain": how.starts_from == "trained", "clean_rows": 0 if clean is None else len(clean)}
 
@@ -281,7 +301,7 @@ class OnPlain:
 
 
 def kept(folder: Path | None, row: dict[str, Any], loaded: Loaded) -> Run | None:
-    """The plain network of an earlier command, without its ledger; None where there is none."""
+    """A network of an earlier command, without its ledger; None where there is none."""
     file = None if folder is None else folder / f"{key_of(row)}.pt"
     if file is None or not file.is_file():
         return None
@@ -289,12 +309,14 @@ def kept(folder: Path | None, row: dict[str, Any], loaded: Loaded) -> Run | None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = loaded.model().to(device)
     model.load_state_dict(found["state"])
-    return Run(model, SimpleNamespace(device=device), probs=None if found["probs"] is None else found["probs"].numpy())
+    probs = None if found["probs"] is None else found["probs"].numpy()
+    return Run(model, SimpleNamespace(device=device), *found["seconds"], probs)
 
 
 def keep(folder: Path | None, row: dict[str, Any], run: Run) -> None:
-    """Keeps a plain network for later commands."""
+    """Keeps a network for later commands."""
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         probs = None if run.probs is None else torch.from_numpy(run.probs)
-        torch.save({"state": run.model.state_dict(), "probs": probs}, folder / f"{key_of(row)}.pt")
+        seconds = (run.cpu_seconds, run.train_seconds)
+        torch.save({"state": run.model.state_dict(), "probs": probs, "seconds": seconds}, folder / f"{key_of(row)}.pt")
