@@ -43,8 +43,9 @@ def scan(
         rate: without effect.
         seed: of the split's starts.
         threshold: of the normalised statistic, e^2 in the paper.
-        components: principal components that the features are reduced to first, >= 1, fewer where there are fewer clean rows than
-            four times as many: S_e cannot be told from less (the paper has 1 % of clean data and no such step).
+        components: principal components of the rows to judge that features are reduced to first, >= 1, fewer where there are fewer
+            clean rows than four times as many: S_e cannot be told from less (the paper has no such step). Those of the clean rows
+            alone leave the trigger's direction out.
 
     Returns:
         The detection; in ``details`` per class ``statistic`` (normalised) and ``ratio`` (J), and ``components``.
@@ -67,7 +68,8 @@ def scan(
     order = settled_order(clean.features)
     known, known_labels = clean.features[order].astype(np.float64), clean.labels[order]
     kept = max(min(components, known.shape[1], len(known) // 4), 1)
-    reduction = PCA(kept, svd_solver="full").fit(known)
+    inspected = evidence.features[settled_order(evidence.features)].astype(np.float64)
+    reduction = PCA(kept, svd_solver="full").fit(inspected)
     known = reduction.transform(known)
     identity, variation = covariances(known, known_labels)
     whiten = cholesky(np.linalg.inv(variation), lower=True)  # distances of x @ whiten are those of S_e^-1

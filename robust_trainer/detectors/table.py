@@ -16,6 +16,7 @@ from .confident_joint import confident_learning
 from .consistency import feature_consistency
 from .detection import Detection, tied
 from .evidence import Evidence
+from .flare import flare
 from .frequency import frequency
 from .isolation_forest import isolation_forest
 from .loss_isolation import loss_isolation
@@ -91,6 +92,10 @@ _ROWS = (
         "fct", "its features change most when the image is turned and shifted",
         "Chen, Wu and Wang 2022, Effective backdoor defense by exploiting sensitivity of poisoned samples", ("consistency",),
         feature_consistency,
+    ),
+    Detector(
+        "flare", "in a dense group of rows that the hidden layers find unlikely in the same way",
+        "Hou et al. 2024, FLARE: towards universal dataset purification against backdoor attacks", ("layers",), flare,
     ),
 )  # fmt: skip
 #: Every detection baseline by its name.

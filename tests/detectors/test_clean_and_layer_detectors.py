@@ -14,6 +14,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 from robust_trainer.detectors import Evidence, collect_evidence, detect, evidence_of
+from robust_trainer.detectors.flare import stable_split
 from robust_trainer.detectors.frequency import ARTEFACTS, FrequencyNetwork, artefacts, spectrum
 from robust_trainer.detectors.moves import SHIFT, TURN, moved
 from robust_trainer.detectors.repairs.backdoor_removal import apart
@@ -311,3 +312,84 @@ def test_bad_evidence_and_settings_are_told():
         detect("frequency", flat)
     with pytest.raises(ValueError, match=r"epochs=0: expected a whole number"):
         detect("frequency", flat, epochs=0)
+
+
+# ---- FLARE ------------------------------------------------------------------------------------------------------------
+
+
+def layered(n: int = 600, bad: int = 60, layers: int = 6, spread: float = 0.3, seed: int = 0, late: bool = False):
+    """Log-likelihoods of layers, of rows alike but for the bad ones; with ``late`` the last layers say of all rows the same."""
+    rng = np.random.default_rng(seed)
+    found = -rng.gamma(6.0, 1.0, (n, layers))
+    poisoned = np.arange(n) < bad
+    found[poisoned] = rng.normal(-60.0, spread, (bad, layers))
+    if late:  # four values each, which make groups of their own
+        found[:, 4:] = -rng.gamma(6.0, 1.0, (n, layers - 4)) - 100.0 ** rng.integers(0, 4, (n, layers - 4))
+    order = rng.permutation(n)
+    return Evidence(rng.integers(0, 4, n), layers=found[order]), poisoned[order]
+
+
+def test_flare_flags_the_dense_group_whatever_the_labels_are():
+    evidence, bad = layered()
+    found = detect("flare", evidence)
+    np.testing.assert_array_equal(found.flagged, bad)
+    assert found.details["clusters"] == (540, 60) and found.details["layers"] == 6 and found.scores[bad].min() >= 0.5
+    other = Evidence(np.zeros(600, int), layers=evidence.layers)
+    np.testing.assert_array_equal(detect("flare", other).flagged, bad)
+    np.testing.assert_array_equal(detect("flare", Evidence(evidence.labels, layers=3 * evidence.layers)).flagged, bad)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_flare_flags_hardly_anybody_of_one_group(seed):
+    evidence, _ = layered(bad=0, seed=seed)
+    assert detect("flare", evidence).flagged.mean() <= 0.03
+    assert not detect("flare", Evidence([0, 1] * 8, layers=evidence.layers[:16])).flagged.any()  # too few for two groups
+    assert not detect("flare", Evidence(np.zeros(60, int), layers=np.full((60, 3), -2.0))).flagged.any()
+
+
+def test_flare_finds_the_group_in_the_first_layers_alone():
+    evidence, bad = layered(n=800, bad=80, layers=7, late=True)
+    np.testing.assert_array_equal(detect("flare", evidence).flagged, bad)
+
+
+def test_flare_leaves_layers_out_from_the_last_down_to_half_of_them(monkeypatch):
+    evidence, bad = layered(layers=7)
+    tried = []
+
+    def split(rows, *given, found=5):
+        tried.append(rows.shape[1])
+        return stable_split(rows, *given) if rows.shape[1] == found else None
+
+    monkeypatch.setattr("robust_trainer.detectors.flare.stable_split", split)
+    found = detect("flare", evidence, components=7)
+    assert tried == [7, 6, 5] and found.details["layers"] == 5
+    np.testing.assert_array_equal(found.flagged, bad)
+    monkeypatch.setattr("robust_trainer.detectors.flare.stable_split", lambda *given: split(*given, found=3))
+    found = detect("flare", evidence, components=7)
+    assert tried[3:] == [7, 6, 5, 4] and found.details == {"layers": None, "cut": None, "clusters": ()}
+    assert not found.flagged.any()
+
+
+def test_the_stable_split_is_that_of_single_linkage():
+    """Two groups far apart: the split is born at their mutual reachability distance, which a loop finds."""
+    rng = np.random.default_rng(0)
+    rows = np.concatenate([rng.normal(size=(80, 2)), rng.normal(size=(30, 2)) * 0.2 + [15.0, 0.0]])
+    cut, groups = stable_split(rows, 10, 5, 0.3)
+    distance = np.linalg.norm(rows[:, None] - rows[None], axis=2)
+    core = np.sort(distance, 1)[:, 4]  # HDBSCAN counts a row as its own first neighbour
+    gap = min(max(distance[i, j], core[i], core[j]) for i in range(80) for j in range(80, 110))
+    assert 0.95 * gap * 0.999 <= cut <= gap
+    assert (groups[:80] == 0).sum() >= 79 and (groups[80:] == 1).all()
+    assert stable_split(rows[:80], 10, 5, 0.3) is None or stable_split(rows[:80], 10, 5, 0.3)[1].max() >= 1
+
+
+def test_flare_settings_are_checked():
+    evidence, _ = layered(60, 10)
+    for given, line in (
+        ({"stability": 0}, r"stability=0: expected a number above 0"),
+        ({"smallest": 2}, r"smallest=2: expected a share"),
+        ({"neighbours": 0}, r"neighbours=0: expected a whole number"),
+        ({"components": 0.5}, r"components=0\.5: expected a whole number"),
+    ):
+        with pytest.raises(ValueError, match=line):
+            detect("flare", evidence, **given)

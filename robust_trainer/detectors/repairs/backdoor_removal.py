@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 
 from ...models.features import watched
-from ..detection import share_setting, top, whole
+from ..detection import each_class, share_setting, top, whole
 from ..evidence import collect_evidence
 from .repaired import Repaired, number_setting
 from .tuning import Unlearned, stage_of, tune
@@ -40,7 +40,8 @@ def backdoor_removal(
 
     1. Another copy is trained for ``spreading`` of the training by the loss that moves the classes' mean features apart (`apart`).
     2. Its features' consistency towards transformations (detector ``fct``) splits the rows: the ``poison_share`` that move most
-       are taken for poisoned, the ``clean_share`` that move least for clean.
+       are taken for poisoned, the ``clean_share`` of each class that move least for clean. (The paper takes these of all classes
+       together; then digits that look alike upside down were relearned, and others forgotten.)
     3. For ``removal`` of the training, at ``learning_rate`` times its rate, poisoned rows are unlearned and clean ones relearned:
        ``E_clean[l] - E_poisoned[l]``. The paper goes through the ones and the others in turn; here a step holds both. A poisoned
        row whose loss has reached ``ceiling`` is left alone; the paper's ascent has no end but that of its epochs.
@@ -92,7 +93,10 @@ def backdoor_removal(
     if evidence.consistency is None:
         raise ValueError(f"{type(model).__name__} takes no images: repair 'd-br' turns and shifts them, choose another.")
     scores = evidence.consistency.astype(np.float64)
-    flagged, relearned = top(scores, whole(poison_share * len(scores))), top(-scores, whole(clean_share * len(scores)))
+    flagged, relearned = top(scores, whole(poison_share * len(scores))), np.zeros(len(scores), dtype=bool)
+    for _, rows in each_class(evidence):
+        relearned[rows] = top(-scores[rows], whole(clean_share * len(rows)))
+    relearned &= ~flagged
     repaired = copy.deepcopy(model)
     assert evidence.probs is not None
     classes = evidence.probs.shape[1]
