@@ -34,16 +34,18 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Place:
-    """A cell of the board: the task (with what differs from the board's own run of it), the attack, its rule and its rate."""
+    """A cell of the board: the task (with what differs between its runs), the attack, its rule, its rate, settings of its own."""
 
     task: str
     attack: str
     rule: str | None
     rate: float
     kind: str
+    settings: str = ""
 
     def told(self) -> str:
-        return " ".join(part for part in (self.attack, self.rule, f"{100 * self.rate:g} %" if 0 < self.rate < 1 else "") if part)
+        rate = f"{100 * self.rate:g} %" if 0 < self.rate < 1 else ""
+        return " ".join(part for part in (self.attack, self.settings, self.rule, rate) if part)
 
 
 class Board:
@@ -55,7 +57,10 @@ class Board:
         self.places: dict[Place, dict[str, list[Row]]] = {}
         self.place_of: dict[str, Place] = {}  # by a row's key
         for row in self.rows:
-            place = Place(names[_protocol(row)], row["attack"], row["rule"], row["asked"], row["kind"])
+            settings = ", ".join(f"{name} {value}" for name, value in row.get("attack_settings", {}).items())
+            place = Place(
+                names[_protocol(row)], row["attack"], row["rule"], row["asked"], row["kind"], f"({settings})" if settings else ""
+            )  # fmt: skip
             self.place_of[row["key"]] = place
             self.places.setdefault(place, {}).setdefault(row["defence"], []).append(row)
         self.kinds = {row["defence"]: row["defence_kind"] for row in self.rows}

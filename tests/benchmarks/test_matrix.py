@@ -240,6 +240,14 @@ def test_attacks_that_beat_auto_are_named_and_those_not_learned_are_not_counted(
     assert "diagnosis: reached (sig, warp)" in told and "Because." in told and "So." in told
 
 
+def test_runs_of_an_attack_with_other_settings_are_another_cell(module):
+    report = module("matrix_report")
+    board = report.Board(
+        [row("sig", "plain"), row("sig", "plain", seed=1), {**row("sig", "auto"), "attack_settings": {"delta": 0.2}}]
+    )
+    assert [place.told() for place in board.places] == ["sig all-to-one 10 %", "sig (delta 0.2) all-to-one 10 %"]
+
+
 def test_costs_count_in_what_a_defence_rests_on(module):
     report = module("matrix_report")
     own = {"plain": 10.0, "auto": 15.0, "spectral": 2.0, "spectral+retrain": 8.0}
