@@ -7,11 +7,13 @@ from collections.abc import Iterator
 import numpy as np
 from sklearn.cluster import HDBSCAN
 from sklearn.decomposition import PCA
+from sklearn.neighbors import NearestNeighbors
 
 from .detection import Detection, count_setting, settled_order, share_setting
 from .evidence import Evidence
 
 _STEP = 0.95  # from one cut of the cluster tree to the next
+_NEAREST = 5
 _DEPTH = 3  # splits of the largest cluster that are looked at, as in the paper
 
 
@@ -30,7 +32,8 @@ def flare(
     Of every layer a row has one number, the log-likelihood of its least likely activation (eq. 2, 3; `LayerWatch`). Here its
     distance to the layer's best row, as a logarithm and standardised, is the row's place. The rows are clustered by density
     (HDBSCAN). From the root of the cluster tree on, the largest cluster is followed; the first one that stays whole while the
-    density grows by the factor ``e^stability`` is benign, and every other cluster at its birth is flagged. Where there is none, the
+    density grows by the factor ``e^stability`` is benign, and every other cluster at its birth is flagged; rows that are in no
+    cluster then go with most of their five nearest that are (in the paper they are benign). Where there is no such split, the
     last layer is left out, and then the one before, down to half of them (adaptive subspace selection, Algorithm 1; with few layers
     there are groups by chance).
 
@@ -76,8 +79,8 @@ def flare(
             found = stable_split(rows, least, neighbours, stability)
             if found is not None:
                 cut, groups = found
-                flagged[order], used = groups > 0, layers
                 sizes = tuple(np.bincount(groups[groups >= 0]).tolist())
+                flagged[order], used = _with_the_rest(rows, groups), layers
                 break
     unlikely = places.mean(1)
     ranks = np.searchsorted(np.sort(unlikely), unlikely) / len(places)
@@ -133,6 +136,15 @@ def _cuts(tree: HDBSCAN, start: float, least: int) -> Iterator[tuple[float, np.n
     while cut > 1e-4 * start:
         yield cut, tree.dbscan_clustering(cut, min_cluster_size=least)
         cut *= _STEP
+
+
+def _with_the_rest(rows: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Who is in a cluster other than the first, or nearest to rows of one."""
+    found, inside = groups > 0, groups >= 0
+    if not inside.all():
+        nearest = NearestNeighbors(n_neighbors=_NEAREST).fit(rows[inside]).kneighbors(rows[~inside], return_distance=False)
+        found[~inside] = 2 * found[inside][nearest].sum(1) > _NEAREST
+    return found
 
 
 def _numbered(labels: np.ndarray, largest: int) -> np.ndarray:
