@@ -106,7 +106,7 @@ def made(loaded: Loaded, rows: datasets.Dataset, row: dict[str, Any], work: Path
         trigger = TRIGGERS[row["attack"]].make(**row["settings"])
     else:
         needed = {} if NETWORK_BACKDOORS[row["attack"]].needs == NONE else {"model": model, "image_mean": [0], "image_std": [1]}
-        folder = work / key_of({k: v for k, v in row.items() if k != "epochs"})
+        folder = work / key_of({k: v for k, v in row.items() if k not in ("epochs", "cover_rate", "test_rows")})
         trigger = network_trigger(rows, row["attack"], folder=folder, batch_size=64, **needed, **chosen, **row["settings"])
     poisoned = poison(rows, trigger=trigger, cover_rate=row["cover_rate"], keep_in_memory=True, **chosen)
     return poisoned, trigger_all(loaded.test_as_given, trigger, label_rule=row["rule"], keep_in_memory=True)

@@ -127,7 +127,7 @@ class HiddenStringTrigger(TrainedTrigger):
 
 
 def train_ssba(
-    task: Task, epochs: int = 30, bits: int = 20, image_weight: float = 2.0, lr: float = 0.002, width: int = 8
+    task: Task, epochs: int = 15, bits: int = 20, image_weight: float = 2.0, lr: float = 0.004, width: int = 8
 ) -> HiddenStringTrigger:
     """Returns the trigger whose encoder was trained, beside a decoder, to hide strings that can be read.
 

@@ -34,7 +34,7 @@ class Painter(nn.Module):
         width: channels of the networks' first layers.
     """
 
-    def __init__(self, channels: int, width: int = 16):
+    def __init__(self, channels: int, width: int = 8):
         super().__init__()
         self.width = width
         self.pattern_net, self.mask_net = UNet(channels, channels, width), UNet(channels, 1, width)
@@ -142,15 +142,15 @@ def diversity(images: Tensor, others: Tensor, made: Tensor, made_of_others: Tens
 
 def train_input_aware(
     task: Task,
-    epochs: int = 30,
-    mask_epochs: int = 20,
+    epochs: int = 10,
+    mask_epochs: int = 8,
     density: float = 0.032,
     norm_weight: float = 100.0,
     diversity_weight: float = 1.0,
     share: float = 0.1,
-    lr: float = 0.002,
+    lr: float = 0.005,
     model_lr: float = 0.01,
-    width: int = 16,
+    width: int = 8,
 ) -> InputAwareTrigger:
     """Returns the trigger whose networks were trained with a classifier.
 

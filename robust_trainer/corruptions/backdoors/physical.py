@@ -99,7 +99,8 @@ class _Moved(PixelTrigger):
         return self.physical.channel_axis
 
     def paint(self, pixels: np.ndarray) -> np.ndarray:
-        opacity, laid = moved_layers(self.physical, self.trigger, *pixels.shape, self.row, self.stream)
+        height, width, channels = pixels.shape
+        opacity, laid = moved_layers(self.physical, self.trigger, height, width, channels, self.row, self.stream)
         return ((1 - opacity) * pixels + laid).clip(0.0, 1.0)
 
 
