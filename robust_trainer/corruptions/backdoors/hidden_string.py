@@ -127,12 +127,13 @@ class HiddenStringTrigger(TrainedTrigger):
 
 
 def train_ssba(
-    task: Task, epochs: int = 15, bits: int = 20, image_weight: float = 2.0, lr: float = 0.004, width: int = 8
+    task: Task, epochs: int = 10, bits: int = 20, image_weight: float = 0.2, lr: float = 0.003, width: int = 8
 ) -> HiddenStringTrigger:
     """Returns the trigger whose encoder was trained, beside a decoder, to hide strings that can be read.
 
-    Adam lowers BCE(D(clip(x + E(x, s), 0, 1)), s) + image_weight mean((E(x, s) / (16/255))^2), with a string s drawn anew for each
-    image and pass; BCE is the mean over the bits.
+    Adam lowers BCE(D(clip(x + E(x, s), 0, 1)), s) + w mean((E(x, s) / eps)^2), with a string s drawn anew for each image and pass;
+    BCE is the mean over the bits. w is 0 in the first half of the passes, or nothing would be hidden at all, and then rises to
+    image_weight. Of another ball than an l_inf one, eps divided by the root of the number of pixels stands for eps.
 
     Args:
         task: all training images, and the ball.
@@ -147,7 +148,7 @@ def train_ssba(
 
     References:
         Li et al. 2021, sec. 4; Tancik et al. 2020 (StegaStamp), whose encoder and decoder are larger, learn to survive printing and
-        have a perceptual loss and a critic beside the mean square. Here the ball bounds the residual instead.
+        have a perceptual loss and a critic beside the mean square, which begin late as well. Here the ball bounds the residual.
     """
     for name, whole in (("epochs", epochs), ("bits", bits), ("width", width)):
         if whole < 1:
@@ -157,15 +158,17 @@ def train_ssba(
     channels = task.images.shape[1]
     with own_random(task.seed_of("ssba")):
         encoder, decoder = Encoder(bits, channels, task.ball, width).to(task.device), Decoder(bits, channels).to(task.device)
+    scale = task.ball.eps if task.ball.norm == "linf" else task.ball.eps / task.images[0].numel() ** 0.5
     optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=lr)
     for epoch in kept_epochs(task, "ssba", epochs, {"encoder": encoder, "decoder": decoder}, {"optimizer": optimizer}):
         generator = task.generator("ssba", epoch)
+        weight = image_weight * max(0.0, 2 * (epoch + 1) / epochs - 1)
         for rows in torch.randperm(len(task.images), generator=generator).split(task.batch_size):
             x = task.images[rows].to(task.device)
             strings = torch.randint(0, 2, (len(rows), bits), generator=generator).float().to(task.device)
             residual = encoder(x, strings)
             read = binary_cross_entropy_with_logits(decoder((x + residual).clamp(0.0, 1.0)), strings)
-            loss = read + image_weight * (residual * 255 / 16).square().mean()
+            loss = read + weight * (residual / scale).square().mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
