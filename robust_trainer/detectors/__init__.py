@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from .detection import Detection
     from .evidence import Evidence, collect_evidence, evidence_of
     from .loss_isolation import LocalGradientAscent, isolation_recipe
+    from .odd_words import CausalModel, NGramModel, onion, word_suspicions
     from .repairs.fine_pruning import FinePruned, fine_prune
     from .repairs.repaired import Repaired
     from .repairs.table import REPAIRS, Repair, repair
     from .table import DETECTORS, Detector, detect
 
 __all__ = [
+    "CausalModel",
     "DETECTORS",
     "REPAIRS",
     "Detection",
@@ -28,6 +30,7 @@ __all__ = [
     "Evidence",
     "FinePruned",
     "LocalGradientAscent",
+    "NGramModel",
     "Repair",
     "Repaired",
     "collect_evidence",
@@ -35,11 +38,14 @@ __all__ = [
     "evidence_of",
     "fine_prune",
     "isolation_recipe",
+    "onion",
     "repair",
+    "word_suspicions",
 ]
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "CausalModel": "odd_words",
         "DETECTORS": "table",
         "REPAIRS": "repairs.table",
         "Detection": "detection",
@@ -47,6 +53,7 @@ __getattr__, __dir__ = lazy_names(
         "Evidence": "evidence",
         "FinePruned": "repairs.fine_pruning",
         "LocalGradientAscent": "loss_isolation",
+        "NGramModel": "odd_words",
         "Repair": "repairs.table",
         "Repaired": "repairs.repaired",
         "collect_evidence": "evidence",
@@ -54,6 +61,8 @@ __getattr__, __dir__ = lazy_names(
         "evidence_of": "evidence",
         "fine_prune": "repairs.fine_pruning",
         "isolation_recipe": "loss_isolation",
+        "onion": "odd_words",
         "repair": "repairs.table",
+        "word_suspicions": "odd_words",
     },
 )

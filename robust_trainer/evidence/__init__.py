@@ -10,9 +10,11 @@ if TYPE_CHECKING:
     from .judge import COMPARED, NUMBERS, LabelEvidence, judge_labels, with_earlier
     from .label_model import most_telling, tells_more
     from .later_look import refined_rate
+    from .tied_tokens import TiedTokens, triggers_among
 
 __all__ = [
-    "COMPARED", "LabelEvidence", "NUMBERS", "judge_labels", "most_telling", "refined_rate", "tells_more", "with_earlier",
+    "COMPARED", "LabelEvidence", "NUMBERS", "TiedTokens", "judge_labels", "most_telling", "refined_rate", "tells_more",
+    "triggers_among", "with_earlier",
 ]  # fmt: skip
 __getattr__, __dir__ = lazy_names(
     __name__,
@@ -20,10 +22,12 @@ __getattr__, __dir__ = lazy_names(
         "COMPARED": "judge",
         "LabelEvidence": "judge",
         "NUMBERS": "judge",
+        "TiedTokens": "tied_tokens",
         "judge_labels": "judge",
         "most_telling": "label_model",
         "refined_rate": "later_look",
         "tells_more": "label_model",
+        "triggers_among": "tied_tokens",
         "with_earlier": "judge",
     },
 )

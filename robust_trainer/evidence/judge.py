@@ -14,6 +14,7 @@ from .label_model import LabelModel, fit_label_model, fit_probabilities, neighbo
 from .neighbours import Neighbours, normalise
 from .patterns import FEWEST, Pattern, find_pattern
 from .telling import how_telling, order_alone
+from .tied_tokens import TiedTokens, as_pattern
 
 #: Fewer rows, or rows per class, say nothing.
 FEWEST_ROWS, FEWEST_OF_CLASS = 50, 2.0
@@ -88,6 +89,7 @@ def judge_labels(
     carriers: np.ndarray | None = None,
     rest: RateEstimate | None = None,
     others: Sequence[Tensor] = (),
+    triggers: Sequence[TiedTokens] = (),
     seed: int = 0,
 ) -> LabelEvidence:
     """Returns the evidence on N given labels.
@@ -111,6 +113,7 @@ def judge_labels(
             network that was trained on the labels agree with wrong ones, too. None: it is estimated.
         others: further features of the rows, (N, D) each, any scale: their neighbours, too, say who is doubted where patterns are
             looked for. Features in which a trigger is plain to see agree with its labels; others may not.
+        triggers: tokens that were found to be a trigger of texts (`tied_tokens.triggers_among`), with the rows that have them.
         seed: of every draw.
 
     Raises:
@@ -143,7 +146,7 @@ def judge_labels(
     fit = fit_label_model if probs is None else fit_probabilities
     model = fit(rows, given, classes, seed, rest)
     voted = [neighbours_votes(normalise(other), given, classes, seed).argmax(1) for other in others] if inputs is not None else []
-    found, patterns = _carriers(model, voted, labels, classes, inputs, shape, seed)
+    found, patterns = _carriers(model, voted, labels, classes, inputs, shape, triggers, seed)
     carriers = found if carriers is None or found.any() else carriers
     predicted = model.first.argmax(1).cpu().numpy()
     support = model.votes.gather(1, given.unsqueeze(1)).squeeze(1).cpu().numpy()
@@ -234,12 +237,16 @@ def _carriers(
     classes: int,
     inputs: Inputs | None,
     shape: tuple[int, ...] | None,
+    triggers: Sequence[TiedTokens],
     seed: int,
 ) -> tuple[np.ndarray, tuple[Pattern, ...]]:
-    """Who carries a pattern that doubted rows share, (N,) bool, and the patterns."""
+    """Who carries a trigger of texts, or a pattern that doubted rows share, (N,) bool, and the patterns."""
     carriers, patterns = np.zeros(len(labels), dtype=bool), list[Pattern]()
-    if inputs is None:
-        return carriers, ()
+    for trigger in triggers:
+        carriers |= trigger.rows
+        patterns.append(as_pattern(trigger, classes))
+    if inputs is None or patterns:
+        return carriers, tuple(patterns)
     read: Callable[[np.ndarray], np.ndarray] = inputs if callable(inputs) else inputs.__getitem__
     most = max(min(COMPARED, NUMBERS // max(read(np.arange(1)).shape[1], 1)), 1)
     compared = np.arange(len(labels))

@@ -141,13 +141,18 @@ class EvidenceStage:
         labels = gathered.labels.cpu().numpy()
         inputs = None if gathered.inputs is None else gathered.inputs.cpu().numpy()
         features = labels_judged.most_telling(gathered.features, gathered.labels, run.classes)
+        triggers: list[labels_judged.TiedTokens] = []
+        if gathered.without:
+            same = next(i for i, kind in enumerate(gathered.features) if kind is features)
+            groups = list(gathered.groups)
+            triggers = labels_judged.triggers_among(groups, gathered.without[same], labels, run.classes, run.seed)
         carriers, rest = self._column("carrier"), self._rest
         agreed = float(self.run.states["evidence"]["agreement"]) if self.known else 0.0
         if rest is not None:
             rest = labels_judged.refined_rate(rest, agreed, features, gathered.labels, run.classes, carriers)
         evidence = labels_judged.judge_labels(
             features, labels, run.classes, inputs=inputs, shape=gathered.shape, seed=run.seed, carriers=carriers.cpu().numpy(),
-            rest=rest, others=[gathered.small] if gathered.small is not None else [],
+            rest=rest, others=[gathered.small] if gathered.small is not None else [], triggers=triggers,
         )  # fmt: skip
         if not evidence.informative:
             return torch.zeros(_numbers(len(labels)), dtype=torch.float64), evidence.told

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .. import evidence as labels_judged
 from ..data.batch_rows import rows_of
+from ..evidence.tied_tokens import TiedTokens, tied_tokens
 from ..models.features import Layers, last_linear, mean_of_tokens, token_mask, watched
 from ..models.modes import eval_mode
 from ..models.outputs import logits_of
@@ -23,6 +24,7 @@ from ..models.sharding import all_agree, is_sharded, reshard
 from .agreement import for_each
 from .input_reader import InputReader, image_input
 from .records import MicroBatch, Run
+from .shared_tokens import look_without
 
 #: Images of this many pixels a side or fewer are tried at so many times their size, on so many rows.
 SMALL, ENLARGED, TRIED = 112, 2, 256
@@ -39,14 +41,22 @@ class Gathered:
         labels: (N,).
         inputs: vectors to be compared, uint8 (N, V).
         shape: of an image's vector, (H, W, channels).
+        kinds: which of `_features`' the features are.
+        tokens: whether inputs tell which tokens of a text are there.
         small: where the features are of enlarged images, those of the images as they are, (N, D); None otherwise.
+        groups: tokens of texts that are tied to one label.
+        without: the same kinds of features without these tokens; empty where there are none.
     """
 
     features: list[Tensor]
     labels: Tensor
     inputs: Tensor | None
     shape: tuple[int, ...] | None
+    kinds: tuple[int, ...] = (0,)
+    tokens: bool = False
     small: Tensor | None = None
+    groups: tuple[TiedTokens, ...] = ()
+    without: tuple[Tensor, ...] = ()
 
 
 def look_at_all(
@@ -65,10 +75,32 @@ def look_at_all(
     """
     trial = _Trial(run, size) if enlarge and size >= FEWEST_TRIED else None
     gathered = _one_pass(model, batches, read, run, size, compare, trial)
+    if not isinstance(gathered, str) and gathered.inputs is not None and gathered.tokens:
+        return _without_tied(model, batches, read, run, gathered)
     if isinstance(gathered, str) or trial is None or not trial.tells_more(gathered):
         return gathered
     large = _one_pass(model, _enlarged(batches), read, run, size, False, None, large=True)
     return gathered if isinstance(large, str) else replace(gathered, features=large.features, small=gathered.features[0])
+
+
+@torch.no_grad()
+def _without_tied(model: nn.Module, batches: Iterable[MicroBatch], read: Any, run: Run, gathered: Gathered) -> Gathered:
+    """The rows of texts with, beside their features, those without the tokens that are tied to one label."""
+    assert gathered.inputs is not None
+    labels = gathered.labels.cpu().numpy()
+    groups = tied_tokens(gathered.inputs.cpu().numpy() > 0, labels, run.classes)
+    with eval_mode(model), watched(model) as layers:
+
+        def kinds(batch: MicroBatch) -> list[Tensor]:
+            try:
+                found = _features(model, batch, read, layers, False)
+            finally:
+                layers.linear.clear()
+                layers.hidden = None
+            return [found[i] for i in gathered.kinds]  # type: ignore[misc]
+
+        without = look_without(model, batches, run, groups, gathered.features, kinds)
+    return replace(gathered, groups=tuple(groups), without=tuple(without))
 
 
 @torch.no_grad()
@@ -184,12 +216,14 @@ class _Rows:
         classes = run.gather(torch.cat(self.labels))[places].long()
         reader = self.reader if _all_alike(run, None if self.reader is None else (self.reader.name, self.reader.shape)) else None
         vectors = run.gather(torch.cat(self.inputs))[places] if self.inputs and reader is not None else None
-        candidates = [rows for rows in candidates if bool(rows.isfinite().all())]
+        finite = tuple(kind for kind, rows in enumerate(candidates) if bool(rows.isfinite().all()))
+        candidates = [candidates[kind] for kind in finite]
         if not candidates:
             return "the network's features are not finite in half precision."
         if reader is not None and vectors is not None:
             vectors = reader.levels(vectors)
-        return Gathered(candidates, classes, vectors, reader.shape if reader is not None else None)
+        shape, tokens = (None, False) if reader is None else (reader.shape, reader.name == "input_ids")
+        return Gathered(candidates, classes, vectors, shape, finite, tokens)
 
 
 def _enlarged(batches: Iterable[MicroBatch]) -> Iterator[MicroBatch]:

@@ -176,7 +176,7 @@ def test_mistakes_are_one_line(table, data, network, tmp_path, capsys, monkeypat
     monkeypatch.chdir(tmp_path)
     path = str(table[0])
     assert "'vectors' is not in the data set" in fails(capsys, "audit", "--dataset", path, "--features", "vectors")
-    assert "no column of images or texts" in fails(capsys, "audit", "--dataset", path, "--model", str(network))
+    assert "no column of images, texts or sounds" in fails(capsys, "audit", "--dataset", path, "--model", str(network))
     assert "dataset is missing" in fails(capsys, "audit", "--model", str(network))
     told = fails(capsys, "audit", "--dataset", path, "--features", "vector", "--model", "m")
     assert "are both given" in told
