@@ -5,8 +5,8 @@ Images are attacked as the data set has them and enlarged for the network afterw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -45,14 +45,17 @@ ATTACKERS_NETWORK, ATTACKERS_EPOCHS = "small-cnn", 20
 
 @dataclass(frozen=True)
 class Attack:
-    """An attack by its name in the package: ``kind``, what it attacks (image, text), the paper's label rules, its source."""
+    """An attack by its name in the package.
+
+    ``kind``; what it attacks (image, text, audio); its source; the paper's label rules; whether it works with right labels alone.
+    """
 
     name: str
     kind: str
     inputs: tuple[str, ...]
     source: str
     rules: tuple[str, ...] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    keeps_labels: bool = False
 
 
 def _rule_name(rule: Any) -> str:
@@ -64,7 +67,7 @@ ATTACKS: dict[str, Attack] = {
     "none": Attack("none", NONE, ("image", "text"), ""),
     **{row.name: Attack(row.name, TRIGGER, (row.kind,), row.source, row.label_rules) for row in TRIGGERS.values()},
     **{
-        name: Attack(name, NETWORK, ("image",), row.source, (_rule_name(row.label_rule),))
+        name: Attack(name, NETWORK, ("image",), row.source, (_rule_name(row.label_rule),), row.keeps_labels)
         for name, row in NETWORK_BACKDOORS.items()
     },
     **{
@@ -110,8 +113,8 @@ class Cell:
             return f"{self.attack} is for {' and '.join(attack.inputs)}, {self.task} has {task.kind}s"
         if (self.rule is not None) != (attack.kind in BACKDOORS):
             return "a label rule is for backdoors, and they need one"
-        if attack.kind == NETWORK and self.rule not in attack.rules:
-            return f"{self.attack} is for {', '.join(attack.rules)}"
+        if attack.keeps_labels and self.rule != "clean-label":
+            return f"{self.attack} is for clean-label"
         return None
 
 

@@ -273,7 +273,6 @@ def test_the_report_writes_escaped_files_and_means_over_seeds(module, tmp_path):
 def test_published_figures_name_their_source_and_a_known_attack(module):
     found, cells = module("matrix_published").published(), module("matrix_cells")
     assert found["rows"] and all(row["source"] in found["sources"] for row in found["rows"])
-    later = {"ssba", "input-aware"}  # not in this package's tables yet, or under this name
-    assert {row["attack"] for row in found["rows"]} <= {*cells.ATTACKS} | later
+    assert {row["attack"] for row in found["rows"]} <= {*cells.ATTACKS}
     figures = [row[f] for row in found["rows"] for f in ("ca", "asr", "ra", "tpr", "fpr") if f in row]
     assert all(0 <= value <= 100 for value in figures) and len(figures) > 300
