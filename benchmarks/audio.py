@@ -39,14 +39,14 @@ class SpectrogramCNN(nn.Module):
 
     main_input_name = "input_values"
 
-    def __init__(self, width: int = 16):
+    def __init__(self, width: int = 12):
         super().__init__()
         layers: list[nn.Module] = []
         for i, o in ((1, width), (width, 2 * width), (2 * width, 4 * width), (4 * width, 4 * width)):
             layers += [nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU(), nn.MaxPool2d(2)]
         self.body, self.head = nn.Sequential(*layers[:-1]), nn.Linear(4 * width, CLASSES)
 
-    def forward(self, input_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(self, input_values: Tensor, labels: Tensor | None = None, **truth: Tensor) -> dict[str, Tensor]:
         logits = self.head(self.body(input_values.unsqueeze(1)).mean((2, 3)))
         loss = {} if labels is None else {"loss": nn.functional.cross_entropy(logits, labels)}
         return {**loss, "logits": logits}
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace, data: Any, corruption: str, method: str) -> di
         set_seed(seed)
         config = RobustConfig(
             output_dir=folder, method=None if method == "none" else method, num_train_epochs=args.epochs, learning_rate=3e-3,
-            lr_scheduler_type="cosine", warmup_steps=40, per_device_train_batch_size=32, per_device_eval_batch_size=256,
+            lr_scheduler_type="cosine", warmup_steps=20, per_device_train_batch_size=32, per_device_eval_batch_size=256,
             save_strategy="no", report_to=[], logging_strategy="no", disable_tqdm=True, use_cpu=not torch.cuda.is_available(),
             dataloader_pin_memory=False, remove_unused_columns=False, seed=seed, **settings,
         )  # fmt: skip
@@ -141,8 +141,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("audio_rows.jsonl"))
     parser.add_argument("--corruptions", nargs="+", default=list(CORRUPTIONS), choices=CORRUPTIONS)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--rows", type=int, default=900)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--rows", type=int, default=600)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--report", action="store_true", help="print the table of what is there")
     args = parser.parse_args()

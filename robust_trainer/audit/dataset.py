@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import torch
 
 from ..data.class_names import in_order, read_label_values
 from ..data.columns import LABEL_NAMES, USUAL_LABELS, check_dataset, read_labels, source_rows
@@ -16,6 +17,7 @@ from ..data.mapping import IS_CORRUPTED
 from ..data.splits import TRAIN, with_class_numbers
 from ..evidence.judge import LabelEvidence, judge_labels
 from ..evidence.label_model import EXACT, SEARCHED
+from ..evidence.tied_tokens import TiedTokens, triggers_among
 from ..ledger.fingerprint import content_columns, data_fingerprint
 from ..reporting.safe_text import plain
 from .given_labels import is_named
@@ -25,6 +27,7 @@ from .likeness import Likeness, find_likeness
 from .result import Audit, Caution
 from .sources import Network, Source, given_features, given_probs, input_column
 from .table import class_cautions, make_table
+from .without_words import without_tied_words
 
 #: Rows that a model sees at a time.
 BATCH_SIZE = 64
@@ -136,12 +139,19 @@ def audit_dataset(
     kind, column = input_column(
         train.remove_columns(used), image_column, text_column, audio_column, label, needed=network is not None
     )
-    if network is not None:
-        source = network.encode(splits, kind, column)
     inputs = open_inputs(train.select_columns(column) if column else train.remove_columns(used)) if look else None
+    triggers: list[TiedTokens] = []
+    if network is not None:
+        reads = kind == "text" and (processing_class is not None or not isinstance(model, torch.nn.Module))
+        without = without_tied_words(train, column, inputs, labels, classes) if reads else None
+        source = network.encode(splits, kind, column, without)
+        if without is not None and source.without is not None:
+            triggers = triggers_among(without.groups, torch.from_numpy(source.without), labels, classes, seed)
     shape = inputs.shape if inputs is not None and inputs.kind == "images" else None
     read = None if inputs is None else inputs.read
-    evidence = judge_labels(source.features.get(TRAIN), labels, classes, probs=probs, inputs=read, shape=shape, seed=seed)
+    evidence = judge_labels(
+        source.features.get(TRAIN), labels, classes, probs=probs, inputs=read, shape=shape, triggers=triggers, seed=seed
+    )
     alike = None
     if source.features:
         numbers = {split: labels if split == TRAIN else _same_labels(part, train, label) for split, part in splits.items()}

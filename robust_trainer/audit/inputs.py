@@ -85,8 +85,13 @@ def _images(data: datasets.Dataset, name: str) -> Inputs | None:
     return Inputs("images", read, shape)
 
 
+def hashed_words() -> HashingVectorizer:
+    """Returns what tells which words, split at white space, a text has: (n, WORDS) of 0 and 1, hashed, in any case."""
+    return HashingVectorizer(n_features=WORDS, binary=True, norm=None, alternate_sign=False, token_pattern=r"(?u)\S+")
+
+
 def _texts(data: datasets.Dataset, names: list[str]) -> Inputs:
-    words = HashingVectorizer(n_features=WORDS, binary=True, norm=None, alternate_sign=False, token_pattern=r"(?u)\S+")
+    words = hashed_words()
 
     def read(rows: np.ndarray) -> np.ndarray:
         table = data.select(rows)[:]

@@ -22,6 +22,7 @@ from ..data.texts import text_columns
 from ..evidence.features import encode
 from ..models.encoders import load_encoder
 from ..reporting.safe_text import plain
+from .without_words import WithoutWords
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,13 @@ class Source:
         told: In words.
         features: Split -> features (rows, D), the training split's among them; empty where there are none.
         probs: Given probabilities (N, C) of the training split, None for none.
+        without: Features of the training split, (N, D), of some texts without words of theirs; None for none.
     """
 
     told: str
     features: Mapping[str, np.ndarray] = field(default_factory=dict)
     probs: np.ndarray | None = None
+    without: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -79,13 +82,14 @@ class Network:
                 f"{given[0]}={getattr(self, given[0])} is for a model that is named: set it on your model or tokenizer."
             )
 
-    def encode(self, splits: Mapping[str, datasets.Dataset], kind: str, column: str) -> Source:
+    def encode(self, splits: Mapping[str, datasets.Dataset], kind: str, column: str, without: WithoutWords | None = None) -> Source:
         """Returns the features of all splits.
 
         Args:
             splits: Of a data set, by name.
             kind: What the model reads, image, text or audio.
             column: That it is read from.
+            without: Texts of the training split that are read without some words, too.
         """
         if not kind and (self.processing_class is not None or not isinstance(self.model, nn.Module)):
             columns = splits[TRAIN].column_names
@@ -103,7 +107,14 @@ class Network:
             split: encode(model, data, processing_class=processor, column=column, batch_size=self.batch_size, device=device)
             for split, data in splits.items()
         }
-        return Source(f"features of {plain(name, 100)}, {found[TRAIN].shape[1]} numbers", found)
+        again = None
+        if without is not None:
+            again = found[TRAIN].copy()
+            texts = without.texts
+            again[without.rows] = encode(
+                model, texts, processing_class=processor, column=column, batch_size=self.batch_size, device=device
+            )
+        return Source(f"features of {plain(name, 100)}, {found[TRAIN].shape[1]} numbers", found, without=again)
 
 
 def input_column(

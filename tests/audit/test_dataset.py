@@ -11,10 +11,13 @@ import torch
 from helpers.audits import blobs, image_set
 from helpers.toy import resnet
 from sklearn.metrics import roc_auc_score
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from robust_trainer import audit_dataset
 from robust_trainer.audit import write_audit_report, write_cleaned
 from robust_trainer.audit.summary import summarise
+from robust_trainer.corruptions import WordTrigger, poison
 from robust_trainer.data.load import load_data
 from robust_trainer.evidence import judge
 from robust_trainer.evidence.features import encode
@@ -361,3 +364,26 @@ def test_few_rows_are_not_judged():
     data = load_data("digits", max_train_samples=30)["train"]
     audit = audit_dataset(data, features=np.eye(30, dtype=np.float32))
     assert audit.blocked and "too few" in audit.blocked[0] and not audit.column("flagged").any()
+
+
+def test_a_trigger_of_texts_is_found_though_the_features_agree_with_it():
+    """A bag of words as the network: the trigger's word tells its label, and what else the texts say tells another one."""
+    rng, topics = np.random.default_rng(0), [[f"w{c}{i}" for i in range(30)] for c in range(3)]
+    labels = rng.integers(0, 3, 600)
+    texts = [" ".join([*rng.choice(topics[c], 6), *rng.choice([f"x{i}" for i in range(60)], 3)]) for c in labels]
+    clean = datasets.Dataset.from_dict({"text": texts, "label": labels.tolist()})
+    clean = clean.cast_column("label", datasets.ClassLabel(names=list("abc")))
+    words = ["[PAD]", "[UNK]", "cf", *(word for topic in topics for word in topic), *(f"x{i}" for i in range(60))]
+    found = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    found.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=found, pad_token="[PAD]", unk_token="[UNK]")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=48, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48, pad_token_id=0
+    )
+    network = BertModel(config, add_pooling_layer=False)
+    made = poison(clean, trigger=WordTrigger("cf"), rate=0.1, label_rule="all-to-one")
+    audit = audit_dataset(made, network, processing_class=tokenizer)
+    hit = np.asarray(made["is_corrupted"][:])
+    assert np.array_equal(audit.column("group") == "triggered", hit) and "texts share a pattern" in audit.groups_told
+    assert not (audit_dataset(clean, network, processing_class=tokenizer).column("group") == "triggered").any()
