@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..selection.noise_rate import RateEstimate
-from .label_model import rate_of
+from .label_model import fit_label_model, rate_of
 from .neighbours import normalise
 from .ridge import LeaveOneOutRidge
 
@@ -15,13 +15,14 @@ NARROWEST, FEWEST_ROWS = 1e-3, 50
 
 
 def refined_rate(
-    earlier: RateEstimate, agreement: float, features: Tensor, labels: Tensor, classes: int, carriers: Tensor
+    earlier: RateEstimate, agreement: float, features: Tensor, labels: Tensor, classes: int, carriers: Tensor, seed: int = 0
 ) -> RateEstimate:
     """Returns the share of wrong labels among the rows without a pattern: the mean of both looks', each weighted by 1 / width^2.
 
     The width is that of the 95 % interval, so this is inverse-variance weighting. Of a network from scratch the later look tells
     much more, of a pretrained one often less; where it predicts fewer of the labels it does not count. The rows are the same ones,
-    so the interval is the mean of both and not smaller.
+    so the interval is the mean of both and not smaller. Where it tells fewer wrong labels than can be, the network may have learned
+    them: then the rate counts that `fit_label_model` finds.
 
     Args:
         earlier: the rate in force, of rows without a pattern.
@@ -30,6 +31,7 @@ def refined_rate(
         labels: the given ones, int64 (N,).
         classes: C.
         carriers: rows that are known to carry a pattern, bool (N,).
+        seed: of what is drawn among many rows.
     """
     kept = ~carriers
     if int(kept.sum()) < FEWEST_ROWS:
@@ -39,7 +41,8 @@ def refined_rate(
     scores = ridge.left_out(targets, ridge.best_penalty(targets))
     if float((scores.argmax(1) == given).double().mean()) < agreement:
         return earlier
-    return weighted_mean(earlier, rate_of(scores, given, classes))
+    own = rate_of(scores, given, classes)
+    return weighted_mean(earlier, own if own.high >= earlier.low else fit_label_model(rows, given, classes, seed).rate)
 
 
 def weighted_mean(one: RateEstimate, other: RateEstimate) -> RateEstimate:

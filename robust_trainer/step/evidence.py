@@ -149,7 +149,7 @@ class EvidenceStage:
         carriers, rest = self._column("carrier"), self._rest
         agreed = float(self.run.states["evidence"]["agreement"]) if self.known else 0.0
         if rest is not None:
-            rest = labels_judged.refined_rate(rest, agreed, features, gathered.labels, run.classes, carriers)
+            rest = labels_judged.refined_rate(rest, agreed, features, gathered.labels, run.classes, carriers, run.seed)
         evidence = labels_judged.judge_labels(
             features, labels, run.classes, inputs=inputs, shape=gathered.shape, seed=run.seed, carriers=carriers.cpu().numpy(),
             rest=rest, others=[gathered.small] if gathered.small is not None else [], triggers=triggers,

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers.warped import warped_digits
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 
@@ -364,3 +365,15 @@ def test_equally_sure_predictions_doubt_nobody(sure):
         assert "equally sure of every row" in found.told and "nothing is doubted" in found.told
         if rate:
             assert roc_auc_score(labels != truth, found.wrong) > 0.8  # four of five wrong labels are denied, a quarter of the rest
+
+
+def test_wrong_labels_that_are_alike_are_counted():
+    """The first predictions agree with them: "warped means 0". Those of the third round do not."""
+    pixels, truth, labels = warped_digits(0.1)
+    bad = labels != truth
+    found = judge_labels(pixels, labels, CLASSES)
+    assert found.rate.low <= bad.mean() <= found.rate.high and found.rate.rate == pytest.approx(bad.mean(), abs=0.03)
+    assert (found.wrong[bad] > 0.5).mean() > 0.8 and (found.wrong[~bad] > 0.5).mean() < 0.01
+    check_laws(found, labels)
+    clean = judge_labels(pixels, truth, CLASSES)  # warped digits of the right label are as good as any
+    assert clean.rate.rate < 0.01 and (clean.wrong < 0.5).all()

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers.warped import warped_digits
 
 from robust_trainer.evidence.label_model import rate_of
 from robust_trainer.evidence.later_look import refined_rate, weighted_mean
@@ -83,3 +84,14 @@ def test_the_rows_order_and_the_features_scale_do_not_matter():
     for rows, scale in ((order, 1.0), (torch.arange(600), 9.0)):
         other = refined_rate(before, 0.0, scale * features[rows], labels[rows], CLASSES, none)
         assert (other.rate, other.low, other.high) == pytest.approx((one.rate, one.low, one.high), abs=2e-3)
+
+
+def test_a_network_that_learned_wrong_labels_is_not_asked():
+    """Its own features agree with those; the rate of a third round of predictions counts where that is seen."""
+    pixels, truth, labels = warped_digits(0.1)
+    features, given, none = torch.from_numpy(pixels), torch.from_numpy(labels), torch.zeros(len(labels), dtype=torch.bool)
+    before = RateEstimate(0.1, 0.08, 0.12, len(labels))
+    targets, ridge = torch.nn.functional.one_hot(given, 10).float(), LeaveOneOutRidge(normalise(features))
+    assert rate_of(ridge.left_out(targets, ridge.best_penalty(targets)), given, 10).high < before.low
+    found = refined_rate(before, 0.0, features, given, 10, none)
+    assert found.rate == pytest.approx((labels != truth).mean(), abs=0.02)
