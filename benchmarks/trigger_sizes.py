@@ -21,6 +21,7 @@ import datasets
 import numpy as np
 from common import machine, machine_line
 from matplotlib.figure import Figure
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from robust_trainer.corruptions import NETWORK_BACKDOORS, TRIGGERS, PatchTrigger, PhysicalTrigger, network_trigger, triggers_of
@@ -51,11 +52,11 @@ def variants(train: datasets.Dataset, test: datasets.Dataset) -> Iterator[tuple[
     images, labels = read_pixels(train)
     names = [str(c) for c in range(int(labels.max()) + 1)]
     fresh = fresh_factory("small-cnn", names, channels=images.shape[1], image_size=images.shape[2])
-    model = train_plain(seeded(fresh, 0), images, labels, 20)
+    model = train_plain(seeded(fresh, 0), images, labels, 10)
     for name, row in NETWORK_BACKDOORS.items():
         needed = {} if row.needs == NONE else {"model": model}
         if row.trigger is None:
-            made[name] = network_trigger(train, name, rate=0.0, **needed)
+            made[name] = network_trigger(train, name, rate=0.0, batch_size=32, **needed)
         else:  # what it makes of these images, whatever their class
             perturbed = network_trigger(test, name, rate=1 - 0.1 / len(test), label_rule="untargeted", **needed)
             yield f"{name}, training", perturbed, {"training": True}
@@ -103,7 +104,7 @@ def picture(images: list[np.ndarray], made: dict[str, list[np.ndarray]], path: P
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder with train.parquet and test.parquet, in colour, image or img")
-    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--train_images", type=int, default=1000, help="that the attackers' networks and triggers are trained on")
     parser.add_argument("--out", type=Path, default=Path("triggers.png"), help="the picture")
     args = parser.parse_args()
@@ -118,7 +119,7 @@ def main() -> None:
     print("| trigger | l_inf /255 | l_2 | PSNR | SSIM |\n|---|---|---|---|---|")
     made = {}
     for name, trigger, which in variants(train, data):
-        made[name] = [trigger.at(row, **which)(image) for row, image in enumerate(images)]
+        made[name] = [np.asarray(trigger.at(row, **which)(Image.fromarray(image))) for row, image in enumerate(images)]
         top, norm, psnr, similar = measure(images, made[name])
         print(f"| {name} | {top:.1f} | {norm:.2f} | {psnr:.1f} | {similar:.3f} |", flush=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
