@@ -30,6 +30,8 @@ MOST_PATTERNS = 3
 #: A pattern counts where so large a share of its carriers is doubted, or carriers so many times as often as others, or where they
 #: are so many standard deviations apart from these: rare strokes of digits are up to 19, a blended image on photographs is 66.
 DOUBTED_CARRIERS, FAR_ENRICHED, FAR_APART = 0.4, 10.0, 20.0
+#: Of texts that carry a pattern so large a share has one token.
+SHARED = 0.5
 #: Rows' inputs as vectors, or a reader of them by row number.
 Inputs = np.ndarray | Callable[[np.ndarray], np.ndarray]
 
@@ -255,6 +257,7 @@ def _carriers(
     vectors = read(compared)
     readable = np.isfinite(vectors).all(1)
     compared, vectors = compared[readable], vectors[readable]
+    tokens = shape is None and bool(np.isin(vectors, (0, vectors.max(initial=0))).all())  # which of them a text has
     others = np.setdiff1d(np.arange(len(labels)), compared) if len(labels) > most else compared[:0]
     own_of = (model.doubts, model.first.argmax(1), model.votes.argmax(1), *voted)
     # several judges of whom to doubt: a linear model learns a trigger that neighbours do not see, and the other way round
@@ -265,7 +268,7 @@ def _carriers(
         for own in judges:
             doubted = (own != labels)[rows]
             found = find_pattern(vectors[free], own[rows], doubted, classes, shape, seed)
-            if found is not None and _convinces(found, doubted):
+            if found is not None and _convinces(found, doubted) and (not tokens or _is_shared(found, vectors[free])):
                 break
             found = None
         if found is None:
@@ -282,6 +285,13 @@ def _convinces(found: Pattern, doubted: np.ndarray) -> bool:
     hits, carriers = int(doubted[found.carries].sum()), int(found.carries.sum())
     sure = hits >= DOUBTED_CARRIERS * carriers or found.enriched >= FAR_ENRICHED or found.apart >= FAR_APART
     return hits >= FEWEST and sure
+
+
+def _is_shared(found: Pattern, vectors: np.ndarray) -> bool:
+    """Whether some token is in most texts that carry a pattern and in few others: rare words, another in each, are no pattern."""
+    present = vectors > 0
+    inside, outside = present[found.carries].mean(0), present[~found.carries].mean(0)
+    return bool(((inside >= SHARED) & (inside >= 2.0 * outside)).any())
 
 
 def _transition(posterior: Tensor, labels: Tensor, classes: int) -> np.ndarray:

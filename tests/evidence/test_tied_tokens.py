@@ -83,3 +83,20 @@ def test_the_order_of_rows_and_few_rows():
     assert tied_tokens(present[:9], labels[:9], CLASSES) == [] and triggers_among([], features(present), labels, CLASSES) == []
     everywhere = np.ones((N, 2), dtype=bool)
     assert tied_tokens(everywhere, labels, CLASSES) == []
+
+
+def test_rare_words_another_in_each_doubted_text_are_no_pattern():
+    """Wrong labels on texts that have a rare word each, drawn from many: nothing is shared, though a direction tells them."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, CLASSES, N)
+    features = torch.from_numpy((np.eye(CLASSES)[labels] * 6 + rng.normal(size=(N, CLASSES))).astype(np.float32))
+    wrong = rng.random(N) < 0.1
+    present = rng.random((N, VOCABULARY)) < 0.05
+    present[:, :8] = False
+    present[wrong, rng.integers(0, 8, wrong.sum())] = True
+    given = np.where(wrong, (labels + 1) % CLASSES, labels)
+    told = judge_labels(features, given, CLASSES, inputs=np.where(present, 255, 0).astype(np.uint8))
+    assert not told.carriers.any() and (told.wrong > 0.5)[wrong].mean() > 0.8
+    present[wrong, 0] = True  # now they share one
+    told = judge_labels(features, given, CLASSES, inputs=np.where(present, 255, 0).astype(np.uint8))
+    assert told.carriers[wrong].mean() > 0.95
