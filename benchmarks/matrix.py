@@ -66,9 +66,8 @@ class Block:
 
 _BASE = (PLAIN, "detectors", CLEAN_ONLY, "auto")
 _A2O, _A2A = ("all-to-one",), ("multi-target",)
-_TEXT, _SMALL = ("sst2", "clinc150"), ("digits", "mnist")
 _CLEAN_LABEL = tuple(name for name in IMAGES if "clean-label" in ATTACKS[name].rules)
-_TWO = ("patch", "blend")
+_TWO, _FOUR = ("patch", "blend"), ("patch", "blend", "warp", "quantise")
 #: The whole board on CPUs, the quick parts first.
 BOARD = (
     Block(("digits",), ("none",), (None,), (0.0,), (*_BASE, *OWN[1:], *ATTACKING)),
@@ -81,21 +80,21 @@ BOARD = (
     Block(("digits",), POISONED, (None,), (1.0,), (PLAIN, CLEAN_ONLY, "auto", "prl", "pgd-at", "erat")),
     Block(("mnist",), ("none",), (None,), (0.0,), (*_BASE, "prl-at-memory", "pgd-at")),
     Block(("mnist",), IMAGES, _A2O, (0.1,), (*_BASE, "repairs", "prl-at-memory")),
-    Block(("mnist",), IMAGES, _A2O, (0.05,), _BASE),
     Block(("mnist",), IMAGES, _A2A, (0.1,), _BASE),
     Block(("mnist",), _CLEAN_LABEL, ("clean-label",), (0.05,), _BASE),
     Block(("mnist",), WRONG_LABELS, (None,), (0.2,), _BASE),
     Block(("cifar10",), ("none",), (None,), (0.0,), (*_BASE, "prl-at-memory", "pgd-at")),
-    Block(("cifar10",), IMAGES, _A2O, (0.1,), (*_BASE, "repairs", "prl-at-memory")),
-    Block(("cifar10",), IMAGES, _A2O, (0.05,), _BASE),
+    Block(("cifar10",), IMAGES, _A2O, (0.1,), (*_BASE, "prl-at-memory")),
+    Block(("cifar10",), _FOUR, _A2O, (0.1,), ("repairs",)),
+    Block(("cifar10",), _FOUR, _A2O, (0.05,), _BASE),
     Block(("cifar10",), _CLEAN_LABEL, ("clean-label",), (0.05,), _BASE),
     Block(("cifar10",), _TWO, (*_A2A, "untargeted"), (0.1,), _BASE),
     Block(("cifar10",), _TWO, _A2A, (0.25,), _BASE),
     Block(("cifar10",), _TWO, ("source-specific",), (0.05,), _BASE),
     Block(("cifar10",), WRONG_LABELS, (None,), (0.2,), _BASE),
-    Block(_TEXT, ("none",), (None,), (0.0,), _BASE),
-    Block(_TEXT, TEXTS, _A2O, (0.05, 0.1), _BASE),
-    Block(_TEXT, TEXTS, _A2A, (0.1,), _BASE),
+    Block(("sst2", "clinc150"), ("none",), (None,), (0.0,), _BASE),
+    Block(("sst2",), TEXTS, _A2O, (0.05, 0.1), _BASE),
+    Block(("clinc150",), ("word",), _A2O, (0.1,), _BASE),
 )
 #: For one GPU; each run is far below ten minutes there.
 GPU_BOARD = (
