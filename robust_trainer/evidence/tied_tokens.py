@@ -7,7 +7,7 @@ as much like others as these. What is left of the texts of a class whose word wa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -99,6 +99,9 @@ def _group(present: np.ndarray, token: int, label: int) -> TiedTokens:
 def triggers_among(groups: list[TiedTokens], without: Tensor, labels: np.ndarray, classes: int, seed: int = 0) -> list[TiedTokens]:
     """Returns those groups whose rows say another class than their label, and say it like other rows, once the tokens are gone.
 
+    The purest are judged first, and their rows are none of the others' any more: usual words of a trigger's sentence are in other
+    texts, too.
+
     Args:
         groups: of `tied_tokens`.
         without: features of all rows (N, D), of the groups' rows without the groups' tokens.
@@ -107,12 +110,18 @@ def triggers_among(groups: list[TiedTokens], without: Tensor, labels: np.ndarray
         seed: of the rows that are compared, of many.
     """
     features = normalise(without)
-    return [group for group in groups if _is_trigger(group, features, labels, classes, seed)]
+    found, taken = list[TiedTokens](), np.zeros(len(labels), dtype=bool)
+    for group in sorted(groups, key=lambda g: (-float((labels[g.rows] == g.label).mean()), int(g.rows.sum()))):
+        rest = replace(group, rows=group.rows & ~taken)
+        if int(rest.rows.sum()) >= FEWEST and _is_trigger(rest, ~group.rows & ~taken, features, labels, classes, seed):
+            found.append(rest)
+            taken |= rest.rows
+    return found
 
 
-def _is_trigger(group: TiedTokens, features: Tensor, labels: np.ndarray, classes: int, seed: int) -> bool:
-    """Whether the group's rows, judged by all others, say other classes as other rows say theirs. features: (N, D) of length 1."""
-    others = np.flatnonzero(~group.rows)
+def _is_trigger(group: TiedTokens, free: np.ndarray, features: Tensor, labels: np.ndarray, classes: int, seed: int) -> bool:
+    """Whether the group's rows, judged by those that are free (N,), say other classes as these do. features: (N, D) of length 1."""
+    others = np.flatnonzero(free)
     if len(others) < 2 * FEWEST or int((labels[others] == group.label).sum()) < OUTSIDE:
         return False  # a word that all texts of a class have is no trigger, and without these nothing is known of the class
     if len(others) > COMPARED:

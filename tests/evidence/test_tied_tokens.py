@@ -100,3 +100,14 @@ def test_rare_words_another_in_each_doubted_text_are_no_pattern():
     present[wrong, 0] = True  # now they share one
     told = judge_labels(features, given, CLASSES, inputs=np.where(present, 255, 0).astype(np.uint8))
     assert told.carriers[wrong].mean() > 0.95
+
+
+def test_a_usual_word_of_a_triggers_sentence_leaves_other_texts_alone():
+    """A word that texts of one class have more often than others is in the trigger, too; only the trigger's rows are found."""
+    present, labels, hit, features = texts(1)
+    rng = np.random.default_rng(7)
+    present[:, 170] = hit | (rng.random(N) < np.where(labels == 0, 0.3, 0.02))
+    groups = tied_tokens(present, labels, CLASSES)
+    assert any(group.tokens[170] for group in groups)
+    found = triggers_among(groups, without(present, groups, features), labels, CLASSES)
+    assert found and np.array_equal(np.any([group.rows for group in found], axis=0), hit)
