@@ -18,7 +18,7 @@ from .patterns import Pattern
 from .ridge import LeaveOneOutRidge
 
 #: Tokens in fewer rows, or in a smaller share of all, tell nothing; in a larger one they are no trigger.
-FEWEST, LEAST, MOST = 10, 0.005, 0.5
+FEWEST, LEAST, MOST = 20, 0.01, 0.5
 #: So large a share of a token's rows has one label, so many standard deviations more than by chance.
 PURE, BEYOND = 0.75, 4.0
 #: A token goes with another one that so large a share of its rows has, so many times the others' share.
