@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from ..data.audio import AudioTransform, undecoded_audio
     from ..data.load import label_names, load_data
     from ..data.preprocess import ImageTransform, image_shape, model_channels
     from ..data.texts import TextTransform
     from ..models.text_models import build_text_model
-    from ..models.zoo import build_model
+    from ..models.zoo import build_audio_model, build_model
     from .options import CorruptionOptions, DataOptions, ModelOptions, PreprocessOptions
     from .parser import make_parser, parse
     from .pretraining import ContrastiveOptions, unlabelled_images
     from .stages import RunState, prepare
 
 __all__ = [
+    "AudioTransform",
     "ContrastiveOptions",
     "CorruptionOptions",
     "DataOptions",
@@ -26,6 +28,7 @@ __all__ = [
     "PreprocessOptions",
     "RunState",
     "TextTransform",
+    "build_audio_model",
     "build_model",
     "build_text_model",
     "image_shape",
@@ -35,11 +38,13 @@ __all__ = [
     "model_channels",
     "parse",
     "prepare",
+    "undecoded_audio",
     "unlabelled_images",
 ]
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "AudioTransform": ".data.audio",
         "ContrastiveOptions": "pretraining",
         "CorruptionOptions": "options",
         "DataOptions": "options",
@@ -48,6 +53,7 @@ __getattr__, __dir__ = lazy_names(
         "PreprocessOptions": "options",
         "RunState": "stages",
         "TextTransform": ".data.texts",
+        "build_audio_model": ".models.zoo",
         "build_model": ".models.zoo",
         "build_text_model": ".models.text_models",
         "image_shape": ".data.preprocess",
@@ -57,6 +63,7 @@ __getattr__, __dir__ = lazy_names(
         "model_channels": ".data.preprocess",
         "parse": "parser",
         "prepare": "stages",
+        "undecoded_audio": ".data.audio",
         "unlabelled_images": "pretraining",
     },
 )
