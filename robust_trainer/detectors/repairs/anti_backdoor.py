@@ -44,10 +44,10 @@ def anti_backdoor_learning(
        batch's mean loss, which lets poison fall.
     2. The cross-entropy of the other rows.
     3. ``unlearning`` of the training by global gradient ascent (eq. 4), ``E_kept[l] - E_isolated[l]``, at ``unlearning_lr`` times
-       the learning rate. A step holds about four kept rows to one isolated one. An isolated row whose loss has reached
-       ``ceiling`` is left alone: the paper's ascent has no end but that of its epochs. (The authors' code climbs on the isolated
-       rows alone, at a rate of 5e-4 after one of 0.1. With the kept rows beside them, nine tenths of the poison among these, a
-       tenth of the learning rate did not move the backdoor.)
+       the learning rate. A step holds about four kept rows to one isolated one. Kept are here the rows whose loss after the first
+       stage was at or above the median: the paper keeps all, and the poison among them teaches what is to be unlearned. An isolated
+       row whose loss has reached ``ceiling`` is left alone: the ascent of the paper ends with its epochs. (The authors' code
+       climbs on the isolated rows alone, at a rate of 5e-4 after one of 0.1.)
 
     Args:
         model: a classifier as training finds it: from scratch, or pretrained without having seen these data.
@@ -97,7 +97,8 @@ def anti_backdoor_learning(
     flagged = top(-losses.astype(np.float64), count)
     kept = np.flatnonzero(~flagged)
     tune(repaired, stage_of(args, 1 - isolation - unlearning), chosen_rows(data, kept), collate)
-    entries = Unlearned(data, kept, np.flatnonzero(flagged), classes)
+    slow = np.flatnonzero(~flagged & (losses >= np.median(losses)))
+    entries = Unlearned(data, slow, np.flatnonzero(flagged), classes)
     loss = entries.ascent(2 * math.log(classes) if ceiling is None else ceiling)
     last = stage_of(args, unlearning, unlearning_lr)
     last.num_train_epochs *= len(data) / len(entries)  # an epoch is that much longer, by the rows that come again
