@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,6 +32,8 @@ MOST_PATTERNS = 3
 DOUBTED_CARRIERS, FAR_ENRICHED, FAR_APART = 0.4, 10.0, 20.0
 #: Of texts that carry a pattern so large a share has one token.
 SHARED = 0.5
+#: Doubted rows of one label are looked at by themselves where they are more than expected by so many of its square roots.
+FAR_MORE_OF_LABEL = 4.0
 #: Rows' inputs as vectors, or a reader of them by row number.
 Inputs = np.ndarray | Callable[[np.ndarray], np.ndarray]
 
@@ -265,8 +267,8 @@ def _carriers(
     while len(patterns) < MOST_PATTERNS:
         free = ~carriers[compared]
         rows, found = compared[free], None
-        for own in judges:
-            doubted = (own != labels)[rows]
+        sets = [(own, (own != labels)[rows]) for own in judges]
+        for own, doubted in (*sets, *_of_one_label(sets, labels[rows])):
             found = find_pattern(vectors[free], own[rows], doubted, classes, shape, seed)
             if found is not None and _convinces(found, doubted) and (not tokens or _is_shared(found, vectors[free])):
                 break
@@ -278,6 +280,16 @@ def _carriers(
             carriers[part] |= found.carried_by(read(part), own[part]) if len(part) else False
         patterns.append(found)
     return carriers, tuple(patterns)
+
+
+def _of_one_label(sets: Sequence[tuple[np.ndarray, np.ndarray]], labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Of each judge the doubted rows of a label that far more of them have than of all rows: wrong labels would hide a trigger's."""
+    shares = np.bincount(labels) / max(len(labels), 1)
+    for own, doubted in sets:
+        expected = shares * doubted.sum()
+        excess = (np.bincount(labels[doubted], minlength=len(shares)) - expected) / np.sqrt(np.maximum(expected, 1.0))
+        if excess.max(initial=0.0) > FAR_MORE_OF_LABEL:
+            yield own, doubted & (labels == int(excess.argmax()))
 
 
 def _convinces(found: Pattern, doubted: np.ndarray) -> bool:

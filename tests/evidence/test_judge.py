@@ -377,3 +377,16 @@ def test_wrong_labels_that_are_alike_are_counted():
     check_laws(found, labels)
     clean = judge_labels(pixels, truth, CLASSES)  # warped digits of the right label are as good as any
     assert clean.rate.rate < 0.01 and (clean.wrong < 0.5).all()
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.4])
+def test_a_trigger_is_found_among_wrong_labels(rate):
+    """These have nothing in common, and are more than the rows with the trigger; of its label, it has most."""
+    features, pixels, truth, labels, carries = poisoned(0.1, n=1797)
+    flipped = (np.random.default_rng(5).random(len(labels)) < rate) & ~carries
+    labels = np.where(flipped, (truth + np.random.default_rng(6).integers(1, CLASSES, len(labels))) % CLASSES, labels)
+    found = judge_labels(features, labels, CLASSES, inputs=pixels, shape=SHAPE)
+    assert (found.carriers == carries).mean() > 0.99 and (found.wrong[flipped] > 0.5).mean() > 0.9
+    check_laws(found, labels)
+    bare = judge_labels(features, np.where(carries, truth, labels), CLASSES, inputs=pixels, shape=SHAPE)
+    assert not bare.carriers.any()  # wrong labels alone show no pattern, nor does one that nobody's label follows
