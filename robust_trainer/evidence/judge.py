@@ -283,7 +283,7 @@ def _carriers(
 
 
 def _of_one_label(sets: Sequence[tuple[np.ndarray, np.ndarray]], labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Of each judge the doubted rows of a label that far more of them have than of all rows: wrong labels would hide a trigger's."""
+    """Of each judge the doubted rows of a label that far more of them have than of all rows: among all a trigger may be hidden."""
     shares = np.bincount(labels) / max(len(labels), 1)
     for own, doubted in sets:
         expected = shares * doubted.sum()
