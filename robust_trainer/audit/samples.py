@@ -74,13 +74,14 @@ def show(data: datasets.Dataset | None, rows: Sequence[int], size: int, budget: 
     image, texts, target = _columns(data)
     sounds = audio_columns(data) if image is None else []
     sound = sounds[0] if len(sounds) == 1 else None
+    source = image or sound
     columns = [name for name in (image, sound, *texts, target) if name is not None]
     if not columns:
         return [Shown()] * len(rows)
     out, pixels = [], ALL_PIXELS
     for row in _read(data, rows, columns):
         shown = tuple((plain(name, 40), "missing" if row[name] is None else plain(row[name], TEXT)) for name in texts)
-        file = _file(row[image or sound]) if image or sound else ""
+        file = _file(row[source]) if source else ""
         cost = sum(len(html.escape(part).encode()) for pair in shown for part in pair)
         if cost > budget:
             out.append(Shown(reason="left out: the report would be too large", left_out=True))

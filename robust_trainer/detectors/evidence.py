@@ -190,7 +190,8 @@ def _read(model: nn.Module, reading: Pass, extra: list[str], seed: int) -> Evide
                 layers.linear.clear()
                 if watch is not None:
                     watch.take()
-    return Evidence(**{name: torch.cat(found).numpy() for name, found in parts.items() if found})
+    arrays: dict[str, Any] = {name: torch.cat(found).numpy() for name, found in parts.items() if found}
+    return Evidence(**arrays)
 
 
 def evidence_of(trainer: Any, *, needs: Iterable[str] = (), clean: Any = None) -> Evidence:

@@ -91,7 +91,7 @@ def watched_layers(model: nn.Module) -> LayerWatch:
     """
     bare = model.peers[0] if isinstance(model, PeerModel) else model
     named = dict(bare.named_modules())
-    norms = {k: m for k, m in named.items() if isinstance(m, _BATCH_NORMS) and m.running_mean is not None}
+    norms: dict[str, nn.Module] = {k: m for k, m in named.items() if isinstance(m, _BATCH_NORMS) and m.running_mean is not None}
     if norms:
         return LayerWatch(norms, False)
     leaves = {k: m for k, m in named.items() if next(m.children(), None) is None}

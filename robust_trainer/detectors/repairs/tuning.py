@@ -30,8 +30,8 @@ def chosen_rows(data: Any, rows: Sequence[int] | np.ndarray) -> Any:
         data: map-style.
         rows: positions in it.
     """
-    rows = np.asarray(rows, dtype=np.int64).tolist()
-    return data.select(rows) if isinstance(data, datasets.Dataset) else Subset(data, rows)
+    places = np.asarray(rows, dtype=np.int64).tolist()
+    return data.select(places) if isinstance(data, datasets.Dataset) else Subset(data, places)
 
 
 def stage_of(args: TrainingArguments, share: float, learning_rate: float = 1.0) -> TrainingArguments:
@@ -46,7 +46,7 @@ def stage_of(args: TrainingArguments, share: float, learning_rate: float = 1.0) 
     stage.num_train_epochs = args.num_train_epochs * share
     stage.max_steps = max(round(args.max_steps * share), 1) if args.max_steps > 0 else args.max_steps
     stage.learning_rate = args.learning_rate * learning_rate
-    stage.save_strategy, stage.eval_strategy, stage.load_best_model_at_end = "no", "no", False  # type: ignore[assignment]
+    stage.save_strategy, stage.eval_strategy, stage.load_best_model_at_end = "no", "no", False
     stage.report_to, stage.push_to_hub = [], False
     return stage
 
