@@ -228,8 +228,14 @@ def parse_for_run(parser: Parser, argv: Sequence[str], kinds: Sequence[Any]) -> 
     argv = list(argv)
     if argv and not argv[0].startswith("-"):
         argv = [f"--run={argv[0]}", *argv[1:]]
-    content, known = stored(parser.parse_known_args(argv)[0].run)
-    parser.set_defaults(**{f.name: known[f.name] for kind in kinds for f in fields(kind) if f.name in known})
+    given = parser.parse_known_args(argv)[0]
+    content, known = stored(given.run)
+    defaults = {f.name: known[f.name] for kind in kinds for f in fields(kind) if f.name in known}
+    if any(word.split("=")[0] == "--corrupt" for word in argv) and given.corrupt != defaults.get("corrupt"):
+        group = next(kind for kind in kinds if any(f.name == "corrupt" for f in fields(kind)))
+        for f in fields(group):
+            defaults.pop(f.name, None)  # what the run's corruption was given says nothing of another one
+    parser.set_defaults(**defaults)
     data_known = bool(known) or any(word.split("=")[0] == "--dataset" for word in argv)
     return content, data_known, parse(parser, argv)
 

@@ -14,7 +14,7 @@ from .label_model import LabelModel, fit_label_model, fit_probabilities, neighbo
 from .neighbours import Neighbours, normalise
 from .patterns import FEWEST, Pattern, find_pattern
 from .telling import how_telling, order_alone
-from .tied_tokens import TiedTokens, as_pattern
+from .tied_tokens import TOGETHER, TiedTokens
 
 #: Fewer rows, or rows per class, say nothing.
 FEWEST_ROWS, FEWEST_OF_CLASS = 50, 2.0
@@ -280,6 +280,18 @@ def _carriers(
             carriers[part] |= found.carried_by(read(part), own[part]) if len(part) else False
         patterns.append(found)
     return carriers, tuple(patterns)
+
+
+def as_pattern(trigger: TiedTokens, classes: int) -> Pattern:
+    """Returns a trigger as a pattern in which tokens rows have: the difference is its tokens, the cut that nearly all are there.
+
+    Args:
+        trigger: of `triggers_among`.
+        classes: C.
+    """
+    tokens = trigger.tokens.astype(np.float32)
+    nothing = np.zeros((classes, len(tokens)), np.float32)
+    return Pattern(trigger.rows, tokens, np.inf, np.inf, nothing, tokens / tokens.sum(), TOGETHER - 1e-6)
 
 
 def _of_one_label(sets: Sequence[tuple[np.ndarray, np.ndarray]], labels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from .neighbours import normalise
-from .patterns import Pattern
 from .ridge import LeaveOneOutRidge
 
 #: Tokens in fewer rows, or in a smaller share of all, tell nothing; in a larger one they are no trigger.
@@ -147,18 +146,6 @@ def _is_trigger(group: TiedTokens, free: np.ndarray, features: Tensor, labels: n
     alike = rest @ rest.T
     alike.fill_diagonal_(-2.0)
     return float((features[rows] @ rest.T).amax(1).median()) >= AS_LIKE * float(alike.amax(1).median())
-
-
-def as_pattern(trigger: TiedTokens, classes: int) -> Pattern:
-    """Returns a trigger as a pattern in which tokens rows have: the difference is its tokens, the cut that nearly all are there.
-
-    Args:
-        trigger: of `triggers_among`.
-        classes: C.
-    """
-    tokens = trigger.tokens.astype(np.float32)
-    nothing = np.zeros((classes, len(tokens)), np.float32)
-    return Pattern(trigger.rows, tokens, np.inf, np.inf, nothing, tokens / tokens.sum(), TOGETHER - 1e-6)
 
 
 def _margin(scores: Tensor) -> Tensor:

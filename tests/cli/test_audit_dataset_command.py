@@ -33,7 +33,8 @@ def table(tmp_path_factory):
     given = np.where(wrong, (truth + rng.integers(1, 3, 400)) % 3, truth)
     features[30] = features[20]
     path = tmp_path_factory.mktemp("table") / "rows.parquet"
-    probs = np.eye(3)[truth] * 0.7 + 0.1
+    sure = rng.uniform(0.4, 0.9, (400, 1))
+    probs = np.eye(3)[truth] * sure + (1 - sure) / 3
     columns = {"vector": features.tolist(), "probs": probs.tolist(), "label": [["cat", "dog", "emu"][c] for c in given]}
     datasets.Dataset.from_dict(columns).to_parquet(str(path))
     np.save(path.parent / "vectors.npy", features)

@@ -150,7 +150,7 @@ def test_a_config_file_and_a_single_file_with_names_of_its_own(tmp_path, capsys)
         (["--squeeze", "jpeg"], "squeeze='jpeg' is for images"),
         (["--corrupt", "blend"], "corrupt='blend' is for images, the data are texts: give symmetric"),
         (["--corrupt", "instance"], "corrupt='instance' is for images"),
-        (["--patch_size", "5"], "patch_size=5 is for images"),
+        (["--patch_size", "5"], "patch_size=5 has no effect"),
         (["--method", "prl-simclr", "--noise_rate", "0.2"], "SimCLR"),
         (["--method", "prl-simclr", "--noise_rate", "0.2", "--contrastive_epochs", "3"], "contrastive_epochs=3.0 is for images"),
         (["--max_length", "2"], "max_length=2 must be in [3, "),

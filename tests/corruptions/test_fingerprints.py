@@ -3,9 +3,11 @@ import os
 import subprocess
 import sys
 
+import pytest
 from helpers.fingerprints import fingerprints
 
 
+@pytest.mark.slow
 def test_fingerprints_are_stable_across_processes_and_tell_settings_apart():
     """A process that salts Python's hash otherwise tells the same: what was mapped once is found in the cache."""
     code = "import json; from helpers.fingerprints import fingerprints; print(json.dumps(fingerprints()))"

@@ -240,7 +240,7 @@ def clustered(n, d, seed=0):
     return (inner @ rng.normal(size=(8, d)) + 0.5 * rng.normal(size=(n, d))).astype(np.float32)
 
 
-@pytest.mark.parametrize("d", [10, 90, 270])
+@pytest.mark.parametrize("d", [10, *(pytest.param(d, marks=pytest.mark.slow) for d in (90, 270))])
 def test_approximate_search_finds_nearly_all(d):
     """Of rows as they are, and of codes for two and for four features."""
     pytest.importorskip("faiss")

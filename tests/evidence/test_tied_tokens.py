@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from robust_trainer.evidence import judge_labels
-from robust_trainer.evidence.tied_tokens import as_pattern, tied_tokens, triggers_among
+from robust_trainer.evidence.judge import as_pattern
+from robust_trainer.evidence.tied_tokens import tied_tokens, triggers_among
 
 N, CLASSES, VOCABULARY, DIMENSIONS = 900, 3, 200, 32
 TRIGGER, OF_CLASS = (180, 181, 182), 150

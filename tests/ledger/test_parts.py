@@ -42,7 +42,7 @@ def same(one, other, names=None):
         assert torch.equal(columns[name], others[name]) and columns[name].dtype == others[name].dtype, name
 
 
-@pytest.mark.parametrize(("processes", "wide"), [(2, True), (3, False)])
+@pytest.mark.parametrize(("processes", "wide"), [pytest.param(2, True, marks=pytest.mark.slow), (3, False)])
 def test_visits_are_those_of_a_whole_ledger(tmp_path, processes, wide):
     """Repeats within a step and an epoch, rows that nobody visits; a checkpoint of parts is read whole, and the other way round."""
 

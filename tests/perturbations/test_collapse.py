@@ -259,7 +259,8 @@ def test_a_real_collapse_is_told(tmp_path, warnings):
     assert 0 < first < len(logs) - 1 and all(COLLAPSED in row for row in logs[first:])
 
 
-@pytest.mark.parametrize("eps,steps,updates", [pytest.param(0.15, 10, 160, marks=pytest.mark.slow), (0.07, 1, 160)])
+@pytest.mark.parametrize("eps,steps,updates", [(0.15, 10, 160), (0.07, 1, 160)])
+@pytest.mark.slow
 def test_training_that_does_not_collapse_is_not_flagged(tmp_path, warnings, eps, steps, updates):
     """PGD-10 at the same eps, and single steps at half of it."""
     logs = textured(tmp_path, textures(), eps, steps, updates)

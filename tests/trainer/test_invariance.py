@@ -71,9 +71,11 @@ def equality(monkeypatch):
 
 @pytest.mark.parametrize("row,cut,length", [
     ("erat/crop-flip", "3", "uneven"), ("nrat-awp", "2", "uneven"), ("prl-g", "2x2", "uneven"), ("co-prl", "2", "uneven"),
-    ("prl-at-memory", "2", "even"), ("fast-at", "2", "uneven"), ("auto", "2", "uneven"), ("prl-g", "fsdp2x2", "uneven"),
-    ("nrat-awp", "fsdp2x2", "uneven"), ("co-prl", "fsdp2", "even"), ("erat/crop-flip", "fsdp3", "uneven"),
-    ("trades/text", "fsdp2", "uneven"),
+    ("auto", "2", "uneven"), ("nrat-awp", "fsdp2x2", "uneven"), ("co-prl", "fsdp2", "even"),
+    *(pytest.param(*cell, marks=pytest.mark.slow) for cell in [
+        ("prl-at-memory", "2", "even"), ("fast-at", "2", "uneven"), ("prl-g", "fsdp2x2", "uneven"),
+        ("erat/crop-flip", "fsdp3", "uneven"), ("trades/text", "fsdp2", "uneven"),
+    ]),
 ])  # fmt: skip
 def test_several_processes_are_one(tmp_path, equality, row, cut, length):
     """After 20 steps and more: the weights, every loss and gradient norm, and all that the ledger has decided and counted.
@@ -134,7 +136,7 @@ class Killed(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.parametrize("method", ["prl-at-memory", "co-prl", "erat"])
+@pytest.mark.parametrize("method", ["prl-at-memory", "co-prl", pytest.param("erat", marks=pytest.mark.slow)])
 def test_killed_and_resumed_is_a_straight_run(tmp_path, method):
     common = dict(method=method, num_train_epochs=4, save_strategy="steps", save_steps=4, **SHARP.get(method, {}))
 
